@@ -7,6 +7,9 @@ paragraph separators) is written as Python would write it in a string: ``\\x1b``
 import json
 import unicodedata
 from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # Joiners change the shape of neighbouring letters, in Persian, Hindi and emoji. They are harmless.
 _JOINERS = "\u200c\u200d"
@@ -42,6 +45,14 @@ def _in_json(character: str) -> str:
 _ONE_LINE = _Escapes(str.isprintable, _in_python)
 _EXACT = _Escapes(_is_text, _in_python)
 _JSON = _Escapes(_is_text, _in_json)
+
+
+def plain_text(value: T) -> T:
+    """Return text of a subclass, such as a member of `class Size(str, Enum)`, as plain text; other values as they are.
+
+    `str()` and f-strings would give the name of the member, "Size.WIDE".
+    """
+    return str.__str__(value) if isinstance(value, str) else value  # type: ignore[return-value]
 
 
 def one_line(text: str) -> str:

@@ -249,6 +249,18 @@ def _facts(event: Event) -> dict[str, Any]:
     return facts
 
 
+def log_failed_upload(record: JobRecord, error: NanoBananaError, *, wait_s: float | None) -> None:
+    """Log that an image could not be uploaded, with the address at fault; `wait_s` until the next try, None at the end.
+
+    The upload may have failed where the gateway sent it: that is no `GatewayUnreachable`.
+    """
+    facts: dict[str, object] = {"job": record.key, "error": _error_without_body(error)}
+    facts |= {} if wait_s is None else {"wait_s": round(wait_s, 3)}
+    text = " ".join(f"{name}={value}" for name, value in facts.items())
+    level = logging.WARNING if wait_s is None else logging.INFO
+    log.log(level, "reference.not_stored %s", one_line(text), extra={"event": "reference.not_stored", **facts})
+
+
 def log_failure(name: str, failure: BaseException, **facts: object) -> None:
     """Log an unexpected exception with its traceback; an exception of a logging handler is suppressed."""
     text = "".join(f" {fact}={value}" for fact, value in facts.items())

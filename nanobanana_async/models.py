@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, get_args
 from attrs import Attribute, asdict, evolve, field, fields, fields_dict, frozen
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.escaping import plain_text
 from nanobanana_async.extra import NO_EXTRA, ExtraFields, to_extra
 from nanobanana_async.formatting import duration, number
 from nanobanana_async.misspelt import unknown_fields
@@ -19,7 +20,7 @@ from nanobanana_async.values import as_choice, as_ratio, as_small_count, as_text
 
 Resolution = Literal["1K", "2K", "4K"]
 OutputFormat = Literal["jpeg", "jpg", "png"]
-TaskType = Literal["text-to-image", "image-to-image"]
+TaskType = Literal["text-to-image", "image-to-image", "upscale"]
 
 MAX_IMAGES = 6  # API Mall's reference: "num_images ... Range: 1 - 6"
 
@@ -38,6 +39,10 @@ def _check_prompt(_: Any, __: "Attribute[str]", prompt: object) -> None:
         raise InvalidRequest(f"prompt contains a lone surrogate at index {error.start}") from None
     if "\0" in prompt:
         raise InvalidRequest(f"prompt contains a NUL character at index {prompt.index(chr(0))}: that is no text")
+
+
+def _to_prompt(prompt: str) -> str:
+    return plain_text(prompt)
 
 
 def _to_count(value: float | str | None) -> int:
@@ -65,7 +70,7 @@ def _to_model(value: str | None) -> str | None:
 
 
 def _to_callback(url: str | None) -> str | None:
-    return None if is_absent(url) else url
+    return None if is_absent(url) else plain_text(url)
 
 
 def _check_images(_: Any, __: "Attribute[tuple[Reference, ...]]", images: tuple[Reference, ...]) -> None:
@@ -108,7 +113,7 @@ class ImageRequest:
     (status None) for values that no gateway takes.
     """
 
-    prompt: str = field(validator=_check_prompt)
+    prompt: str = field(converter=_to_prompt, validator=_check_prompt)
     images: tuple[Reference, ...] = field(default=(), kw_only=True, converter=_to_images, validator=_check_images)
     """Reference images, for edits and compositions; at most 4 on defapi.
 
@@ -123,7 +128,7 @@ class ImageRequest:
     model: str | None = field(default=None, kw_only=True, converter=_to_model)
     """None means the model of the gateway's settings."""
     task_type: TaskType | None = field(default=None, kw_only=True, converter=_to_task_type)
-    """None means image-to-image if there are `images`, otherwise text-to-image."""
+    """None means image-to-image if there are `images`, otherwise text-to-image. Not every model upscales."""
     callback_url: str | None = field(default=None, kw_only=True, converter=_to_callback, validator=_check_callback)
     extra: ExtraFields = field(default=NO_EXTRA, kw_only=True, converter=to_extra)
     """JSON values that go into the create as they are, such as `{"seed": 7}`: for what the gateway takes beside these

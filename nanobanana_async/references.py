@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from attrs import field, frozen
 
 from nanobanana_async.errors import InvalidRequest
-from nanobanana_async.escaping import exact
+from nanobanana_async.escaping import exact, plain_text
 
 _LONGEST_PATH = 80  # in a message
 _SEVERAL_URLS = re.compile(r"[,;](?:https?://|$)")
@@ -131,9 +131,9 @@ def to_reference(image: object) -> object:
         case os.PathLike():
             return LocalImage(Path(os.fsdecode(image)))
         case str() if image[:5].lower() == "data:":
-            return LocalImage(image)
+            return LocalImage(plain_text(image))
         case _:
-            return image
+            return plain_text(image)
 
 
 def text_to_reference(text: str, folder: Path) -> str | LocalImage:

@@ -22,6 +22,7 @@ from nanobanana_async.engine.lifecycle import SessionTask
 from nanobanana_async.engine.reconciler import Reconciler
 from nanobanana_async.engine.resolver import JobResolver
 from nanobanana_async.errors import ConfigurationError, SessionClosed
+from nanobanana_async.escaping import plain_text
 from nanobanana_async.events import Observer
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.gateways.secret import Secret
@@ -42,7 +43,7 @@ from nanobanana_async.purchases import Purchases
 from nanobanana_async.references import ReferencePublisher
 from nanobanana_async.stats import SessionStats, collect_stats
 from nanobanana_async.validators import check_kind, check_switch
-from nanobanana_async.values import validate_row_key
+from nanobanana_async.values import as_key_text, validate_row_key
 
 
 class Session(Purchases, NoPlainWith):
@@ -154,7 +155,7 @@ class Session(Purchases, NoPlainWith):
         """
         engine = self._engine()
         check_kind("key", key, (str, int, UUID), "the key of a job, as text")
-        key = job_key_of_row(key_prefix(batch), validate_row_key(key)) if batch is not None else str(key)
+        key = job_key_of_row(key_prefix(batch), validate_row_key(key)) if batch is not None else str(as_key_text(key))
         if (tracked := await engine.find(key)) is None:
             return None
         engine.keep(tracked)
@@ -169,7 +170,7 @@ class Session(Purchases, NoPlainWith):
         40 seconds because a new task may not be visible yet.
         """
         engine = self._engine()
-        validate_task_id(task_id)
+        task_id = validate_task_id(task_id)
         check_kind("request", request, (ImageRequest, type(None)), "an ImageRequest")
         if request is not None:
             request, _ = await engine.references.identify(request)
@@ -214,7 +215,7 @@ class Session(Purchases, NoPlainWith):
         if any(not isinstance(choice, bool) for choice in chosen) or chosen.count(True) != 1:
             raise ConfigurationError("pass exactly one of task_id, not_bought=True, buy_again=True")
         check_kind("job", job, (str, Job, JobSnapshot), "a Job or the key of one")
-        key = job if isinstance(job, str) else job.key
+        key = plain_text(job) if isinstance(job, str) else job.key
         tracked = await JobResolver(engine).resolve(key, task_id=task_id, buy_again=buy_again)
         engine.keep(tracked)
         return Job(engine, tracked)

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.escaping import plain_text
 
 _MAX_KEY = 255
 _MISSING_TYPES = frozenset({"NAType", "NaTType"})  # of pandas, which is no dependency
@@ -91,7 +92,7 @@ def as_key_text(key: object) -> object:
     if isinstance(key, UUID):
         return str(key)
     if isinstance(key, str):
-        return key
+        return plain_text(key)
     number = whole_number(key)
     return key if number is None else str(number)
 

@@ -39,6 +39,7 @@ def test_prompt_alone_is_a_valid_request() -> None:
         ("output_format", "jpg"),
         ("model", "google/gempix2"),
         ("task_type", "image-to-image"),
+        ("task_type", "upscale"),
         ("callback_url", "https://a.example/hook"),
     ],
 )
@@ -91,7 +92,7 @@ def test_valid_field_is_kept(field: str, value: Any) -> None:
         ("output_format", "webp", "output_format must be one of jpeg, jpg, png"),
         ("model", "a\nb", "model must be printable text"),
         ("output_format", "pngg", "did you mean png?"),
-        ("task_type", "video", "task_type must be one of text-to-image, image-to-image"),
+        ("task_type", "video", "task_type must be one of text-to-image, image-to-image, upscale"),
         ("callback_url", "a.example/hook", "callback_url must be an http or https URL"),
     ],
 )

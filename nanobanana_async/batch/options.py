@@ -8,6 +8,7 @@ from attrs import Attribute, field, frozen
 
 from nanobanana_async.batch.rows import Requests, RowInput
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.escaping import plain_text
 from nanobanana_async.events import log
 from nanobanana_async.failures import to_failure_kinds
 from nanobanana_async.images.names import NameTemplate
@@ -20,6 +21,10 @@ BLOCKED_S = 0.25
 _ADVICE = "the event loop stops while the next row is read: pass an async iterator, or a list that is read before"
 
 
+def _to_name(name: str | None) -> str | None:
+    return plain_text(name)
+
+
 def _check_name(_: Any, __: "Attribute[str | None]", name: object) -> None:
     if name is not None and not (isinstance(name, str) and name.strip()):
         raise ConfigurationError(f"batch must be a non-empty name or None, not {name!r}")
@@ -29,7 +34,7 @@ def _check_name(_: Any, __: "Attribute[str | None]", name: object) -> None:
 class BatchOptions:
     """The options of one batch; see `Session.generate_many`."""
 
-    name: str | None = field(default=None, validator=_check_name)
+    name: str | None = field(default=None, converter=_to_name, validator=_check_name)
     ordered: bool = field(default=False, validator=switch)
     target: Target | None = None
     """Where the images are saved."""

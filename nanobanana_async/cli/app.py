@@ -7,7 +7,6 @@ import getpass
 import os
 import sys
 from collections.abc import Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from nanobanana_async import ConfigurationError, Gateway, InvalidRequest, NanoBa
 from nanobanana_async.cli.balance import BalanceCommand
 from nanobanana_async.cli.batch.command import BatchCommand
 from nanobanana_async.cli.demo import demonstrate
+from nanobanana_async.cli.emulate import emulate
 from nanobanana_async.cli.generate_command import GenerateCommand
 from nanobanana_async.cli.jobs.command import job_commands
 from nanobanana_async.cli.logs import plain_logs
@@ -29,9 +29,6 @@ from nanobanana_async.cli.streams import silence, usable_streams
 from nanobanana_async.cli.webhooks import webhook_commands
 from nanobanana_async.commands import command_line
 from nanobanana_async.config import gateway_from_env
-from nanobanana_async.emulator import ACCOUNTS, EmulatorOptions, LogNormal, serve
-from nanobanana_async.emulator.rates import RateWindow
-from nanobanana_async.emulator.settings import AccountName
 from nanobanana_async.escaping import one_line
 from nanobanana_async.gateways import registry
 from nanobanana_async.validators import as_count
@@ -142,94 +139,6 @@ def demo(
     return run_until_signal(demonstrate(output, prompts, Console(stderr=True)))
 
 
-@app.command
-def emulate(
-    *,
-    port: Annotated[int, Parameter(env_var="NANOBANANA_EMULATOR_PORT")] = 8080,
-    host: Annotated[str, Parameter(env_var="NANOBANANA_EMULATOR_HOST")] = "127.0.0.1",
-    account: AccountName | None = None,
-    job_limit: int | None = None,
-    creates_per_minute: float | None = None,
-    requests_per_minute: float | None = None,
-    requests_per_day: float | None = None,
-    rate_window: RateWindow = "bucket",
-    credits: Decimal | None = None,  # noqa: A002 - the option's name
-    job_seconds: float = 8.0,
-    speed: float = 1.0,
-    failure_probability: float = 0.0,
-    seed: int = 0,
-) -> int:
-    """Emulate both gateways on this machine until Ctrl-C. The emulator accepts any prompt and the API key it prints.
-
-    Of API Mall it has creates, queries, the history of tasks, the balance, uploads (inline, by pre-signed URL, by URL)
-    and webhooks; of defapi creates, queries, the balance and callbacks. Webhooks and callbacks reach this machine only.
-
-    Examples:
-
-    nanobanana emulate --account small
-
-    nanobanana emulate --host 0.0.0.0 --port 8080 --job-seconds 2
-
-    Parameters
-    ----------
-    port
-        The port; 0 selects a free one.
-    host
-        The address to listen on. 127.0.0.1 is reached from this machine only, 0.0.0.0 by every machine and container
-        that reaches this one; a client there needs NANOBANANA_ALLOW_HTTP=1.
-    account
-        The limits of an account as they are sold: small is 5 jobs at once, 60 requests a minute and 10,000 a day.
-        Other options change them.
-    job_limit
-        The most jobs that run at once; more are refused with 429. Default: no limit.
-    creates_per_minute
-        The most creates per minute; more are refused with 429. Default: no limit.
-    requests_per_minute
-        The most requests of all kinds per minute, counted together. Default: no limit.
-    requests_per_day
-        The most requests of all kinds per day. Default: no limit.
-    rate_window
-        How requests are counted: by a token bucket, in windows by the clock, or in a sliding window.
-    credits
-        Credits of the account. Default: unlimited.
-    job_seconds
-        Median duration of a job.
-    speed
-        Emulated seconds per second.
-    failure_probability
-        Probability that a job fails, from 0 to 1.
-    seed
-        The same seed gives the same durations, failures and images.
-    """
-
-    async def serve_until_signal() -> int:
-        await serve(port, host=host, **options)
-        return OK
-
-    try:
-        options: EmulatorOptions = {
-            "credits": credits,
-            "duration": LogNormal(median_s=job_seconds),
-            "speed": speed,
-            "failure_probability": failure_probability,
-            "seed": seed,
-            "rate_window": rate_window,
-        }
-        if account is not None:
-            options |= ACCOUNTS[account]
-        if job_limit is not None:
-            options["job_limit"] = job_limit
-        if creates_per_minute is not None:
-            options["creates_per_minute"] = creates_per_minute
-        if requests_per_minute is not None:
-            options["requests_per_minute"] = requests_per_minute
-        if requests_per_day is not None:
-            options["requests_per_day"] = requests_per_day
-        return run_until_signal(serve_until_signal())
-    except (ValueError, OverflowError) as error:  # a setting or a port out of range
-        raise ConfigurationError(str(error)) from None
-
-
 def _find_gateway(name: Name | None, base_url: str | None) -> Gateway:
     """Return the gateway that options and environment select; on a terminal, prompt for a missing key."""
     if name is None and not any(map(os.environ.get, ("NANOBANANA_GATEWAY", *_KEY_VARIABLES))):
@@ -259,6 +168,7 @@ def _environ(name: Name | None, base_url: str | None) -> dict[str, str]:
     return environ
 
 
+app.command(emulate)
 app.command(GenerateCommand(_find_gateway).generate)
 app.command(BatchCommand(_find_gateway).batch)
 app.command(BalanceCommand(_find_gateway).balance)

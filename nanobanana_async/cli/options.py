@@ -99,6 +99,15 @@ _SETTINGS = (
     "aspect_ratio",
     "output_format",
     "base_url",
+    "job_limit",
+    "creates_per_minute",
+    "requests_per_minute",
+    "requests_per_day",
+    "failure_probability",
+    "job_seconds",
+    "lose_answers",
+    "history_delay",
+    "drop_callbacks",
 )
 _SETTING = re.compile(rf"\b({'|'.join(_SETTINGS)})\b")
 

@@ -25,7 +25,7 @@ from nanobanana_async.engine.account_webhook import Webhooks
 from nanobanana_async.engine.callback_urls import ACCOUNT_PATH, CallbackUrls
 from nanobanana_async.escaping import exact, json_line, one_line
 from nanobanana_async.formatting import count
-from nanobanana_async.gateways.capabilities import HasWebhooks, Webhook
+from nanobanana_async.gateways.capabilities import MOST_WEBHOOKS, HasWebhooks, Webhook
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.memory import MemoryLedger
@@ -35,6 +35,9 @@ from nanobanana_async.models import shorten
 OK, FAILED = 0, 1
 
 SHOWN_IDS = 10
+
+LONGEST_CELL = 200
+"""In the table of a terminal; a pipe gets all of it."""
 
 _TITLES = ("id", "status", "sent", "failed", "ours", "url", "last error")
 
@@ -113,7 +116,8 @@ class _Commands:
                 print("\t".join(each.cells))
         sys.stdout.flush()
         ours = sum(each.ours for each in listed)
-        print_note(f"{count(len(listed), 'webhook')}, {ours} registered from {ledger}")
+        more = "; only so many are read" if len(listed) >= MOST_WEBHOOKS else ""
+        print_note(f"{count(len(listed), 'webhook')}, {ours} registered from {ledger}{more}")
         return OK
 
     def remove(
@@ -161,12 +165,12 @@ class _Commands:
         listed = asyncio.run(_fetch(selected, ledger))
         chosen = [each for each in listed if (each.ours if all_of_ours else each.webhook.id in ids)]
         if missing := [each for each in ids if each not in {each.webhook.id for each in listed}]:
-            known = _some_ids(listed)
-            raise ConfigurationError(f"the account has no webhook {missing[0]!r}; it has {known}")
+            known = _some([each.webhook.id for each in listed])
+            raise ConfigurationError(f"the account has no webhook {shorten(missing[0])!r}; it has {known}")
         if not chosen:
             print_note(f"no webhook of the account was registered from {ledger}")
             return OK
-        what = "; ".join(f"{each.webhook.id} ({exact(shorten(each.webhook.url))})" for each in chosen)
+        what = _some([f"{each.webhook.id} ({exact(shorten(each.webhook.url))})" for each in chosen], limit=700)
         others = sum(not each.ours for each in chosen)
         risk = f" {count(others, 'of them was', 'of them were')} not registered from {ledger}." if others else ""
         if not confirm(f"{count(len(chosen), 'webhook')} will be removed: {what}.{risk}", yes=yes):
@@ -218,10 +222,10 @@ async def _remove(gateway: Gateway, path: Path, chosen: Sequence[_Listed]) -> in
         return sum([await webhooks.remove(each.webhook.id) for each in chosen])
 
 
-def _some_ids(listed: Sequence[_Listed]) -> str:
-    ids = [each.webhook.id for each in listed]
-    more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
-    return f"{', '.join(map(shorten, ids[:SHOWN_IDS]))}{more}" if ids else "none"
+def _some(names: Sequence[str], limit: int = 96) -> str:
+    """Return the first names, each cut at the limit, and how many there are more: a gateway may list a thousand."""
+    more = f" and {len(names) - SHOWN_IDS} more" if len(names) > SHOWN_IDS else ""
+    return f"{', '.join(shorten(name, limit) for name in names[:SHOWN_IDS])}{more}" if names else "none"
 
 
 def _table(listed: Sequence[_Listed]) -> Table:
@@ -229,5 +233,5 @@ def _table(listed: Sequence[_Listed]) -> Table:
     for title in _TITLES:
         table.add_column(title, overflow="fold", justify="right" if title in ("sent", "failed") else "left")
     for each in listed:
-        table.add_row(*(Text(cell) for cell in each.cells))
+        table.add_row(*(Text(shorten(cell, LONGEST_CELL)) for cell in each.cells))
     return table

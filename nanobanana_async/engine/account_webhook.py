@@ -76,11 +76,13 @@ class Webhooks:
     async def fetch(self) -> Sequence[Webhook]:
         """Return the webhooks of the account, from all pages of the list."""
         found: dict[Webhook, None] = {}
+        cursor: str | None = None
         for number in range(1, MOST_PAGES + 1):
-            page = self._gateway.read_webhook_list(await self._send(self._gateway.build_webhook_list(number)))
-            before = len(found)
+            request = self._gateway.build_webhook_list(number, cursor)
+            page = self._gateway.read_webhook_list(await self._send(request))
+            cursor, before = page.next_cursor, len(found)
             found.update(dict.fromkeys(page.webhooks))
-            # A gateway that does not know the number of a page sends the first page again.
+            # A gateway that knows neither the number nor the cursor of a page sends the first page again.
             if page.is_last or len(found) == before or len(found) >= MOST_WEBHOOKS:
                 break
         return [*found][:MOST_WEBHOOKS]

@@ -44,6 +44,7 @@ class References:
         clock: Callable[[], float],
     ) -> None:
         self._gateway = gateway
+        self._store = store
         self._published = publisher is not None
         self._inline = publisher is None and not isinstance(gateway, HasUploads)
         self._clock = clock
@@ -109,13 +110,18 @@ class References:
             and any(upload.remembered for upload in job.uploads.values())
         )
 
-    async def forget_remembered(self, job: TrackedJob) -> None:
-        """Forget the uploads in the body of a job that were not made for it, so that it is prepared again."""
+    async def renew_uploads(self, job: TrackedJob) -> None:
+        """Let a refused job, which bought nothing, be sent with new uploads for those that were not made for it.
+
+        It is the job's next generation, with a key of its own: a gateway may hold an idempotency key for one body only,
+        also after a refusal. A 409 to the new body would leave the job in doubt.
+        """
         job.uploads_renewed = True
         remembered = {digest: upload for digest, upload in job.uploads.items() if upload.remembered}
         job.uploads = {digest: upload for digest, upload in job.uploads.items() if digest not in remembered}
         for digest, upload in remembered.items():
             await self._uploads.forget(digest, upload)
+        await self._store.start_generation(job, job.ledger_record, body=b"", request=job.record.request)
 
     def renew(self, job: TrackedJob, request: ImageRequest, sources: Sources) -> None:
         """Let a job that was not sent yet use what an equal, newer request brings: its images, and its URLs.

@@ -38,7 +38,7 @@ class JobResolver:
     async def resolve(self, key: str, *, task_id: str | None, buy_again: bool) -> TrackedJob:
         """Resolve an UNCERTAIN job, or a RUNNING one whose task the gateway does not know; return the tracked job."""
         if task_id is not None:
-            validate_task_id(task_id)
+            task_id = validate_task_id(task_id)
         job = await self._require_job(key)
         self._engine.check_resolvable(job, buy_again=buy_again)
         if job.record.state is not JobState.RUNNING:

@@ -212,9 +212,9 @@ class Submitter:
                 if decision.action is RetryAction.REQUEUE:
                     job.failures = 0
                     job.first_attempt_at = NEVER  # waiting for a slot does not use up `max_wait_s`
-                    if decision.kind is FailureKind.REFUSED:
-                        await self._references.forget_remembered(job)
                 await self._store.transition(job, JobState.PENDING, attempts=attempts, first_sent_at=first_sent_at)
+                if decision.kind is FailureKind.REFUSED:
+                    await self._references.renew_uploads(job)
                 return ScheduleAt(due)
             case RetryAction.REFUSE:
                 await self._store.transition(

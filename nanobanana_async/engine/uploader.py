@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from functools import partial
+from urllib.parse import urlsplit
 
 from nanobanana_async.engine.contained_send import send_contained, wait_for_gate
 from nanobanana_async.engine.outage import Outage
@@ -16,6 +17,7 @@ from nanobanana_async.errors import (
     SessionClosed,
     UnexpectedResponse,
 )
+from nanobanana_async.events import log_failed_upload
 from nanobanana_async.formatting import byte_count
 from nanobanana_async.gateways.capabilities import HasUploads, UploadTarget
 from nanobanana_async.gateways.contract import Gateway, HttpRequest, HttpResponse, Transport
@@ -66,11 +68,14 @@ class Uploader:
             except NanoBananaError as error:
                 failures += 1
                 if not self._passes(error, failures, self._clock() - began_at):
+                    log_failed_upload(record, error, wait_s=None)
                     raise
                 self._outage.report(record, retried=True)
                 asked_s = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
                 wait_s = self._outage.wait_s(error, self._retry.backoff_s(failures, self._jitter.random()))
-            await asyncio.sleep(max(asked_s, wait_s))
+                wait_s = max(asked_s, wait_s)
+                log_failed_upload(record, error, wait_s=wait_s)
+            await asyncio.sleep(wait_s)
 
     def _passes(self, error: NanoBananaError, failures: int, waited_s: float) -> bool:
         """Return whether a failed upload is tried again."""
@@ -98,8 +103,13 @@ class Uploader:
         if target.size is not None and len(content) > target.size:
             why = f"a reference image has {byte_count(len(content))}, more than the gateway's {byte_count(target.size)}"
             raise InvalidRequest(why)
-        kind = target.content_type or content_type
-        await self._downloads.put(target.put_url, content, content_type=kind, timeout_s=timeout_s)
+        await self._downloads.put(
+            target.put_url,
+            content,
+            content_type=target.content_type or content_type,
+            timeout_s=timeout_s,
+            allow_http=urlsplit(gateway.base_url).scheme == "http",
+        )
         return target.url
 
     async def _ask(

@@ -101,6 +101,8 @@ class ApiMall(GatewaySettings):
             raise unsupported_field(self, "callback_url")
         if request.task_type == "image-to-image" and not request.images:
             raise InvalidRequest("task_type image-to-image needs images")
+        if request.task_type == "upscale" and not (request.images or "input_image" in request.extra):
+            raise InvalidRequest("task_type upscale needs images: the one to enlarge")
         if request.task_type == "text-to-image" and request.images:
             raise unsupported_field(self, "images", " with task_type text-to-image")
         check_extra(request)
@@ -212,14 +214,14 @@ class ApiMall(GatewaySettings):
         del body  # it may hold the API key, and some tools show the locals of a traceback
         raise answer.unexpected_response("this gateway does not send callbacks")
 
-    def build_webhook_list(self, page: int = 1) -> HttpRequest:
-        """Return the request for a page of the account's webhooks, counted from 1."""
-        return build_webhook_list(self.base_url, page)
+    def build_webhook_list(self, page: int = 1, cursor: str | None = None) -> HttpRequest:
+        """Return the request for a page of the account's webhooks, counted from 1; `cursor` is that of the last one."""
+        return build_webhook_list(self.base_url, page, cursor)
 
     def read_webhook_list(self, response: HttpResponse) -> WebhookPage:
         """Return a page of the account's webhooks, or raise the error that the answer holds."""
         answer, envelope = self._answered(response)
-        return parse_webhooks(answer, envelope.get("data"))
+        return parse_webhooks(answer, envelope)
 
     def build_webhook(self, url: str, *, secret: str) -> HttpRequest:
         """Return the request that registers a webhook; raise `ConfigurationError` for a URL that is never called."""

@@ -8,7 +8,7 @@ from cattrs.gen import make_dict_structure_fn, override
 from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.gateways.capabilities import UploadTarget
 from nanobanana_async.gateways.contract import MIB, HttpRequest
-from nanobanana_async.gateways.parsing import CONVERTER, ParsedResponse, to_json
+from nanobanana_async.gateways.parsing import CONVERTER, ParsedResponse, parse_count, to_json
 from nanobanana_async.references import check_url
 
 MAX_UPLOAD_BYTES = 100 * MIB
@@ -29,6 +29,12 @@ def _url(value: object, _: object = None) -> str:
     return str(value)
 
 
+def _link(value: object, _: object = None) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a pre-signed URL is text")
+    return value
+
+
 @frozen
 class _Stored:
     url: str
@@ -38,15 +44,17 @@ class _Stored:
 @frozen
 class _Prepared:
     upload_url: str
+    """Checked before the image is sent there: the gateway has answered, even if its storage can't be used."""
     public_url: str
     max_file_size: int | None = None
     content_type: str | None = None
 
 
-_AS_URL = override(struct_hook=_url)
-CONVERTER.register_structure_hook(_Stored, make_dict_structure_fn(_Stored, CONVERTER, url=_AS_URL))
+_AS_URL, _AS_LINK, _AS_COUNT = (override(struct_hook=hook) for hook in (_url, _link, parse_count))
+CONVERTER.register_structure_hook(_Stored, make_dict_structure_fn(_Stored, CONVERTER, url=_AS_URL, file_size=_AS_COUNT))
 CONVERTER.register_structure_hook(
-    _Prepared, make_dict_structure_fn(_Prepared, CONVERTER, upload_url=_AS_URL, public_url=_AS_URL)
+    _Prepared,
+    make_dict_structure_fn(_Prepared, CONVERTER, upload_url=_AS_LINK, public_url=_AS_URL, max_file_size=_AS_COUNT),
 )
 
 
@@ -72,8 +80,7 @@ def parse_upload(answer: ParsedResponse, data: object) -> UploadTarget:
     """Return where the image is, or is to be sent; raise `UnexpectedResponse` for an answer without that."""
     if isinstance(data, dict) and "upload_url" in data:
         ahead = answer.parse(_Prepared, data, "data")
-        return UploadTarget(
-            url=ahead.public_url, put_url=ahead.upload_url, content_type=ahead.content_type, size=ahead.max_file_size
-        )
+        most = ahead.max_file_size or None  # no image fits into 0 bytes: that states no limit
+        return UploadTarget(url=ahead.public_url, put_url=ahead.upload_url, content_type=ahead.content_type, size=most)
     stored = answer.parse(_Stored, data, "data")
     return UploadTarget(url=stored.url, size=stored.file_size)

@@ -3,15 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nanobanana_async.gateways.parsing import task_id_or_none
+
 _PAGE_SIZES = ("limit", "page_size", "pageSize", "per_page")
 _PAGE_COUNTS = ("total_pages", "totalPages", "pages")
+_CURSORS = ("next_cursor", "nextCursor")
 _MORE = ("has_more", "hasMore", "has_next", "hasNext")
 
 
 def says_more(facts: Mapping[str, Any], count: int) -> bool | None:
     """Return whether a list with so many items on this page has further pages; None if it does not say."""
-    pagination = facts.get("pagination")
-    stated = {**facts, **pagination} if isinstance(pagination, Mapping) else facts
+    stated = _stated(facts)
     more, pages, page = first(stated, _MORE), first(stated, _PAGE_COUNTS), stated.get("page")
     if isinstance(more, bool):
         return more
@@ -19,6 +21,16 @@ def says_more(facts: Mapping[str, Any], count: int) -> bool | None:
         return page < pages
     size = first(stated, _PAGE_SIZES)
     return count >= max(size, 1) if isinstance(size, int) else None
+
+
+def next_cursor(facts: Mapping[str, Any]) -> str | None:
+    """Return the text by which the next page of a list is asked for; None if the list has no cursors."""
+    return task_id_or_none(first(_stated(facts), _CURSORS))  # printable, bounded, and without the API key
+
+
+def _stated(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    pagination = facts.get("pagination")
+    return {**facts, **pagination} if isinstance(pagination, Mapping) else facts
 
 
 def first(fields: Mapping[str, Any], names: Sequence[str]) -> Any:

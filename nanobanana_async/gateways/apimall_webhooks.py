@@ -12,13 +12,13 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.gateways.apimall_pages import says_more
+from nanobanana_async.gateways.apimall_pages import next_cursor, says_more
 from nanobanana_async.gateways.base import is_loopback
 from nanobanana_async.gateways.capabilities import MOST_WEBHOOKS, Signature, Webhook, WebhookPage
 from nanobanana_async.gateways.contract import MIB, HttpRequest
 from nanobanana_async.gateways.parsing import (
     ParsedResponse,
-    parse_decimal,
+    parse_count,
     parse_time,
     parse_word,
     task_id,
@@ -52,9 +52,10 @@ def build_webhook(base_url: str, url: str, secret: str) -> HttpRequest:
     )
 
 
-def build_webhook_list(base_url: str, page: int) -> HttpRequest:
+def build_webhook_list(base_url: str, page: int, cursor: str | None) -> HttpRequest:
     """Return the request for a page of the webhooks. The first has no number: the reference documents no pages."""
-    url = f"{base_url}/api/v1/webhooks" + (f"?page={page}" if page > 1 else "")
+    query = f"?cursor={quote(cursor, safe='')}" if cursor is not None else f"?page={page}" if page > 1 else ""
+    url = f"{base_url}/api/v1/webhooks{query}"
     return HttpRequest(method="GET", url=url, headers={"Accept": "application/json"}, max_answer_bytes=4 * MIB)
 
 
@@ -67,20 +68,23 @@ def build_webhook_removal(base_url: str, webhook_id: str) -> HttpRequest:
     return HttpRequest(method="DELETE", url=url, headers={"Accept": "application/json"})
 
 
-def parse_webhooks(answer: ParsedResponse, data: object) -> WebhookPage:
+def parse_webhooks(answer: ParsedResponse, envelope: Mapping[str, Any]) -> WebhookPage:
     """Return the webhooks in a list. An item without an id or a URL is skipped: it is none of ours.
 
     Further pages are there only if the answer says so: otherwise the reference's list has none.
     """
-    facts = data if isinstance(data, Mapping) else {}
-    items = next((facts[name] for name in _LISTS if name in facts), None) if facts else data
+    data = envelope.get("data")
+    facts = data if isinstance(data, Mapping) else envelope
+    items = data if isinstance(data, list) else next((facts[name] for name in _LISTS if name in facts), None)
     if not isinstance(items, list):
         raise answer.unexpected_response("the answer has no list of webhooks")
     found = (_parse(answer, item) for item in items[:MOST_WEBHOOKS] if isinstance(item, Mapping))
     webhooks = [webhook for webhook in found if webhook is not None and webhook.url]
     more, total = says_more(facts, len(items)), facts.get("total")
-    counted = isinstance(total, int) and total > len(items)
-    return WebhookPage(webhooks, is_last=not (counted if more is None else more))
+    cursor = next_cursor(facts)
+    if more is None:
+        more = cursor is not None or (isinstance(total, int) and total > len(items))
+    return WebhookPage(webhooks, is_last=not more, next_cursor=cursor)
 
 
 def parse_webhook(answer: ParsedResponse, data: object) -> Webhook:
@@ -122,8 +126,8 @@ def _parse(answer: ParsedResponse, fields: Mapping[str, Any]) -> Webhook | None:
         url=_shortened(url) if isinstance(url, str) else "",
         is_active=(status or "").lower() not in _INACTIVE,
         status=status,
-        total_sent=_count(fields.get("total_sent")),
-        total_failed=_count(fields.get("total_failed")),
+        total_sent=parse_count(fields.get("total_sent")),
+        total_failed=parse_count(fields.get("total_failed")),
         last_error=answer.clean_text(fields.get("last_error"), MESSAGE),
     )
 
@@ -131,8 +135,3 @@ def _parse(answer: ParsedResponse, fields: Mapping[str, Any]) -> Webhook | None:
 def _shortened(url: str) -> str:
     """Cut a URL that is longer than ours can be. The dots at its end make sure that it is not taken for one of ours."""
     return url if len(url) <= LONGEST_URL else f"{url[:LONGEST_URL]}..."
-
-
-def _count(value: object) -> int | None:
-    number = parse_decimal(value)
-    return None if number is None else int(number)

@@ -127,6 +127,8 @@ class WebhookPage:
 
     webhooks: Sequence[Webhook]
     is_last: bool = True
+    next_cursor: str | None = None
+    """What the request for the next page names in place of its number."""
 
 
 @frozen(kw_only=True)
@@ -142,8 +144,8 @@ class Signature:
 class HasWebhooks(Protocol):
     """The gateway calls one URL for all tasks of the account."""
 
-    def build_webhook_list(self, page: int) -> HttpRequest:
-        """Return the request for a page, counted from 1."""
+    def build_webhook_list(self, page: int, cursor: str | None) -> HttpRequest:
+        """Return the request for a page, counted from 1, or for the one at the cursor of the page before."""
         ...
 
     def read_webhook_list(self, response: HttpResponse) -> WebhookPage: ...

@@ -9,7 +9,7 @@ import json
 from codecs import BOM_UTF8
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from decimal import Context, Decimal, InvalidOperation
+from decimal import Context, Decimal
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -49,7 +49,7 @@ def _whole(digits: str) -> int | Decimal:
 def _fraction(digits: str) -> Decimal | None:
     try:
         return Decimal(digits) if len(digits) <= _LONG_NUMBER else _LONG.create_decimal(digits)
-    except InvalidOperation:  # an exponent of twenty digits
+    except ArithmeticError:  # InvalidOperation or Overflow, for an exponent of twenty digits
         return None
 
 
@@ -153,6 +153,12 @@ def parse_decimal(value: object, _: object = None) -> Decimal | None:
     exponent = amount.as_tuple().exponent
     wanted = min(0, max(int(exponent), -_MOST_DECIMALS))
     return amount if wanted == exponent else amount.quantize(Decimal(1).scaleb(wanted), context=_LONG)
+
+
+def parse_count(value: object, _: object = None) -> int | None:
+    """Return a whole number from 0 on; None for an invalid one. `int()` would hang at 1e999999999."""
+    amount = parse_decimal(value)
+    return int(amount) if amount is not None and amount == amount.to_integral_value() else None
 
 
 @functools.lru_cache(maxsize=256)

@@ -168,10 +168,14 @@ class ImageDownloader:
 
         return await self._with_retries(url, once, fresh_s)
 
-    async def put(self, url: str, content: bytes, *, content_type: str, timeout_s: float) -> None:
+    async def put(
+        self, url: str, content: bytes, *, content_type: str, timeout_s: float, allow_http: bool = False
+    ) -> None:
         """Send an image to a pre-signed URL, once; see `put_image`."""
         self._check_open()
-        await put_image(self._fetcher, url, content, content_type=content_type, timeout_s=timeout_s)
+        await put_image(
+            self._fetcher, url, content, content_type=content_type, timeout_s=timeout_s, allow_http=allow_http
+        )
 
     async def find_saved(self, target: Target, purchased: PurchasedImage) -> Saved | None:
         """Return an image that was saved at the target before and is intact; None if there is none."""

@@ -14,17 +14,22 @@ from nanobanana_async.images.inline import FetchError
 _AGAIN = frozenset({408, 425, 429})
 
 
-async def put_image(fetcher: ImageFetcher, link: str, content: bytes, *, content_type: str, timeout_s: float) -> None:
+async def put_image(
+    fetcher: ImageFetcher, link: str, content: bytes, *, content_type: str, timeout_s: float, allow_http: bool
+) -> None:
     """PUT an image once.
 
     Raises `TransportError` for a failure that may be temporary, `UnexpectedResponse` for a refusal, and
-    `ConfigurationError` for a link that must not be used.
+    `ConfigurationError` for a link that must not be used: it is not public, redirects, or is plain http without
+    `allow_http`.
     """
     try:
         url = read_url(link)
         session, proxy = fetcher.connection(url)
     except FetchError as error:
-        raise ConfigurationError(f"the image can't be uploaded: {error.reason}") from None
+        raise _unusable(error.reason) from None
+    if url.scheme != "https" and not allow_http:
+        raise _unusable(f"{url.raw_host} takes it by plain http only, and the gateway is https: others could read it")
     try:
         async with asyncio.timeout(timeout_s):
             answer = await session.put(
@@ -44,7 +49,7 @@ async def put_image(fetcher: ImageFetcher, link: str, content: bytes, *, content
         failure = fetcher.fetch_error(error, url)
         if failure.retryable:
             raise TransportError(f"the upload failed: {failure.reason}", possibly_sent=True) from None
-        raise ConfigurationError(f"the image can't be uploaded: {failure.reason}") from None
+        raise _unusable(failure.reason) from None
     except BaseException as interrupt:
         interrupt.__context__ = None  # the traceback of a cancellation holds aiohttp's frames, with a proxy's password
         raise interrupt.with_traceback(None) from None
@@ -54,7 +59,13 @@ async def put_image(fetcher: ImageFetcher, link: str, content: bytes, *, content
 def _check_status(url: URL, status: int) -> None:
     if status in (200, 201, 204):
         return
+    if 300 <= status < 400:  # a pre-signed URL holds for its own host only
+        raise _unusable(f"{url.raw_host} redirects it (HTTP {status}), and it is sent to no other address")
     message = f"{url.raw_host} answered {status} to the upload"
     if status in _AGAIN or status >= 500:
         raise TransportError(message, possibly_sent=True)
     raise UnexpectedResponse(message, status=status)
+
+
+def _unusable(why: str) -> ConfigurationError:
+    return ConfigurationError(f"the image can't be uploaded to the address that the gateway gave: {why}")

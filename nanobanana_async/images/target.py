@@ -12,6 +12,7 @@ from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.escaping import plain_text
 from nanobanana_async.images.object_store import ObjectStore, StoreUrl
 from nanobanana_async.validators import as_folder, kind_of
 
@@ -35,12 +36,13 @@ def as_target(name: str, value: object) -> Target:
     """
     if isinstance(value, StoreUrl):
         return value
+    value = plain_text(value)
     if isinstance(value, str) and (scheme := _scheme(value)) is not None:
         return _folder_of(name, value) if scheme == "file" else _target_of_url(name, value, scheme)
     if isinstance(value, tuple) and len(value) == 2:
         if not isinstance(value[1], str):
             raise ConfigurationError(f"{name}: the prefix in a store must be text, not {kind_of(value[1])}")
-        return _target_of_store(name, value[0], value[1])
+        return _target_of_store(name, value[0], plain_text(value[1]))
     if any(kind.__module__.partition(".")[0] == "obstore" for kind in type(value).__mro__):
         return _target_of_store(name, value, "")
     if isinstance(value, str) and "://" in value:

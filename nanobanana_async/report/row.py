@@ -4,12 +4,13 @@ import json
 import math
 from collections.abc import Mapping
 from datetime import datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, Literal, get_args
 
 from attrs import asdict, field, fields_dict, frozen
 
 from nanobanana_async.escaping import json_line
+from nanobanana_async.gateways.parsing import parse_decimal
 from nanobanana_async.models import json_number
 
 Status = Literal["succeeded", "failed", "refused", "uncertain", "unfinished", "invalid"]
@@ -96,7 +97,7 @@ class ReportRow:
                 known[name] = tuple(map(str, known.get(name) or ()))
             known["credits"] = _decimal(known.get("credits"))
             return cls(**known)
-        except (TypeError, ValueError, InvalidOperation, RecursionError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"not a row of results: {error}") from error
 
 
@@ -112,10 +113,9 @@ def _moment(value: object) -> datetime | None:
 def _decimal(value: object) -> Decimal | None:
     if value is None:
         return None
-    number = Decimal(str(value))
-    if not number.is_finite():
-        raise ValueError(f"credits must be finite, not {value}")
-    return number
+    if (amount := parse_decimal(str(value))) is None:
+        raise ValueError(f"credits must be a number, not {value}")
+    return amount
 
 
 def json_value(value: Any, depth: int = 0) -> Any:

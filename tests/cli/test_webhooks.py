@@ -11,6 +11,7 @@ from attrs import frozen
 from nanobanana_async import Session
 from nanobanana_async.cli.app import run
 from nanobanana_async.emulator import API_KEY, Emulator
+from nanobanana_async.gateways.capabilities import MOST_WEBHOOKS
 from nanobanana_async.webhooks import CallbackReceiver
 from tests.support.command import Said, TerminalStream, environment, nanobanana
 from tests.support.loopback import until
@@ -145,3 +146,61 @@ async def test_refusal_of_the_gateway_is_an_error(account: Account) -> None:
     said = await account(APIMALL_API_KEY="wrong-key-0123456789")
     assert said.code == 1
     assert said.complaint
+
+
+HOSTILE = "https://other.example/\x1b]0;title\x07\x1b[31m\u202e\u2028\r\n\t[bold]x[/bold]\x9b2J"
+
+
+async def test_hostile_urls_control_no_terminal(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    account.emulator.simulator._state.add_webhook(0.0, HOSTILE, ("job.failed",), None, None)
+    said = await account()
+    as_json = await account("--json")
+    removed = await account("remove", account.ids[2], "--yes")
+    for text in (said.out, as_json.out, removed.err):
+        assert all(line.isprintable() for line in text.replace("\t", " ").splitlines())
+    assert len(said.out.splitlines()) == len(as_json.out.splitlines()) == 3
+    assert json.loads(as_json.out.splitlines()[2])["url"] == HOSTILE  # a program gets the exact URL
+    assert r"\x1b]0;title\x07\x1b[31m\u202e\u2028\r\n\t[bold]x[/bold]\x9b2J" in said.out
+    assert all(line.count("\t") == 6 for line in said.out.splitlines())
+    assert len(account.urls) == 2
+
+
+async def test_table_shows_hostile_urls_cut_and_without_markup(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account.emulator.simulator._state.add_webhook(0.0, HOSTILE + "a" * 10_000, ("job.failed",), None, None)
+    screen = TerminalStream()
+    monkeypatch.setattr("sys.stdout", screen)
+    for name, value in (account.environ | {"TERM": "dumb"}).items():
+        monkeypatch.setenv(name, value)
+    await asyncio.to_thread(run, ["webhooks"])
+    shown = screen.getvalue()
+    assert all(line.isprintable() for line in shown.splitlines())
+    assert "[bold]x[/bold]" in shown.replace("\n", "").replace(" ", "")
+    assert len(shown.splitlines()) < 15
+
+
+async def test_thousands_of_webhooks_are_listed_to_a_bound(account: Account) -> None:
+    for number in range(MOST_WEBHOOKS + 100):
+        account.emulator.simulator._state.add_webhook(
+            0.0, f"https://other.example/{number}", ("job.failed",), None, None
+        )
+    said = await account()
+    assert len(said.out.splitlines()) == MOST_WEBHOOKS
+    assert said.err.strip().endswith("; only so many are read")
+    wrong = await account("remove", "wh_0" + "x" * 5000, "--yes")
+    assert len(wrong.complaint) < 1000
+    assert f" and {MOST_WEBHOOKS - 10} more" in wrong.complaint
+
+
+async def test_removal_of_many_names_the_first_and_counts_the_others(account: Account) -> None:
+    added = [
+        account.emulator.simulator._state.add_webhook(0.0, f"https://other.example/{n}", ("job.failed",), None, None).id
+        for n in range(15)
+    ]
+    said = await account("remove", *added, "--yes")
+    first, last = said.err.splitlines()
+    assert first.startswith("15 webhooks will be removed: ")
+    assert " and 5 more. 15 of them were not registered from " in first
+    assert last == "15 webhooks removed"
+    assert len(account.urls) == 2

@@ -51,6 +51,18 @@ async def test_extra_reaches_api_mall_and_makes_another_job() -> None:
             await session.generate("a fox", extra={"quality": "best"})
 
 
+async def test_upscale_is_bought_where_the_model_takes_it() -> None:
+    image = "https://a.example/1.png"
+    async with emulated(extra_fields=True) as emulator, quick(emulator) as session:
+        result = await session.generate("sharper", task_type="upscale", model="z-image", images=[image])
+        (job,) = emulator.jobs()
+        assert (job.task_id, len(job.references)) == (result.task_id, 1)
+    async with emulated() as emulator, quick(emulator) as session:
+        with pytest.raises(InvalidRequest, match="type must be one of text-to-image, image-to-image"):
+            await session.generate("sharper", task_type="upscale", images=[image])
+        assert emulator.stats().creates_accepted == 0
+
+
 async def test_extra_is_refused_by_a_gateway_that_does_not_know_it() -> None:
     async with emulated() as emulator, quick(emulator) as session:
         with pytest.raises(InvalidRequest, match="seed"):

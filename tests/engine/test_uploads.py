@@ -5,11 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from nanobanana_async import (
     ApiMall,
     ConcurrencyPolicy,
+    ConfigurationError,
     InvalidRequest,
+    JobState,
     MemoryLedger,
     NanoBananaError,
     RetryPolicy,
@@ -21,6 +24,7 @@ from nanobanana_async.errors import GatewayUnavailable, RateLimited, TransportEr
 from nanobanana_async.events import Event, GatewayUnreachable
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
+from tests.support.callbacks import bound, served
 from tests.support.fakes import apimall_now, virtually
 from tests.support.images import make_image
 from tests.support.references import large_png, sha256, written
@@ -77,6 +81,60 @@ async def test_image_larger_than_the_presigned_url_takes_is_refused_at_once() ->
     assert gateway.uploads == 1
 
 
+def presigned(url: str, **facts: object) -> Reply:
+    ahead = {"upload_url": url, "public_url": "https://files.example/a", **facts}
+    return json_reply(200, {"success": True, "data": ahead})
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("https://10.0.0.5/a", "10.0.0.5 is not at a public address"),
+        ("http://bucket.example/a", "bucket.example takes it by plain http only, and the gateway is https"),
+        ("ftp://bucket.example/a", "the link is neither http, https nor data"),
+        ("https://me:secret@bucket.example/a", "the link holds a user name or password"),
+    ],
+)
+async def test_unusable_upload_address_is_named_and_no_outage(
+    url: str, named: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway = Gateway(presigned(url))
+    error = await failure(gateway, large_png(5 << 20))
+    assert isinstance(error, ConfigurationError)
+    assert f"to the address that the gateway gave: {named}" in str(error)
+    assert gateway.uploads == 1
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert vars(warning)["event"] == "reference.not_stored"
+    assert named in warning.message
+    assert "secret" not in caplog.text
+
+
+async def test_redirected_upload_is_tried_once() -> None:
+    paths: list[str] = []
+
+    async def redirect(request: web.Request) -> web.Response:
+        paths.append(request.path)
+        return web.Response(status=307, headers={"Location": "/elsewhere"})
+
+    app = web.Application(client_max_size=1 << 30)
+    app.router.add_route("*", "/{path:.*}", redirect)
+    listener, address = bound()
+    async with served(app, listener):
+        gateway = Gateway(presigned(f"{address}/a"))
+        transport = FakeTransport(gateway.answer, latency_s=0.0)
+        local = ApiMall(api_key="sk-1", base_url="http://127.0.0.1:9")
+        async with Session(local, http=transport, retry=QUICK) as session:
+            with pytest.raises(ConfigurationError, match=r"127\.0\.0\.1 redirects it \(HTTP 307\)"):
+                await session.generate("a fox", images=[large_png(5 << 20)])
+    assert (paths, gateway.uploads, gateway.creates) == (["/a"], 1, 0)
+
+
+@pytest.mark.parametrize("limit", [0, -1, True, "much", 7.5, 10**30])
+async def test_senseless_limit_of_the_gateway_blames_no_image(limit: object) -> None:
+    gateway = Gateway(presigned("https://10.0.0.5/a", max_file_size=limit))
+    assert isinstance(await failure(gateway, large_png(5 << 20)), ConfigurationError)  # for the address alone
+
+
 @pytest.mark.parametrize(
     ("answer", "kind", "attempts"),
     [
@@ -119,11 +177,15 @@ async def test_uploads_count_in_the_cap_of_requests() -> None:
 
 
 class Store(Gateway):
-    """Keeps the files that were uploaded since `drop`; creates that name others are refused."""
+    """Keeps the files that were uploaded since `drop`; creates that name others are refused.
+
+    It holds each idempotency key for one body, also after a refusal.
+    """
 
     def __init__(self) -> None:
         super().__init__(STORED)
         self.bodies: list[bytes] = []
+        self.body_of_key: dict[str, bytes] = {}
         self.kept: set[bytes] = set()
         self.refuses_all = False
 
@@ -136,6 +198,8 @@ class Store(Gateway):
             return json_reply(200, {"success": True, "data": {"url": url}})
         if request.method == "POST":
             self.bodies.append(body)
+            if self.body_of_key.setdefault(request.headers["Idempotency-Key"], body) != body:
+                return refused(409, "idempotency_conflict", "the key was used with another body")
             if self.refuses_all or not any(url in body for url in self.kept):
                 return refused(400, "invalid_request", "can't fetch the image")
             return created(f"img_{len(self.bodies)}")
@@ -157,11 +221,33 @@ async def test_upload_that_the_store_has_dropped_is_made_again() -> None:
         store.drop()  # the second job uses the upload that was made for the first
         await session.generate("a cat", images=[PNG])
     assert store.uploads == 3
+    assert len(store.body_of_key) == 5
     named = [re.search(rb"/(\d)\.png", body) for body in store.bodies]
     assert [found and found[1] for found in named] == [b"1", b"1", b"2", b"2", b"3"]
     upload = await ledger.find_upload(session.gateway.account, sha256(PNG))
     assert upload is not None
     assert upload.url.endswith("/3.png")
+
+
+async def test_renewed_upload_counts_once_under_the_cap_of_its_batch(tmp_path: Path) -> None:
+    store = Store()
+    transport = FakeTransport(store.answer, latency_s=0.0)
+    async with apimall_now(transport, ledger=tmp_path / "jobs.sqlite") as session:
+        await session.generate("a fox", images=[PNG])
+        store.drop()
+        rows = [{"prompt": "an owl", "key": "owl", "images": [PNG]}]
+        (outcome,) = [each async for each in session.generate_many(rows, batch="birds", max_credits=8)]
+        assert outcome.ok
+        job = await session.job("owl", batch="birds")
+        assert job is not None
+        assert job.state is JobState.SUCCEEDED
+    async with apimall_now(transport, ledger=tmp_path / "jobs.sqlite") as session:
+        (again,) = [each async for each in session.generate_many(rows, batch="birds", max_credits=8)]
+        assert again.ok
+        more = [*rows, {"prompt": "a jay", "key": "jay", "images": [PNG]}]
+        with pytest.raises(NanoBananaError, match="8 are spent"):
+            [each async for each in session.generate_many(more, batch="birds", max_credits=8)]
+    assert (len(store.bodies), len(store.body_of_key)) == (3, 3)
 
 
 async def test_request_that_is_refused_with_a_new_upload_is_not_sent_again() -> None:

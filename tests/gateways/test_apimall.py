@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -59,6 +60,22 @@ def test_reference_images_imply_image_to_image() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("image", "sent"),
+    [
+        ({"images": ["https://a.example/1.png"]}, '"image_urls":["https://a.example/1.png"],"num_images":1}'),
+        (
+            {"extra": {"input_image": "https://a.example/1.png"}},
+            '"num_images":1,"input_image":"https://a.example/1.png"}',
+        ),
+    ],
+)
+def test_upscale_names_the_image_to_enlarge(image: dict[str, Any], sent: str) -> None:
+    wanted = ImageRequest("sharper", task_type="upscale", model="z-image", **image)
+    assert mall.encode(wanted).decode() == f'{{"model":"z-image","type":"upscale","prompt":"sharper",{sent}'
+    assert mall.price_class(wanted) == "apimall/z-image/upscale/default/1"
+
+
 def test_extra_follows_the_fields_in_sorted_order() -> None:
     wanted = ImageRequest("a fox", extra={"seed": 7, "background": "transparent", "box": {"b": 1, "a": None}})
     assert mall.encode(wanted).endswith(b'"num_images":1,"background":"transparent","box":{"a":null,"b":1},"seed":7}')
@@ -78,6 +95,7 @@ def test_same_request_gives_the_same_bytes(prompt: str, count: int) -> None:
     [
         (ImageRequest("x", callback_url="https://a.example/hook"), "callback_url"),
         (ImageRequest("x", task_type="image-to-image"), "needs images"),
+        (ImageRequest("x", task_type="upscale"), "task_type upscale needs images: the one to enlarge"),
         (ImageRequest("x", task_type="text-to-image", images=["https://a.example/1.png"]), "images"),
         (ImageRequest("x", extra={"num_images": 2}), r"pass num_images=\.\.\., not extra={'num_images': \.\.\.}"),
         (ImageRequest("x", extra={"type": "upscale"}), r"pass task_type=\.\.\., not extra={'type'"),

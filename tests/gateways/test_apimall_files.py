@@ -65,6 +65,9 @@ def test_large_image_gets_a_presigned_url() -> None:
             {"upload_url": PUT, "public_url": URL, "content_type": "image/png"},
             UploadTarget(url=URL, put_url=PUT, content_type="image/png"),
         ),
+        ({"upload_url": "ftp://a.example", "public_url": URL}, UploadTarget(url=URL, put_url="ftp://a.example")),
+        ({"upload_url": PUT, "public_url": URL, "max_file_size": "9"}, UploadTarget(url=URL, put_url=PUT, size=9)),
+        ({"url": URL, "file_size": 0}, UploadTarget(url=URL, size=0)),
     ],
 )
 def test_answer_says_where_the_image_is_or_goes(data: object, target: UploadTarget) -> None:
@@ -73,11 +76,17 @@ def test_answer_says_where_the_image_is_or_goes(data: object, target: UploadTarg
 
 @pytest.mark.parametrize(
     "data",
-    [None, [], {}, {"url": "files/a.png"}, {"url": 5}, {"upload_url": PUT}, {"upload_url": "", "public_url": URL}],
+    [None, [], {}, {"url": "files/a.png"}, {"url": 5}, {"upload_url": PUT}, {"upload_url": " ", "public_url": URL}],
 )
 def test_answer_without_a_url_is_unexpected(data: object) -> None:
     with pytest.raises(UnexpectedResponse, match="data"):
         mall.read_upload(reply(data))
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "7.5", "1e999999999", "-1e999999999", "NaN", "1" * 5000, "true", '"big"'])
+def test_senseless_size_states_no_limit(size: str) -> None:
+    body = f'{{"success": true, "data": {{"upload_url": "{PUT}", "public_url": "{URL}", "max_file_size": {size}}}}}'
+    assert mall.read_upload(HttpResponse(status=200, body=body.encode())).size is None
 
 
 @pytest.mark.parametrize(("status", "kind"), [(400, InvalidRequest), (401, AuthenticationError), (413, InvalidRequest)])

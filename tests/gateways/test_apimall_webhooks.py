@@ -99,6 +99,29 @@ def test_incomplete_items_of_a_list_are_skipped() -> None:
     assert mall.read_webhook_list(answered({"items": items})).webhooks == [Webhook(id="4", url=HOOK)]
 
 
+@pytest.mark.parametrize(
+    "stated",
+    [{"next_cursor": "c/2="}, {"nextCursor": "c/2=", "has_more": True}, {"pagination": {"next_cursor": "c/2="}}],
+)
+def test_cursor_leads_to_the_next_page(stated: dict[str, Any]) -> None:
+    page = mall.read_webhook_list(answered({"items": [ITEM], **stated}))
+    assert (page.is_last, page.next_cursor) == (False, "c/2=")
+    beside = {"success": True, "data": [ITEM], **stated}
+    assert mall.read_webhook_list(HttpResponse(status=200, body=json.dumps(beside).encode())) == page
+    request = mall.build_webhook_list(2, page.next_cursor)
+    assert request.url == "https://gateway.apimall.ai/api/v1/webhooks?cursor=c%2F2%3D"
+
+
+@pytest.mark.parametrize("cursor", [None, "", "a\nb", "x" * 600, ["c"], KEY])
+def test_senseless_cursor_is_none(cursor: object) -> None:
+    page = mall.read_webhook_list(answered({"items": [ITEM], "next_cursor": cursor}))
+    assert (page.is_last, page.next_cursor) == (True, None)
+
+
+def test_cursor_of_the_last_page_is_not_followed() -> None:
+    assert mall.read_webhook_list(answered({"items": [ITEM], "next_cursor": "c2", "has_more": False})).is_last
+
+
 @pytest.mark.parametrize("data", [None, {}, {"items": {}}, "x"])
 def test_answer_without_a_list_is_unexpected(data: Any) -> None:
     with pytest.raises(UnexpectedResponse, match="no list of webhooks"):

@@ -35,9 +35,11 @@ async def opened(downloads: ImageDownloader) -> AsyncIterator[ImageDownloader]:
         await downloads.aclose()
 
 
-async def put(url: str, content: bytes = PNG, *, loopback: bool = True, timeout_s: float = 5.0) -> None:
+async def put(
+    url: str, content: bytes = PNG, *, loopback: bool = True, timeout_s: float = 5.0, allow_http: bool = True
+) -> None:
     async with opened(ImageDownloader(allow_loopback=loopback)) as downloads:
-        await downloads.put(url, content, content_type="image/png", timeout_s=timeout_s)
+        await downloads.put(url, content, content_type="image/png", timeout_s=timeout_s, allow_http=allow_http)
 
 
 async def test_content_arrives_whole_with_its_type_and_no_credentials() -> None:
@@ -61,8 +63,6 @@ async def test_content_arrives_whole_with_its_type_and_no_credentials() -> None:
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        (302, UnexpectedResponse),
-        (307, UnexpectedResponse),
         (400, UnexpectedResponse),
         (403, UnexpectedResponse),
         (408, TransportError),
@@ -84,6 +84,31 @@ async def test_other_status_is_an_error_and_followed_nowhere(status: int, kind: 
             await put(url)
     assert requests == 1
     assert "Signature" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_redirect_is_an_unusable_address_and_not_followed(status: int) -> None:
+    paths: list[str] = []
+
+    async def redirect(request: web.Request) -> web.Response:
+        paths.append(request.raw_path)
+        return web.Response(status=status, headers={"Location": str(request.url.with_path("/elsewhere"))})
+
+    async with storage(redirect) as url:
+        with pytest.raises(ConfigurationError, match=rf"127.0.0.1 redirects it \(HTTP {status}\)") as caught:
+            await put(url)
+    assert paths == ["/a%2Fb.png?X-Amz-Signature=a%2B1"]
+    assert "Signature" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["http", "HTTP"])
+async def test_plain_http_is_refused_unless_allowed(scheme: str) -> None:
+    async def store(_: web.Request) -> web.Response:
+        raise AssertionError("the image was sent")
+
+    async with storage(store) as url:
+        with pytest.raises(ConfigurationError, match=r"127\.0\.0\.1 takes it by plain http only"):
+            await put(url.replace("http", scheme, 1), allow_http=False)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,8 @@ class PagedGateway(WebhookGateway):
     def _answer_about_webhooks(self, request: HttpRequest, path: str) -> Reply:
         if request.method != "GET":
             return super()._answer_about_webhooks(request, path)
-        page = int(parse_qs(urlsplit(request.url).query).get("page", ["1"])[0]) if self.knows_pages else 1
+        query = parse_qs(urlsplit(request.url).query)
+        page = int((query.get("cursor") or query.get("page") or ["1"])[0]) if self.knows_pages else 1
         items = list(self.webhooks.values())
         data = {"items": items[page - 1 : page], **self.words(page, len(items))}
         return json_reply(200, {"success": True, "data": data})
@@ -263,6 +264,7 @@ PAGES: dict[str, Callable[[int, int], dict[str, Any]]] = {
     "has_more": lambda page, count: {"has_more": page < count},
     "pages": lambda page, count: {"pagination": {"page": page, "total_pages": count}},
     "limit": lambda page, count: {"page": page, "limit": 1},
+    "cursor": lambda page, count: {"next_cursor": str(page + 1) if page < count else None},
 }
 
 
@@ -276,9 +278,10 @@ async def test_further_pages_of_the_list_are_read(words: str) -> None:
     assert (list(gateway.webhooks), gateway.registered) == (["wh_1", "wh_2", "wh_3"], 3)
 
 
+@pytest.mark.parametrize("stated", [lambda page: {"has_more": True}, lambda page: {"next_cursor": str(page + 1)}])
 @virtually
-async def test_list_that_never_ends_is_read_to_a_bound() -> None:
-    gateway = PagedGateway(lambda page, count: {"has_more": True})
+async def test_list_that_never_ends_is_read_to_a_bound(stated: Callable[[int], dict[str, Any]]) -> None:
+    gateway = PagedGateway(lambda page, count: stated(page))
     for number in range(100):
         gateway.add(f"https://other.example/{number}")
     async with hooked(gateway):
@@ -287,9 +290,10 @@ async def test_list_that_never_ends_is_read_to_a_bound() -> None:
     assert gateway.asked.count("POST") == 1
 
 
+@pytest.mark.parametrize("words", ["total", "cursor"])
 @virtually
-async def test_first_page_again_ends_the_reading() -> None:
-    gateway = PagedGateway(PAGES["total"], knows_pages=False)
+async def test_first_page_again_ends_the_reading(words: str) -> None:
+    gateway = PagedGateway(PAGES[words], knows_pages=False)
     async with hooked(gateway):
         await asyncio.sleep(10.0)
     assert gateway.asked == ["GET", "GET", "POST", "GET", "GET"]
