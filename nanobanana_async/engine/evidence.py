@@ -88,7 +88,8 @@ def _to_claimed(task: PastTask, record: JobRecord | None, gateway: Gateway) -> C
 
 
 def _price_of(task: PastTask) -> Decimal | None:
-    return None if (task.status or "").lower() in _NO_PRICE else task.credits_used
+    """Return what a task costs; None if it does not show: it may be charged when it ends, and was perhaps refunded."""
+    return None if (task.status or "").lower() in _NO_PRICE else task.credits_used or None
 
 
 def _lower(name: str | None) -> str | None:

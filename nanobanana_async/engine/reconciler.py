@@ -21,8 +21,8 @@ from nanobanana_async.engine.history import Wait
 from nanobanana_async.engine.next_step import AwaitHistory, Finish, HoldSlots, Next
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
-from nanobanana_async.engine.workers import JobStep
-from nanobanana_async.errors import ConfigurationError, NanoBananaError, SessionClosed
+from nanobanana_async.engine.workers import JobStep, error_of_crash
+from nanobanana_async.errors import ConfigurationError, NanoBananaError, SessionClosed, TransportError
 from nanobanana_async.gateways.capabilities import PastTask
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.base import TaskTaken
@@ -78,9 +78,11 @@ class Reconciler:
                 jobs = await self._reconcile_uncertain()
                 if not done.done():
                     done.set_result(jobs)
-            except NanoBananaError as error:
+            except Exception as error:
                 if not done.done():
-                    done.set_exception(error)
+                    done.set_exception(error if isinstance(error, NanoBananaError) else error_of_crash(error))
+                if not isinstance(error, NanoBananaError):
+                    raise
             except asyncio.CancelledError:
                 if not done.done():
                     done.set_exception(SessionClosed("the session was closed before the history was read"))
@@ -125,7 +127,7 @@ class Reconciler:
         parked = job.phase is Phase.CHECKING
         if isinstance(verdict, NotBought):
             if parked:
-                self._decide(wait, self._engine.claims.reopen)
+                self._decide(wait, self._reopen)
             return
         if not self._history.readable and not parked:  # its repeats go on, as where there is no history
             self._history.waits.pop(job.key, None)
@@ -168,6 +170,19 @@ class Reconciler:
                 return HoldSlots(job.holds_slots_until)
             self._history.watch(job)
             return AwaitHistory()
+
+    async def _reopen(self, job: TrackedJob) -> Next:
+        """Let a job that was not bought be sent again; the second time its callers get why it was never answered."""
+        failure, again = job.last_failure, job.reopened
+        next_step = await self._engine.claims.reopen(job)
+        if not again:
+            job.reopened = True
+            return next_step
+        job.reopened = False
+        error = TransportError("no create was answered") if failure is None else failure
+        unanswered = error.for_job(job.key, safe_to_repeat=True)
+        unanswered.message += "; by the gateway's history the job was not bought: generate it again later"
+        return Finish(unanswered)
 
     async def _leave_uncertain(self, candidates: tuple[Candidate, ...], job: TrackedJob) -> Next:
         await self._store.transition(job, JobState.UNCERTAIN, in_doubt=True, candidates=candidates)

@@ -245,12 +245,16 @@ class _Marks:
     """Which models and prices distinguish tasks, by the tasks whose jobs are known."""
 
     def __init__(self, claimed: Iterable[ClaimedTask]) -> None:
-        self._models: dict[str, set[str]] = {}
+        self._names: dict[str, set[str]] = {}
         """Requested model -> its names in the history."""
+        self._names_of_class: dict[tuple[str, str], set[str]] = {}
+        """The same by price class: a gateway may name a model otherwise for edits, or for another size."""
         self._prices: dict[str, set[Decimal]] = {}
         for task in claimed:
             if task.model is not None and task.requested_model is not None:
-                self._models.setdefault(task.requested_model, {task.requested_model}).add(task.model)
+                self._names.setdefault(task.requested_model, {task.requested_model}).add(task.model)
+                own = self._names_of_class.setdefault((task.requested_model, task.price_class), {task.requested_model})
+                own.add(task.model)
             if task.credits is not None:
                 self._prices.setdefault(task.price_class, set()).add(task.credits)
 
@@ -258,9 +262,11 @@ class _Marks:
         """Return whether the task's model can be the job's: a name that is not known is taken to be."""
         if doubt.model is None or task.model is None:
             return True
-        if doubt.model in self._models:
-            return task.model in self._models[doubt.model]
-        return not any(task.model in names for names in self._models.values())
+        if own := self._names_of_class.get((doubt.model, doubt.price_class)):
+            return task.model in own
+        if task.model in self._names.get(doubt.model, {doubt.model}):
+            return True
+        return not any(task.model in names for names in self._names.values())
 
     def allow_price(self, doubt: Doubt, task: UnclaimedTask) -> bool:
         """Return whether the task's price can be the job's: not if only other classes were seen to cost that."""
