@@ -9,6 +9,7 @@ from attrs import evolve
 
 from nanobanana_async.engine.doubt import was_processed
 from nanobanana_async.engine.history import History, Reading
+from nanobanana_async.events import log
 from nanobanana_async.gateways.capabilities import PastTask
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import JobRecord
@@ -42,7 +43,14 @@ def to_history_read(
     reading: Reading, claimed: Mapping[str, JobRecord | None], history: History, gateway: Gateway
 ) -> HistoryRead | None:
     """Return a reading with the jobs that have its tasks; None if nothing shows what the gateway's clock says."""
-    known = [_to_claimed(task, claimed[task.task_id], gateway) for task in reading.tasks if task.task_id in claimed]
+    if (missed := history.misses(reading)) is not None:
+        log.info("history.incomplete task=%s: it shows other tasks than those of this account, or shows them late", missed)
+        return None
+    known = [
+        _to_claimed(task, claimed[task.task_id], gateway, history.accepted.get(task.task_id))
+        for task in reading.tasks
+        if task.task_id in claimed
+    ]
     offset = estimate_offset(known, reading.offset)
     if offset is None:
         return None
@@ -55,6 +63,7 @@ def to_history_read(
         offset_until=max((task.answered_at or -math.inf for task in known), default=-math.inf)
         if reading.offset is None
         else math.inf,
+        zone_known=any(task.answered_at is not None for task in known),
         delay_s=history.delay_s,
         lateness_s=history.lateness_s,
     )
@@ -69,10 +78,13 @@ def _to_unclaimed(task: PastTask) -> UnclaimedTask:
     )
 
 
-def _to_claimed(task: PastTask, record: JobRecord | None, gateway: Gateway) -> ClaimedTask:
+def _to_claimed(
+    task: PastTask, record: JobRecord | None, gateway: Gateway, accepted: tuple[datetime, datetime] | None
+) -> ClaimedTask:
     created_at = task.created_at.timestamp()
     if record is None or record.request is None:
-        return ClaimedTask(created_at=created_at)
+        since, until = (None, None) if accepted is None else (at.timestamp() for at in accepted)
+        return ClaimedTask(created_at=created_at, sent_at=since, answered_at=until)
     since, until = record.sent_at, record.running_since
     # A job that got its task by hand or by the history began to run, by its record, when it was sent.
     timed = since is not None and until is not None and until > since

@@ -17,7 +17,7 @@ from nanobanana_async.candidates import Candidate
 from nanobanana_async.engine.doubt import was_processed
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.evidence import sent_at, to_doubt, to_history_read
-from nanobanana_async.engine.history import Wait
+from nanobanana_async.engine.history import MOST_READINGS, Wait
 from nanobanana_async.engine.next_step import AwaitHistory, Finish, HoldSlots, Next
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
@@ -28,8 +28,6 @@ from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.base import TaskTaken
 from nanobanana_async.policy.reconcile import Found, NotBought, Undecided, Verdict, decide
 
-# After so many readings that did not decide it, a job is left to its repeats, or becomes UNCERTAIN.
-MOST_READINGS = 5
 # How many pages are read for the jobs of this session, and when the user asks for all UNCERTAIN jobs.
 MOST_PAGES = 20
 MOST_PAGES_BY_HAND = 200
@@ -129,7 +127,7 @@ class Reconciler:
             if parked:
                 self._decide(wait, self._reopen)
             return
-        if not self._history.readable and not parked:  # its repeats go on, as where there is no history
+        if not parked and (self._history.fails or not self._history.readable):  # its repeats go on, as without a history
             self._history.waits.pop(job.key, None)
             return
         if wait.due > now and self._history.readable:
@@ -204,7 +202,7 @@ class Reconciler:
             {} if read is None else decide([to_doubt(record, gateway, read.lateness_s) for record in in_doubt], read)
         )
         for record in wanted:
-            verdicts.setdefault(record.key, Undecided((), may_change=False))
+            verdicts.setdefault(record.key, Undecided((), may_change=read is None))
         return _Judgement(verdicts, {task.task_id: task for task in reading.tasks})
 
     async def _reconcile_uncertain(self) -> list[TrackedJob]:
