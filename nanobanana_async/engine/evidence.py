@@ -9,24 +9,35 @@ from attrs import evolve
 
 from nanobanana_async.engine.doubt import was_processed
 from nanobanana_async.engine.history import History, Reading
+from nanobanana_async.errors import IdempotencyConflict
 from nanobanana_async.events import log
 from nanobanana_async.gateways.capabilities import PastTask
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.jobs import JobRecord
+from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.policy.reconcile import ClaimedTask, Doubt, HistoryRead, UnclaimedTask, estimate_offset
 
 # A task that ended so may have been refunded: its price does not show what it cost.
 _NO_PRICE = frozenset({"failed", "error", "cancelled", "canceled"})
 
 
-def to_doubt(record: JobRecord, gateway: Gateway, lateness_s: float) -> Doubt:
-    """Return a job in doubt; its record must say when its answer was lost."""
+def shows_shared_keys(record: JobRecord) -> bool:
+    """Return whether the gateway knew this job's key before the job was sent: another ledger has the same keys."""
+    failure = record.failure
+    uncertain = record.state is JobState.UNCERTAIN
+    return uncertain and failure is not None and failure.kind == IdempotencyConflict.__name__
+
+
+def to_doubt(record: JobRecord, gateway: Gateway, lateness_s: float, *, shared: bool) -> Doubt:
+    """Return a job in doubt; its record must say when its answer was lost.
+
+    With `shared` another ledger buys jobs under the same keys: then a 409 may be about its create.
+    """
     request = record.request
     return Doubt(
         key=record.key,
         sent_at=sent_at(record).timestamp(),
         lost_at=(record.lost_at or sent_at(record)).timestamp(),
-        processed=was_processed(record, lateness_s),
+        processed=not shared and was_processed(record, lateness_s),
         in_progress=record.conflict_at is not None,
         request=record.key if request is None else evolve(request, callback_url=None),
         model=None if request is None else _lower(request.model),
@@ -44,7 +55,9 @@ def to_history_read(
 ) -> HistoryRead | None:
     """Return a reading with the jobs that have its tasks; None if nothing shows what the gateway's clock says."""
     if (missed := history.misses(reading)) is not None:
-        log.info("history.incomplete task=%s: it shows other tasks than those of this account, or shows them late", missed)
+        log.info(
+            "history.incomplete task=%s: it shows other tasks than those of this account, or shows them late", missed
+        )
         return None
     known = [
         _to_claimed(task, claimed[task.task_id], gateway, history.accepted.get(task.task_id))

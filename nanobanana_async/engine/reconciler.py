@@ -16,7 +16,7 @@ from attrs import frozen
 from nanobanana_async.candidates import Candidate
 from nanobanana_async.engine.doubt import was_processed
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.evidence import sent_at, to_doubt, to_history_read
+from nanobanana_async.engine.evidence import sent_at, shows_shared_keys, to_doubt, to_history_read
 from nanobanana_async.engine.history import MOST_READINGS, Wait
 from nanobanana_async.engine.next_step import AwaitHistory, Finish, HoldSlots, Next
 from nanobanana_async.engine.phases import Phase
@@ -127,7 +127,9 @@ class Reconciler:
             if parked:
                 self._decide(wait, self._reopen)
             return
-        if not parked and (self._history.fails or not self._history.readable):  # its repeats go on, as without a history
+        if not parked and (
+            self._history.fails or not self._history.readable
+        ):  # its repeats go on, as without a history
             self._history.waits.pop(job.key, None)
             return
         if wait.due > now and self._history.readable:
@@ -198,9 +200,10 @@ class Reconciler:
         claimed |= {record.task_id: record for record in tracked if record.task_id is not None}
         in_doubt = [record for record in (*tracked, *uncertain) if record.in_doubt and self._history.can_show(record)]
         read = to_history_read(reading, claimed, self._history, gateway)
-        verdicts = (
-            {} if read is None else decide([to_doubt(record, gateway, read.lateness_s) for record in in_doubt], read)
-        )
+        shared = any(map(shows_shared_keys, (*tracked, *uncertain)))
+        verdicts: dict[str, Verdict] = {}
+        if read is not None:
+            verdicts = decide([to_doubt(each, gateway, read.lateness_s, shared=shared) for each in in_doubt], read)
         for record in wanted:
             verdicts.setdefault(record.key, Undecided((), may_change=read is None))
         return _Judgement(verdicts, {task.task_id: task for task in reading.tasks})
