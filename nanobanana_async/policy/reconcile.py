@@ -9,8 +9,8 @@ processed any more (`lost_at`): its answer, or that of a repeat, was given up, o
 may finish a create after its connection is gone. It is taken to need no longer for that than a few of the longest
 answers seen (`lateness_s`). The window is moved to the gateway's clock by an offset that is known within bounds, and
 reaches a second back, because `created_at` may be cut to whole seconds. Until a task of known time shows that
-`created_at` is in UTC, a task whose time differs by whole quarter hours may be this job's as well. A task outside the window, or of another model
-or price, is not this job's; neither is one that another job has.
+`created_at` is in UTC, a task whose time differs by whole quarter hours may be this job's as well. A task outside the
+window, or of another model or price, is not this job's; neither is one that another job has.
 
 Evidence. A 409 to a repeat shows that a create under this key is being processed, and it may still be refused. If
 repeats get 409 for longer than any create is processed, and no other answer, it was processed to its end: exactly one
