@@ -96,8 +96,9 @@ def _to_claimed(
 ) -> ClaimedTask:
     created_at = task.created_at.timestamp()
     if record is None or record.request is None:
-        since, until = (None, None) if accepted is None else (at.timestamp() for at in accepted)
-        return ClaimedTask(created_at=created_at, sent_at=since, answered_at=until)
+        if accepted is None:
+            return ClaimedTask(created_at=created_at)
+        return ClaimedTask(created_at=created_at, sent_at=accepted[0].timestamp(), answered_at=accepted[1].timestamp())
     since, until = record.sent_at, record.running_since
     # A job that got its task by hand or by the history began to run, by its record, when it was sent.
     timed = since is not None and until is not None and until > since

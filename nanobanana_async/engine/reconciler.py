@@ -179,7 +179,7 @@ class Reconciler:
             job.reopened = True
             return next_step
         job.reopened = False
-        error = TransportError("no create was answered") if failure is None else failure
+        error = TransportError("no create was answered", possibly_sent=False) if failure is None else failure
         unanswered = error.for_job(job.key, safe_to_repeat=True)
         unanswered.message += "; by the gateway's history the job was not bought: generate it again later"
         return Finish(unanswered)

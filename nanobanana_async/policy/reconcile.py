@@ -263,7 +263,8 @@ def _possible_zones(read: HistoryRead) -> tuple[int, int]:
     if read.zone_known:
         return 0, 0
     now = read.read_at + read.offset.most + READING_S
-    newest = max((task.created_at for task in (*read.unclaimed, *read.claimed)), default=-math.inf)
+    times = [task.created_at for task in read.unclaimed] + [task.created_at for task in read.claimed]
+    newest = max(times, default=-math.inf)
     behind_s = max(newest - now, -MOST_ZONE_STEPS * ZONE_STEP_S)
     return math.ceil(behind_s / ZONE_STEP_S), MOST_ZONE_STEPS
 

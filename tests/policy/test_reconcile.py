@@ -299,7 +299,7 @@ def test_no_verdict_contradicts_the_truth(
     tasks = [task(task_id, dated(job.created_at or 0.0)) for task_id, job in own.items()]
     tasks += [task(f"foreign {number}", dated(at)) for number, at in enumerate(foreign)]
     offset = ClockOffset(shift - slack, shift + slack)
-    facts = {"offset": offset, "zone_known": zone is None, "complete_since": -1e9}
+    facts: dict[str, Any] = {"offset": offset, "zone_known": zone is None, "complete_since": -1e9}
     verdicts = decide([job.doubt for job in jobs], read(*tasks, **facts))
     given_tasks = [verdict.task_id for verdict in verdicts.values() if isinstance(verdict, Found)]
     assert len(given_tasks) == len(set(given_tasks))
