@@ -55,9 +55,7 @@ def to_history_read(
 ) -> HistoryRead | None:
     """Return a reading with the jobs that have its tasks; None if nothing shows what the gateway's clock says."""
     if (missed := history.misses(reading)) is not None:
-        log.info(
-            "history.incomplete task=%s: it shows other tasks than those of this account, or shows them late", missed
-        )
+        log.info("history.incomplete task=%s: nothing is decided by a history that does not list it", missed)
         return None
     known = [
         _to_claimed(task, claimed[task.task_id], gateway, history.accepted.get(task.task_id))
