@@ -54,8 +54,8 @@ def to_history_read(
     reading: Reading, claimed: Mapping[str, JobRecord | None], history: History, gateway: Gateway
 ) -> HistoryRead | None:
     """Return a reading with the jobs that have its tasks; None if nothing shows what the gateway's clock says."""
-    if (missed := history.misses(reading)) is not None:
-        log.info("history.incomplete task=%s: nothing is decided by a history that does not list it", missed)
+    if (unlisted := history.unlisted(reading)) is not None:
+        log.info("history.incomplete task=%s: nothing is decided by a history that does not list it", unlisted)
         return None
     known = [
         _to_claimed(task, claimed[task.task_id], gateway, history.accepted.get(task.task_id))

@@ -134,7 +134,7 @@ class History:
         if len(self.accepted) > MOST_ACCEPTED:
             del self.accepted[next(iter(self.accepted))]
 
-    def misses(self, reading: Reading) -> str | None:
+    def unlisted(self, reading: Reading) -> str | None:
         """Return a task that the reading should have listed, and has not: it then shows nothing for certain."""
         listed = {task.task_id for task in reading.tasks}
         until = reading.read_at - timedelta(seconds=self.delay_s)
