@@ -123,9 +123,10 @@ class Claims:
     async def reopen(self, job: TrackedJob) -> Next:
         """Store that a job in doubt was not bought: it waits to be sent, under the same idempotency key as before.
 
-        If that was wrong after all, the key keeps the gateway from charging twice.
+        If that was wrong after all, the key keeps the gateway from charging twice: `first_sent_at` stays, so that a
+        409 is known to be about an earlier create of this job.
         """
-        unsent = {"first_sent_at": None, "sent_at": None, "attempts": 0}
+        unsent = {"sent_at": None, "attempts": 0}
         await self._store.transition(job, JobState.PENDING, **unsent, **NO_DOUBT)
         self._slots.release(job)
         job.failures, job.last_failure, job.first_attempt_at, job.draws_retry_budget = 0, None, NEVER, False

@@ -9,23 +9,35 @@ from attrs import evolve
 
 from nanobanana_async.engine.doubt import was_processed
 from nanobanana_async.engine.history import History, Reading
+from nanobanana_async.errors import IdempotencyConflict
+from nanobanana_async.events import log
 from nanobanana_async.gateways.capabilities import PastTask
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.jobs import JobRecord
+from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.policy.reconcile import ClaimedTask, Doubt, HistoryRead, UnclaimedTask, estimate_offset
 
 # A task that ended so may have been refunded: its price does not show what it cost.
 _NO_PRICE = frozenset({"failed", "error", "cancelled", "canceled"})
 
 
-def to_doubt(record: JobRecord, gateway: Gateway, lateness_s: float) -> Doubt:
-    """Return a job in doubt; its record must say when its answer was lost."""
+def shows_shared_keys(record: JobRecord) -> bool:
+    """Return whether the gateway knew this job's key before the job was sent: another ledger has the same keys."""
+    failure = record.failure
+    uncertain = record.state is JobState.UNCERTAIN
+    return uncertain and failure is not None and failure.kind == IdempotencyConflict.__name__
+
+
+def to_doubt(record: JobRecord, gateway: Gateway, lateness_s: float, *, shared: bool) -> Doubt:
+    """Return a job in doubt; its record must say when its answer was lost.
+
+    With `shared` another ledger buys jobs under the same keys: then a 409 may be about its create.
+    """
     request = record.request
     return Doubt(
         key=record.key,
         sent_at=sent_at(record).timestamp(),
         lost_at=(record.lost_at or sent_at(record)).timestamp(),
-        processed=was_processed(record, lateness_s),
+        processed=not shared and was_processed(record, lateness_s),
         in_progress=record.conflict_at is not None,
         request=record.key if request is None else evolve(request, callback_url=None),
         model=None if request is None else _lower(request.model),
@@ -42,7 +54,14 @@ def to_history_read(
     reading: Reading, claimed: Mapping[str, JobRecord | None], history: History, gateway: Gateway
 ) -> HistoryRead | None:
     """Return a reading with the jobs that have its tasks; None if nothing shows what the gateway's clock says."""
-    known = [_to_claimed(task, claimed[task.task_id], gateway) for task in reading.tasks if task.task_id in claimed]
+    if (unlisted := history.unlisted(reading)) is not None:
+        log.info("history.incomplete task=%s: nothing is decided by a history that does not list it", unlisted)
+        return None
+    known = [
+        _to_claimed(task, claimed[task.task_id], gateway, history.accepted.get(task.task_id))
+        for task in reading.tasks
+        if task.task_id in claimed
+    ]
     offset = estimate_offset(known, reading.offset)
     if offset is None:
         return None
@@ -55,6 +74,7 @@ def to_history_read(
         offset_until=max((task.answered_at or -math.inf for task in known), default=-math.inf)
         if reading.offset is None
         else math.inf,
+        zone_known=any(task.answered_at is not None for task in known),
         delay_s=history.delay_s,
         lateness_s=history.lateness_s,
     )
@@ -69,10 +89,14 @@ def _to_unclaimed(task: PastTask) -> UnclaimedTask:
     )
 
 
-def _to_claimed(task: PastTask, record: JobRecord | None, gateway: Gateway) -> ClaimedTask:
+def _to_claimed(
+    task: PastTask, record: JobRecord | None, gateway: Gateway, accepted: tuple[datetime, datetime] | None
+) -> ClaimedTask:
     created_at = task.created_at.timestamp()
     if record is None or record.request is None:
-        return ClaimedTask(created_at=created_at)
+        if accepted is None:
+            return ClaimedTask(created_at=created_at)
+        return ClaimedTask(created_at=created_at, sent_at=accepted[0].timestamp(), answered_at=accepted[1].timestamp())
     since, until = record.sent_at, record.running_since
     # A job that got its task by hand or by the history began to run, by its record, when it was sent.
     timed = since is not None and until is not None and until > since
@@ -88,7 +112,8 @@ def _to_claimed(task: PastTask, record: JobRecord | None, gateway: Gateway) -> C
 
 
 def _price_of(task: PastTask) -> Decimal | None:
-    return None if (task.status or "").lower() in _NO_PRICE else task.credits_used
+    """Return what a task costs; None if it does not show: it may be charged when it ends, and was perhaps refunded."""
+    return None if (task.status or "").lower() in _NO_PRICE else task.credits_used or None
 
 
 def _lower(name: str | None) -> str | None:

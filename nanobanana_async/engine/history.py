@@ -35,6 +35,13 @@ _NO_HISTORY = (200, 404, 405, 501)
 # While creates may be processed for longer than this, the repeat after a 409 does not wait for their end.
 LONGEST_CONFIRMATION_S = 10.0
 
+# After so many readings that did not decide it, a job is left to its repeats, or becomes UNCERTAIN.
+MOST_READINGS = 5
+# How many accepted tasks are remembered.
+MOST_ACCEPTED = 100
+# A clock that is further off is none.
+_LONGEST_OFFSET_S = 86_400.0
+
 
 @define
 class Wait:
@@ -93,12 +100,21 @@ class History:
         self._changed = asyncio.Event()
         self._read_at = -self.delay_s
         self._unreadable = False
+        self._failures = 0
+        """Readings in a row that failed."""
+        self.accepted: dict[str, tuple[datetime, datetime]] = {}
+        """The last tasks of this session: when their creates left, and were answered."""
         self._was_read = False
 
     @property
     def readable(self) -> bool:
         """Whether the gateway has a history, as far as is known."""
         return self.gateway is not None and not self._unreadable
+
+    @property
+    def fails(self) -> bool:
+        """Whether so many readings in a row failed that jobs do not wait for several more."""
+        return self._failures >= MOST_READINGS
 
     @property
     def lateness_s(self) -> float:
@@ -110,9 +126,23 @@ class History:
         first = self.readable and record.conflict_at is None and self.lateness_s <= LONGEST_CONFIRMATION_S
         return self.lateness_s if first else 0.0
 
-    def create_answered(self, took_s: float) -> None:
-        """Record how long the gateway took to accept a create."""
+    def create_answered(self, task_id: str, took_s: float) -> None:
+        """Record how long the gateway took to accept a create, and when: the history must show that task."""
         self._longest_answer_s = max(took_s, self._longest_answer_s or 0.0)
+        answered_at = self._store.utcnow()
+        self.accepted[task_id] = (answered_at - timedelta(seconds=took_s), answered_at)
+        if len(self.accepted) > MOST_ACCEPTED:
+            del self.accepted[next(iter(self.accepted))]
+
+    def unlisted(self, reading: Reading) -> str | None:
+        """Return a task that the reading should have listed, and has not: it then shows nothing for certain."""
+        listed = {task.task_id for task in reading.tasks}
+        until = reading.read_at - timedelta(seconds=self.delay_s)
+        for task_id, (sent_at, answered_at) in self.accepted.items():
+            since = _with_offset(sent_at, reading.offset)
+            if since > reading.complete_since and answered_at <= until and task_id not in listed:
+                return task_id
+        return None
 
     def can_show(self, record: JobRecord) -> bool:
         """Return whether the history may show whether a job was bought: not if our clock was set back meanwhile."""
@@ -141,7 +171,7 @@ class History:
         after_s = ready_after_s(self.lateness_s, self.delay_s, processed=job.record.conflict_at is not None)
         ready_at = now + max(0.0, after_s - self._store.age_s(lost_at))
         due = now if parked and not self._was_read else ready_at
-        self.waits[job.key] = Wait(job, due, ready_at, lost_at)
+        self.waits[job.key] = Wait(job, due, ready_at, lost_at, reads=MOST_READINGS - 1 if self.fails else 0)
         self._changed.set()
 
     async def wait_until_due(self) -> None:
@@ -170,6 +200,7 @@ class History:
             sent_at = self._store.utcnow()
             page = await self._read_page(number)
             offset = offset or _offset_of(page, sent_at, self._store.utcnow())
+            known = len(tasks)
             for task in page.tasks:
                 # Tasks made meanwhile move older ones to the next page, where they are listed once more.
                 in_order = in_order and (task.task_id in tasks or task.created_at <= oldest)
@@ -179,14 +210,16 @@ class History:
                 complete_since = datetime.min.replace(tzinfo=UTC)
             elif in_order:
                 complete_since = oldest
-            if page.is_last or (in_order and oldest < _with_offset(since, offset)):
+            # A gateway that ignores the number of the page shows the first one for ever.
+            if page.is_last or len(tasks) == known or (in_order and oldest < _with_offset(since, offset)):
                 break
-        self._read_at, self._was_read = self._clock(), True
+        self._read_at, self._was_read, self._failures = self._clock(), True, 0
         return Reading(read_at, list(tasks.values()), complete_since, offset)
 
     def failed(self, error: Exception) -> None:
         """Record that the history could not be read."""
         self._read_at = self._clock()
+        self._failures += 1
         no_history = isinstance(error, UnexpectedResponse) and error.status in _NO_HISTORY
         refused = isinstance(error, GatewayError) and not isinstance(error, (RateLimited, GatewayUnavailable))
         if no_history or refused or isinstance(error, ConfigurationError):  # such as a lent session that was closed
@@ -223,6 +256,8 @@ def _offset_of(page: HistoryPage, sent_at: datetime, answered_at: datetime) -> C
     if page.answered_at is None:
         return None
     least = (page.answered_at - answered_at).total_seconds()
+    if abs(least) > _LONGEST_OFFSET_S:
+        return None
     return ClockOffset(least, (page.answered_at - sent_at).total_seconds() + ROUNDING_S)
 
 

@@ -16,20 +16,18 @@ from attrs import frozen
 from nanobanana_async.candidates import Candidate
 from nanobanana_async.engine.doubt import was_processed
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.evidence import sent_at, to_doubt, to_history_read
-from nanobanana_async.engine.history import Wait
+from nanobanana_async.engine.evidence import sent_at, shows_shared_keys, to_doubt, to_history_read
+from nanobanana_async.engine.history import MOST_READINGS, Wait
 from nanobanana_async.engine.next_step import AwaitHistory, Finish, HoldSlots, Next
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
-from nanobanana_async.engine.workers import JobStep
-from nanobanana_async.errors import ConfigurationError, NanoBananaError, SessionClosed
+from nanobanana_async.engine.workers import JobStep, error_of_crash
+from nanobanana_async.errors import ConfigurationError, NanoBananaError, SessionClosed, TransportError
 from nanobanana_async.gateways.capabilities import PastTask
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.base import TaskTaken
 from nanobanana_async.policy.reconcile import Found, NotBought, Undecided, Verdict, decide
 
-# After so many readings that did not decide it, a job is left to its repeats, or becomes UNCERTAIN.
-MOST_READINGS = 5
 # How many pages are read for the jobs of this session, and when the user asks for all UNCERTAIN jobs.
 MOST_PAGES = 20
 MOST_PAGES_BY_HAND = 200
@@ -78,9 +76,11 @@ class Reconciler:
                 jobs = await self._reconcile_uncertain()
                 if not done.done():
                     done.set_result(jobs)
-            except NanoBananaError as error:
+            except Exception as error:
                 if not done.done():
-                    done.set_exception(error)
+                    done.set_exception(error if isinstance(error, NanoBananaError) else error_of_crash(error))
+                if not isinstance(error, NanoBananaError):
+                    raise
             except asyncio.CancelledError:
                 if not done.done():
                     done.set_exception(SessionClosed("the session was closed before the history was read"))
@@ -125,9 +125,11 @@ class Reconciler:
         parked = job.phase is Phase.CHECKING
         if isinstance(verdict, NotBought):
             if parked:
-                self._decide(wait, self._engine.claims.reopen)
+                self._decide(wait, self._reopen)
             return
-        if not self._history.readable and not parked:  # its repeats go on, as where there is no history
+        if not parked and (
+            self._history.fails or not self._history.readable
+        ):  # its repeats go on, as without a history
             self._history.waits.pop(job.key, None)
             return
         if wait.due > now and self._history.readable:
@@ -169,6 +171,19 @@ class Reconciler:
             self._history.watch(job)
             return AwaitHistory()
 
+    async def _reopen(self, job: TrackedJob) -> Next:
+        """Let a job that was not bought be sent again; the second time its callers get why it was never answered."""
+        failure, again = job.last_failure, job.reopened
+        next_step = await self._engine.claims.reopen(job)
+        if not again:
+            job.reopened = True
+            return next_step
+        job.reopened = False
+        error = TransportError("no create was answered", possibly_sent=False) if failure is None else failure
+        unanswered = error.for_job(job.key, safe_to_repeat=True)
+        unanswered.message += "; by the gateway's history the job was not bought: generate it again later"
+        return Finish(unanswered)
+
     async def _leave_uncertain(self, candidates: tuple[Candidate, ...], job: TrackedJob) -> Next:
         await self._store.transition(job, JobState.UNCERTAIN, in_doubt=True, candidates=candidates)
         return HoldSlots(self._engine.clock() + self._engine.estimates.may_run_for_s(job))
@@ -185,11 +200,12 @@ class Reconciler:
         claimed |= {record.task_id: record for record in tracked if record.task_id is not None}
         in_doubt = [record for record in (*tracked, *uncertain) if record.in_doubt and self._history.can_show(record)]
         read = to_history_read(reading, claimed, self._history, gateway)
-        verdicts = (
-            {} if read is None else decide([to_doubt(record, gateway, read.lateness_s) for record in in_doubt], read)
-        )
+        shared = any(map(shows_shared_keys, (*tracked, *uncertain)))
+        verdicts: dict[str, Verdict] = {}
+        if read is not None:
+            verdicts = decide([to_doubt(each, gateway, read.lateness_s, shared=shared) for each in in_doubt], read)
         for record in wanted:
-            verdicts.setdefault(record.key, Undecided((), may_change=False))
+            verdicts.setdefault(record.key, Undecided((), may_change=read is None))
         return _Judgement(verdicts, {task.task_id: task for task in reading.tasks})
 
     async def _reconcile_uncertain(self) -> list[TrackedJob]:

@@ -10,6 +10,7 @@ from anyio.abc import TaskGroup
 
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.engine.workers import error_of_crash
 from nanobanana_async.errors import (
     MAX_RETRY_AFTER_S,
     ConfigurationError,
@@ -103,9 +104,11 @@ class JobResolver:
                 seen = await self._ask_until_sure(task_id, record, age_s)
                 if not answer.done():
                     answer.set_result(seen)
-            except NanoBananaError as error:
+            except Exception as error:
                 if not answer.done():
-                    answer.set_exception(error)
+                    answer.set_exception(error if isinstance(error, NanoBananaError) else error_of_crash(error))
+                if not isinstance(error, NanoBananaError):
+                    raise
             except asyncio.CancelledError:
                 if not answer.done():
                     answer.set_exception(SessionClosed("the session was closed before the task was confirmed"))

@@ -142,7 +142,7 @@ class Submitter:
         job.failures, job.last_failure, job.sources = 0, None, NO_SOURCES
         job.running_at = self._clock()
         self._slots.on_accepted(job, job.running_at)
-        self._history.create_answered(job.running_at - job.sent_at)
+        self._history.create_answered(accepted.task_id, job.running_at - job.sent_at)
         if job.record.in_doubt:
             self._slots.spacing.answered_repeat(named_task=True)
         self._emit_limits(job.running_at)

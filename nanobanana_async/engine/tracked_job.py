@@ -83,6 +83,7 @@ class TrackedJob:
         "polls",
         "progress",
         "record",
+        "reopened",
         "retry_failed",
         "running_at",
         "schedule",
@@ -129,6 +130,8 @@ class TrackedJob:
         """How many creates in a row were not accepted, or polls not answered."""
         self.last_failure: NanoBananaError | None = None
         """Why its last request in this session failed; None if it did not, or if there was none."""
+        self.reopened = False
+        """The history has shown that its creates were lost before the gateway had them, and it is sent again."""
         self.draws_retry_budget = False
         """Its last create had no usable answer: a repeat is extra load on a gateway that may be down."""
         self.callers = 0

@@ -16,6 +16,7 @@ from nanobanana_async.gateways.rate_limits import http_date
 PAGE_SIZE = 50
 """The most that the reference allows."""
 
+_HEADERS = {"Accept": "application/json", "Cache-Control": "no-cache"}
 _LISTS = ("items", "tasks", "images", "records", "list", "history", "results", "data")
 _TASK_IDS = ("task_id", "taskId", "id")
 _TIMES = ("created_at", "createdAt", "created", "create_time")
@@ -25,11 +26,14 @@ _IMAGES = ("image_url", "imageUrl", "primary_url", "url")
 def build_history(base_url: str, page: int) -> HttpRequest:
     """Return the request for a page, counted from 1."""
     url = f"{base_url}/api/v1/images/history?page={page}&limit={PAGE_SIZE}"
-    return HttpRequest(method="GET", url=url, headers={"Accept": "application/json"}, max_answer_bytes=4 * MIB)
+    return HttpRequest(method="GET", url=url, headers=_HEADERS, max_answer_bytes=4 * MIB)
 
 
 def parse_history(answer: ParsedResponse, envelope: Mapping[str, Any]) -> HistoryPage:
     """Return the tasks of a page; raise `UnexpectedResponse` if there is no list, or a task without an id or a time."""
+    age = answer.headers.get("age", "0").strip()
+    if age.strip("0"):
+        raise answer.unexpected_response(f"the history is a copy of a cache, {age[:20]} seconds old")
     data = envelope.get("data")
     facts = data if isinstance(data, Mapping) else envelope
     items = data if isinstance(data, list) else first(facts, _LISTS)

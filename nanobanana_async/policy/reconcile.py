@@ -8,8 +8,9 @@ A job in doubt is known by its window: from just before its create left (`sent_a
 processed any more (`lost_at`): its answer, or that of a repeat, was given up, or a repeat got the first 409. A gateway
 may finish a create after its connection is gone. It is taken to need no longer for that than a few of the longest
 answers seen (`lateness_s`). The window is moved to the gateway's clock by an offset that is known within bounds, and
-reaches a second back, because `created_at` may be cut to whole seconds. A task outside the window, or of another model
-or price, is not this job's; neither is one that another job has.
+reaches a second back, because `created_at` may be cut to whole seconds. Until a task of known time shows that
+`created_at` is in UTC, a task whose time differs by whole quarter hours may be this job's as well. A task outside the
+window, or of another model or price, is not this job's; neither is one that another job has.
 
 Evidence. A 409 to a repeat shows that a create under this key is being processed, and it may still be refused. If
 repeats get 409 for longer than any create is processed, and no other answer, it was processed to its end: exactly one
@@ -44,6 +45,12 @@ ROUNDING_S = 1.0
 LONGEST_ANSWERS = 3.0
 """A create whose connection is gone is processed within this many of the longest answers seen."""
 LEAST_LATENESS_S = 2.0
+ZONE_STEP_S = 900.0
+"""Clocks of two time zones differ by a multiple of this."""
+MOST_ZONE_STEPS = 56
+"""14 hours: no time zone is further from UTC."""
+READING_S = 60.0
+"""A task on the first page was created at most so long after the reading began."""
 
 
 @frozen
@@ -108,6 +115,8 @@ class HistoryRead:
     offset: ClockOffset
     offset_until: float = math.inf
     """Nothing shows what the offset is after this time of our clock."""
+    zone_known: bool = True
+    """A task of known time shows the zone of `created_at`; by the dates of the answers it may be any."""
     delay_s: float
     lateness_s: float
 
@@ -179,6 +188,7 @@ class _Decision:
         self._doubts = doubts
         self._read = read
         self._marks = _Marks(read.claimed)
+        self._zones = _possible_zones(read)
         tasks = sorted(read.unclaimed, key=lambda task: (task.created_at, task.task_id))
         self._possible = {
             doubt.key: tuple(
@@ -213,7 +223,10 @@ class _Decision:
     def _in_window(self, doubt: Doubt, task: UnclaimedTask, *, wide: bool) -> bool:
         late_s = 3 * self._read.delay_s if wide else self._read.lateness_s
         until = doubt.lost_at + late_s + self._read.offset.most
-        return self._since(doubt, wide=wide) <= task.created_at <= until and self._marks.allow_model(doubt, task)
+        first = math.ceil((task.created_at - until) / ZONE_STEP_S)
+        last = math.floor((task.created_at - self._since(doubt, wide=wide)) / ZONE_STEP_S)
+        in_time = max(first, self._zones[0]) <= min(last, self._zones[1])
+        return in_time and self._marks.allow_model(doubt, task)
 
     def _since(self, doubt: Doubt, *, wide: bool) -> float:
         margin_s = 3 * self._read.delay_s if wide else 0.0
@@ -226,7 +239,8 @@ class _Decision:
         return late_enough and self._is_covered(doubt)
 
     def _is_covered(self, doubt: Doubt) -> bool:
-        return self._since(doubt, wide=not doubt.processed) >= self._read.complete_since
+        since = self._since(doubt, wide=not doubt.processed)
+        return since + self._zones[0] * ZONE_STEP_S >= self._read.complete_since
 
     def _may_change(self, doubt: Doubt) -> bool:
         """Return whether a later reading may list more tasks of this job, or of one that shares a task with it."""
@@ -241,16 +255,34 @@ class _Decision:
         return {doubt.key: (doubt.request, self._possible[doubt.key]) for doubt in doubts}
 
 
+def _possible_zones(read: HistoryRead) -> tuple[int, int]:
+    """Return the least and the greatest number of steps by which the zone of `created_at` may be wrong.
+
+    No task can have been created after the reading: the newest one shows how far the zone is behind at most.
+    """
+    if read.zone_known:
+        return 0, 0
+    now = read.read_at + read.offset.most + READING_S
+    times = [task.created_at for task in read.unclaimed] + [task.created_at for task in read.claimed]
+    newest = max(times, default=-math.inf)
+    behind_s = max(newest - now, -MOST_ZONE_STEPS * ZONE_STEP_S)
+    return math.ceil(behind_s / ZONE_STEP_S), MOST_ZONE_STEPS
+
+
 class _Marks:
     """Which models and prices distinguish tasks, by the tasks whose jobs are known."""
 
     def __init__(self, claimed: Iterable[ClaimedTask]) -> None:
-        self._models: dict[str, set[str]] = {}
+        self._names: dict[str, set[str]] = {}
         """Requested model -> its names in the history."""
+        self._names_of_class: dict[tuple[str, str], set[str]] = {}
+        """The same by price class: a gateway may name a model otherwise for edits, or for another size."""
         self._prices: dict[str, set[Decimal]] = {}
         for task in claimed:
             if task.model is not None and task.requested_model is not None:
-                self._models.setdefault(task.requested_model, {task.requested_model}).add(task.model)
+                self._names.setdefault(task.requested_model, {task.requested_model}).add(task.model)
+                own = self._names_of_class.setdefault((task.requested_model, task.price_class), {task.requested_model})
+                own.add(task.model)
             if task.credits is not None:
                 self._prices.setdefault(task.price_class, set()).add(task.credits)
 
@@ -258,9 +290,11 @@ class _Marks:
         """Return whether the task's model can be the job's: a name that is not known is taken to be."""
         if doubt.model is None or task.model is None:
             return True
-        if doubt.model in self._models:
-            return task.model in self._models[doubt.model]
-        return not any(task.model in names for names in self._models.values())
+        if own := self._names_of_class.get((doubt.model, doubt.price_class)):
+            return task.model in own
+        if task.model in self._names.get(doubt.model, {doubt.model}):
+            return True
+        return not any(task.model in names for names in self._names.values())
 
     def allow_price(self, doubt: Doubt, task: UnclaimedTask) -> bool:
         """Return whether the task's price can be the job's: not if only other classes were seen to cost that."""

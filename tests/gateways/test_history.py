@@ -57,6 +57,21 @@ def test_request_for_a_page_is_a_plain_get() -> None:
     assert request.url == "https://gateway.apimall.ai/api/v1/images/history?page=3&limit=50"
 
 
+def test_request_asks_caches_to_let_it_pass() -> None:
+    assert mall.build_history(1).headers["Cache-Control"] == "no-cache"
+
+
+@pytest.mark.parametrize("age", ["1", "86400", "soon"])
+def test_copy_of_a_cache_is_refused(age: str) -> None:
+    with pytest.raises(UnexpectedResponse, match=f"a copy of a cache, {age} seconds old"):
+        page_of({"items": [ITEM]}, age=age)
+
+
+@pytest.mark.parametrize("age", ["", "0", " 0 "])
+def test_age_of_nothing_is_no_copy(age: str) -> None:
+    assert page_of({"items": [ITEM]}, age=age).tasks == [TASK]
+
+
 def test_page_has_the_tasks_and_the_date_of_the_answer() -> None:
     page = page_of({"items": [ITEM], "page": 1, "limit": 50}, date="Thu, 12 Mar 2026 12:05:00 GMT")
     assert page == HistoryPage([TASK], is_last=True, answered_at=datetime(2026, 3, 12, 12, 5, tzinfo=UTC))

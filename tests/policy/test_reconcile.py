@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanobanana_async.policy.reconcile import (
+    ZONE_STEP_S,
     ClaimedTask,
     ClockOffset,
     Doubt,
@@ -201,6 +202,53 @@ def test_offset_without_such_tasks_is_that_of_the_answers() -> None:
     assert estimate_offset([], None) is None
 
 
+HOUR_S = 3600.0
+
+
+@pytest.mark.parametrize("zone_s", [-5 * HOUR_S, 5.75 * HOUR_S, 8 * HOUR_S])
+def test_task_of_another_zone_may_be_the_jobs_while_the_zone_is_unknown(zone_s: float) -> None:
+    tasks, job = [task("own", 1000.5 + zone_s)], doubt(processed=False)
+    unknown, known = (
+        decide([job], read(*tasks, zone_known=zone_known, complete_since=-1e6))["A"] for zone_known in (False, True)
+    )
+    assert unknown == Undecided(("own",), may_change=False)
+    assert known == NotBought()
+
+
+def test_two_tasks_are_possible_if_one_is_of_another_zone() -> None:
+    tasks = (task("a", 1000.5), task("b", 1000.7 + HOUR_S))
+    assert decide([doubt()], read(*tasks, zone_known=False, read_at=5000.0)) == {"A": Undecided(("a", "b"), False)}
+
+
+def test_newest_task_shows_that_the_zone_is_not_behind() -> None:
+    tasks = (task("earlier", 1000.5 - HOUR_S), task("own", 1000.5))
+    assert decide([doubt()], read(*tasks, zone_known=False, read_at=1060.0)) == {"A": Found("own")}
+    verdict = decide([doubt()], read(*tasks, zone_known=False, read_at=9000.0, complete_since=-1e6))["A"]
+    assert verdict == Undecided(("earlier", "own"), may_change=False)
+
+
+def test_reading_must_reach_back_by_the_zone_as_well() -> None:
+    job = doubt(processed=False)
+    for complete_since, verdict in ((-1e6, NotBought()), (0.0, Undecided((), may_change=False))):
+        assert decide([job], read(zone_known=False, complete_since=complete_since)) == {"A": verdict}
+
+
+EDIT = "nano-edit"
+
+
+def test_names_of_a_model_are_known_by_price_class() -> None:
+    edit = claimed(model=EDIT, requested_model="nano", price_class="edit")
+    tasks = (task("a", 1000.5), task("b", 1000.6, model=EDIT), task("c", 1000.7, model="z-image"))
+    for price_class, marks, left in (
+        ("edit", KNOWN, ("a", "b", "c")),
+        ("1K", (*KNOWN, edit), ("a",)),
+        ("2K", (*KNOWN, edit), ("a", "b", "c")),
+        ("edit", (*KNOWN, edit), ("a", "b")),
+    ):
+        job = doubt(price_class=price_class, processed=False)
+        assert decide([job], read(*tasks, claimed=marks)) == {"A": Undecided(left, may_change=False)}
+
+
 @pytest.mark.parametrize(("longest_s", "late_s"), [(None, 40.0), (0.1, 2.0), (3.0, 9.0), (60.0, 40.0)])
 def test_lateness_follows_the_longest_answer(longest_s: float | None, late_s: float) -> None:
     assert lateness_s(longest_s, DELAY_S) == late_s
@@ -234,19 +282,25 @@ def truths(draw: st.DrawFn) -> list[Truth]:
 
 @settings(max_examples=600)
 @given(
-    truths(), st.lists(st.floats(995.0, 1020.0), max_size=4), st.floats(-5.0, 5.0), st.floats(0.0, 1.0), st.booleans()
+    truths(),
+    st.lists(st.floats(995.0, 1020.0), max_size=4),
+    st.floats(-5.0, 5.0),
+    st.floats(0.0, 1.0),
+    st.booleans(),
+    st.none() | st.integers(-20, 32),
 )
 def test_no_verdict_contradicts_the_truth(
-    jobs: list[Truth], foreign: list[float], shift: float, slack: float, whole_seconds: bool
+    jobs: list[Truth], foreign: list[float], shift: float, slack: float, whole_seconds: bool, zone: int | None
 ) -> None:
     def dated(at: float) -> float:
-        return float(int(at + shift)) if whole_seconds else at + shift
+        return (float(int(at + shift)) if whole_seconds else at + shift) + ZONE_STEP_S * (zone or 0)
 
     own = {f"of {job.doubt.key}": job for job in jobs if job.created_at is not None}
     tasks = [task(task_id, dated(job.created_at or 0.0)) for task_id, job in own.items()]
     tasks += [task(f"foreign {number}", dated(at)) for number, at in enumerate(foreign)]
     offset = ClockOffset(shift - slack, shift + slack)
-    verdicts = decide([job.doubt for job in jobs], read(*tasks, offset=offset))
+    facts: dict[str, Any] = {"offset": offset, "zone_known": zone is None, "complete_since": -1e9}
+    verdicts = decide([job.doubt for job in jobs], read(*tasks, **facts))
     given_tasks = [verdict.task_id for verdict in verdicts.values() if isinstance(verdict, Found)]
     assert len(given_tasks) == len(set(given_tasks))
     for job in jobs:

@@ -220,8 +220,8 @@ def _one_task_for_two_jobs() -> list[Change]:
 def _every_create_was_processed() -> list[Change]:
     to_doubt = evidence.to_doubt
 
-    def to_processed(record: JobRecord, gateway: Gateway, lateness_s: float) -> Doubt:
-        return evolve(to_doubt(record, gateway, lateness_s), processed=True)
+    def to_processed(record: JobRecord, gateway: Gateway, lateness_s: float, *, shared: bool) -> Doubt:
+        return evolve(to_doubt(record, gateway, lateness_s, shared=shared), processed=True)
 
     return [(reconciler, "to_doubt", to_processed), (reconciler, "was_processed", lambda *_: True)]
 
