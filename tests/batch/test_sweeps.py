@@ -99,7 +99,7 @@ def test_only_plain_names_stand_in_braces(written: str) -> None:
         (lambda: sweep("a {x} {y}", z=["a"]), r"\{x\}, \{y\}, which has no values: pass a list"),
         (
             lambda: sweep("a {x}", x=["a"], take=[1, 2]),
-            "take is not in the template, .* bought again and again: write .take. into it, or .* num_images",
+            "take is not in the template, .* bought again and again: write .take. into it, or .*num_images",
         ),
         (lambda: sweep("a {x}", x=["a"], aspect_ration=["1:1"]), r"did you mean aspect_ratio\?"),
         (lambda: sweep("a {x}", [{"y": 1, "z": 2}], x=["a"]), "y and z are not in the template"),
