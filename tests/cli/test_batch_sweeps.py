@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import sys
 
 import openpyxl
@@ -56,7 +57,7 @@ async def test_edited_template_needs_the_name_and_consent(batch: Command) -> Non
         await batch(TEMPLATE, *vary)
         other = "--prompt=one {product} in {style}"
         assert "holds the batch 'a-product-in-style-" in (await batch(other, *vary)).err
-        name = next(name for name in [batch.out / ".nanobanana-batch"]).read_text().split('"')[3]
+        name = json.loads((batch.out / ".nanobanana-batch").read_text(encoding="utf-8"))["batch"]
         said = await batch(other, *vary, "--name", name)
         assert said.code == 2
         assert "prompt was 'a mug in oil' and is 'one mug in oil'" in said.err
@@ -66,18 +67,24 @@ async def test_edited_template_needs_the_name_and_consent(batch: Command) -> Non
 
 async def test_rows_of_a_table_go_together(batch: Command) -> None:
     batch.write("shop.csv", "Product;Num Images;Shelf;extra.seed", "mug;2;A;7", "", "lamp;;B;")
-    async with emulated(batch) as emulator:
+    async with emulated(batch, extra_fields=True) as emulator:
         said = await batch("--prompt=a {Product} in {style}", "--vary-file", "shop.csv", "--vary", "style=oil,ink")
         assert said.code == 0
-        assert sorted((job.prompt, job.num_images) for job in emulator.jobs()) == [
-            ("a lamp in ink", 1),
-            ("a lamp in oil", 1),
-            ("a mug in ink", 2),
-            ("a mug in oil", 2),
+        assert sorted(job.prompt for job in emulator.jobs()) == [
+            "a lamp in ink",
+            "a lamp in oil",
+            "a mug in ink",
+            "a mug in oil",
         ]
     line = batch.lines()["a mug in ink"]
     assert line["metadata"]["Shelf"] == "A"
     assert line["settings"]["extra"] == {"seed": 7}
+    assert {prompt: len(found["images"]) for prompt, found in batch.lines().items()} == {
+        "a mug in oil": 2,
+        "a mug in ink": 2,
+        "a lamp in oil": 1,
+        "a lamp in ink": 1,
+    }
 
 
 async def test_reference_images_start_at_the_folder_of_the_table(batch: Command) -> None:
