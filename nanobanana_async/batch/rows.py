@@ -42,7 +42,7 @@ Requests = Iterable[RowInput] | AsyncIterable[RowInput]
 
 
 class SweepRow(dict[str, Any]):
-    """A row of a sweep: prompt, fields, key and metadata. Its key tells it from the other rows of its sweep only."""
+    """A row of a sweep: prompt, fields, key and metadata. Its key is its own among the rows of its sweep only."""
 
 
 class RowReader:

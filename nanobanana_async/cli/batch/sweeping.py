@@ -125,7 +125,7 @@ def open_sweep(options: SweepOptions, name: str | None, reading: ReadingOptions)
 
 
 def consents(source: InputFile, total: int, gateway: Gateway, expected: Any, *, yes: bool) -> bool:
-    """Ask before a large sweep is bought; raise `ConfigurationError` where nobody can answer."""
+    """Ask before a large sweep is bought; raise `ConfigurationError` without a terminal."""
     if not isinstance(source, SweepInput) or total <= ASKED_ABOVE:
         return True
     costs = Costs(gateway, {}, expected)
