@@ -4,14 +4,17 @@ import asyncio
 import io
 import json
 import sys
+from importlib import import_module
+from typing import Any
 
-import openpyxl
 import pytest
 
 from nanobanana_async.cli import app as cli
 from tests.cli.batches import Command, emulated
 from tests.cli.test_batch_dry_run import facts
 from tests.support.command import TerminalStream
+
+openpyxl: Any = import_module("openpyxl")  # it has no types
 
 SHOP = ("--vary", "product=mug,lamp,chair,pot", "--vary", "style=oil,ink,wood", "--aspect-ratio", "1:1,16:9")
 TEMPLATE = "--prompt=a {product} in {style}"
@@ -152,7 +155,7 @@ async def test_more_than_100_rows_need_consent(batch: Command, monkeypatch: pyte
     async with emulated(batch, job_limit=100) as emulator:
         said = await batch(*many)
         assert said.code == 2
-        assert "This sweep has 101 rows, about 808 (estimate) credits" in said.err
+        assert "This sweep has 101 rows, about 808 credits (estimate); what was" in said.err
         assert "pass --yes" in said.err
         for answer in ("n\n", ""):
             monkeypatch.setattr(sys, "stdin", TerminalStream(answer))

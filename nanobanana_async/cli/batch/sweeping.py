@@ -21,7 +21,7 @@ from nanobanana_async.cli.batch.spool import spooled
 from nanobanana_async.cli.jobs.consent import confirm
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.extra import value_of_text
-from nanobanana_async.formatting import count
+from nanobanana_async.formatting import count, plain_number
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.images.names import slug
 from nanobanana_async.references import text_to_reference
@@ -132,8 +132,9 @@ def consents(source: InputFile, total: int, gateway: Gateway, expected: Any, *, 
     for row in source.rows(gateway):
         if row.request is not None:
             costs.add(row.request)
+    price = f"about {plain_number(costs.total)} credits{' (estimate)' if costs.estimated else ''}"
     return confirm(
-        f"This sweep has {count(total, 'row')}, {costs} credits; what was bought before is not bought again.", yes=yes
+        f"This sweep has {count(total, 'row')}, {price}; what was bought before is not bought again.", yes=yes
     )
 
 
