@@ -19,7 +19,7 @@ from nanobanana_async.values import did_you_mean, is_absent, validate_row_key
 
 FIELDS = (*(name for name in REQUEST_FIELDS if name not in ("prompt", "callback_url", "extra")), "image")
 """What can vary beside the variables of the template; `extra.NAME` can, too."""
-MOST_VALUES = 1_000_000  # of one list: a generator without an end ends here
+MOST_VALUES = 100_000  # of one list: a generator without an end ends here
 
 _LONGEST_PART, _LONGEST_KEY = 60, 200
 _FORBIDDEN = {

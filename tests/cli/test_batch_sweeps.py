@@ -24,6 +24,7 @@ def prompts(batch: Command) -> list[str]:
     return sorted(batch.lines())
 
 
+@pytest.mark.slow
 async def test_sweep_of_3_by_4_by_2_is_24_rows_named_by_its_variables(batch: Command) -> None:
     async with emulated(batch) as emulator:
         seen = facts(await batch(TEMPLATE, *SHOP, "--dry-run"))
@@ -44,6 +45,7 @@ async def test_sweep_of_3_by_4_by_2_is_24_rows_named_by_its_variables(batch: Com
     assert '<select class="filter" data-name="style"' in (batch.out / "index.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 async def test_only_rows_of_an_added_value_are_bought(batch: Command) -> None:
     async with emulated(batch) as emulator:
         await batch(TEMPLATE, "--vary", "product=mug,pot", "--vary", "style=oil,ink")
@@ -54,6 +56,7 @@ async def test_only_rows_of_an_added_value_are_bought(batch: Command) -> None:
         assert len([*emulator.jobs()]) == 6
 
 
+@pytest.mark.slow
 async def test_edited_template_needs_the_name_and_consent(batch: Command) -> None:
     vary = ("--vary", "product=mug", "--vary", "style=oil")
     async with emulated(batch) as emulator:
@@ -68,6 +71,7 @@ async def test_edited_template_needs_the_name_and_consent(batch: Command) -> Non
         assert [job.prompt for job in emulator.jobs()] == ["a mug in oil", "one mug in oil"]
 
 
+@pytest.mark.slow
 async def test_rows_of_a_table_go_together(batch: Command) -> None:
     batch.write("shop.csv", "Product;Num Images;Shelf;extra.seed", "mug;2;A;7", "", "lamp;;B;")
     async with emulated(batch, extra_fields=True) as emulator:
@@ -150,6 +154,7 @@ async def test_wrong_sweep_buys_nothing(arguments: tuple[str, ...], why: str, ba
         assert why in said.complaint
 
 
+@pytest.mark.slow
 async def test_more_than_100_rows_need_consent(batch: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     many = ("--prompt=number {n}", "--vary", f"n={','.join(map(str, range(101)))}")
     async with emulated(batch, job_limit=100) as emulator:
