@@ -145,10 +145,14 @@ def _numbered(name: str, values: Iterable[Any]) -> Iterator[tuple[int, Any]]:
 
 
 def _choice(where: str, row: Mapping[str, Any], used: tuple[str, ...]) -> Choice:
-    """Return a choice. Its key is made of what is in the template or sets a field, unless the row has a key."""
+    """Return a choice. Its key is the row's own, or made of what is in the template, or else of the fields.
+
+    A row with a name in the template keeps its key when its fields are edited: the batch then reports the change.
+    """
     metadata: dict[str, Any] = {}
     fields: dict[str, Any] = {}
     parts: list[str] = []
+    settings: list[str] = []
     images = ""
     for name, value in row.items():
         if name in ("image", "images"):
@@ -157,7 +161,7 @@ def _choice(where: str, row: Mapping[str, Any], used: tuple[str, ...]) -> Choice
             metadata |= {name: images} if images else {}
         elif is_field(name):
             found = _field(where, name, value)
-            parts.append("default" if found is None else str(found))
+            (parts if name in used else settings).append("default" if found is None else str(found))
             if found is not None:
                 fields[name] = metadata[name] = found
             elif name in used:
@@ -172,7 +176,7 @@ def _choice(where: str, row: Mapping[str, Any], used: tuple[str, ...]) -> Choice
             parts = [validate_row_key(own)]
         except InvalidRequest as error:
             raise ConfigurationError(f"{where}: {error.message}") from None
-    return Choice(tuple(map(_part, parts or [images])), metadata, fields)
+    return Choice(tuple(map(_part, parts or settings or [images])), metadata, fields)
 
 
 def _field(where: str, name: str, value: Any) -> Any:

@@ -60,6 +60,15 @@ def test_rows_go_together_and_keep_what_the_prompt_does_not_name() -> None:
     assert found[2]["metadata"] == {"product": "lamp", "style": "oil"}
 
 
+def test_edited_field_of_a_named_row_keeps_its_key() -> None:
+    (before,), (after,) = (sweep("{x}", [{"x": "mug", "resolution": size, "image": None}]) for size in (None, "2K"))
+    assert (before["key"], after["key"]) == ("mug", "mug")
+    fields = [{"resolution": "1K", "model": "a"}, {"resolution": "1K", "model": "b"}]
+    assert [row["key"] for row in sweep("a fox", fields)] == ["1K-a", "1K-b"]
+    images = [{"image": f"https://x.example/{name}.png?v=1"} for name in ("mug", "lamp")]
+    assert [row["key"] for row in sweep("a photo", images)] == ["mug", "lamp"]
+
+
 def test_values_of_many_kinds_become_text() -> None:
     values: list[Any] = ["a", 1, 2.5, Fraction(1, 4), *polars.Series([7]), *pandas.Series([8])]
     assert [row["prompt"] for row in sweep("{x}", x=iter(values))] == ["a", "1", "2.5", "0.25", "7", "8"]
