@@ -187,7 +187,7 @@ def _field(where: str, name: str, value: Any) -> Any:
         return value if isinstance(value, (str, bool)) else _text(where, value)
     if name == "images" and isinstance(value, str) and value:
         raise ConfigurationError(f"{where}: must be a list, the images of one row; image takes one reference image")
-    given = {"images": () if is_absent(value) else [value]} if name == "image" else {name: value}
+    given: dict[str, Any] = {"images": () if is_absent(value) else [value]} if name == "image" else {name: value}
     try:
         return getattr(ImageRequest("a prompt", **given), "images" if name == "image" else name)
     except (InvalidRequest, ConfigurationError) as error:
