@@ -3,6 +3,7 @@
 from nanobanana_async._version import __version__
 from nanobanana_async.batch.batch import Batch
 from nanobanana_async.batch.outcome import Outcome
+from nanobanana_async.batch.sweeps import sweep
 from nanobanana_async.config import Timeouts
 from nanobanana_async.errors import (
     AccessDenied,
@@ -93,4 +94,5 @@ __all__ = [
     "TransportError",
     "UnexpectedResponse",
     "__version__",
+    "sweep",
 ]

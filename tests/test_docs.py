@@ -44,6 +44,12 @@ class Block:
             return ["-m", "pytest", "-q", "-p", fixtures, "-o", "asyncio_mode=auto", "-o", scope, "."]
         return None
 
+    @property
+    def needs(self) -> set[str]:
+        """The packages that it imports and that may be missing."""
+        imported = set(re.findall(r"^(?:import|from) (\w+)", self.code, re.MULTILINE))
+        return imported & {"polars", "pyarrow", "pandas", "duckdb", "datasets"}
+
 
 def blocks() -> list[Block]:
     """Return all blocks of Python of all pages."""
@@ -68,6 +74,8 @@ def test_block_compiles(block: Block) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("block", RUNNABLE, ids=lambda block: block.name)
 async def test_program_runs_against_the_emulator(block: Block, tmp_path: Path) -> None:
+    for package in block.needs:
+        pytest.importorskip(package, reason=f"{package} is missing: pip install {package}")
     async with Emulator(job_limit=5) as emulator:
         await run(block, tmp_path, emulator)
         assert emulator.stats().double_charges == 0

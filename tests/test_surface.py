@@ -32,6 +32,7 @@ PUBLIC = {
     "SqliteLedger",
     "Timeouts",
     "__version__",
+    "sweep",
 }
 ERRORS = {
     "AccessDenied",

@@ -41,6 +41,10 @@ RowInput = str | ImageRequest | Mapping[str, Any] | Row
 Requests = Iterable[RowInput] | AsyncIterable[RowInput]
 
 
+class SweepRow(dict[str, Any]):
+    """A row of a sweep: prompt, fields, key and metadata. Its key is its own among the rows of its sweep only."""
+
+
 class RowReader:
     """Reads rows one by one.
 
@@ -79,6 +83,8 @@ class RowReader:
             request = to_request(item, {})
             facts = NameFacts(row=index + 1, key=own_key, prompt=request.prompt, metadata=metadata)
             name = "" if self._name is None else self._name(facts)
+            if self._prefix is None and isinstance(item, SweepRow):  # two sweeps may have it, for different prompts
+                own_key = None
             # Without a key of its own, a row with local images gets its key when their content is known: `with_key`.
             waits = any(isinstance(image, LocalImage) for image in request.images)
             key = "" if waits and own_key is None else self._key_of(request, own_key)

@@ -7,11 +7,13 @@
   const cards = groups.flatMap((group) => [...group.children]);
   const search = find("#search");
   const chips = [...document.querySelectorAll(".chip")];
+  const filters = [...document.querySelectorAll(".filter")];
   const dialog = find("#large");
   const texts = new Map();
   const parsed = new Map();
   let shown = [...cards]; // in the order on the page
   let status = "";
+  let chosen = []; // of the filters: the number of the name and of the value
 
   document.documentElement.classList.add("js");
 
@@ -51,6 +53,7 @@
 
   function matches(card, words) {
     if (status && card.dataset.status !== status) return false;
+    if (chosen.some(([name, value]) => facts(card).f[name] !== value)) return false;
     if (!words.length) return true;
     const [text, starts, row] = searched(card);
     return words.every(
@@ -96,6 +99,8 @@
 
   function showAll() {
     search.value = "";
+    for (const filter of filters) filter.value = "";
+    choose();
     chips[0].click();
   }
 
@@ -106,6 +111,14 @@
       apply();
     });
   }
+
+  function choose() {
+    chosen = filters.filter(({ value }) => value).map(({ dataset, value }) => [dataset.number, Number(value)]);
+    for (const filter of filters) filter.classList.toggle("on", Boolean(filter.value));
+    apply();
+  }
+
+  for (const filter of filters) filter.addEventListener("change", choose);
 
   let soon = 0;
   search.addEventListener("input", () => {

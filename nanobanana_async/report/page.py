@@ -20,6 +20,7 @@ from markupsafe import Markup, escape
 
 from nanobanana_async.formatting import count, duration, moment, number, period
 from nanobanana_async.report.charts import charts_of
+from nanobanana_async.report.filters import Filters
 from nanobanana_async.report.phrases import PHRASES, Advice
 from nanobanana_async.report.recorder import Recorder
 from nanobanana_async.report.row import STATUSES, ReportRow, json_value
@@ -64,7 +65,7 @@ def write_report(
     function blocks: call it in a thread.
     """
     part = path.with_name(f".nanobanana-{secrets.token_hex(8)}.html.part")
-    summary = Summary()
+    summary, filters = Summary(), Filters()
     try:
         with tempfile.TemporaryFile(
             "w+", encoding="utf-8", errors="backslashreplace", newline="", dir=path.parent
@@ -77,11 +78,12 @@ def write_report(
                         cards.write('</div>\n<div class="grid">\n')
                     summary.shown[row.status] += 1
                     advised = advice is not None and (row.status != "succeeded" or row.changed)
-                    cards.write(_card(row, path.parent, advice(row) if advice is not None and advised else None))
+                    todo = advice(row) if advice is not None and advised else None
+                    cards.write(_card(row, path.parent, todo, filters.add(row)))
             cards.seek(0)
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             with open(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-                file.writelines(_page(title, summary, run, credits or summary.credits, cards))
+                file.writelines(_page(title, summary, filters, run, credits or summary.credits, cards))
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(part, path)
@@ -100,7 +102,7 @@ class Fact:
     tone: str = ""
 
 
-def _card(row: ReportRow, folder: Path, advice: Advice | None) -> str:
+def _card(row: ReportRow, folder: Path, advice: Advice | None, filtered: dict[int, int]) -> str:
     prompt = row.prompt if row.prompt.strip() else ""
     return (
         _templates()
@@ -119,12 +121,14 @@ def _card(row: ReportRow, folder: Path, advice: Advice | None) -> str:
             settings=_short_settings(row),
             took="" if row.seconds is None else duration(row.seconds),
             price="" if row.credits is None else f"{number(row.credits)} cr",
-            facts=json.dumps(_facts(row), ensure_ascii=False),
+            facts=json.dumps({**_facts(row), "f": filtered}, ensure_ascii=False),
         )
     )
 
 
-def _page(title: str, summary: Summary, run: Recorder | None, cost: Credits | None, cards: IO[str]) -> Iterator[str]:
+def _page(
+    title: str, summary: Summary, filters: Filters, run: Recorder | None, cost: Credits | None, cards: IO[str]
+) -> Iterator[str]:
     charts, axis = charts_of(summary, run)
     style = Markup(f":root{{--frame:{summary.frame_ratio:.4f}}}\n{_text('page.css')}")
     script = Markup(_text("page.js"))
@@ -141,6 +145,7 @@ def _page(title: str, summary: Summary, run: Recorder | None, cost: Credits | No
             run_facts=" · ".join(f"{chart.title.lower()} {chart.headline}" for chart in charts),
             statuses=[(status, summary.shown[status]) for status in STATUSES if summary.shown[status]],
             help=STATUS_HELP,
+            filters=filters.useful(),
             rows=summary.rows,
             shown=summary.shown.total(),
             group=_GROUP,

@@ -21,7 +21,8 @@ from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ReadingOptions
 from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.run import Run
-from nanobanana_async.cli.options import ExtraOption, RunFolder, TargetOption, extra_of
+from nanobanana_async.cli.batch.sweeping import consents, open_sweep, sweep_options
+from nanobanana_async.cli.options import ExtraOption, RunFolder, TargetOption, Yes, extra_of
 from nanobanana_async.emulator import API_KEY, Emulator
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import count
@@ -49,12 +50,15 @@ class BatchCommand:
 
     def batch(
         self,
-        file: Annotated[str, Parameter(allow_leading_hyphen=True)],
+        file: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
         /,
         *,
         output: Annotated[Target, TargetOption],
         folder: RunFolder = None,
         sidecar: Flag = False,
+        prompt: str | None = None,
+        vary: Annotated[list[str] | None, Parameter(negative=())] = None,
+        vary_file: Annotated[list[Path] | None, Parameter(negative=())] = None,
         gateway: Annotated[Name | Literal["emulator"] | None, Parameter(env_var="NANOBANANA_GATEWAY")] = None,
         base_url: Annotated[str | None, Parameter(env_var="NANOBANANA_BASE_URL")] = None,
         max_credits: Decimal | None = None,
@@ -79,6 +83,7 @@ class BatchCommand:
         model: str | None = None,
         extra: ExtraOption = None,
         new_ledger: Flag = False,
+        yes: Yes = False,
         dry_run: Flag = False,
     ) -> int:
         """Buy the images of a file with a prompt in each row. To continue a stopped run, run the same command again.
@@ -116,6 +121,8 @@ class BatchCommand:
 
         nanobanana batch prompts.csv -o spring --max-credits 800
 
+        nanobanana batch -o shop --prompt "a {product} in {style}" --vary product=mug,cup --vary style=oil,ink
+
         Parameters
         ----------
         file
@@ -128,6 +135,15 @@ class BatchCommand:
             The folder for everything but the images, if they go to an object store; by default the batch's name.
         sidecar
             Write prompt, settings, key and price of each image into NAME.json beside it.
+        prompt
+            A sweep instead of a file: a prompt such as "a {product} in {style}", bought for each value with each other
+            one. Values name rows and files (mug-oil) and are metadata; the rows of added values alone are bought.
+        vary
+            NAME=VALUE,VALUE of a sweep, or NAME=@FILE with a value a line; can be repeated. A value with commas is
+            quoted as in CSV: 'style="oil, thick",ink'. NAME may be a field, such as image, num_images or extra.seed.
+        vary_file
+            A table (.csv, .tsv, .xlsx) of a sweep whose columns go together, such as product and image; other columns
+            become metadata. Its `key`, if it has one, names the row; can be repeated.
         gateway
             The gateway; by default the one whose API key is set. `emulator` runs an emulated one in this process.
         base_url
@@ -174,9 +190,9 @@ class BatchCommand:
             Images per prompt, 1 to 6, for rows that have no value. If you change this or one of the next five for a
             batch that was bought, its rows have changed, and are bought again only with --buy-changed.
         aspect_ratio
-            Aspect ratio, such as 16:9, for rows that have no value.
+            Aspect ratio, such as 16:9, for rows that have no value; in a sweep several: 1:1,16:9.
         resolution
-            1K, 2K or 4K, for rows that have no value.
+            1K, 2K or 4K, for rows that have no value; in a sweep several: 1K,2K.
         output_format
             jpeg, jpg or png, for rows that have no value.
         model
@@ -187,6 +203,8 @@ class BatchCommand:
         new_ledger
             Begin a new ledger in a folder whose jobs.sqlite is lost. Rows without a result are bought, perhaps a second
             time, and --max-credits counts from 0.
+        yes
+            Buy a sweep of more than 100 rows without asking.
         dry_run
             Check the file, and print how many rows would be bought, what they would cost, the balance of the account,
             whether --max-credits is enough, and the settings. Nothing is bought or written. Needs no API key: without
@@ -201,10 +219,13 @@ class BatchCommand:
         selected = (
             ApiMall(api_key=API_KEY) if gateway == "emulator" else keyless or self.find_gateway(gateway, base_url)
         )
+        crossed = {"aspect_ratio": aspect_ratio, "resolution": resolution}
+        for_files = {"--format": format, "--comments": comments, "--strict": strict}
+        swept = sweep_options(file, prompt, vary, vary_file, crossed, for_files, encoding=encoding, sheet=sheet)
         given = {
             "num_images": num_images,
-            "aspect_ratio": aspect_ratio,
-            "resolution": resolution,
+            "aspect_ratio": None if swept else aspect_ratio,
+            "resolution": None if swept else resolution,
             "output_format": output_format,
             "model": model,
             "extra": extra_of(extra) or None,
@@ -214,11 +235,17 @@ class BatchCommand:
         defaults = {name: getattr(example, name) for name in options_given}
         template = None if names is None else NameTemplate("--names", names)
         options = ReadingOptions(defaults=defaults, comments=comments, strict=strict, names=template)
-        with open_input(file, name, format, options, encoding=encoding, sheet=sheet) as source:
+        opened = (
+            open_sweep(swept, name, options)
+            if swept is not None
+            else open_input(str(file), name, format, options, encoding=encoding, sheet=sheet)
+        )
+        with opened as source:
             store = None if isinstance(output, Path) else output
             path = _folder_of_run(output, folder, source.batch)
-            if Path(file).exists() and Path(file).resolve() in [(path / name).resolve() for name in FILES]:
-                raise ConfigurationError(f"{file} would be overwritten: name another folder with -o")
+            for read in [file, *(vary_file or ())]:
+                if read and Path(read).exists() and Path(read).resolve() in [(path / each).resolve() for each in FILES]:
+                    raise ConfigurationError(f"{read} would be overwritten: name another folder with -o")
             owner = FolderOwner(source.batch, emulated, None if store is None else store.url)
             if check_owner(path, owner):
                 refuse_lost_ledger(path, new_ledger=new_ledger)
@@ -243,6 +270,8 @@ class BatchCommand:
             )
             if dry_run:
                 return asyncio.run(show_dry_run(plan, selected, asks_balance=not emulated and keyless is None))
+            if not consents(source, total, selected, expected_credits, yes=yes):
+                return USAGE
             with BatchFolder(path, owner) as held:
                 return asyncio.run(_run(plan, None if emulated else selected, held))
 

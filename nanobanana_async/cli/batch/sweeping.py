@@ -1,0 +1,214 @@
+"""`nanobanana batch --prompt`: the rows of a batch from a template and lists of values."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen
+
+from nanobanana_async.batch.columns import COLUMNS, Columns, HeaderError, column_name
+from nanobanana_async.batch.sweeps import Sweep
+from nanobanana_async.cli.batch.costs import Costs
+from nanobanana_async.cli.batch.formats import ENDINGS
+from nanobanana_async.cli.batch.input_file import InputFile
+from nanobanana_async.cli.batch.notes import Notes
+from nanobanana_async.cli.batch.parsers import ParsedRow, ReadingOptions, csv_cells, text_lines
+from nanobanana_async.cli.batch.spool import spooled
+from nanobanana_async.cli.jobs.consent import confirm
+from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.extra import value_of_text
+from nanobanana_async.formatting import count, plain_number
+from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.images.names import slug
+from nanobanana_async.references import text_to_reference
+
+ASKED_ABOVE = 100
+"""More rows than these are bought only after a question, or with --yes."""
+_SLUG = 40
+
+
+@frozen(kw_only=True)
+class SweepOptions:
+    """The options of a sweep."""
+
+    prompt: str
+    vary: Sequence[str] = ()
+    vary_files: Sequence[Path] = ()
+    crossed: dict[str, str | None] = field(factory=dict)
+    """Options that take several values, separated by commas."""
+    encoding: str | None = None
+    sheet: str | None = None
+
+
+@frozen
+class SweepInput(InputFile):
+    """A sweep in the place of a file of rows."""
+
+    sweep: Sweep = field(kw_only=True)
+
+    @property
+    def unit(self) -> str:
+        return "row"
+
+    def parsed(self, notes: Notes) -> Iterator[ParsedRow]:
+        notes.unit = self.unit
+        yield from enumerate(self.sweep, 1)
+
+
+def sweep_options(
+    file: str | None,
+    prompt: str | None,
+    vary: Sequence[str] | None,
+    vary_files: Sequence[Path] | None,
+    crossed: dict[str, str | None],
+    for_files: Mapping[str, object],
+    *,
+    encoding: str | None,
+    sheet: str | None,
+) -> SweepOptions | None:
+    """Return the options of a sweep; None if the rows are in a file. Raises `ConfigurationError` for a mixture."""
+    if prompt is not None:
+        if file is not None:
+            raise ConfigurationError(f"pass a FILE or --prompt, not both: {file} has prompts of its own")
+        if given := [name for name, value in for_files.items() if value]:
+            raise ConfigurationError(f"{given[0]} is for a FILE of rows, not for --prompt")
+        return SweepOptions(
+            prompt=prompt,
+            vary=vary or (),
+            vary_files=vary_files or (),
+            crossed=crossed,
+            encoding=encoding,
+            sheet=sheet,
+        )
+    if file is None:
+        raise ConfigurationError(
+            "name a FILE of rows, or pass --prompt 'a {product} in {style}' with --vary style=oil,ink"
+        )
+    if vary or vary_files:
+        raise ConfigurationError("--vary and --vary-file are for a sweep: pass --prompt in the place of the FILE")
+    for name, value in crossed.items():
+        if value is not None and "," in value:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigurationError(f"{option} {value}: several values are for a sweep, with --prompt; here pass one")
+    return None
+
+
+@contextmanager
+def open_sweep(options: SweepOptions, name: str | None, reading: ReadingOptions) -> Iterator[SweepInput]:
+    """Read the values of a sweep. The batch's name is made of its template, unless it is given."""
+    rows = [list(_rows_of_file(file, options)) for file in options.vary_files]
+    values: dict[str, list[Any]] = {}
+    for given in options.vary:
+        variable, equals, text = given.partition("=")
+        if not equals or not variable.strip():
+            raise ConfigurationError(f"--vary {given}: write NAME=VALUE,VALUE or NAME=@FILE, such as style=oil,ink")
+        values.setdefault(variable.strip(), []).extend(_values(variable.strip(), text, options))
+    for crossed, listed in options.crossed.items():
+        if listed is not None and crossed in values:
+            raise ConfigurationError(
+                f"--vary {crossed} and --{crossed.replace('_', '-')}: give the values in one of them"
+            )
+        values |= {} if listed is None else {crossed: _cells(crossed, listed)}
+    if not rows and not values:
+        raise ConfigurationError("nothing varies: pass --vary style=oil,ink (`generate` buys a single prompt)")
+    sweep = Sweep(options.prompt, rows, values)
+    digest = hashlib.sha256(options.prompt.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    batch = f"{slug(options.prompt)[:_SLUG].strip('-')}-{digest}" if name is None else name
+    if not batch.strip():
+        raise ConfigurationError("--name is empty")
+    note = f"{sweep.shape}: {count(len(sweep), 'row')}"
+    yield SweepInput(Path(), "the sweep", "jsonl", batch, reading, note, sweep=sweep)
+
+
+def consents(source: InputFile, total: int, gateway: Gateway, expected: Any, *, yes: bool) -> bool:
+    """Ask before a large sweep is bought; raise `ConfigurationError` without a terminal."""
+    if not isinstance(source, SweepInput) or total <= ASKED_ABOVE:
+        return True
+    costs = Costs(gateway, {}, expected)
+    for row in source.rows(gateway):
+        if row.request is not None:
+            costs.add(row.request)
+    price = f"about {plain_number(costs.total)} credits{' (estimate)' if costs.estimated else ''}"
+    return confirm(
+        f"This sweep has {count(total, 'row')}, {price}; what was bought before is not bought again.", yes=yes
+    )
+
+
+def _values(name: str, text: str, options: SweepOptions) -> list[Any]:
+    """Return the values of --vary: a list with commas, quoted as in CSV, or the lines of a file after @."""
+    if not text.startswith("@"):
+        folder, listed = Path(), _cells(name, text)
+    else:
+        file = Path(text[1:]).expanduser()
+        folder = file.parent
+        with _copied(file, options, workbook=False) as copy, copy.open(encoding="utf-8") as lines:
+            listed = [line for _, line in text_lines(lines, ReadingOptions())]
+    return [_value(name, each, folder) for each in listed]
+
+
+def _value(name: str, text: str, folder: Path) -> Any:
+    if name == "image" and text:
+        return text_to_reference(text, folder)
+    return value_of_text(text) if name.startswith("extra.") else text
+
+
+def _cells(name: str, text: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([text], skipinitialspace=True, strict=True), [])]
+    except csv.Error as error:
+        raise ConfigurationError(
+            f"{name}={text}: {error}: quote a value with commas, as in {name}='\"a, b\",c'"
+        ) from None
+
+
+@contextmanager
+def _copied(file: Path, options: SweepOptions, *, workbook: bool) -> Iterator[Path]:
+    try:
+        source = file.open("rb")
+    except OSError as error:
+        raise ConfigurationError(f"{file} can't be read: {error.strerror or error}") from None
+    sheet = options.sheet if workbook else None
+    with source, spooled(source, str(file), workbook=workbook, encoding=options.encoding, sheet=sheet) as copy:
+        yield copy.path
+
+
+def _rows_of_file(file: Path, options: SweepOptions) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table, whose columns go together; columns that are no field are variables."""
+    kind = ENDINGS.get(file.suffix.lower())
+    if kind not in ("csv", "xlsx"):
+        raise ConfigurationError(f"--vary-file {file}: name a table with a header: .csv, .tsv or .xlsx")
+    with _copied(file, options, workbook=kind == "xlsx") as copy, copy.open(encoding="utf-8", newline="") as lines:
+        cells = csv_cells(lines, Notes()) if kind == "csv" else enumerate(map(json.loads, lines), 1)
+        try:
+            yield from _table(cells, file)
+        except csv.Error as error:
+            raise ConfigurationError(f"{file}: broken CSV: {error}") from None
+
+
+def _table(rows: Iterable[tuple[int, list[str]]], file: Path) -> Iterator[dict[str, Any]]:
+    columns: Columns | None = None
+    for number, cells in rows:
+        if not any(cell.strip() for cell in cells):
+            continue
+        if columns is None:
+            names = [column_name(cell) for cell in cells]
+            if twice := [name for name in names if name is not None and names.count(name) > 1]:
+                raise ConfigurationError(f"{file}: two columns are {twice[0].removeprefix('metadata.')}")
+            columns = Columns(tuple(names))
+            continue
+        try:
+            facts = columns.facts([cell.strip() for cell in cells])
+        except HeaderError as error:
+            raise ConfigurationError(f"{file}, row {number}: {error}") from None
+        extra = {f"extra.{name}": value for name, value in facts.pop("extra", {}).items()}
+        if "images" in facts:
+            facts["images"] = [text_to_reference(image, file.parent) for image in facts["images"]]
+        yield {**facts.pop("metadata", {}), **facts, **extra}
+    if columns is None:
+        raise ConfigurationError(
+            f"{file} is empty: its first row has the names of the columns ({', '.join(COLUMNS)}, ...)"
+        )
