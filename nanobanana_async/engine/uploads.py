@@ -19,7 +19,8 @@ from nanobanana_async.events import log, log_failure
 from nanobanana_async.gateways.capabilities import HasUploads
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.http.threads import ThreadLimiter
-from nanobanana_async.images.local import MAX_BYTES, LocalFacts, SizeLimit, facts_of, unchanged_content
+from nanobanana_async.images.local import MAX_BYTES, SizeLimit, facts_of, unchanged_content
+from nanobanana_async.images.local_facts import LocalFacts
 from nanobanana_async.ledger.base import Upload
 from nanobanana_async.references import LocalImage, ReferencePublisher, check_url, for_people
 
@@ -173,10 +174,10 @@ class Uploads:
         """Read an image from the first source that still has it. Its size must be released from the memory after."""
         while (source := upload.next_source()) is not None:
             try:
-                facts = await self._threads.run(facts_of, source, SizeLimit(MAX_BYTES))
+                facts = await self._threads.run_or_abandon(facts_of, source, SizeLimit(MAX_BYTES))
                 await self._memory.acquire(facts.size)
                 try:
-                    return await self._threads.run(unchanged_content, source, upload.digest), facts
+                    return await self._threads.run_or_abandon(unchanged_content, source, upload.digest), facts
                 except BaseException:
                     self._memory.release(facts.size)
                     raise
