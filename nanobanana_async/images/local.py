@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.errors import ConfigurationError, InvalidRequest, NanoBananaError
 from nanobanana_async.escaping import exact
 from nanobanana_async.formatting import byte_count
 from nanobanana_async.gateways.capabilities import HasUploads, TakesInlineImages
@@ -30,7 +30,8 @@ _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY
 Sources = Mapping[str, LocalImage]
 """The local images of a request by their digests."""
 
-KnownFacts = Mapping[LocalImage, LocalFacts]
+KnownFacts = Mapping[LocalImage, LocalFacts | NanoBananaError]
+"""Images that were read before, with their facts, or why they can't be used."""
 
 
 @frozen
@@ -69,7 +70,7 @@ def identify(
 ) -> tuple[ImageRequest, Sources]:
     """Return the request with its local images in their stored form, and these images.
 
-    `known` has the facts of objects in stores that the caller has read. Raises `InvalidRequest` for an image that can't
+    `known` has images that the caller has read. Raises `InvalidRequest` for an image that can't
     be read, is no image or is too large, `DownloadError` if its store fails, and `ConfigurationError` if the gateway
     takes no local images or a store can't be opened.
     """
@@ -77,8 +78,12 @@ def identify(
     if not local:
         return request, {}
     limit = size_limit(gateway, published=published)
-    known = {} if known is None else known
-    digests = {image: (known.get(image) or facts_of(image, limit)).digest for image in local}
+    digests: dict[LocalImage, str] = {}
+    for image in local:
+        facts = (known or {}).get(image) or facts_of(image, limit)
+        if isinstance(facts, NanoBananaError):
+            raise facts
+        digests[image] = facts.digest
     images = tuple(stored_form(digests[one]) if isinstance(one, LocalImage) else one for one in request.images)
     return evolve(request, images=images), {digest: image for image, digest in digests.items()}
 
