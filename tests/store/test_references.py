@@ -178,6 +178,16 @@ async def test_store_that_fails_at_random_loses_no_row(kinds: tuple[Fault, ...],
     assert not [secret for secret in SECRETS if secret.encode() in written]
 
 
+async def test_object_that_is_cut_short_is_read_on(s3: S3) -> None:
+    content = large_png(3 << 20)
+    cat, faults = await put(s3, "cat.png", content), ["reset"]
+    s3.faults = lambda method, _: faults.pop() if faults and method == "GET" else None  # type: ignore[return-value]
+    async with quick_emulator() as emulator, quick(emulator) as session:
+        await session.generate("a fox", images=[cat])
+        assert references(emulator) == {sha256(content)}
+    assert [status for method, _, status in s3.requests if method == "GET"] == [0, 206]
+
+
 async def test_session_that_closes_does_not_wait_for_a_reference(s3: S3) -> None:
     cat = await put(s3, "cat.png", CAT)
     asked = asyncio.Event()
