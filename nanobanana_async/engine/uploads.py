@@ -14,7 +14,7 @@ from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.tracked_job import TrackedJob, UsedUpload
 from nanobanana_async.engine.uploader import Uploader
 from nanobanana_async.engine.workers import WorkerPool, error_of_crash
-from nanobanana_async.errors import InvalidRequest, NanoBananaError
+from nanobanana_async.errors import DownloadError, InvalidRequest, NanoBananaError
 from nanobanana_async.events import log, log_failure
 from nanobanana_async.gateways.capabilities import HasUploads
 from nanobanana_async.gateways.contract import Gateway
@@ -43,8 +43,8 @@ class _Upload:
     digest: str
     jobs: dict[str, TrackedJob] = field(factory=dict)
     """By key: a job with several images asks for each again whenever one has come."""
-    unreadable: dict[LocalImage | None, InvalidRequest] = field(factory=dict)
-    """The sources that no longer have the image, and why."""
+    unreadable: dict[LocalImage | None, InvalidRequest | DownloadError] = field(factory=dict)
+    """The sources that no longer have the image, or whose store fails, and why."""
 
     def waiting(self) -> list[TrackedJob]:
         """Return the jobs that still wait: others were withdrawn."""
@@ -181,7 +181,7 @@ class Uploads:
                 except BaseException:
                     self._memory.release(facts.size)
                     raise
-            except InvalidRequest as error:
+            except (InvalidRequest, DownloadError) as error:
                 upload.unreadable[source] = error
         raise not_at_hand(upload.digest)
 

@@ -1,5 +1,7 @@
 """Reference images in object stores: known by their content, read before anything is bought, and as rarely as files."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +190,35 @@ def test_no_repr_or_dict_shows_the_store_and_its_credentials() -> None:
 def test_target_and_image_in_one_bucket_share_a_store() -> None:
     target = as_target("save_to", "memory://shelf/x")
     assert store_of(StoreObject("memory://shelf", "cat.png"))._store is target._store  # type: ignore[union-attr]
+
+
+def test_callers_that_name_one_object_together_read_it_once() -> None:
+    store = CountingStore()
+    store.put("cat.png", CAT)
+    with ThreadPoolExecutor(8) as threads:
+        found = set(threads.map(lambda _: images_of((store, "cat.png")), range(100)))
+    assert found == {(stored_form(sha256(CAT)),)}
+    assert store.asked.count("get") == 1
+
+
+def test_object_that_changes_while_it_is_read_is_refused() -> None:
+    store = CountingStore()
+    store.put("cat.png", CAT)
+    named = StoreObject("MemoryStore", "cat.png", store)
+    version = store_images.version_of(named)
+    store.put("cat.png", DOG)
+    with pytest.raises(InvalidRequest, match=r"changes while it is read: request it again once it is written"):
+        store_images.facts_of_object(named, version)
+    store.delete("cat.png")
+    with pytest.raises(InvalidRequest, match=r"cat\.png does not exist"):
+        store_images.facts_of_object(named, version)
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.partition(".")[0] == "obstore"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    said = refusal("s3://bucket/cat.png")
+    assert said.startswith(
+        "reference image s3://bucket/cat.png is in an object store, which needs the extra `store`: pip"
+    )
