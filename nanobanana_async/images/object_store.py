@@ -188,6 +188,7 @@ class StoreUrl:
         _check_process()
         from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
 
+        unseen, failure = "", ""
         try:
             return self._store.get(self._path(name), options={"head": head})
         except FileNotFoundError:
@@ -196,7 +197,6 @@ class StoreUrl:
             unseen = f"does not exist, or these credentials may not read it: {_reason(error, reads=True)}"
         except Exception as error:
             failure = _reason(error, reads=True)
-            unseen = ""
         if unseen:
             raise ObjectUnseen(unseen)
         raise self._unread(name, failure)
