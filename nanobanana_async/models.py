@@ -117,8 +117,9 @@ class ImageRequest:
     images: tuple[Reference, ...] = field(default=(), kw_only=True, converter=_to_images, validator=_check_images)
     """Reference images, for edits and compositions; at most 4 on defapi.
 
-    URLs, `Path`s, bytes, data URIs, results and their images. A file is read when its job is registered; from then on
-    the job's request has the digest of its content, `sha256:<hex>`, in its place.
+    URLs, `Path`s, bytes, data URIs, results and their images, and objects in stores: `s3://bucket/cat.png`, or an
+    obstore store with a path. A file or object is read when its job is registered; from then on the job's request has
+    the digest of its content, `sha256:<hex>`, in its place.
     """
     num_images: int = field(default=1, kw_only=True, converter=_to_count)
     aspect_ratio: str | None = field(default=None, kw_only=True, converter=_to_ratio)
@@ -224,7 +225,7 @@ class GenerationResult:
         return card(prompt, result_facts(self), image_gallery(image.url for image in self.images))
 
 
-ImageInput = str | bytes | os.PathLike[str] | LocalImage | GeneratedImage | GenerationResult
+ImageInput = str | bytes | os.PathLike[str] | LocalImage | tuple[Any, str] | GeneratedImage | GenerationResult
 """What `images` takes; an `ImageRequest` turns it into references."""
 
 

@@ -1,14 +1,14 @@
 """Reference images: what a request may name, and by what each is recognised.
 
-A local image is recognised by its content, wherever it lies: a request that is registered names it `sha256:<hex>`. An
-image on the web is recognised by its URL, without what a signature adds to it.
+A local image is recognised by its content, wherever it lies, in an object store too: a request that is registered names
+it `sha256:<hex>`. An image on the web is recognised by its URL, without what a signature adds to it.
 """
 
 import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
 
 from attrs import field, frozen
@@ -17,6 +17,9 @@ from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.escaping import exact, plain_text
 
 _LONGEST_PATH = 80  # in a message
+STORE_SCHEMES = ("s3", "gs", "az", "memory")
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
+_MAX_PATH_BYTES = 1024  # of S3; the other stores take no more
 _SEVERAL_URLS = re.compile(r"[,;](?:https?://|$)")
 _STORED = re.compile(r"sha256:([0-9a-f]{64})")
 
@@ -91,10 +94,26 @@ _SIGNATURE_SCHEMES = (
 
 
 @frozen(weakref_slot=False)
-class LocalImage:
-    """A reference image of this machine: a file, bytes, or a data URI. It is read when its request is registered."""
+class StoreObject:
+    """An object in an object store: in the one that its URL names, or in a store of obstore's."""
 
-    source: Path | bytes | str = field(repr=False)
+    root: str
+    """The URL of its store, such as `s3://bucket`; the kind of a store that was passed."""
+    path: str
+    store: Any = field(default=None, repr=False, eq=id)
+
+    def __str__(self) -> str:
+        return f"{self.root}/{self.path}" if self.store is None else f"{self.path} in {self.root}"
+
+
+@frozen(weakref_slot=False)
+class LocalImage:
+    """A reference image that this machine reads when its request is registered.
+
+    A file, bytes, a data URI, or an object in a store.
+    """
+
+    source: Path | bytes | str | StoreObject = field(repr=False)
 
     def __repr__(self) -> str:
         return f"<LocalImage {self}>"
@@ -105,13 +124,21 @@ class LocalImage:
                 return exact(str(self.source))
             case bytes():
                 return f"an image of {len(self.source)} bytes"
+            case StoreObject():
+                return exact(str(self.source))
             case _:
                 return f"a data URI of {len(self.source)} characters"
 
     @property
     def name(self) -> str:
-        """The name of its file; empty if it has none."""
-        return self.source.name if isinstance(self.source, Path) else ""
+        """The name of its file or object; empty if it has none."""
+        match self.source:
+            case Path():
+                return self.source.name
+            case StoreObject():
+                return self.source.path.rpartition("/")[2]
+            case _:
+                return ""
 
 
 @runtime_checkable
@@ -124,7 +151,10 @@ class ReferencePublisher(Protocol):
 
 
 def to_reference(image: object) -> object:
-    """Return a local image for a path, bytes or a data URI; any other value as it is."""
+    """Return a local image for a path, bytes, a data URI or an object in a store; any other value as it is.
+
+    Raises `InvalidRequest` for a URL of a store that names no object.
+    """
     match image:
         case bytes() | bytearray() | memoryview():
             return LocalImage(bytes(image))
@@ -132,17 +162,74 @@ def to_reference(image: object) -> object:
             return LocalImage(Path(os.fsdecode(image)))
         case str() if image[:5].lower() == "data:":
             return LocalImage(plain_text(image))
+        case str() if _scheme_of(image) in STORE_SCHEMES:
+            return LocalImage(_object_of_url(plain_text(image)))
+        case (store, str(path)) if is_store(store):
+            kind, path = type(store).__name__, plain_text(path)
+            return LocalImage(StoreObject(kind, _object_path(path, f"{path[:80]!r} in {kind}"), store))
+        case (store, *_) | store if is_store(store):
+            raise InvalidRequest(
+                f"images: for an object in a store pass the store and a path: ({type(store).__name__}, 'cat.png')"
+            )
         case _:
             return plain_text(image)
+
+
+def is_store(value: object) -> bool:
+    """Return whether a value is an object of obstore, which is not imported for this."""
+    return any(kind.__module__.partition(".")[0] == "obstore" for kind in type(value).__mro__)
+
+
+def _scheme_of(text: str) -> str:
+    found = _URL.match(text)
+    return "" if found is None else found[1].lower()
+
+
+def _object_of_url(url: str) -> StoreObject:
+    scheme, _, rest = url.partition("://")
+    scheme, (bucket, _, path) = scheme.lower(), rest.partition("/")
+    if set(url) & set("?#") or set(bucket) & set("@:"):
+        # Not shown: the rest of such a URL may be a signature or a password.
+        raise InvalidRequest(
+            f"reference image: a URL of an object is {scheme}://bucket/path and nothing more: credentials come from the"
+            " environment (AWS_*, GOOGLE_*, AZURE_*)"
+        )
+    if not bucket and scheme != "memory":
+        raise InvalidRequest(f"reference image {url[:80]!r} names no bucket: {scheme}://bucket/path")
+    return StoreObject(f"{scheme}://{bucket}", _object_path(path, repr(url[:80])))
+
+
+def _object_path(path: str, shown: str) -> str:
+    if not path or path.endswith("/"):
+        raise InvalidRequest(f"reference image {shown} is a folder: name the image in it")
+    if any(part in ("", ".", "..") for part in path.split("/")) or not path.isprintable():
+        why = "the parts of its path must not be empty, . or .., and every character must be printable"
+        raise InvalidRequest(f"reference image {shown} can't be read: {why}")
+    if len(path.encode()) > _MAX_PATH_BYTES:
+        raise InvalidRequest(f"reference image {shown} can't be read: its path is longer than {_MAX_PATH_BYTES} bytes")
+    return path
+
+
+def path_of_file_url(url: str) -> str | None:
+    """Return the path that a file URL names; None for any other text."""
+    if _scheme_of(url) != "file" or not url.partition("://")[2].startswith("/"):
+        return None
+    path = unquote(urlsplit(url).path)
+    return path.lstrip("/") if os.name == "nt" else path  # file:///C:/images
 
 
 def text_to_reference(text: str, folder: Path) -> str | LocalImage:
     """Return the image that a person names in a file or a command: a URL, a data URI, or else a path in the folder.
 
+    Raises `InvalidRequest` for a URL of a store that names no object.
+
     Only for text of the user of this machine: a web app must not read the files that its users name.
     """
-    if re.match(r"(?:https?://|data:|sha256:[0-9a-f]{64}\Z)", text, re.IGNORECASE):
-        return LocalImage(text) if text[:5].lower() == "data:" else text
+    if (path := path_of_file_url(text)) is not None:
+        return LocalImage(Path(path))
+    if _scheme_of(text) or re.match(r"(?:data:|sha256:[0-9a-f]{64}\Z)", text, re.IGNORECASE):
+        read = to_reference(text)
+        return read if isinstance(read, LocalImage) else text
     try:
         return LocalImage(folder / Path(text).expanduser())
     except RuntimeError:  # "~name" of no user: it is shown as missing, like any other path
@@ -195,8 +282,22 @@ def check_url(name: str, url: object) -> None:
     except ValueError:  # urlsplit raises for an invalid IPv6 literal
         fits = False
     if not fits:
-        is_path = name.startswith("images") and isinstance(url, str) and ":" not in url and len(url) <= _LONGEST_PATH
-        hint = f": for a file pass Path({url!r})" if is_path else ""
-        raise InvalidRequest(f"{name} must be an http or https URL, not {str(url)[:80]!r}{hint}")
+        if name.startswith("images") and isinstance(url, str):
+            raise _no_image(name, url)
+        raise InvalidRequest(f"{name} must be an http or https URL, not {str(url)[:80]!r}")
     if _SEVERAL_URLS.search(str(url)):
         raise InvalidRequest(f"{name} seems to be several URLs: give each of its own, not {str(url)[:80]!r}")
+
+
+def _no_image(name: str, text: str) -> InvalidRequest:
+    """Return why a text names no reference image, and what to pass instead."""
+    if (scheme := _scheme_of(text)) == "file":
+        return InvalidRequest(f"{name} is the URL of a file, which only the command takes: for a file pass its Path")
+    if scheme and scheme not in ("http", "https"):  # the rest may hold a password
+        known = ", ".join(f"{each}://" for each in STORE_SCHEMES)
+        return InvalidRequest(
+            f"{name} must be an http or https URL or the URL of an object in a store ({known}), not a URL that begins"
+            f" with {scheme[:20]}://"
+        )
+    hint = f": for a file pass Path({text!r})" if ":" not in text and len(text) <= _LONGEST_PATH else ""
+    return InvalidRequest(f"{name} must be an http or https URL, not {text[:80]!r}{hint}")

@@ -11,7 +11,7 @@ from attrs import asdict, evolve, fields_dict, frozen
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.images.local import identify
+from nanobanana_async.images.local import KnownFacts, identify
 from nanobanana_async.images.names import NameFacts
 from nanobanana_async.keys import generate_key, key_prefix, validate_key
 from nanobanana_async.models import ImageRequest, identified, to_request
@@ -98,12 +98,12 @@ class RowReader:
         """Return a row with its registered request, and with a key."""
         return evolve(row, request=request, key=row.key or self._key_of(request, None))
 
-    def registered(self, row: Row, gateway: Gateway) -> Row:
-        """Return a row with its registered request, or with the error of a local image; reads the images here."""
+    def registered(self, row: Row, gateway: Gateway, known: KnownFacts) -> Row:
+        """Return a row with its registered request, or with the error of a local image; reads unknown images here."""
         if row.request is None:
             return row
         try:
-            return self.with_key(row, identify(row.request, gateway)[0])
+            return self.with_key(row, identify(row.request, gateway, known=known)[0])
         except (InvalidRequest, ConfigurationError) as error:
             return evolve(row, request=None, error=InvalidRequest(error.message))
 

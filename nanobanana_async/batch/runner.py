@@ -9,7 +9,6 @@ import time
 from contextlib import aclosing
 from functools import partial
 
-import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 from attrs import evolve
@@ -171,6 +170,8 @@ class BatchRunner:
             raise
         except NanoBananaError as error:
             self._emit(outcome_of(row, None, error=with_own_key(error, row)))
+            if self._refusals.add_unread(error):
+                self.stop(stop_reason(error, "were not bought"))
             return
         except asyncio.CancelledError:  # the batch has stopped buying
             self.unbought += 1
@@ -181,9 +182,8 @@ class BatchRunner:
         self._on_change(row, tracked)
 
     def _entered(self, record: JobRecord, sources: Sources) -> TrackedJob:
-        expected, retried = self._options.expected_credits, self._options.retry_failed
-        caps = self._caps
-        return self._engine.submit(record, *caps, expected_credits=expected, retry_failed=retried, sources=sources)
+        price, retried = self._options.expected_credits, self._options.retry_failed
+        return self._engine.submit(record, *self._caps, expected_credits=price, retry_failed=retried, sources=sources)
 
     def _on_change(self, row: Row, tracked: TrackedJob) -> None:
         """Update a row after a change of its job."""

@@ -5,6 +5,7 @@ from nanobanana_async.errors import (
     AccessDenied,
     AuthenticationError,
     CreditLimitReached,
+    DownloadError,
     GatewayError,
     IdempotencyConflict,
     InsufficientCredits,
@@ -34,6 +35,10 @@ class ErrorStreak:
         self._count = self._count + 1 if kind == self._kind else 1
         self._kind = kind
         return self._count >= SAME_ERRORS
+
+    def add_unread(self, error: NanoBananaError) -> bool:
+        """Count the error of a reference image if its store has failed: that would repeat for each row of the store."""
+        return isinstance(error, DownloadError) and self.add(error)
 
     def reset(self) -> None:
         """Restart the count after a success."""

@@ -100,7 +100,8 @@ class GenerateCommand:
         base_url
             The gateway's URL, if not the usual one.
         image
-            A reference image, a file or a URL; can be repeated. The same content is the same request under any name.
+            A reference image: a file, a URL, or an object in a store such as s3://bucket/cat.png (extra `store`); can
+            be repeated. The same content is the same request under any name.
         num_images
             Images per prompt, 1 to 6.
         aspect_ratio

@@ -23,6 +23,7 @@ from nanobanana_async.gateways.capabilities import HasUploads
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.http.threads import ThreadLimiter
 from nanobanana_async.images.local import MAX_BYTES, SizeLimit, Sources, facts_of, identify, unchanged_content
+from nanobanana_async.images.local_facts import HEAD, format_of
 from nanobanana_async.jobs import JobState
 from nanobanana_async.models import ImageRequest, Reference, with_images
 from nanobanana_async.references import LocalImage, ReferencePublisher, digest_of, local_digests
@@ -48,7 +49,7 @@ class References:
         self._published = publisher is not None
         self._inline = publisher is None and not isinstance(gateway, HasUploads)
         self._clock = clock
-        self._threads = ThreadLimiter(4)
+        self._threads = ThreadLimiter(8)  # most wait for a disk or an object store
         self._memory = ByteBudget(BYTES_AT_ONCE)
         self._uploads = Uploads(gateway, store, uploader, publisher, self._threads, self._memory, clock=clock)
 
@@ -63,7 +64,7 @@ class References:
         """Return the request with its local images in their stored form, and these images. See `local.identify`."""
         if not any(isinstance(image, LocalImage) for image in request.images):
             return request, NO_SOURCES
-        return await self._threads.run(identify, request, self._gateway, published=self._published)
+        return await self._threads.run_or_abandon(identify, request, self._gateway, published=self._published)
 
     def body_to_store(self, request: ImageRequest) -> bytes:
         """Return the body of a new job: empty if it is known only once its images are uploaded."""
@@ -148,10 +149,10 @@ class References:
         for digest, source in sources.items():
             if source is None:
                 raise not_at_hand(digest)
-        size = await self._threads.run(_size_of, list(filter(None, sources.values())))
+        size = await self._threads.run_or_abandon(_size_of, list(filter(None, sources.values())))
         await self._memory.acquire(size)
         try:
-            return await self._threads.run(self._inline_body, record.request, job.sources), size
+            return await self._threads.run_or_abandon(self._inline_body, record.request, job.sources), size
         except BaseException:
             self._memory.release(size)
             raise
@@ -167,7 +168,7 @@ class References:
             if digest is None:
                 return str(image)
             content = unchanged_content(sources[digest], digest)
-            kind = facts_of(sources[digest], SizeLimit(len(content))).content_type
+            kind = format_of(sources[digest], content[:HEAD], len(content)).content_type
             return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
         return self._gateway.encode(with_images(request, [sent(image) for image in request.images]))

@@ -14,12 +14,13 @@ from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.tracked_job import TrackedJob, UsedUpload
 from nanobanana_async.engine.uploader import Uploader
 from nanobanana_async.engine.workers import WorkerPool, error_of_crash
-from nanobanana_async.errors import InvalidRequest, NanoBananaError
+from nanobanana_async.errors import DownloadError, InvalidRequest, NanoBananaError
 from nanobanana_async.events import log, log_failure
 from nanobanana_async.gateways.capabilities import HasUploads
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.http.threads import ThreadLimiter
-from nanobanana_async.images.local import MAX_BYTES, LocalFacts, SizeLimit, facts_of, unchanged_content
+from nanobanana_async.images.local import MAX_BYTES, SizeLimit, facts_of, unchanged_content
+from nanobanana_async.images.local_facts import LocalFacts
 from nanobanana_async.ledger.base import Upload
 from nanobanana_async.references import LocalImage, ReferencePublisher, check_url, for_people
 
@@ -42,8 +43,8 @@ class _Upload:
     digest: str
     jobs: dict[str, TrackedJob] = field(factory=dict)
     """By key: a job with several images asks for each again whenever one has come."""
-    unreadable: dict[LocalImage | None, InvalidRequest] = field(factory=dict)
-    """The sources that no longer have the image, and why."""
+    unreadable: dict[LocalImage | None, InvalidRequest | DownloadError] = field(factory=dict)
+    """The sources that no longer have the image, or whose store fails, and why."""
 
     def waiting(self) -> list[TrackedJob]:
         """Return the jobs that still wait: others were withdrawn."""
@@ -173,14 +174,14 @@ class Uploads:
         """Read an image from the first source that still has it. Its size must be released from the memory after."""
         while (source := upload.next_source()) is not None:
             try:
-                facts = await self._threads.run(facts_of, source, SizeLimit(MAX_BYTES))
+                facts = await self._threads.run_or_abandon(facts_of, source, SizeLimit(MAX_BYTES))
                 await self._memory.acquire(facts.size)
                 try:
-                    return await self._threads.run(unchanged_content, source, upload.digest), facts
+                    return await self._threads.run_or_abandon(unchanged_content, source, upload.digest), facts
                 except BaseException:
                     self._memory.release(facts.size)
                     raise
-            except InvalidRequest as error:
+            except (InvalidRequest, DownloadError) as error:
                 upload.unreadable[source] = error
         raise not_at_hand(upload.digest)
 

@@ -9,26 +9,29 @@ from pathlib import Path
 
 from attrs import evolve, frozen
 
-from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.errors import ConfigurationError, InvalidRequest, NanoBananaError
 from nanobanana_async.escaping import exact
 from nanobanana_async.formatting import byte_count
 from nanobanana_async.gateways.capabilities import HasUploads, TakesInlineImages
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.images.formats import FORMATS, ImageFormat, detect
 from nanobanana_async.images.inline import FetchError, decode_inline
+from nanobanana_async.images.local_facts import HEAD, LocalFacts, changes, format_of, to_facts
+from nanobanana_async.images.store_images import content_of_object, facts_of_object, version_of
 from nanobanana_async.models import ImageRequest
-from nanobanana_async.references import LocalImage, stored_form
+from nanobanana_async.references import LocalImage, StoreObject, stored_form
 
 MAX_BYTES = 256 << 20
 """A larger file is no reference image: it is not read."""
 
-_HEAD = 16
 _CHUNK = 1 << 20
 # Opening a pipe or a terminal must not wait. Windows has neither flag, and must not translate line ends.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 
 Sources = Mapping[str, LocalImage]
 """The local images of a request by their digests."""
+
+KnownFacts = Mapping[LocalImage, LocalFacts | NanoBananaError]
+"""Images that were read before, with their facts, or why they can't be used."""
 
 
 @frozen
@@ -62,36 +65,39 @@ def size_limit(gateway: Gateway, *, published: bool) -> SizeLimit:
     )
 
 
-def identify(request: ImageRequest, gateway: Gateway, *, published: bool = False) -> tuple[ImageRequest, Sources]:
+def identify(
+    request: ImageRequest, gateway: Gateway, *, published: bool = False, known: KnownFacts | None = None
+) -> tuple[ImageRequest, Sources]:
     """Return the request with its local images in their stored form, and these images.
 
-    Raises `InvalidRequest` for one that can't be read, is no image or is too large, and `ConfigurationError` if the
-    gateway takes no local images.
+    `known` has images that the caller has read. Raises `InvalidRequest` for an image that can't
+    be read, is no image or is too large, `DownloadError` if its store fails, and `ConfigurationError` if the gateway
+    takes no local images or a store can't be opened.
     """
     local = [image for image in request.images if isinstance(image, LocalImage)]
     if not local:
         return request, {}
     limit = size_limit(gateway, published=published)
-    digests = {image: facts_of(image, limit).digest for image in local}
+    digests: dict[LocalImage, str] = {}
+    for image in local:
+        facts = (known or {}).get(image) or facts_of(image, limit)
+        if isinstance(facts, NanoBananaError):
+            raise facts
+        digests[image] = facts.digest
     images = tuple(stored_form(digests[one]) if isinstance(one, LocalImage) else one for one in request.images)
     return evolve(request, images=images), {digest: image for image, digest in digests.items()}
 
 
-@frozen
-class LocalFacts:
-    """What is known of the content of a local image."""
-
-    digest: str
-    size: int
-    content_type: str
-    extension: str
-
-
 def facts_of(image: LocalImage, limit: SizeLimit) -> LocalFacts:
-    """Return the facts of an image, read once as long as its file has the same time and size.
+    """Return the facts of an image, read once as long as its file has the same time and size, its object its version.
 
-    Raises `InvalidRequest` if there is no such file, if it is no image, or if it is too large.
+    Raises `InvalidRequest` if there is no such file or object, if it is no image, or if it is too large, and
+    `DownloadError` if its store fails.
     """
+    if isinstance(image.source, StoreObject):
+        found = version_of(image.source)
+        limit.check(image, found.size)
+        return facts_of_object(image.source, found)
     if isinstance(image.source, Path):
         status = _status(image.source)
         limit.check(image, status.st_size)
@@ -99,12 +105,14 @@ def facts_of(image: LocalImage, limit: SizeLimit) -> LocalFacts:
         return _facts_of_file(image.source, version, status.st_size)
     content = content_of(image)
     limit.check(image, len(content))
-    return _facts(image, content[:_HEAD], hashlib.sha256(content).hexdigest(), len(content))
+    return to_facts(image, content[:HEAD], hashlib.sha256(content).hexdigest(), len(content))
 
 
-def content_of(image: LocalImage) -> bytes:
-    """Return the content of an image; raise `InvalidRequest` if it can't be read."""
+def content_of(image: LocalImage, digest: str | None = None) -> bytes:
+    """Return the content of an image, which should have this digest; raise an error as `facts_of` does."""
     match image.source:
+        case StoreObject():
+            return content_of_object(image.source, MAX_BYTES, digest)
         case Path():
             return b"".join(_chunks(image.source, SizeLimit(MAX_BYTES)))
         case bytes():
@@ -118,7 +126,7 @@ def content_of(image: LocalImage) -> bytes:
 
 def unchanged_content(image: LocalImage, digest: str) -> bytes:
     """Return the content of an image; raise `InvalidRequest` if it is no longer the one with this digest."""
-    content = content_of(image)
+    content = content_of(image, digest)
     if hashlib.sha256(content).hexdigest() != digest:
         _facts_of_file.cache_clear()  # its times may not show the change: some file systems count whole seconds
         raise InvalidRequest(f"reference image {image} was changed after the job was made: request it again")
@@ -130,12 +138,12 @@ def _facts_of_file(path: Path, _version: tuple[int, ...], size: int) -> LocalFac
     image, read, head = LocalImage(path), 0, b""
     digest = hashlib.sha256()
     for chunk in _chunks(path, SizeLimit(size)):
-        head = head or chunk[:_HEAD]
+        head = head or chunk[:HEAD]
         read += len(chunk)
         digest.update(chunk)
     if read != size:
-        raise _changes(image)
-    return _facts(image, head, digest.hexdigest(), size)
+        raise changes(image)
+    return to_facts(image, head, digest.hexdigest(), size)
 
 
 def _chunks(path: Path, limit: SizeLimit) -> Iterator[bytes]:
@@ -150,35 +158,17 @@ def _chunks(path: Path, limit: SizeLimit) -> Iterator[bytes]:
         try:
             _check_regular(path, os.fstat(descriptor))
             chunk = os.read(descriptor, min(_CHUNK, left + 1))
-            _format_of(image, chunk[:_HEAD], len(chunk))
+            format_of(image, chunk[:HEAD], len(chunk))
             while chunk:
                 left -= len(chunk)
                 if left < 0:
-                    raise _changes(image)
+                    raise changes(image)
                 yield chunk
                 chunk = os.read(descriptor, min(_CHUNK, left + 1))
         finally:
             os.close(descriptor)
     except OSError as error:
         raise _unreadable(path, error) from None
-
-
-def _changes(image: LocalImage) -> InvalidRequest:
-    return InvalidRequest(f"reference image {image} changes while it is read: request it again once it is written")
-
-
-def _facts(image: LocalImage, head: bytes, digest: str, size: int) -> LocalFacts:
-    image_format = _format_of(image, head, size)
-    return LocalFacts(digest, size, image_format.content_type, image_format.extension)
-
-
-def _format_of(image: LocalImage, head: bytes, size: int) -> ImageFormat:
-    try:
-        return detect(head)
-    except FetchError:
-        kinds = ", ".join(image_format.name.upper() for image_format in FORMATS)
-        why = f"is no image of a known format ({kinds})" if size else "is empty"
-        raise InvalidRequest(f"reference image {image} {why}") from None
 
 
 def _status(path: Path) -> os.stat_result:

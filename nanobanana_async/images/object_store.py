@@ -7,12 +7,13 @@ request.
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 
 from attrs import field, frozen
 
-from nanobanana_async.errors import SaveError
+from nanobanana_async.errors import DownloadError, SaveError
 
 _process: int | None = None
 """The process that first used a store. The threads of obstore end with a fork: in a child no call would return."""
@@ -24,12 +25,15 @@ class ObjectStore(Protocol):
     def put_async(self, *args: Any, **kwargs: Any) -> Any: ...
     def get_async(self, *args: Any, **kwargs: Any) -> Any: ...
     def delete_async(self, *args: Any, **kwargs: Any) -> Any: ...
+    def get(self, *args: Any, **kwargs: Any) -> Any: ...
+    def list(self, *args: Any, **kwargs: Any) -> Any: ...
 
 
 DIGEST, IMAGE = "sha256", "nanobanana"
 """The metadata of an object: its content's digest, and which image of which job it is. Azure takes no dashes here."""
 
 _MAX_HASHED = 64 << 20
+_CHUNK = 1 << 20
 _STATUS = re.compile(r"status code: ([1-5]\d\d)\b")
 _CODE = re.compile(r"<Code>([A-Z][a-z]+(?:[A-Z][a-z]+)*)</Code>")  # words: an access key has digits or no small letters
 _ADVICE = {
@@ -72,6 +76,18 @@ class ObjectFacts:
     sha256: str
     image: str | None
     """Which image of which job it is; None for an object that was not saved as one."""
+
+
+@frozen
+class ObjectVersion:
+    """By what a change of an object is noticed."""
+
+    size: int
+    facts: tuple[str, ...]
+
+
+class ObjectUnseen(Exception):
+    """There is no such object, or these credentials may not read it. Its text says which, as far as it is known."""
 
 
 @frozen
@@ -152,6 +168,47 @@ class StoreUrl:
         with suppress(Exception):
             await self._store.delete_async(self._path(name))
 
+    def version(self, name: str) -> ObjectVersion:
+        """Return the version of an object. Blocks. Raises `ObjectUnseen`, or `DownloadError` if the store fails."""
+        return _version(self._open(name, head=True))
+
+    def chunks(self, name: str) -> Iterator[tuple[ObjectVersion, bytes]]:
+        """Yield the content of an object in parts, each with its version. Blocks, and raises as `version` does."""
+        opened = self._open(name)
+        version = _version(opened)
+        try:
+            for chunk in opened.stream(min_chunk_size=_CHUNK):
+                yield version, bytes(chunk)
+            return
+        except Exception as error:
+            failure = _reason(error)
+        raise self._unread(name, failure)
+
+    def _open(self, name: str, *, head: bool = False) -> Any:
+        _check_process()
+        from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
+
+        unseen, failure = "", ""
+        try:
+            return self._store.get(self._path(name), options={"head": head})
+        except FileNotFoundError:
+            unseen = "is a folder: name the image in it" if self._is_folder(name) else "does not exist"
+        except (PermissionDeniedError, UnauthenticatedError) as error:
+            unseen = f"does not exist, or these credentials may not read it: {_reason(error, reads=True)}"
+        except Exception as error:
+            failure = _reason(error, reads=True)
+        if unseen:
+            raise ObjectUnseen(unseen)
+        raise self._unread(name, failure)
+
+    def _is_folder(self, name: str) -> bool:
+        with suppress(Exception):  # these credentials may be unable to list
+            return any(self._store.list(f"{self._path(name)}/", chunk_size=1))
+        return False
+
+    def _unread(self, name: str, reason: str) -> DownloadError:
+        return DownloadError(f"reference image {self.url_of(name)} can't be read: {reason}")
+
     async def _get(self, name: str, *, head: bool = False) -> Any:
         _check_process()
         from obstore.exceptions import PermissionDeniedError
@@ -191,7 +248,12 @@ def _check_process() -> None:
         )
 
 
-def _reason(error: Exception) -> str:
+def _version(opened: Any) -> ObjectVersion:
+    meta = opened.meta
+    return ObjectVersion(int(meta["size"]), tuple(str(meta[name]) for name in ("e_tag", "version", "last_modified")))
+
+
+def _reason(error: Exception, *, reads: bool = False) -> str:
     """Return why a store failed, in words of our own and by codes that can hold no secret."""
     kind, text = type(error).__name__.removesuffix("Error"), str(error)
     status, code = _STATUS.search(text), _CODE.search(text)
@@ -200,4 +262,5 @@ def _reason(error: Exception) -> str:
     why = _REASONS.get(kind, "it answered with an error" if status else _SILENT)
     why = f"{why} ({', '.join(facts)})" if facts else why
     advice = next((advice for name, advice in _ADVICE.items() if name == kind or name in text), "")
+    advice = advice.replace("read, write and delete", "read") if reads else advice
     return f"{why}: {advice}" if advice else why

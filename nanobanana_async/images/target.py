@@ -1,5 +1,7 @@
 """Where images are saved: a folder, or a prefix of an object store. `as_target` reads what users pass for it.
 
+`store_of` finds the store of a reference image.
+
 `obstore` (the extra `store`) is imported only when a store is used.
 """
 
@@ -9,14 +11,13 @@ import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import unquote, urlsplit
 
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.escaping import plain_text
 from nanobanana_async.images.object_store import ObjectStore, StoreUrl
+from nanobanana_async.references import STORE_SCHEMES, StoreObject, is_store, path_of_file_url
 from nanobanana_async.validators import as_folder, kind_of
 
-SCHEMES = ("s3", "gs", "az", "memory")
 _VARIABLES = ("AWS_", "GOOGLE_", "AZURE_")
 _MAX_PREFIX = 600  # with the name below the 1,024 bytes of S3
 _EXTRA = "needs the extra `store`: pip install 'nanobanana-async[store]'"
@@ -37,16 +38,18 @@ def as_target(name: str, value: object) -> Target:
     if isinstance(value, StoreUrl):
         return value
     value = plain_text(value)
+    if isinstance(value, str) and (path := path_of_file_url(value)) is not None:
+        return as_folder(name, path)
     if isinstance(value, str) and (scheme := _scheme(value)) is not None:
-        return _folder_of(name, value) if scheme == "file" else _target_of_url(name, value, scheme)
+        return _target_of_url(name, value, scheme)
     if isinstance(value, tuple) and len(value) == 2:
         if not isinstance(value[1], str):
             raise ConfigurationError(f"{name}: the prefix in a store must be text, not {kind_of(value[1])}")
         return _target_of_store(name, value[0], plain_text(value[1]))
-    if any(kind.__module__.partition(".")[0] == "obstore" for kind in type(value).__mro__):
+    if is_store(value):
         return _target_of_store(name, value, "")
     if isinstance(value, str) and "://" in value:
-        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        known = ", ".join(f"{scheme}://" for scheme in STORE_SCHEMES)
         raise ConfigurationError(
             f"{name} must be the path of a folder or the URL of an object store ({known}), not a URL"
             f" that begins with {value.partition('://')[0][:20]}://"
@@ -54,18 +57,17 @@ def as_target(name: str, value: object) -> Target:
     return as_folder(name, value)
 
 
+def store_of(found: StoreObject) -> StoreUrl:
+    """Return the store of an object: its methods take the object's path. Raises `ConfigurationError`."""
+    name = f"reference image {found}"
+    if found.store is not None:
+        return _target_of_store(name, found.store, "")
+    return _target_of_url(name, found.root, found.root.partition("://")[0])
+
+
 def _scheme(text: str) -> str | None:
-    scheme, separator, rest = text.partition("://")
-    scheme = scheme.lower()
-    known = scheme in SCHEMES or (scheme == "file" and rest.startswith("/"))
-    return scheme if separator and known else None
-
-
-def _folder_of(name: str, url: str) -> Path:
-    path = unquote(urlsplit(url).path)
-    if os.name == "nt":  # pragma: no cover - file:///C:/images
-        path = path.lstrip("/")
-    return as_folder(name, path)
+    scheme, separator, _ = text.partition("://")
+    return scheme.lower() if separator and scheme.lower() in STORE_SCHEMES else None
 
 
 def _target_of_url(name: str, url: str, scheme: str) -> StoreUrl:

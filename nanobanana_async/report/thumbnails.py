@@ -7,11 +7,11 @@ import stat
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from nanobanana_async.images.target import SCHEMES
 from nanobanana_async.images.thumbnail import file_thumbnail, thumbnail
+from nanobanana_async.references import STORE_SCHEMES
 
 THUMBNAILS = "thumbnails"
-_SCHEMES = frozenset({*SCHEMES, "file"})  # a store on this machine has file:// URLs
+_SCHEMES = frozenset({*STORE_SCHEMES, "file"})  # a store on this machine has file:// URLs
 _STORED = "images"  # the folder in `thumbnails` for images in a store
 PIXELS = 512  # of the longer edge: a card is about 300 wide, on screens with up to twice as many pixels
 

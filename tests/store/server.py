@@ -117,6 +117,8 @@ class S3:
         """Pass a request on, or spoil it."""
         name = request.path.removeprefix(f"/{self.bucket}").lstrip("/")
         fault = self.faults(request.method, name) if name else None
+        if fault == "reset" and request.method == "GET":
+            return await self._pass_on(request, name, cut=True)  # in the middle of the object
         if fault == "reset":
             if request.method == "PUT":
                 await request.content.readany()  # in the middle of the body
@@ -135,7 +137,7 @@ class S3:
             return web.Response(status=status, text=text, content_type="application/xml")
         return await self._pass_on(request, name)
 
-    async def _pass_on(self, request: web.Request, name: str) -> web.StreamResponse:
+    async def _pass_on(self, request: web.Request, name: str, *, cut: bool = False) -> web.StreamResponse:
         assert self._http is not None
         skipped = {"host", "connection", self.drop_header.lower()}
         headers = {key: value for key, value in request.headers.items() if key.lower() not in skipped}
@@ -143,13 +145,17 @@ class S3:
         target = URL(self.upstream + request.raw_path, encoded=True)
         async with self._http.request(request.method, target, headers=headers, data=body or None) as answer:
             content = await answer.read()
-            self.requests.append((request.method, name, answer.status))
+            self.requests.append((request.method, name, 0 if cut else answer.status))
             kept = {key: value for key, value in answer.headers.items() if key.lower() not in _HOP}
             response = web.StreamResponse(status=answer.status, headers=kept)
             if "Content-Length" not in kept:
                 response.content_length = len(content)
             with suppress(ConnectionResetError):  # the client was killed
                 await response.prepare(request)
+                if cut and request.transport is not None:
+                    await response.write(content[: len(content) // 2])
+                    request.transport.close()
+                    return response
                 if request.method != "HEAD":
                     await response.write(content)
                 await response.write_eof()

@@ -250,6 +250,7 @@ class BatchCommand:
             if check_owner(path, owner):
                 refuse_lost_ledger(path, new_ledger=new_ledger)
             notes = Notes()
+            source.read_objects(selected)
             total = _count_valid_rows(source, selected, notes)
             if total is None:
                 return USAGE

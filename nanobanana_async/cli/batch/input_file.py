@@ -15,12 +15,14 @@ from nanobanana_async.cli.batch.formats import ENDINGS, Format, array_to_lines, 
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ParsedRow, ReadingOptions, csv_cells, jsonl, table, text_lines
 from nanobanana_async.cli.batch.spool import spooled
-from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.cli.batch.stored_images import read_objects
+from nanobanana_async.errors import ConfigurationError, InvalidRequest, NanoBananaError
 from nanobanana_async.extra import to_extra
 from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.images.local_facts import LocalFacts
 from nanobanana_async.images.names import NameFacts, row_name
 from nanobanana_async.models import REQUEST_FIELDS, ImageRequest
-from nanobanana_async.references import text_to_reference
+from nanobanana_async.references import LocalImage, StoreObject, text_to_reference
 from nanobanana_async.report import ReportRow
 
 
@@ -76,6 +78,8 @@ class InputFile:
     """The folder from which the paths of reference images start."""
     changed_keys: dict[str, str] = field(factory=dict, repr=False)
     """The keys of rows that were bought again after a change, by the keys that they would have."""
+    known: dict[LocalImage, LocalFacts | NanoBananaError] = field(factory=dict, repr=False, eq=False)
+    """The reference images in object stores, as they were when the command began."""
 
     @property
     def unit(self) -> str:
@@ -109,13 +113,30 @@ class InputFile:
             if isinstance(found, str):
                 yield FileRow(index=index, number=number, error=found)
                 continue
-            row = rows.read(self._with_defaults(self._with_paths(found)))
+            try:
+                row = rows.read(self._with_defaults(self._with_paths(found)))
+            except InvalidRequest as error:
+                yield FileRow(index=index, number=number, error=error.message)
+                continue
             comment = row.request is not None and row.request.prompt.startswith("#")
             notes.hashes += comment and self.format not in ("json", "jsonl")
             own_fields = frozenset(found.keys() & set(REQUEST_FIELDS))
             file_row = FileRow(index=index, number=number, given=row.request, own_fields=own_fields)
-            yield self._checked(file_row, rows.registered(row, gateway), own_keys, gateway)
+            yield self._checked(file_row, rows.registered(row, gateway, self.known), own_keys, gateway)
         notes.repeated = rows.repeated
+
+    def read_objects(self, gateway: Gateway) -> None:
+        """Read the reference images in object stores, each once. Raises `DownloadError` if a store fails."""
+        self.known.update(read_objects(self._objects(), gateway, self.unit))
+
+    def _objects(self) -> Iterator[tuple[int, LocalImage]]:
+        for number, found in self.parsed(Notes()):
+            images: list[object] = []
+            with suppress(InvalidRequest):  # it will be the error of the row
+                images = [] if isinstance(found, str) else self._with_paths(found).get("images") or []
+            for image in images if isinstance(images, list) else ():
+                if isinstance(image, LocalImage) and isinstance(image.source, StoreObject):
+                    yield number, image
 
     def _with_defaults(self, found: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of a row and the defaults of those that it lacks; the values of `extra` count singly."""
