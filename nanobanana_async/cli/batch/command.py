@@ -17,6 +17,7 @@ from nanobanana_async.cli.batch.folder import FILES, BatchFolder, FolderOwner, c
 from nanobanana_async.cli.batch.formats import Format
 from nanobanana_async.cli.batch.input_file import InputFile, open_input
 from nanobanana_async.cli.batch.keyless import gateway_without_key
+from nanobanana_async.cli.batch.naming import template_of, with_names
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ReadingOptions
 from nanobanana_async.cli.batch.plan import Plan
@@ -26,7 +27,7 @@ from nanobanana_async.emulator import API_KEY, Emulator
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import count
 from nanobanana_async.gateways import registry
-from nanobanana_async.images.names import NameTemplate, safe_name
+from nanobanana_async.images.names import safe_name
 from nanobanana_async.images.target import Target
 from nanobanana_async.policy.prices import as_credits
 from nanobanana_async.validators import as_number
@@ -168,8 +169,8 @@ class BatchCommand:
             Refuse columns and fields that are not known, instead of copying them into the results.
         names
             How the image files are named: a text with at least one of {row} (its number), {slug} (the prompt in a form
-            for file names), {key} and {metadata[NAME]} (the value in the column NAME). Default: the row's key, or else
-            {row:04}-{slug}. Images that are saved keep their names.
+            for file names), {key} and {metadata[NAME]} (the value in the column NAME). The folder remembers it for later
+            runs. `default` is the row's key, or else {row:04}-{slug}. Images that are saved keep their names.
         num_images
             Images per prompt, 1 to 6, for rows that have no value. If you change this or one of the next five for a
             batch that was bought, its rows have changed, and are bought again only with --buy-changed.
@@ -212,16 +213,16 @@ class BatchCommand:
         options_given: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         example = ImageRequest("a prompt", **options_given)  # raises for a wrong option, once, and not for each row
         defaults = {name: getattr(example, name) for name in options_given}
-        template = None if names is None else NameTemplate("--names", names)
-        options = ReadingOptions(defaults=defaults, comments=comments, strict=strict, names=template)
+        options = ReadingOptions(defaults=defaults, comments=comments, strict=strict, names=template_of(names))
         with open_input(file, name, format, options, encoding=encoding, sheet=sheet) as source:
             store = None if isinstance(output, Path) else output
             path = _folder_of_run(output, folder, source.batch)
             if Path(file).exists() and Path(file).resolve() in [(path / name).resolve() for name in FILES]:
                 raise ConfigurationError(f"{file} would be overwritten: name another folder with -o")
             owner = FolderOwner(source.batch, emulated, None if store is None else store.url)
-            if check_owner(path, owner):
+            if (found := check_owner(path, owner)) is not None:
                 refuse_lost_ledger(path, new_ledger=new_ledger)
+            source, owner = with_names(source, names, owner, found, path)
             notes = Notes()
             total = _count_valid_rows(source, selected, notes)
             if total is None:
