@@ -69,7 +69,8 @@ class GenerateRun:
         self._plan = plan
         self._gateway = gateway
         self._display = JobsDisplay(len(plan.requests), console)
-        self._signals = StopSignals(console, self._display.print_note, self._display.bought)
+        rehearsal = plan.ledger is None
+        self._signals = StopSignals(console, self._display.print_note, self._display.bought, rehearsal=rehearsal)
         self._lines = ResultLines(console)
         self._ledger = None if plan.ledger is None else SqliteLedger(plan.ledger)
         self._open_run: OpenRun | None = None
@@ -270,7 +271,9 @@ class GenerateRun:
         doubt = [key for key, record in found.items() if record.possibly_bought and key not in paid]
         if paid:
             yield f"{count(len(paid), 'job')} paid for and not delivered: {self._advice(paid)}"
-        if doubt:
+        if doubt and self._plan.ledger is None:
+            yield f"{count(len(doubt), 'job')} ended with the emulator"
+        elif doubt:
             yield (
                 f"{count(len(doubt), 'job')} perhaps bought, without an answer: the same command finds out where that"
                 " is possible without a second payment"

@@ -89,6 +89,25 @@ async def test_files_are_named_by_row_key_or_template_and_keep_their_names(batch
     assert sorted(f"images/{line['file_name']}" for line in listed) == sorted(images_of(batch.out))
 
 
+async def test_names_are_remembered_by_the_folder_until_others_are_given(batch: Command) -> None:
+    async with emulated(batch):
+        first = await batch(batch.prompts(1), "--names", "{slug}")
+        second = await batch(batch.prompts(2))
+        planned = await batch(batch.prompts(3), "--dry-run", "--names", "{row}")
+        third = await batch(batch.prompts(3))
+        other = await batch(batch.prompts(4), "--names", "default")
+        last = await batch(batch.prompts(5))
+    said = [first, second, third, other, last]
+    assert [each.code for each in (*said, planned)] == [0] * 6
+    assert [line["images"][0].removeprefix("images/") for line in lines_of(batch.out)] == [
+        *("a-fox-0.png", "a-fox-1.png", "a-fox-2.png", "0004-a-fox-3.png", "0005-a-fox-4.png")
+    ]
+    assert [("are named by" in each.err) for each in said] == [False, False, False, True, False]
+    note = "new images are named by --names {row}, in later runs too; the earlier runs in out had --names {slug}"
+    assert note in planned.err  # a dry run writes nothing: the third run still had the names of the first
+    assert "--names default, in later runs too; the earlier runs in out had --names {slug}" in other.err
+
+
 @pytest.mark.parametrize(
     ("names", "complaint"),
     [

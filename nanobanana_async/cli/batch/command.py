@@ -169,8 +169,8 @@ class BatchCommand:
             Refuse columns and fields that are not known, instead of copying them into the results.
         names
             How the image files are named: a text with at least one of {row} (its number), {slug} (the prompt in a form
-            for file names), {key} and {metadata[NAME]} (the value in the column NAME). The folder remembers it for later
-            runs. `default` is the row's key, or else {row:04}-{slug}. Images that are saved keep their names.
+            for file names), {key} and {metadata[NAME]} (the value in the column NAME). The folder remembers it for
+            later runs. `default` is the row's key, or else {row:04}-{slug}. Images that are saved keep their names.
         num_images
             Images per prompt, 1 to 6, for rows that have no value. If you change this or one of the next five for a
             batch that was bought, its rows have changed, and are bought again only with --buy-changed.
@@ -231,6 +231,7 @@ class BatchCommand:
                 file=source,
                 total=total,
                 folder=path,
+                emulated=emulated,
                 store=store,
                 sidecar=sidecar,
                 max_credits=max_credits,

@@ -17,6 +17,7 @@ from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.other_accounts import OtherAccounts
 from nanobanana_async.cli.batch.plan import Plan
+from nanobanana_async.cli.batch.rehearsal import LOST_STATES
 from nanobanana_async.cli.batch.results import RESULTS, line_offsets
 from nanobanana_async.cli.batch.rows import is_over, is_same
 from nanobanana_async.cli.jobs.actions import Prices, open_read_only, prices_in
@@ -131,6 +132,8 @@ def _row_status(row: FileRow, record: JobRecord | None, plan: Plan, gateway: Gat
     if not is_same(row, record, gateway):
         return "failed"
     match record.state:
+        case state if plan.emulated and state in LOST_STATES:
+            return "to buy"
         case JobState.SUCCEEDED:
             return "finished"
         case JobState.UNCERTAIN:

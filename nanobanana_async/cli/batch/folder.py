@@ -120,7 +120,7 @@ class BatchFolder:
             part.unlink(missing_ok=True)
 
     def _rewrite(self) -> None:
-        """Write the marker again, in place: the lock is on this file. One short write, so that a kill can't split it."""
+        """Write the marker again, in place, since the lock is on this file: by one short write, so whole."""
         size = os.fstat(self._descriptor).st_size
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         os.write(self._descriptor, self._owner.to_json().encode().ljust(size))  # JSON may end with spaces

@@ -80,9 +80,10 @@ class StdoutLines:
 class BatchSummary:
     """Collect what a run prints on stderr at its start and at its end."""
 
-    def __init__(self, folder: Path, unit: str = "row") -> None:
+    def __init__(self, folder: Path, unit: str = "row", *, rehearsal: bool = False) -> None:
         self._folder = folder
         self._unit = unit
+        self._rehearsal = rehearsal
         self.finished_before = 0
         """Rows that had ended before this run."""
         self.removed = 0
@@ -176,8 +177,8 @@ class BatchSummary:
             yield f"{count(uncertain, 'row')} uncertain, perhaps bought, never sent again: {advice}"
         if self._unknown_tasks:
             yield (
-                f"the tasks of {count(self._unknown_tasks, 'row')} are not known to the gateway; those of --gateway"
-                " emulator end with its command: then begin in another folder"
+                f"the tasks of {count(self._unknown_tasks, 'row')} are not known to the gateway; an emulator forgets"
+                " them when it ends: then begin in another folder"
             )
         if self.overspent:
             yield f"nanobanana: the batch has cost {credit_count(self.overspent)} more than --max-credits"
@@ -191,6 +192,8 @@ class BatchSummary:
         elif left and (interrupted or self.stop_reason is not None):
             bought = min(left, self.uncollected)
             paid = f", {bought:,} of them bought and not collected" if bought else ""
+            if bought and self._rehearsal:
+                paid = f", {bought:,} of them with jobs that ended with the emulator, to be bought again"
             yield f"{count(left, 'row')} left{paid}: run the same command to continue"
 
 
