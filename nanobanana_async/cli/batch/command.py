@@ -12,20 +12,19 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from nanobanana_async import ApiMall, ConcurrencyPolicy, ConfigurationError, Gateway, ImageRequest
+from nanobanana_async.cli.batch.checks import count_valid_rows, means_hashes
 from nanobanana_async.cli.batch.dry_run import show_dry_run
 from nanobanana_async.cli.batch.folder import FILES, BatchFolder, FolderOwner, check_owner, refuse_lost_ledger
 from nanobanana_async.cli.batch.formats import Format
-from nanobanana_async.cli.batch.input_file import InputFile, open_input
+from nanobanana_async.cli.batch.input_file import open_input
 from nanobanana_async.cli.batch.keyless import gateway_without_key
 from nanobanana_async.cli.batch.naming import template_of, with_names
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ReadingOptions
 from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.run import Run
-from nanobanana_async.cli.options import ExtraOption, RunFolder, TargetOption, extra_of
+from nanobanana_async.cli.options import ExtraOption, RunFolder, TargetOption, Yes, extra_of
 from nanobanana_async.emulator import API_KEY, Emulator
-from nanobanana_async.escaping import one_line
-from nanobanana_async.formatting import count
 from nanobanana_async.gateways import registry
 from nanobanana_async.images.names import safe_name
 from nanobanana_async.images.target import Target
@@ -39,7 +38,6 @@ GatewayFinder = Callable[[Name | None, str | None], Gateway]
 
 USAGE = 2
 MAX_WAIT_S = 600.0
-MAX_ERRORS = 20  # bad rows that are printed one by one
 
 
 @frozen
@@ -80,6 +78,7 @@ class BatchCommand:
         model: str | None = None,
         extra: ExtraOption = None,
         new_ledger: Flag = False,
+        yes: Yes = False,
         dry_run: Flag = False,
     ) -> int:
         """Buy the images of a file with a prompt in each row. To continue a stopped run, run the same command again.
@@ -188,6 +187,8 @@ class BatchCommand:
         new_ledger
             Begin a new ledger in a folder whose jobs.sqlite is lost. Rows without a result are bought, perhaps a second
             time, and --max-credits counts from 0.
+        yes
+            Buy lines that begin with # as prompts without asking.
         dry_run
             Check the file, and print how many rows would be bought, what they would cost, the balance of the account,
             whether --max-credits is enough, and the settings. Nothing is bought or written. Needs no API key: without
@@ -224,7 +225,7 @@ class BatchCommand:
                 refuse_lost_ledger(path, new_ledger=new_ledger)
             source, owner = with_names(source, names, owner, found, path)
             notes = Notes()
-            total = _count_valid_rows(source, selected, notes)
+            total = count_valid_rows(source, selected, notes)
             if total is None:
                 return USAGE
             plan = Plan(
@@ -245,6 +246,8 @@ class BatchCommand:
             )
             if dry_run:
                 return asyncio.run(show_dry_run(plan, selected, asks_balance=not emulated and keyless is None))
+            if not means_hashes(source, notes, yes=yes or emulated):
+                return USAGE
             with BatchFolder(path, owner) as held:
                 return asyncio.run(_run(plan, None if emulated else selected, held))
 
@@ -264,29 +267,3 @@ async def _run(plan: Plan, gateway: Gateway | None, folder: BatchFolder) -> int:
         return await Run(plan, gateway, folder, console).run()
     async with Emulator(seed=secrets.randbits(32)) as emulator:  # task ids that no earlier emulator had
         return await Run(plan, emulator.apimall(), folder, console).run()
-
-
-def _count_valid_rows(source: InputFile, gateway: Gateway, notes: Notes) -> int | None:
-    """Return the number of rows; print the errors and return None if a row is bad or there are none."""
-    console, bad, total = Console(stderr=True), 0, 0
-    errors: list[str] = []
-    for row in source.rows(gateway, notes):
-        total += 1
-        if row.error is not None:
-            bad += 1
-            if bad <= MAX_ERRORS:
-                errors.append(f"{source.title}, {source.unit} {row.number}: {row.error}")
-    if bad > MAX_ERRORS:
-        errors.append(f"... and {bad - MAX_ERRORS} more bad rows")
-    noted = filter(None, (source.note, *(f"{source.title}: {note}" for note in notes.sentences())))
-    for sentence in (*noted, *errors):  # the notes may explain the errors, which a user reads first: they come last
-        _print_error(console, sentence)
-    if not total:
-        _print_error(console, f"{source.title} is empty: it has no rows")
-    elif bad > 1:
-        _print_error(console, f"nothing was bought: correct {count(bad, 'row')} of {total} first")
-    return None if bad or not total else total
-
-
-def _print_error(console: Console, sentence: str) -> None:
-    console.print(f"nanobanana: {one_line(sentence)}", markup=False, highlight=False, emoji=False, soft_wrap=True)

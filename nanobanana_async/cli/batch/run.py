@@ -29,7 +29,7 @@ from nanobanana_async.cli.batch.edited import find_edits
 from nanobanana_async.cli.batch.finished import FinishedRows
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, BatchFolder, unwritable
 from nanobanana_async.cli.batch.input_file import FileRow
-from nanobanana_async.cli.batch.output import BatchSummary, StdoutLines
+from nanobanana_async.cli.batch.output import MAX_ERRORS, BatchSummary, StdoutLines
 from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.rehearsal import begin_lost_jobs_again
 from nanobanana_async.cli.batch.results import IMAGES, RESULTS, Result, Results, line_offsets, with_files
@@ -231,7 +231,7 @@ class Run:
         self._changed = True
         self._summary.add(result)
         self._display.ended(result.row.job_key, result.row.status, result.row.prompt, result.row.error)
-        if outcome.result is not None and outcome.result.missing:
+        if outcome.result is not None and outcome.result.missing and self._summary.incomplete <= MAX_ERRORS:
             self._display.say(f"{self._plan.file.unit} {row.number}: {missing_images(outcome.result)}")
         self._stdout.add(result, self._folder)
 
