@@ -21,7 +21,7 @@ from nanobanana_async.cli.demo import demonstrate
 from nanobanana_async.cli.generate_command import GenerateCommand
 from nanobanana_async.cli.jobs.command import job_commands
 from nanobanana_async.cli.logs import plain_logs
-from nanobanana_async.cli.options import FolderOption, Name, setting_message, usage_message
+from nanobanana_async.cli.options import FolderOption, Name, in_cli_words, setting_message, usage_message
 from nanobanana_async.cli.signals import Interrupted, interrupted_by_signals, run_until_signal
 from nanobanana_async.cli.streams import silence, usable_streams
 from nanobanana_async.cli.webhooks import webhook_commands
@@ -78,7 +78,7 @@ def _run(tokens: Sequence[str]) -> int:
     except ImportError as error:  # the emulator needs Pillow
         return _print_error(error, USAGE)
     except (NanoBananaError, OSError) as error:
-        return _print_error(error, FAILED)
+        return _print_error(in_cli_words(error), FAILED)
     except Exception as bug:
         if os.environ.get("NANOBANANA_DEBUG"):
             raise

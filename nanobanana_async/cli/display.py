@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nanobanana_async import TransportError
+from nanobanana_async.cli.options import in_cli_words
 from nanobanana_async.escaping import one_line
 from nanobanana_async.events import BudgetUsedUp, CreateFailed, Event, GatewayUnreachable, JobStateChanged
 from nanobanana_async.formatting import duration, moment
@@ -108,7 +109,7 @@ def unreachable_message(event: GatewayUnreachable, *, reached: bool) -> str:
 
     As long as it was not `reached`, the address may be wrong.
     """
-    sentence = f"nanobanana: {shorten(str(event.error), 300)}"
+    sentence = f"nanobanana: {shorten(in_cli_words(event.error), 300)}"
     if not reached and isinstance(event.error, TransportError) and not event.error.lasting:
         sentence += "; check the address (--base-url, NANOBANANA_BASE_URL)"
     if event.retried:

@@ -28,7 +28,7 @@ from nanobanana_async.batch.rows import Row
 from nanobanana_async.cli.display import JobsDisplay, shorten
 from nanobanana_async.cli.jobs.actions import open_read_only
 from nanobanana_async.cli.open_runs import OpenRun, fingerprint
-from nanobanana_async.cli.options import DEFAULT_LEDGER, check_output, fetch_command
+from nanobanana_async.cli.options import DEFAULT_LEDGER, check_output, fetch_command, in_cli_words
 from nanobanana_async.cli.purchase_notes import Continued, delivered_before, summary
 from nanobanana_async.cli.result_lines import ResultLines, missing_images
 from nanobanana_async.cli.signals import Interrupted, StopSignals
@@ -199,11 +199,11 @@ class GenerateRun:
 
     def _failure(self, error: NanoBananaError) -> str:
         """Return what went wrong with a job and, if it is or may be paid for, how to go on."""
-        sentence = one_line(str(error))
+        sentence = one_line(in_cli_words(error))
         key = error.key or ""
         record = self._display.records.get(key)
         if record is not None and record.state is JobState.UNCERTAIN and self._plan.ledger is not None:
-            return f"{one_line(error.message)}: {resolve_advice(None, key, self._plan.fetch_options)}"
+            return f"{one_line(in_cli_words(error.message))}: {resolve_advice(None, key, self._plan.fetch_options)}"
         if isinstance(error, JobUnfinished) and not error.safe_to_repeat:
             sentence = "the waiting ended before the job, which goes on at the gateway and is paid for"
         outcome = self._outcomes.get(key)
@@ -261,10 +261,10 @@ class GenerateRun:
         left = [key for key in self._keys if key not in self._outcomes]
         undelivered = [key for key in self._outcomes if key not in self._delivered and self._outcomes[key].ok]
         if self._stop_reason is not None:
-            yield f"the buying stopped: {one_line(str(self._stop_reason))}"
+            yield f"the buying stopped: {one_line(in_cli_words(self._stop_reason))}"
         elif self._timed_out:
             failure = self._display.create_failures.get(left[0]) if left else None
-            reason = "" if failure is None else f" ({one_line(str(failure))})"
+            reason = "" if failure is None else f" ({one_line(in_cli_words(failure))})"
             yield f"the waiting ended after {self._plan.timeout:g} s{reason}"
         found = {key: records[key] for key in (*left, *undelivered) if key in records}
         paid = [key for key, record in found.items() if record.state in (JobState.RUNNING, JobState.SUCCEEDED)]

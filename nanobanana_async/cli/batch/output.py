@@ -18,7 +18,7 @@ from nanobanana_async.cli.batch.folder import LEDGER, REPORT
 from nanobanana_async.cli.batch.notes import numbered
 from nanobanana_async.cli.batch.results import RESULTS, Result
 from nanobanana_async.cli.display import shorten
-from nanobanana_async.cli.options import with_option_names
+from nanobanana_async.cli.options import in_cli_words, with_option_names
 from nanobanana_async.commands import resolve_advice
 from nanobanana_async.errors import ConfigurationError, CreditLimitReached, NanoBananaError, TaskNotFound
 from nanobanana_async.escaping import exact
@@ -207,7 +207,7 @@ class BatchSummary:
             yield f"nanobanana: the batch has cost {credit_count(self.overspent)} more than --max-credits"
             yield from (_above_estimate(event) for event in self._above_estimate[:MAX_ERRORS])
         if self.stop_reason is not None:
-            yield f"nanobanana: the buying stopped: {with_option_names(str(self.stop_reason))}"
+            yield f"nanobanana: the buying stopped: {with_option_names(in_cli_words(self.stop_reason))}"
         costs = self.cost_left
         if left and costs is not None and isinstance(self.stop_reason, CreditLimitReached):
             command = f"run the same command with --max-credits {plain_number(used + costs.total)}"
