@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from attrs import field, frozen
@@ -42,6 +43,7 @@ from nanobanana_async.images.target import Target
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.keys import generate_key
 
+TICK_S = 0.25
 MAX_KEYS = 5  # in a command that a message names
 
 
@@ -158,7 +160,9 @@ class GenerateRun:
             asyncio.TaskGroup() as group,
             session.generate_many(rows, ordered=plan.ordered, save_to=plan.target, sidecar=plan.sidecar) as batch,
         ):
-            stopping = group.create_task(self._stop_on_signal(batch))
+            background = [group.create_task(self._stop_on_signal(batch))]
+            if self._display.console.is_terminal:
+                background.append(group.create_task(self._show_progress(batch)))
             try:
                 async with asyncio.timeout(plan.timeout):
                     async for outcome in batch:
@@ -168,7 +172,14 @@ class GenerateRun:
             except BatchStopped as stopped:
                 self._stop_reason = stopped.cause
             finally:
-                stopping.cancel()
+                for task in background:
+                    task.cancel()
+
+    async def _show_progress(self, batch: Batch) -> None:
+        while True:
+            self._display.running_progress, end = batch.running_progress, batch.expected_end
+            self._display.left_s = None if end is None else max(0.0, (end - datetime.now(UTC)).total_seconds())
+            await asyncio.sleep(TICK_S)
 
     async def _stop_on_signal(self, batch: Batch) -> None:
         await self._signals.stop_requested.wait()

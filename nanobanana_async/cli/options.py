@@ -174,6 +174,7 @@ def with_option_names(sentence: str) -> str:
 # Only these phrases: any other text of an error may quote a path or a prompt.
 _PHRASES = (
     (re.compile(r"\b(check|and) base_url\b"), r"\1 --base-url"),
+    (re.compile(r"\b(?:proxy|tls)= or (?=HTTPS_PROXY|SSL_CERT_FILE)"), ""),
     (re.compile(r"\ballow_networks=\S* or "), ""),
     (re.compile(r"\ballow_http=True or "), ""),
     (re.compile(r"\bcall `resume` to poll it"), "`jobs resume` polls it"),

@@ -131,7 +131,7 @@ async def test_job_of_a_row_is_shown_by_the_key_of_the_row(batch: Command) -> No
         shown = await nanobanana("jobs", "show", "Motiv 1", "--ledger", ledger)
         assert (shown.code, "a fox" in shown.out) == (0, True)
         facts = {line[:13].strip(): line[13:].strip() for line in shown.out.splitlines()}
-        assert facts["row key"] == "Motiv 1"
+        assert (facts["row key"], facts["batch"]) == ("Motiv 1", "a")
         assert facts["file 1"] == str(batch.out / "images" / "Motiv_1.png")
         by_job = await nanobanana("jobs", "show", facts["key"], "--ledger", ledger)
         assert by_job.out == shown.out
