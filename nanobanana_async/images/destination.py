@@ -121,7 +121,9 @@ class FolderDestination:
         taken = {stem.lower() for stem, _ in self._stems.values()}
         try:
             before = await self._threads.run(find_stem, self._folder, images)
-            return before or await self._threads.run(free_stem, self._folder, name, images, taken)
+            if before is None:
+                return await self._threads.run(free_stem, self._folder, name, images, taken)
+            return before
         except OSError:  # saving reports it
             return name
 

@@ -118,4 +118,4 @@ def test_show_lists_candidates_with_their_images() -> None:
     assert "task t1, created" in shown
     assert "https://cdn.example/1.png" in shown
     assert "no image yet" in shown
-    assert "`nanobanana jobs resolve order-1 ID --as task-id --ledger jobs.sqlite`" in shown
+    assert "`nanobanana jobs resolve order-1 t2 --as task-id --ledger jobs.sqlite`" in shown

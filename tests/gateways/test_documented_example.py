@@ -25,8 +25,8 @@ def lines_of(code: CodeType) -> Iterator[int]:
             yield from lines_of(constant)
 
 
-def answer(status: int = 200, **fields: Any) -> HttpResponse:
-    return HttpResponse(status=status, body=json.dumps(fields).encode())
+def answer(code: int = 200, /, **fields: Any) -> HttpResponse:
+    return HttpResponse(status=code, body=json.dumps(fields).encode())
 
 
 def use(example: Any) -> None:

@@ -42,7 +42,7 @@ from nanobanana_async.cli.signals import StopSignals
 OK, FAILED, STOPPED, INTERRUPTED = 0, 1, 3, 130
 
 TICK_S = 0.25
-LAST_PAGE_S = 2.0  # how long a run that was told to stop at once may take for its page
+LAST_PAGE_S = 2.0  # how long a run that stops at once may take for its page
 REPORT_S, REPORT_SHARE = 30.0, 20  # seconds between two reports, at least this many times the time to write one
 
 
