@@ -1,6 +1,7 @@
 """Fetch and save the images of jobs; ask the gateway for a new link once when a link has expired."""
 
 import asyncio
+from contextlib import nullcontext
 from pathlib import Path
 
 from attrs import frozen
@@ -45,18 +46,16 @@ class ImageSaver:
         """
         wanted = 1 if result.request is None else result.request.num_images
         several = max(wanted, len(result.images) + len(result.missing)) > 1
-        async with asyncio.TaskGroup() as group:
+        bought = [PurchasedImage.of(result, image, row_key) for image in result.images]
+        described = result if sidecar else None
+        async with (
+            self._downloader.reserved_stem(target, name, bought) if several else nullcontext(name) as stem,
+            asyncio.TaskGroup() as group,
+        ):
+            names = [f"{stem}-{image.index + 1}" if several else name for image in result.images]
             saves = [
-                group.create_task(
-                    self._save_or_error(
-                        image,
-                        target,
-                        f"{name}-{image.index + 1}" if several else name,
-                        PurchasedImage.of(result, image, row_key),
-                        result if sidecar else None,
-                    )
-                )
-                for image in result.images
+                group.create_task(self._save_or_error(image, target, each, purchased, described))
+                for image, each, purchased in zip(result.images, names, bought, strict=True)
             ]
         saved = [save.result() for save in saves]
         errors = [error for error in saved if isinstance(error, NanoBananaError)]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sized
 from contextlib import suppress
+from datetime import datetime
 from types import TracebackType
 from typing import NoReturn, Self
 
@@ -14,7 +15,7 @@ from nanobanana_async.batch.recent_images import RecentImages
 from nanobanana_async.batch.rows import Requests
 from nanobanana_async.batch.runner import BatchRunner
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.progress import progress_of_all
+from nanobanana_async.engine.progress import expected_end_of_all, progress_of_all
 from nanobanana_async.errors import BatchStopped
 from nanobanana_async.formatting import count
 from nanobanana_async.image_saver import ImageSaver
@@ -89,6 +90,11 @@ class Batch(NoPlainWith):
     def running_progress(self) -> float:
         """What the running rows have done, in rows: 2.5 for five rows that are half done."""
         return progress_of_all(self._engine, self._runner.running.values())
+
+    @property
+    def expected_end(self) -> datetime | None:
+        """When the last of the rows that run now should end; None if none runs."""
+        return expected_end_of_all(self._engine, self._runner.running.values())
 
     def __iter__(self) -> NoReturn:
         raise TypeError("a batch is read with `async for outcome in batch`, not with `for`")

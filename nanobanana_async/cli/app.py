@@ -21,7 +21,7 @@ from nanobanana_async.cli.emulate import emulate
 from nanobanana_async.cli.generate_command import GenerateCommand
 from nanobanana_async.cli.jobs.command import job_commands
 from nanobanana_async.cli.logs import plain_logs
-from nanobanana_async.cli.options import FolderOption, Name, setting_message, usage_message
+from nanobanana_async.cli.options import FolderOption, Name, in_cli_words, setting_message, usage_message
 from nanobanana_async.cli.settings.command import ConfigFile, Profile, config
 from nanobanana_async.cli.settings.sources import apply_settings, choose, current, settings_of_run
 from nanobanana_async.cli.signals import Interrupted, interrupted_by_signals, run_until_signal
@@ -99,7 +99,7 @@ def _run(tokens: Sequence[str]) -> int:
     except ImportError as error:  # the emulator needs Pillow
         return _print_error(error, USAGE)
     except (NanoBananaError, OSError) as error:
-        return _print_error(error, FAILED)
+        return _print_error(in_cli_words(error), FAILED)
     except Exception as bug:
         if os.environ.get("NANOBANANA_DEBUG"):
             raise

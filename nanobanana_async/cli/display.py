@@ -1,5 +1,6 @@
 """Show progress on stderr from the session's events: a live display on a terminal, a line per job elsewhere."""
 
+import math
 from collections import Counter
 from types import TracebackType
 from typing import Self
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nanobanana_async import TransportError
+from nanobanana_async.cli.options import in_cli_words
 from nanobanana_async.escaping import one_line
 from nanobanana_async.events import BudgetUsedUp, CreateFailed, Event, GatewayUnreachable, JobStateChanged
 from nanobanana_async.formatting import duration, moment
@@ -53,8 +55,14 @@ class JobsDisplay(LiveDisplay):
         self.total = total
         self.console = console
         self.records: dict[str, JobRecord] = {}
+        self.running_progress = 0.0
+        """What the running jobs have done, in jobs."""
+        self.left_s: float | None = None
+        """How long the running jobs should take; None if that is unknown."""
         self.create_failures: dict[str, Exception] = {}
         """Why the last create of a job was not accepted."""
+        self._bar = 0.0
+        """The jobs that the bar shows as done, with shares of those that run. It never goes back."""
         self._reached = False
         """Whether the gateway has accepted a job in this run."""
         self._live = Live(console=console, get_renderable=self._render, transient=True)
@@ -97,9 +105,14 @@ class JobsDisplay(LiveDisplay):
         # rich draws in another thread: `list` copies atomically.
         counts = Counter(record.state for record in list(self.records.values()))
         shown = [f"{counts[state]} {word}" for state, word in _WORDS.items() if counts[state]]
+        waiting = counts.total() < self.total or counts[JobState.PENDING] or counts[JobState.SUBMITTING]
+        if self.left_s is not None and counts[JobState.RUNNING] and not waiting:
+            shown.append(f"about {duration(self.left_s, tenths=False)} left")
         facts = Text(", ".join(shown) or "starting", style="dim")
         bar = Table.grid(padding=(0, 1))
-        bar.add_row(ProgressBar(total=self.total, completed=self.done, width=40), f"{self.done}/{self.total}")
+        self._bar = max(self._bar, self.done, min(self.done + self.running_progress, self.total))
+        share = f"{self.done}/{self.total}, {math.floor(100 * self._bar / max(1, self.total))} %"
+        bar.add_row(ProgressBar(total=self.total, completed=self._bar, width=40), share)
         return Group(bar, facts)
 
 
@@ -108,7 +121,7 @@ def unreachable_message(event: GatewayUnreachable, *, reached: bool) -> str:
 
     As long as it was not `reached`, the address may be wrong.
     """
-    sentence = f"nanobanana: {shorten(str(event.error), 300)}"
+    sentence = f"nanobanana: {shorten(in_cli_words(event.error), 300)}"
     if not reached and isinstance(event.error, TransportError) and not event.error.lasting:
         sentence += "; check the address (--base-url, NANOBANANA_BASE_URL)"
     if event.retried:

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from attrs import field, frozen
@@ -28,7 +29,7 @@ from nanobanana_async.batch.rows import Row
 from nanobanana_async.cli.display import JobsDisplay, shorten
 from nanobanana_async.cli.jobs.actions import open_read_only
 from nanobanana_async.cli.open_runs import OpenRun, fingerprint
-from nanobanana_async.cli.options import DEFAULT_LEDGER, check_output, fetch_command
+from nanobanana_async.cli.options import DEFAULT_LEDGER, check_output, fetch_command, in_cli_words
 from nanobanana_async.cli.purchase_notes import Continued, delivered_before, summary
 from nanobanana_async.cli.result_lines import ResultLines, missing_images
 from nanobanana_async.cli.signals import Interrupted, StopSignals
@@ -42,6 +43,7 @@ from nanobanana_async.images.target import Target
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.keys import generate_key
 
+TICK_S = 0.25
 MAX_KEYS = 5  # in a command that a message names
 
 
@@ -69,7 +71,8 @@ class GenerateRun:
         self._plan = plan
         self._gateway = gateway
         self._display = JobsDisplay(len(plan.requests), console)
-        self._signals = StopSignals(console, self._display.print_note, self._display.bought)
+        rehearsal = plan.ledger is None
+        self._signals = StopSignals(console, self._display.print_note, self._display.bought, rehearsal=rehearsal)
         self._lines = ResultLines(console)
         self._ledger = None if plan.ledger is None else SqliteLedger(plan.ledger)
         self._open_run: OpenRun | None = None
@@ -157,7 +160,9 @@ class GenerateRun:
             asyncio.TaskGroup() as group,
             session.generate_many(rows, ordered=plan.ordered, save_to=plan.target, sidecar=plan.sidecar) as batch,
         ):
-            stopping = group.create_task(self._stop_on_signal(batch))
+            background = [group.create_task(self._stop_on_signal(batch))]
+            if self._display.console.is_terminal:
+                background.append(group.create_task(self._show_progress(batch)))
             try:
                 async with asyncio.timeout(plan.timeout):
                     async for outcome in batch:
@@ -167,7 +172,14 @@ class GenerateRun:
             except BatchStopped as stopped:
                 self._stop_reason = stopped.cause
             finally:
-                stopping.cancel()
+                for task in background:
+                    task.cancel()
+
+    async def _show_progress(self, batch: Batch) -> None:
+        while True:
+            self._display.running_progress, end = batch.running_progress, batch.expected_end
+            self._display.left_s = None if end is None else max(0.0, (end - datetime.now(UTC)).total_seconds())
+            await asyncio.sleep(TICK_S)
 
     async def _stop_on_signal(self, batch: Batch) -> None:
         await self._signals.stop_requested.wait()
@@ -198,11 +210,11 @@ class GenerateRun:
 
     def _failure(self, error: NanoBananaError) -> str:
         """Return what went wrong with a job and, if it is or may be paid for, how to go on."""
-        sentence = one_line(str(error))
+        sentence = one_line(in_cli_words(error))
         key = error.key or ""
         record = self._display.records.get(key)
         if record is not None and record.state is JobState.UNCERTAIN and self._plan.ledger is not None:
-            return f"{one_line(error.message)}: {resolve_advice(None, key, self._plan.fetch_options)}"
+            return f"{one_line(in_cli_words(error.message))}: {resolve_advice(None, key, self._plan.fetch_options)}"
         if isinstance(error, JobUnfinished) and not error.safe_to_repeat:
             sentence = "the waiting ended before the job, which goes on at the gateway and is paid for"
         outcome = self._outcomes.get(key)
@@ -260,17 +272,19 @@ class GenerateRun:
         left = [key for key in self._keys if key not in self._outcomes]
         undelivered = [key for key in self._outcomes if key not in self._delivered and self._outcomes[key].ok]
         if self._stop_reason is not None:
-            yield f"the buying stopped: {one_line(str(self._stop_reason))}"
+            yield f"the buying stopped: {one_line(in_cli_words(self._stop_reason))}"
         elif self._timed_out:
             failure = self._display.create_failures.get(left[0]) if left else None
-            reason = "" if failure is None else f" ({one_line(str(failure))})"
+            reason = "" if failure is None else f" ({one_line(in_cli_words(failure))})"
             yield f"the waiting ended after {self._plan.timeout:g} s{reason}"
         found = {key: records[key] for key in (*left, *undelivered) if key in records}
         paid = [key for key, record in found.items() if record.state in (JobState.RUNNING, JobState.SUCCEEDED)]
         doubt = [key for key, record in found.items() if record.possibly_bought and key not in paid]
         if paid:
             yield f"{count(len(paid), 'job')} paid for and not delivered: {self._advice(paid)}"
-        if doubt:
+        if doubt and self._plan.ledger is None:
+            yield f"{count(len(doubt), 'job')} ended with the emulator"
+        elif doubt:
             yield (
                 f"{count(len(doubt), 'job')} perhaps bought, without an answer: the same command finds out where that"
                 " is possible without a second payment"

@@ -21,7 +21,7 @@ from attrs import frozen
 from cattrs import BaseValidationError, structure
 
 from nanobanana_async import ConfigurationError, Gateway, ImageRequest
-from nanobanana_async.commands import command_line
+from nanobanana_async.commands import jobs_command
 from nanobanana_async.file_locks import try_lock, wait_for_lock
 from nanobanana_async.images.files import sync_folder
 from nanobanana_async.models import identified
@@ -48,7 +48,7 @@ class OpenRun:
         self._name = secrets.token_hex(8)
         self._ledger_id = ledger_id
         self.folder.mkdir(mode=0o700, exist_ok=True)
-        with _locked_folder(self.folder), _dead_runs(self.folder) as runs:
+        with _locked_folder(self.folder), _dead_runs(self.folder, ledger) as runs:
             dead = {name: run.jobs for name, run in runs.items() if buy_again or run.ledger == ledger_id}
             lost = {request for run in runs.values() if run.ledger != ledger_id for request in run.jobs.values()}
             if not buy_again and not lost.isdisjoint(fingerprints):
@@ -109,14 +109,15 @@ class _Run:
     jobs: _Jobs
 
     @classmethod
-    def read(cls, file: Path) -> "_Run":
-        """Read a file; raise `ConfigurationError` if it is damaged."""
+    def read(cls, file: Path, ledger: Path) -> "_Run":
+        """Read a file; raise `ConfigurationError`, with commands for the ledger, if it is damaged."""
         try:
             return structure(json.loads(file.read_text(encoding="utf-8")), cls)
         except (OSError, ValueError, TypeError, AttributeError, KeyError, BaseValidationError, RecursionError):
             raise ConfigurationError(
                 f"{file} can't be read: it names what a run bought and did not deliver. Fetch that with"
-                f" `{command_line('jobs')}` and `{command_line('jobs', 'fetch')}`, then remove the file"
+                f" `{jobs_command(ledger=ledger)}`, which lists the jobs, and"
+                f" `{jobs_command('fetch', ledger=ledger, names=['KEY'])}` for each of them, then remove the file"
             ) from None
 
 
@@ -141,7 +142,7 @@ def _divide(dead: Mapping[str, _Jobs], wanted: Counter[str]) -> tuple[dict[str, 
 
 
 @contextmanager
-def _dead_runs(folder: Path) -> Iterator[dict[str, _Run]]:
+def _dead_runs(folder: Path, ledger: Path) -> Iterator[dict[str, _Run]]:
     """Yield the runs whose process has ended, oldest first, and hold their locks."""
     dead: dict[str, _Run] = {}
     locks: list[tuple[int, Path]] = []
@@ -153,7 +154,7 @@ def _dead_runs(folder: Path) -> Iterator[dict[str, _Run]]:
                 os.close(descriptor)
                 continue
             locks.append((descriptor, lock))
-            dead[file.stem] = _Run.read(file)
+            dead[file.stem] = _Run.read(file, ledger)
         yield dead
     finally:
         for descriptor, lock in locks:

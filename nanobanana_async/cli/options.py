@@ -186,10 +186,29 @@ def with_option_names(sentence: str) -> str:
     return _SETTING.sub(lambda name: f"--{name[1].replace('_', '-')}", sentence)
 
 
+# Only these phrases: any other text of an error may quote a path or a prompt.
+_PHRASES = (
+    (re.compile(r"\b(check|and) base_url\b"), r"\1 --base-url"),
+    (re.compile(r"\b(?:proxy|tls)= or (?=HTTPS_PROXY|SSL_CERT_FILE)"), ""),
+    (re.compile(r"\ballow_networks=\S* or "), ""),
+    (re.compile(r"\ballow_http=True or "), ""),
+    (re.compile(r"\bcall `resume` to poll it"), "`jobs resume` polls it"),
+    (re.compile(r"\bcall `session\.resolve`"), "use `jobs resolve`"),
+    (re.compile(r" \(Timeouts\.job_s\); await it again"), "; the same command waits again"),
+)
+
+
+def in_cli_words(error: object) -> str:
+    """Return an error of the library, or its text, with options and commands in place of what it names in Python."""
+    sentence = str(error)
+    for phrase, words in _PHRASES:
+        sentence = phrase.sub(words, sentence)
+    return sentence
+
+
 def setting_message(error: ConfigurationError | InvalidRequest) -> str:
     """Return the message about a wrong setting with the option's name where it begins with an argument's."""
-    sentence = str(error)
-    sentence = sentence.replace("allow_http=True or ", "")
+    sentence = in_cli_words(error)
     first, space, rest = sentence.partition(" ")
     option = f"--{first}" if first in ("resolution", "model") else with_option_names(first)
     return f"{option}{space}{rest}"

@@ -71,15 +71,19 @@ def run_until_signal(main: Coroutine[Any, Any, int]) -> int:
 class StopSignals:
     """The first signal stops the buying; the second one cancels the run; the third one exits at once.
 
-    `say` prints a sentence, `running` returns how many jobs are bought and have not ended.
+    `say` prints a sentence, `running` returns how many jobs are bought and have not ended. In a rehearsal the emulator
+    ends with the command, and they with it.
     """
 
-    def __init__(self, console: Console, say: Callable[[str], None], running: Callable[[], int]) -> None:
+    def __init__(
+        self, console: Console, say: Callable[[str], None], running: Callable[[], int], *, rehearsal: bool = False
+    ) -> None:
         self.stop_requested = asyncio.Event()
         self.cancelled = False
         self._console = console
         self._say = say
         self._running = running
+        self._rehearsal = rehearsal
         self._task = asyncio.current_task()
         self._handling = handled(self._on_signal)
 
@@ -100,10 +104,13 @@ class StopSignals:
     def _on_signal(self) -> None:
         if self.cancelled:
             self._console.show_cursor()
-            os._exit(INTERRUPTED)  # safe: the ledger holds every job
+            os._exit(INTERRUPTED)  # safe: the ledger holds every job that costs something
         if self.stop_requested.is_set():
             self.cancelled = True
-            self._say("stopping at once; running jobs are not lost: run the same command to collect them")
+            left = "running jobs are not lost: run the same command to collect them"
+            if self._rehearsal:
+                left = "running jobs end with the emulator: the same command buys them again, still without cost"
+            self._say(f"stopping at once; {left}")
             if self._task is not None:
                 self._task.cancel()
             return

@@ -44,6 +44,12 @@ def expected_end_of(engine: Engine, job: TrackedJob) -> datetime | None:
     return engine.store.utcnow() + timedelta(seconds=left_s)
 
 
+def expected_end_of_all(engine: Engine, jobs: Collection[TrackedJob]) -> datetime | None:
+    """Return when the last of the running jobs should end; None if none runs."""
+    counted = islice(jobs, 0, None, max(1, -(-len(jobs) // COUNTED)))
+    return max((end for job in counted if (end := expected_end_of(engine, job)) is not None), default=None)
+
+
 def progress_of_all(engine: Engine, jobs: Collection[TrackedJob]) -> float:
     """Return the sum of the progress of jobs."""
     if not jobs:

@@ -4,8 +4,8 @@ import asyncio
 import json
 import os
 import secrets
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -24,6 +24,7 @@ from nanobanana_async.images.files import (
 )
 from nanobanana_async.images.object_store import ObjectUrl
 from nanobanana_async.images.saved import PurchasedImage, find_saved
+from nanobanana_async.images.stems import find_stem, free_stem
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,6 +67,10 @@ class Destination(Protocol):
         """Return an image that was saved here before and is intact; None if there is none."""
         ...
 
+    def reserved_stem(self, name: str, images: Sequence[PurchasedImage]) -> AbstractAsyncContextManager[str]:
+        """Return, for the block, the stem that all these images of one job share: the name, or a similar free one."""
+        ...
+
     def begin(self) -> PartialImage:
         """Return a new image without content."""
         ...
@@ -82,6 +87,9 @@ class FolderDestination:
         self._threads = threads
         self.decode_slots = decode_slots
         self._swept = False
+        self._choosing = asyncio.Lock()
+        self._stems: dict[tuple[str, str], tuple[str, int]] = {}
+        """By key and task id of the jobs that are being saved: the stem, and how many callers save it."""
 
     async def check(self) -> None:
         """See `Destination.check`; creates the folder."""
@@ -94,6 +102,30 @@ class FolderDestination:
         """See `Destination.find`."""
         found = await self._threads.run(find_saved, self._folder, purchased)
         return None if found is None else Saved(*found)
+
+    @asynccontextmanager
+    async def reserved_stem(self, name: str, images: Sequence[PurchasedImage]) -> AsyncIterator[str]:
+        """See `Destination.reserved_stem`. Another process may take it meanwhile: images get numbers then."""
+        job = (images[0].key, images[0].task_id) if images else ("", "")
+        async with self._choosing:
+            stem, users = self._stems.get(job, ("", 0))
+            self._stems[job] = stem or await self._choose_stem(name, images), users + 1
+        try:
+            yield self._stems[job][0]
+        finally:
+            stem, users = self._stems.pop(job)
+            if users > 1:
+                self._stems[job] = stem, users - 1
+
+    async def _choose_stem(self, name: str, images: Sequence[PurchasedImage]) -> str:
+        taken = {stem.lower() for stem, _ in self._stems.values()}
+        try:
+            before = await self._threads.run(find_stem, self._folder, images)
+            if before is None:
+                return await self._threads.run(free_stem, self._folder, name, images, taken)
+            return before
+        except OSError:  # saving reports it
+            return name
 
     def begin(self) -> PartialImage:
         """See `Destination.begin`."""

@@ -3,7 +3,8 @@
 import asyncio
 import io
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -180,6 +181,12 @@ class ImageDownloader:
     async def find_saved(self, target: Target, purchased: PurchasedImage) -> Saved | None:
         """Return an image that was saved at the target before and is intact; None if there is none."""
         return await self._while_open(partial(self._destination(target).find, purchased))
+
+    def reserved_stem(
+        self, target: Target, name: str, images: Sequence[PurchasedImage]
+    ) -> AbstractAsyncContextManager[str]:
+        """Return, for the block, the stem that all these images of one job share: the name, or a similar free one."""
+        return self._destination(target).reserved_stem(name, images)
 
     async def add_sidecar(self, target: Target, name: str, facts: dict[str, Any]) -> None:
         """Write facts about a saved image beside it, unless they are there. Raises `SaveError`."""

@@ -112,6 +112,13 @@ def find_saved(folder: Path, image: PurchasedImage) -> tuple[Path, str] | None:
     return None if path is None else (path, facts["sha256"])
 
 
+def listed_name(folder: Path, image: PurchasedImage) -> str | None:
+    """Return the file name that the list has of an image, whether the file is still there or not."""
+    line = _last_line(folder, image.beginning)
+    name = None if line is None else _facts(line).get("file_name")
+    return name if isinstance(name, str) and Path(name).name == name else None
+
+
 @frozen
 class SavedImages:
     """The list of a folder, read once to find many images."""

@@ -13,7 +13,8 @@ import io
 import json
 import re
 import secrets
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from attrs import frozen
@@ -65,6 +66,11 @@ class StoreDestination:
     async def find(self, purchased: PurchasedImage) -> Saved | None:
         """See `Destination.find`."""
         return await find_object(self._target, purchased)
+
+    @asynccontextmanager
+    async def reserved_stem(self, name: str, images: Sequence[PurchasedImage]) -> AsyncIterator[str]:
+        """See `Destination.reserved_stem`. Here it is the name: to look for a free one would take many requests."""
+        yield name
 
     def begin(self) -> PartialImage:
         """See `Destination.begin`."""

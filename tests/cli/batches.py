@@ -17,6 +17,11 @@ from tests.cli.batch_kills import lines_of
 from tests.support.command import Said, environment
 
 
+class _Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
 class Command:
     """Runs the command in this process, in a temporary folder."""
 
@@ -26,9 +31,12 @@ class Command:
         self.patch = patch
         self._capsys = capsys
 
-    async def __call__(self, file: str, *options: str, folder: str = "out", stdin: bytes = b"") -> Said:
+    async def __call__(
+        self, file: str, *options: str, folder: str = "out", stdin: bytes = b"", terminal: bool = False
+    ) -> Said:
         with self.patch.context() as patch:
-            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+            kind = _Terminal if terminal else io.TextIOWrapper
+            patch.setattr(sys, "stdin", kind(io.BytesIO(stdin)))
             self._capsys.readouterr()
             code = await asyncio.to_thread(cli.run, ["batch", file, "-o", folder, *options])
         said = self._capsys.readouterr()

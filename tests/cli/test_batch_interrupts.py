@@ -167,6 +167,18 @@ async def test_two_signals_stop_at_once_and_close_the_ledger(tmp_path: Path) -> 
         await check_rerun(tmp_path, emulator, environ)
 
 
+async def test_second_signal_writes_the_page_once_more(tmp_path: Path) -> None:
+    async with emulated(tmp_path, 0.5) as (emulator, environ):
+        async with started("batch", "foxes.txt", "-o", "out", environ=environ, folder=tmp_path) as process:
+            stderr = await errors_after(process, signal.SIGTERM, signal.SIGHUP)
+        done = lines_of(tmp_path / "out")
+        page = (tmp_path / "out" / "index.html").read_text()
+        assert done
+        assert all(line["images"][0] in page for line in done)
+        assert b"out/index.html shows them" in stderr
+        assert emulator.stats().double_charges == 0
+
+
 async def test_counts_of_two_signals_add_up(tmp_path: Path) -> None:
     async with emulated(tmp_path, 0.5) as (emulator, environ):
         async with started("batch", "foxes.txt", "-o", "out", environ=environ, folder=tmp_path) as process:

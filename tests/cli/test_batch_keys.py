@@ -89,6 +89,25 @@ async def test_files_are_named_by_row_key_or_template_and_keep_their_names(batch
     assert sorted(f"images/{line['file_name']}" for line in listed) == sorted(images_of(batch.out))
 
 
+async def test_names_are_remembered_by_the_folder_until_others_are_given(batch: Command) -> None:
+    async with emulated(batch):
+        first = await batch(batch.prompts(1), "--names", "{slug}")
+        second = await batch(batch.prompts(2))
+        planned = await batch(batch.prompts(3), "--dry-run", "--names", "{row}")
+        third = await batch(batch.prompts(3))
+        other = await batch(batch.prompts(4), "--names", "default")
+        last = await batch(batch.prompts(5))
+    said = [first, second, third, other, last]
+    assert [each.code for each in (*said, planned)] == [0] * 6
+    assert [line["images"][0].removeprefix("images/") for line in lines_of(batch.out)] == [
+        *("a-fox-0.png", "a-fox-1.png", "a-fox-2.png", "0004-a-fox-3.png", "0005-a-fox-4.png")
+    ]
+    assert [("are named by" in each.err) for each in said] == [False, False, False, True, False]
+    note = "new images are named by --names {row}, in later runs too; the earlier runs in out had --names {slug}"
+    assert note in planned.err  # a dry run writes nothing: the third run still had the names of the first
+    assert "--names default, in later runs too; the earlier runs in out had --names {slug}" in other.err
+
+
 @pytest.mark.parametrize(
     ("names", "complaint"),
     [
@@ -112,7 +131,7 @@ async def test_job_of_a_row_is_shown_by_the_key_of_the_row(batch: Command) -> No
         shown = await nanobanana("jobs", "show", "Motiv 1", "--ledger", ledger)
         assert (shown.code, "a fox" in shown.out) == (0, True)
         facts = {line[:13].strip(): line[13:].strip() for line in shown.out.splitlines()}
-        assert facts["row key"] == "Motiv 1"
+        assert (facts["row key"], facts["batch"]) == ("Motiv 1", "a")
         assert facts["file 1"] == str(batch.out / "images" / "Motiv_1.png")
         by_job = await nanobanana("jobs", "show", facts["key"], "--ledger", ledger)
         assert by_job.out == shown.out

@@ -318,6 +318,20 @@ def test_repeated_rows_are_counted_once(prompts: list[str], note: str, tmp_path:
     assert said.startswith(note)
 
 
+@pytest.mark.parametrize(
+    ("rows", "notes"),
+    [
+        (["k1,a cat", "k2,a cat", ",a cat", "k3,a dog"], ["2 rows have the prompt and settings of an earlier one"]),
+        ([",a cat", "k1,a cat"], ["1 row has the prompt and settings of an earlier one under another key"]),
+        ([",a cat", ",a cat", "k1,a cat"], ["1 row repeats an earlier one", "1 row has the prompt and settings of an"]),
+        (["k1,a cat", "k2,a dog"], []),
+    ],
+)
+def test_repeated_prompts_under_other_keys_are_counted_once(rows: list[str], notes: list[str], tmp_path: Path) -> None:
+    said = Read(tmp_path / "a.csv", "\n".join(["key,prompt", *rows])).notes
+    assert [sentence.startswith(note) for sentence, note in zip(said, notes, strict=True)] == [True] * len(notes)
+
+
 async def dry(batch: Command, name: str, *options: str) -> Said:
     return await batch(name, "--dry-run", "--gateway", "emulator", *options)
 

@@ -56,6 +56,26 @@ def test_the_live_display_shows_all_jobs() -> None:
     assert "succeeded:" not in output.getvalue()
 
 
+def test_live_display_shows_how_much_is_done_and_how_long_it_takes() -> None:
+    output = io.StringIO()
+    with JobsDisplay(2, Console(file=output, width=80, force_terminal=True)) as display:
+        for event in [*state_changes("one", *ENDED), *state_changes("two", S.SUBMITTING, S.RUNNING)]:
+            display(event)
+        display.running_progress, display.left_s = 0.5, 12.0
+    assert "1/2, 75 %" in output.getvalue()
+    assert "1 running, 1 done, about 12 s left" in output.getvalue()
+
+
+def test_time_left_is_not_shown_while_jobs_wait_to_be_sent() -> None:
+    output = io.StringIO()
+    with JobsDisplay(2, Console(file=output, width=80, force_terminal=True)) as display:
+        for event in state_changes("one", S.SUBMITTING, S.RUNNING):
+            display(event)
+        display.running_progress, display.left_s = 0.9, 12.0
+    assert "0/2, 45 %" in output.getvalue()
+    assert "left" not in output.getvalue()
+
+
 def test_jobs_that_are_bought_and_run_are_counted() -> None:
     display = JobsDisplay(4, Console(file=io.StringIO()))
     for event in [

@@ -167,8 +167,11 @@ class TestOpenRuns:
         folder = tmp_path / "jobs.sqlite-runs"
         folder.mkdir()
         (folder / "dead.json").write_text(text)
-        with pytest.raises(ConfigurationError, match=r"dead\.json can't be read"):
-            OpenRun(tmp_path / "jobs.sqlite", "id", ["a"], buy_again=False)
+        ledger = tmp_path / "jobs.sqlite"
+        with pytest.raises(ConfigurationError, match=r"dead\.json can't be read") as raised:
+            OpenRun(ledger, "id", ["a"], buy_again=False)
+        commands = str(raised.value).split("`")[1::2]
+        assert [command.split()[-2:] for command in commands] == [["--ledger", str(ledger)]] * 2
 
     def test_forgotten_jobs_are_not_continued(self, tmp_path: Path) -> None:
         ledger = tmp_path / "jobs.sqlite"

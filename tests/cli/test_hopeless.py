@@ -31,7 +31,7 @@ async def generate(url: str, **variables: str) -> Said:
 async def test_unknown_name_is_named() -> None:
     said = await generate("https://gateway.invalid")
     assert "can't reach gateway.invalid: its name can't be resolved: " in said.complaint
-    assert said.complaint.endswith(" (check base_url and the network); nothing was bought")
+    assert said.complaint.endswith(" (check --base-url and the network); nothing was bought")
 
 
 async def test_untrusted_certificate_is_named() -> None:
@@ -74,7 +74,7 @@ async def test_another_site_is_named(script: Script, why: str) -> None:
     async with Peer(script) as peer:
         said = await generate(peer.url)
     assert why in said.complaint
-    assert "check base_url" in said.complaint
+    assert "check --base-url" in said.complaint
 
 
 async def test_batch_on_a_wrong_setting_stops_with_its_cause(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from nanobanana_async import ConfigurationError
-from nanobanana_async.cli.options import extra_of, setting_message, with_option_names
+from nanobanana_async import ConfigurationError, NanoBananaError
+from nanobanana_async.cli.options import extra_of, in_cli_words, setting_message, with_option_names
 
 
 def test_arguments_are_named_as_options() -> None:
@@ -41,3 +41,26 @@ def test_extra_options_are_json_where_they_can_be() -> None:
 def test_extra_option_without_a_name_of_its_own_is_refused(options: list[str], why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):
         extra_of(options)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("no answer (check base_url and the network)", "no answer (check --base-url and the network)"),
+        ("[403] (ask for access, and check base_url)", "[403] (ask for access, and check --base-url)"),
+        ("[404] (check the task id, and base_url)", "[404] (check the task id, and --base-url)"),
+        ("check proxy= or HTTPS_PROXY", "check HTTPS_PROXY"),
+        ("with tls= or SSL_CERT_FILE", "with SSL_CERT_FILE"),
+        (
+            "allow_networks=['10.0.0.5/32'] or NANOBANANA_ALLOW_NETWORKS=10.0.0.5/32 allows it",
+            "NANOBANANA_ALLOW_NETWORKS=10.0.0.5/32 allows it",
+        ),
+        ("ledger base_url/max_jobs.sqlite is locked", "ledger base_url/max_jobs.sqlite is locked"),
+        (
+            "the gateway knows its task t; call `resume` to poll it",
+            "the gateway knows its task t; `jobs resume` polls it",
+        ),
+    ],
+)
+def test_errors_of_the_library_name_what_the_command_line_has(given: str, shown: str) -> None:
+    assert in_cli_words(NanoBananaError(given)) == shown

@@ -65,7 +65,19 @@ async def test_reconcile_leaves_a_job_with_one_candidate_and_show_lists_it(tmp_p
         assert "job fox-1 stays uncertain: 1 task could be it" in said.err
         shown = (await nanobanana("jobs", "show", "fox-1", environ=environ)).out
         assert f"candidate 1    task {foreign}, created" in shown
-        assert "to take one    `nanobanana jobs resolve fox-1 ID --as task-id" in shown
+        assert f"to take it     `nanobanana jobs resolve fox-1 {foreign} --as task-id" in shown
+
+
+async def test_show_has_a_command_for_each_of_several_candidates(tmp_path: Path) -> None:
+    async with emulated(history=True, started_at=datetime.now(UTC), duration=Fixed(0.01)) as emulator:
+        tasks = emulator.add_foreign_tasks(-3599.5, -3599.4)
+        await write(tmp_path / "jobs.sqlite", uncertain(emulator, began_s=0.0))
+        environ = environment(emulator, NANOBANANA_LEDGER=str(tmp_path / "jobs.sqlite"))
+        await nanobanana("jobs", "reconcile", environ=environ)
+        shown = (await nanobanana("jobs", "show", "fox-1", environ=environ)).out
+    assert "to take one    compare their images and times with the prompt and the first send" in shown
+    assert all(f"`nanobanana jobs resolve fox-1 {task} --as task-id" in shown for task in tasks)
+    assert " ID " not in shown.partition("to take one")[2]
 
 
 async def test_reconcile_follows_a_job_that_was_bought(tmp_path: Path) -> None:
@@ -106,4 +118,4 @@ def test_show_lists_candidates_with_their_images() -> None:
     assert "task t1, created" in shown
     assert "https://cdn.example/1.png" in shown
     assert "no image yet" in shown
-    assert "`nanobanana jobs resolve order-1 ID --as task-id --ledger jobs.sqlite`" in shown
+    assert "`nanobanana jobs resolve order-1 t2 --as task-id --ledger jobs.sqlite`" in shown

@@ -12,11 +12,13 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from nanobanana_async import ApiMall, ConcurrencyPolicy, ConfigurationError, Gateway, ImageRequest
+from nanobanana_async.cli.batch.checks import count_valid_rows, means_hashes
 from nanobanana_async.cli.batch.dry_run import show_dry_run
 from nanobanana_async.cli.batch.folder import FILES, BatchFolder, FolderOwner, check_owner, refuse_lost_ledger
 from nanobanana_async.cli.batch.formats import Format
-from nanobanana_async.cli.batch.input_file import InputFile, open_input
+from nanobanana_async.cli.batch.input_file import open_input
 from nanobanana_async.cli.batch.keyless import gateway_without_key
+from nanobanana_async.cli.batch.naming import template_of, with_names
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ReadingOptions
 from nanobanana_async.cli.batch.plan import Plan
@@ -24,10 +26,8 @@ from nanobanana_async.cli.batch.run import Run
 from nanobanana_async.cli.batch.sweeping import consents, open_sweep, sweep_options
 from nanobanana_async.cli.options import ExtraOption, RunFolder, TargetOption, Yes, extra_of
 from nanobanana_async.emulator import API_KEY, Emulator
-from nanobanana_async.escaping import one_line
-from nanobanana_async.formatting import count
 from nanobanana_async.gateways import registry
-from nanobanana_async.images.names import NameTemplate, safe_name
+from nanobanana_async.images.names import safe_name
 from nanobanana_async.images.target import Target
 from nanobanana_async.policy.prices import as_credits
 from nanobanana_async.validators import as_number
@@ -39,7 +39,6 @@ GatewayFinder = Callable[[Name | None, str | None], Gateway]
 
 USAGE = 2
 MAX_WAIT_S = 600.0
-MAX_ERRORS = 20  # bad rows that are printed one by one
 
 
 @frozen
@@ -184,8 +183,8 @@ class BatchCommand:
             Refuse columns and fields that are not known, instead of copying them into the results.
         names
             How the image files are named: a text with at least one of {row} (its number), {slug} (the prompt in a form
-            for file names), {key} and {metadata[NAME]} (the value in the column NAME). Default: the row's key, or else
-            {row:04}-{slug}. Images that are saved keep their names.
+            for file names), {key} and {metadata[NAME]} (the value in the column NAME). The folder remembers it for
+            later runs. `default` is the row's key, or else {row:04}-{slug}. Images that are saved keep their names.
         num_images
             Images per prompt, 1 to 6, for rows that have no value. If you change this or one of the next five for a
             batch that was bought, its rows have changed, and are bought again only with --buy-changed.
@@ -204,7 +203,7 @@ class BatchCommand:
             Begin a new ledger in a folder whose jobs.sqlite is lost. Rows without a result are bought, perhaps a second
             time, and --max-credits counts from 0.
         yes
-            Buy a sweep of more than 100 rows without asking.
+            Buy lines that begin with # as prompts, and a sweep of more than 100 rows, without asking.
         dry_run
             Check the file, and print how many rows would be bought, what they would cost, the balance of the account,
             whether --max-credits is enough, and the settings. Nothing is bought or written. Needs no API key: without
@@ -233,8 +232,7 @@ class BatchCommand:
         options_given: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         example = ImageRequest("a prompt", **options_given)  # raises for a wrong option, once, and not for each row
         defaults = {name: getattr(example, name) for name in options_given}
-        template = None if names is None else NameTemplate("--names", names)
-        options = ReadingOptions(defaults=defaults, comments=comments, strict=strict, names=template)
+        options = ReadingOptions(defaults=defaults, comments=comments, strict=strict, names=template_of(names))
         opened = (
             open_sweep(swept, name, options)
             if swept is not None
@@ -247,17 +245,19 @@ class BatchCommand:
                 if read and Path(read).exists() and Path(read).resolve() in [(path / each).resolve() for each in FILES]:
                     raise ConfigurationError(f"{read} would be overwritten: name another folder with -o")
             owner = FolderOwner(source.batch, emulated, None if store is None else store.url)
-            if check_owner(path, owner):
+            if (found := check_owner(path, owner)) is not None:
                 refuse_lost_ledger(path, new_ledger=new_ledger)
+            source, owner = with_names(source, names, owner, found, path)
             notes = Notes()
             source.read_objects(selected)
-            total = _count_valid_rows(source, selected, notes)
+            total = count_valid_rows(source, selected, notes)
             if total is None:
                 return USAGE
             plan = Plan(
                 file=source,
                 total=total,
                 folder=path,
+                emulated=emulated,
                 store=store,
                 sidecar=sidecar,
                 max_credits=max_credits,
@@ -271,7 +271,11 @@ class BatchCommand:
             )
             if dry_run:
                 return asyncio.run(show_dry_run(plan, selected, asks_balance=not emulated and keyless is None))
-            if not consents(source, total, selected, expected_credits, yes=yes):
+            unasked = yes or emulated
+            if not (
+                means_hashes(source, notes, yes=unasked)
+                and consents(source, total, selected, expected_credits, yes=unasked)
+            ):
                 return USAGE
             with BatchFolder(path, owner) as held:
                 return asyncio.run(_run(plan, None if emulated else selected, held))
@@ -292,29 +296,3 @@ async def _run(plan: Plan, gateway: Gateway | None, folder: BatchFolder) -> int:
         return await Run(plan, gateway, folder, console).run()
     async with Emulator(seed=secrets.randbits(32)) as emulator:  # task ids that no earlier emulator had
         return await Run(plan, emulator.apimall(), folder, console).run()
-
-
-def _count_valid_rows(source: InputFile, gateway: Gateway, notes: Notes) -> int | None:
-    """Return the number of rows; print the errors and return None if a row is bad or there are none."""
-    console, bad, total = Console(stderr=True), 0, 0
-    errors: list[str] = []
-    for row in source.rows(gateway, notes):
-        total += 1
-        if row.error is not None:
-            bad += 1
-            if bad <= MAX_ERRORS:
-                errors.append(f"{source.title}, {source.unit} {row.number}: {row.error}")
-    if bad > MAX_ERRORS:
-        errors.append(f"... and {bad - MAX_ERRORS} more bad rows")
-    noted = filter(None, (source.note, *(f"{source.title}: {note}" for note in notes.sentences())))
-    for sentence in (*noted, *errors):  # the notes may explain the errors, which a user reads first: they come last
-        _print_error(console, sentence)
-    if not total:
-        _print_error(console, f"{source.title} is empty: it has no rows")
-    elif bad > 1:
-        _print_error(console, f"nothing was bought: correct {count(bad, 'row')} of {total} first")
-    return None if bad or not total else total
-
-
-def _print_error(console: Console, sentence: str) -> None:
-    console.print(f"nanobanana: {one_line(sentence)}", markup=False, highlight=False, emoji=False, soft_wrap=True)

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from nanobanana_async import RateLimited, SessionStats
 from nanobanana_async.cli.display import LiveDisplay, shorten, unreachable_message, used_up_message
+from nanobanana_async.cli.options import in_cli_words
 from nanobanana_async.escaping import one_line
 from nanobanana_async.events import BudgetUsedUp, CreateFailed, Event, GatewayUnreachable, JobStateChanged, PollFailed
 from nanobanana_async.formatting import count, duration, moment, number
@@ -101,7 +102,7 @@ class BatchDisplay(LiveDisplay):
             case CreateFailed(error=RateLimited()):
                 pass  # expected while the job limit is being learned; the display shows the limit
             case CreateFailed(error=error) | PollFailed(error=error):
-                self._problem = (self._clock(), shorten(str(error), 200))
+                self._problem = (self._clock(), shorten(in_cli_words(error), 200))
             case _:
                 pass
 
@@ -232,7 +233,7 @@ class BatchDisplay(LiveDisplay):
             until = moment(stats.paused_until)
             facts.append(Text(f"the account's daily budget is used up; goes on at {until}", "yellow"))
         elif stats is not None and stats.outage:
-            facts.append(Text(shorten(stats.outage, 200), "yellow"))
+            facts.append(Text(shorten(in_cli_words(stats.outage), 200), "yellow"))
         elif stats is not None and stats.creates_paused:
             facts.append(Text("paused by the gateway", "yellow"))
         cap = "" if self._max_credits is None else f" of {number(self._max_credits)}"

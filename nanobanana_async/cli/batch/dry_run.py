@@ -17,9 +17,11 @@ from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.other_accounts import OtherAccounts
 from nanobanana_async.cli.batch.plan import Plan
+from nanobanana_async.cli.batch.rehearsal import LOST_STATES
 from nanobanana_async.cli.batch.results import RESULTS, line_offsets
 from nanobanana_async.cli.batch.rows import is_over, is_same
 from nanobanana_async.cli.jobs.actions import Prices, open_read_only, prices_in
+from nanobanana_async.cli.options import in_cli_words
 from nanobanana_async.escaping import one_line
 from nanobanana_async.extra import ExtraFields
 from nanobanana_async.formatting import count, plain_number
@@ -109,7 +111,7 @@ async def _show_balance(gateway: Gateway) -> None:
     except TimeoutError:
         print(f"nanobanana: the balance is unknown: no answer in {BALANCE_S:g} s", file=sys.stderr)
     except NanoBananaError as error:
-        print(f"nanobanana: the balance is unknown: {one_line(str(error))}", file=sys.stderr)
+        print(f"nanobanana: the balance is unknown: {one_line(in_cli_words(error))}", file=sys.stderr)
 
 
 async def _count_uploads(digests: set[str], gateway: Gateway, ledger: SqliteLedger | None) -> int:
@@ -131,6 +133,8 @@ def _row_status(row: FileRow, record: JobRecord | None, plan: Plan, gateway: Gat
     if not is_same(row, record, gateway):
         return "failed"
     match record.state:
+        case state if plan.emulated and state in LOST_STATES:
+            return "to buy"
         case JobState.SUCCEEDED:
             return "finished"
         case JobState.UNCERTAIN:

@@ -40,19 +40,22 @@ class FolderOwner:
     batch: str
     emulated: bool
     store: str | None = None
+    names: str | None = None
+    """The template of the names of its images; None: the default."""
 
     def to_json(self) -> str:
         """Return the content of the marker file."""
-        store = {} if self.store is None else {"store": self.store}
-        return json.dumps({"batch": self.batch, "emulated": self.emulated, **store})
+        more = {"store": self.store, "names": self.names}
+        given = {name: value for name, value in more.items() if value is not None}
+        return json.dumps({"batch": self.batch, "emulated": self.emulated, **given})
 
     @classmethod
     def from_json(cls, content: bytes) -> "FolderOwner":
         """Parse a marker file; raises ValueError for other content."""
         facts = json.loads(content)
         if isinstance(facts, dict) and isinstance(batch := facts.get("batch"), str):
-            store = facts.get("store")
-            return cls(batch, bool(facts.get("emulated")), store if isinstance(store, str) else None)
+            store, names = (text if isinstance(text := facts.get(name), str) else None for name in ("store", "names"))
+            return cls(batch, bool(facts.get("emulated")), store, names)
         raise ValueError("not a marker file")
 
 
@@ -79,7 +82,9 @@ class BatchFolder:
         try:
             if not self._try_lock():
                 raise ConfigurationError(f"{self.path}: another batch is running in this folder")
-            check_owner(self.path, self._owner)  # another run may have written its marker first
+            found = check_owner(self.path, self._owner)  # another run may have written its marker first
+            if found is not None and found.names != self._owner.names:
+                self._rewrite()
             _sweep(self.path)
         except OSError as error:
             self._unlock()
@@ -114,6 +119,13 @@ class BatchFolder:
         finally:
             part.unlink(missing_ok=True)
 
+    def _rewrite(self) -> None:
+        """Write the marker again, in place, since the lock is on this file: by one short write, so whole."""
+        size = os.fstat(self._descriptor).st_size
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        os.write(self._descriptor, self._owner.to_json().encode().ljust(size))  # JSON may end with spaces
+        os.fsync(self._descriptor)
+
     def _unlock(self) -> None:
         os.close(self._descriptor)
 
@@ -130,8 +142,8 @@ def unwritable(folder: Path, error: OSError, file: str = "") -> ConfigurationErr
     return ConfigurationError(why_unwritable(folder / file, error, or_else=other))
 
 
-def check_owner(path: Path, owner: FolderOwner) -> bool:
-    """Return True if the folder already belongs to this batch, False if it is free.
+def check_owner(path: Path, owner: FolderOwner) -> FolderOwner | None:
+    """Return what the marker of a folder of this batch says, None if the folder is free.
 
     Raises `ConfigurationError` if it belongs to another batch, or if a name that a run writes is taken: in a folder
     without a marker by any file, in a marked folder by a link or special file. Other files are ignored.
@@ -144,7 +156,7 @@ def check_owner(path: Path, owner: FolderOwner) -> bool:
                 f"{path} holds {', '.join(taken)}, which this command did not create: name another folder with -o"
                 f" (if an earlier run created them and only {MARKER} was lost, write {owner.to_json()} into it)"
             )
-        return False
+        return None
     for name in taken:
         with suppress(FileNotFoundError):  # SQLite creates and removes files beside the ledger
             _check_own(path / name)
@@ -161,7 +173,7 @@ def check_owner(path: Path, owner: FolderOwner) -> bool:
         raise ConfigurationError(
             f"{path} holds a batch whose images are {there}: pass that with -o, or another --folder"
         )
-    return True
+    return found
 
 
 def refuse_lost_ledger(path: Path, *, new_ledger: bool) -> None:

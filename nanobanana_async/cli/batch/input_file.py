@@ -10,7 +10,7 @@ from typing import Any, get_args
 from attrs import evolve, field, frozen
 
 from nanobanana_async.batch.columns import ValuedNames
-from nanobanana_async.batch.rows import Row, RowInput, RowReader
+from nanobanana_async.batch.rows import Row, RowInput, RowReader, canonical_request
 from nanobanana_async.cli.batch.formats import ENDINGS, Format, array_to_lines, begins_array, refuse_misnamed
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ParsedRow, ReadingOptions, csv_cells, jsonl, table, text_lines
@@ -24,6 +24,9 @@ from nanobanana_async.images.names import NameFacts, row_name
 from nanobanana_async.models import REQUEST_FIELDS, ImageRequest
 from nanobanana_async.references import LocalImage, StoreObject, text_to_reference
 from nanobanana_async.report import ReportRow
+
+STANDARD_INPUT = "standard input"
+"""The title of rows that are read from there."""
 
 
 @frozen(kw_only=True)
@@ -107,8 +110,9 @@ class InputFile:
 
     def rows(self, gateway: Gateway, notes: Notes | None = None) -> Iterator[FileRow]:
         """Yield every row; a request that the gateway does not support becomes an error of the row."""
+        requests = None if notes is None else set[int]()
         notes = Notes() if notes is None else notes
-        rows, own_keys = RowReader(self.batch), set[int]()
+        rows, own_keys, repeats = RowReader(self.batch), set[int](), 0
         for index, (number, found) in enumerate(self.parsed(notes)):
             if isinstance(found, str):
                 yield FileRow(index=index, number=number, error=found)
@@ -122,8 +126,13 @@ class InputFile:
             notes.hashes += comment and self.format not in ("json", "jsonl")
             own_fields = frozenset(found.keys() & set(REQUEST_FIELDS))
             file_row = FileRow(index=index, number=number, given=row.request, own_fields=own_fields)
-            yield self._checked(file_row, rows.registered(row, gateway, self.known), own_keys, gateway)
-        notes.repeated = rows.repeated
+            row = rows.registered(row, gateway, self.known)
+            if requests is not None and row.request is not None:
+                before = len(requests)
+                requests.add(hash(canonical_request(row.request)))
+                repeats += len(requests) == before
+            yield self._checked(file_row, row, own_keys, gateway)
+        notes.repeated, notes.same_request = rows.repeated, max(0, repeats - rows.repeated)
 
     def read_objects(self, gateway: Gateway) -> None:
         """Read the reference images in object stores, each once. Raises `DownloadError` if a store fails."""
@@ -207,7 +216,7 @@ def open_input(
 
     Raises `ConfigurationError` if the file can't be read.
     """
-    path, title = Path(file).expanduser(), "standard input" if file == "-" else file
+    path, title = Path(file).expanduser(), STANDARD_INPUT if file == "-" else file
     sure = kind is not None
     if file == "-":
         kind = kind or "txt"

@@ -21,7 +21,9 @@ class Notes:
     hashes: int = 0
     """Prompts that begin with #."""
     repeated: int = 0
-    """Rows that are equal to an earlier one."""
+    """Rows without a key that are equal to an earlier one."""
+    same_request: int = 0
+    """Rows with the prompt and settings of an earlier one, where one of the two has a key."""
     unknown: dict[str, None] = field(factory=dict)
     """Names that are no field, in order."""
     recognised: dict[str, str] = field(factory=dict)
@@ -39,6 +41,12 @@ class Notes:
             if self.repeated > 1:
                 bought = "repeat an earlier one: they are bought as separate images"
             yield f"{count(self.repeated, self.unit)} {bought}"
+        if self.same_request:
+            have = "has" if self.same_request == 1 else "have"
+            yield (
+                f"{count(self.same_request, self.unit)} {have} the prompt and settings of an earlier one under another"
+                " key: each key is an image of its own"
+            )
 
 
 def numbered(numbers: Sequence[int], unit: str) -> str:

@@ -15,9 +15,10 @@ from nanobanana_async.cli.batch.changed import changed_sentence
 from nanobanana_async.cli.batch.costs import Costs
 from nanobanana_async.cli.batch.display import BatchDisplay
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT
+from nanobanana_async.cli.batch.notes import numbered
 from nanobanana_async.cli.batch.results import RESULTS, Result
 from nanobanana_async.cli.display import shorten
-from nanobanana_async.cli.options import with_option_names
+from nanobanana_async.cli.options import in_cli_words, with_option_names
 from nanobanana_async.commands import resolve_advice
 from nanobanana_async.errors import ConfigurationError, CreditLimitReached, NanoBananaError, TaskNotFound
 from nanobanana_async.escaping import exact
@@ -26,7 +27,7 @@ from nanobanana_async.formatting import count, credit_count, number, plain_numbe
 from nanobanana_async.images.files import why_unwritable
 from nanobanana_async.report import STATUSES, is_url
 
-MAX_ERRORS = 10  # rows of each status that are listed one by one
+MAX_ERRORS = 5  # rows of each status that are listed one by one
 
 
 class StdoutLines:
@@ -80,9 +81,10 @@ class StdoutLines:
 class BatchSummary:
     """Collect what a run prints on stderr at its start and at its end."""
 
-    def __init__(self, folder: Path, unit: str = "row") -> None:
+    def __init__(self, folder: Path, unit: str = "row", *, rehearsal: bool = False) -> None:
         self._folder = folder
         self._unit = unit
+        self._rehearsal = rehearsal
         self.finished_before = 0
         """Rows that had ended before this run."""
         self.removed = 0
@@ -97,12 +99,22 @@ class BatchSummary:
         self._above_estimate: list[PriceAboveEstimate] = []
         self._problems: list[tuple[int, str]] = []
         self._counts: Counter[str] = Counter()
+        self._listed: Counter[str] = Counter()
+        """Rows that are listed one by one, by their status."""
+        self._unlisted: Counter[str] = Counter()
+        """Rows that are only counted."""
         self._unknown_tasks = 0
         """Rows whose tasks the gateway does not know."""
         self.changed: list[tuple[int, str, tuple[str, ...]]] = []
         """The rows that have changed since they were bought: number, why they are not bought, changed fields."""
+        self._failed: list[int] = []
+        """The numbers of the rows that --retry-failed buys again."""
+        self._failed_and_changed: list[int] = []
+        """The numbers of the rows that failed, and have changed since."""
         self._moderated: list[int] = []
-        """The numbers of the rows that moderation stopped."""
+        """The numbers of the rows that moderation stopped, and that have not changed since."""
+        self.incomplete = 0
+        """Rows of which the gateway did not deliver all images."""
         self._uncertain: list[str] = []
         """The keys of the jobs of uncertain rows."""
 
@@ -111,15 +123,22 @@ class BatchSummary:
         row = result.row
         self._counts[row.status] += 1
         self._unknown_tasks += row.error_kind == TaskNotFound.__name__
-        self._moderated += [row.number] if row.status == "failed" and row.failure_kind == "moderation" else []
+        self.incomplete += bool(row.missing)
+        if row.status in ("failed", "refused"):
+            moderated = row.status == "failed" and row.failure_kind == "moderation"
+            numbers = self._moderated if moderated else self._failed
+            (self._failed_and_changed if row.changed else numbers).append(row.number)
         self._uncertain += [row.job_key] if row.status == "uncertain" else []
         if row.changed:
             self.changed.append((row.number, row.error or "", row.changed))
-        elif row.status != "succeeded" and self._counts[row.status] <= MAX_ERRORS:
+        elif row.status != "succeeded" and self._listed[row.status] < MAX_ERRORS:
+            self._listed[row.status] += 1
             job = f" [job {row.key or row.job_key}]" if row.status == "uncertain" else ""
             why = "" if row.error is None else f": {shorten(row.error, 300)}"
             sentence = f"{self._unit} {row.number} {row.status}: {shorten(row.prompt, 40)}{why}{job}"
             self._problems.append((row.number, sentence))
+        elif row.status != "succeeded":
+            self._unlisted[row.status] += 1
 
     def observe(self, event: Event) -> None:
         """Remember a job that cost more than its estimate."""
@@ -133,9 +152,11 @@ class BatchSummary:
     def ending(self, display: BatchDisplay, left: int, *, interrupted: bool, reported: bool) -> Iterator[str]:
         """Yield the lines about the end: problems, counts, and what the user can do next."""
         yield from (sentence for _, sentence in sorted(self._problems))
-        for status, rows in self._counts.items():
-            if status != "succeeded" and rows > MAX_ERRORS:
-                yield f"... and {rows - MAX_ERRORS} more {status}: see {self._folder / RESULTS}"
+        for status, rows in self._unlisted.items():
+            page = f"{self._folder / REPORT} and " if reported else ""
+            yield f"{rows} more {status}: see {page}{self._folder / RESULTS}"
+        if self.incomplete > MAX_ERRORS:
+            yield f"{count(self.incomplete, 'row')} with missing images: see {self._folder / RESULTS}"
         if self.changed:
             yield changed_sentence(self.changed, self._unit)
         if self.removed:
@@ -159,16 +180,19 @@ class BatchSummary:
     def _moderation(self) -> str:
         """Return which rows moderation stopped: they are the failed ones that are not bought again."""
         stopped = sorted(self._moderated)
-        numbers = ", ".join(map(str, stopped[:MAX_ERRORS])) + (", ..." if len(stopped) > MAX_ERRORS else "")
-        which = f"{self._unit}{'s' if len(stopped) > 1 else ''} {numbers}"
-        them = _them(len(stopped))
+        which, them = numbered(stopped, self._unit), _them(len(stopped))
         rows = count(len(stopped), "row")
         return f"{rows} stopped by moderation ({which}): change {them}; --retry-failed does not buy {them} again"
 
     def _advice(self, left: int, used: Decimal, *, interrupted: bool) -> Iterator[str]:
-        counts = self._counts
-        if failed := counts["failed"] + counts["refused"] - len(self._moderated):
+        if failed := len(self._failed):
             yield f"{count(failed, 'row')} failed: --retry-failed buys {_them(failed)} again"
+        if changed := sorted(self._failed_and_changed):
+            which, have = numbered(changed, self._unit), "has" if len(changed) == 1 else "have"
+            yield (
+                f"{count(len(changed), 'row')} failed, and {have} changed since ({which}): --buy-changed buys"
+                f" {_them(len(changed))} again, --retry-failed does not"
+            )
         if self._moderated:
             yield self._moderation()
         if uncertain := len(self._uncertain):
@@ -176,14 +200,14 @@ class BatchSummary:
             yield f"{count(uncertain, 'row')} uncertain, perhaps bought, never sent again: {advice}"
         if self._unknown_tasks:
             yield (
-                f"the tasks of {count(self._unknown_tasks, 'row')} are not known to the gateway; those of --gateway"
-                " emulator end with its command: then begin in another folder"
+                f"the tasks of {count(self._unknown_tasks, 'row')} are not known to the gateway; an emulator forgets"
+                " them when it ends: then begin in another folder"
             )
         if self.overspent:
             yield f"nanobanana: the batch has cost {credit_count(self.overspent)} more than --max-credits"
             yield from (_above_estimate(event) for event in self._above_estimate[:MAX_ERRORS])
         if self.stop_reason is not None:
-            yield f"nanobanana: the buying stopped: {with_option_names(str(self.stop_reason))}"
+            yield f"nanobanana: the buying stopped: {with_option_names(in_cli_words(self.stop_reason))}"
         costs = self.cost_left
         if left and costs is not None and isinstance(self.stop_reason, CreditLimitReached):
             command = f"run the same command with --max-credits {plain_number(used + costs.total)}"
@@ -191,6 +215,8 @@ class BatchSummary:
         elif left and (interrupted or self.stop_reason is not None):
             bought = min(left, self.uncollected)
             paid = f", {bought:,} of them bought and not collected" if bought else ""
+            if bought and self._rehearsal:
+                paid = f", {bought:,} of them with jobs that ended with the emulator, to be bought again"
             yield f"{count(left, 'row')} left{paid}: run the same command to continue"
 
 

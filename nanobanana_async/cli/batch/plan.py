@@ -17,6 +17,8 @@ class Plan:
     file: InputFile
     total: int
     folder: Path
+    emulated: bool = False
+    """Whether it is a rehearsal, whose emulator ends with the command."""
     store: StoreUrl | None = None
     """Where the images go; None: into the folder."""
     sidecar: bool = False

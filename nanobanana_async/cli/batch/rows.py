@@ -11,6 +11,7 @@ from nanobanana_async import ConfigurationError, Gateway, IdempotencyConflict, O
 from nanobanana_async.batch.rows import RowInput
 from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.results import Result, Results
+from nanobanana_async.cli.options import in_cli_words
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.failures import to_failure_kinds
 from nanobanana_async.jobs import JobRecord, JobState, is_retried
@@ -144,13 +145,13 @@ def at_new_position(result: Result, row: FileRow) -> Result:
 def with_error(result: Result, error: NanoBananaError, status: Status) -> Result:
     """Return a result with an error."""
     # Of a conflict only the message: its advice is for callers who choose the keys of jobs.
-    text = error.message if isinstance(error, IdempotencyConflict) else str(error)
+    text = in_cli_words(error.message if isinstance(error, IdempotencyConflict) else error)
     return evolve(result, row=evolve(result.row, status=status, error=text, error_kind=type(error).__name__))
 
 
 def _error(record: JobRecord) -> tuple[str | None, str | None]:
     failure = record.failure
-    message = "the gateway gave no reason" if failure is None else failure.message
+    message = "the gateway gave no reason" if failure is None else in_cli_words(failure.message)
     match record.state:
         case JobState.FAILED:
             return "JobFailed", message

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 
+import anyio
 import anyio.to_thread
 from attrs import evolve
 from rich.console import Console
@@ -28,8 +29,9 @@ from nanobanana_async.cli.batch.edited import find_edits
 from nanobanana_async.cli.batch.finished import FinishedRows
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, BatchFolder, unwritable
 from nanobanana_async.cli.batch.input_file import FileRow
-from nanobanana_async.cli.batch.output import BatchSummary, StdoutLines
+from nanobanana_async.cli.batch.output import MAX_ERRORS, BatchSummary, StdoutLines
 from nanobanana_async.cli.batch.plan import Plan
+from nanobanana_async.cli.batch.rehearsal import begin_lost_jobs_again
 from nanobanana_async.cli.batch.results import IMAGES, RESULTS, Result, Results, line_offsets, with_files
 from nanobanana_async.cli.batch.rows import YIELD_EVERY, PendingRows, result_from_outcome
 from nanobanana_async.cli.batch.run_report import RunReport
@@ -40,6 +42,7 @@ from nanobanana_async.cli.signals import StopSignals
 OK, FAILED, STOPPED, INTERRUPTED = 0, 1, 3, 130
 
 TICK_S = 0.25
+LAST_PAGE_S = 2.0  # how long a run that stops at once may take for its page
 REPORT_S, REPORT_SHARE = 30.0, 20  # seconds between two reports, at least this many times the time to write one
 
 
@@ -56,12 +59,12 @@ class Run:
         self._display = BatchDisplay(plan.total, console, clock, max_credits=plan.max_credits, on_stdout=on_stdout)
         self._results = Results(folder.path)
         self._ledger = SqliteLedger(folder.path / LEDGER)
-        self._summary = BatchSummary(folder.path, plan.file.unit)
-        self._signals = StopSignals(console, self._display.say, self._display.running)
+        self._summary = BatchSummary(folder.path, plan.file.unit, rehearsal=plan.emulated)
+        self._signals = StopSignals(console, self._display.say, self._display.running, rehearsal=plan.emulated)
         self._changed = False
         display, results = self._display, self._results
         self._credits = BatchCredits(plan, gateway, self._ledger, results, display, self._summary)
-        self._report = RunReport(folder.path, plan, gateway, results, display, lambda: self._signals.cancelled)
+        self._report = RunReport(folder.path, plan, gateway, results, display)
         self._finalize_error: NanoBananaError | None = None
         """Why the results or the report could not be finalized."""
 
@@ -75,6 +78,7 @@ class Run:
                 if not self._signals.cancelled:
                     raise
                 self._signals.uncancel()
+                await self._write_last_page()
             except BaseExceptionGroup as group:
                 raise group.exceptions[0] from None
             finally:
@@ -113,6 +117,10 @@ class Run:
     async def _load_finished(self) -> None:
         """Start the new results file with every row that has already ended."""
         plan = self._plan
+        if plan.emulated:
+            images = self._folder / IMAGES
+            if note := await begin_lost_jobs_again(self._ledger, self._gateway, images, plan.store):
+                self._display.say(note)
         edits = await find_edits(plan.file, self._gateway, self._ledger, self._folder)
         if edits.why and not plan.buy_changed:
             raise ConfigurationError(edits.why)
@@ -223,7 +231,7 @@ class Run:
         self._changed = True
         self._summary.add(result)
         self._display.ended(result.row.job_key, result.row.status, result.row.prompt, result.row.error)
-        if outcome.result is not None and outcome.result.missing:
+        if outcome.result is not None and outcome.result.missing and self._summary.incomplete <= MAX_ERRORS:
             self._display.say(f"{self._plan.file.unit} {row.number}: {missing_images(outcome.result)}")
         self._stdout.add(result, self._folder)
 
@@ -249,6 +257,12 @@ class Run:
             except ConfigurationError as error:
                 await self._stop_on_write_error(batch, error)
             pause_s = max(REPORT_S, REPORT_SHARE * (clock() - began_at))
+
+    async def _write_last_page(self) -> None:
+        """Write the page once more after the second signal, if that takes little time: the last one may be old."""
+        if self._results.committed:
+            with anyio.move_on_after(LAST_PAGE_S), suppress(ConfigurationError):
+                await self._report.write()
 
     async def _finalize(self) -> None:
         """Write the final results and report; nothing is bought any more."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,18 +34,10 @@ LAST_THUMBNAILS_S = 20.0
 class RunReport:
     """Write `index.html` from the current results.
 
-    The display has what the ledger counts; `cancelled` returns True once the run is cancelled.
+    The display has what the ledger counts.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        plan: Plan,
-        gateway: Gateway,
-        results: Results,
-        display: BatchDisplay,
-        cancelled: Callable[[], bool],
-    ) -> None:
+    def __init__(self, folder: Path, plan: Plan, gateway: Gateway, results: Results, display: BatchDisplay) -> None:
         self.recorder = Recorder()
         self.written = False
         self._folder = folder
@@ -54,7 +46,6 @@ class RunReport:
         self._gateway = gateway
         self._results = results
         self._display = display
-        self._cancelled = cancelled
         self._report_version = 0
         self._images: deque[str] = deque()
         """Images that may have no thumbnail yet."""
@@ -109,6 +100,8 @@ class RunReport:
             await anyio.to_thread.run_sync(write, abandon_on_cancel=True)
         except OSError as error:
             raise unwritable(self._folder, error, REPORT) from None
+        finally:
+            self._report_version += 1  # a thread that was abandoned ends
         self.written = True
 
     def _advice(self, row: ReportRow) -> Advice:
@@ -145,7 +138,7 @@ class RunReport:
         Runs in a thread, which the caller may have abandoned: raises `InterruptedError` then.
         """
         for row in self._file.rows(self._gateway):
-            if self._cancelled() or report_version != self._report_version:
+            if report_version != self._report_version:
                 raise InterruptedError
             result = self._results.get(row.key)
             yield unfinished(row) if result is None else result.row

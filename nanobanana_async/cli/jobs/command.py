@@ -13,7 +13,7 @@ from rich.console import Console
 from nanobanana_async import ConfigurationError, JobState
 from nanobanana_async.cli.jobs import actions
 from nanobanana_async.cli.jobs import format as job_format
-from nanobanana_async.cli.jobs.batch_row import row_facts
+from nanobanana_async.cli.jobs.batch_row import batch_name, row_facts
 from nanobanana_async.cli.jobs.consent import confirm, print_note, require_consent
 from nanobanana_async.cli.jobs.fetch import FetchCommand
 from nanobanana_async.cli.jobs.reconcile import ReconcileCommand
@@ -315,4 +315,5 @@ async def _details(path: Path, key: str) -> str:
         followed = await ledger.has_owner(record.key)
     row_key, files = await asyncio.to_thread(row_facts, path, record.key)
     row_key, now = row_key if key == record.key else key, datetime.now(UTC)
-    return job_format.job_details(record, path, followed=followed, now=now, row_key=row_key, files=files)
+    batch = batch_name(path, record.batch)
+    return job_format.job_details(record, path, followed=followed, now=now, batch=batch, row_key=row_key, files=files)

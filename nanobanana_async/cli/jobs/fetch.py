@@ -35,6 +35,7 @@ from nanobanana_async.cli.options import (
     check_output,
     fetch_command,
     fetch_options,
+    in_cli_words,
 )
 from nanobanana_async.cli.result_lines import ResultLines, missing_images
 from nanobanana_async.cli.signals import Interrupted, run_until_signal
@@ -195,7 +196,7 @@ async def _fetch_one(session: Session, name: str, fetching: _Fetching, lines: Re
             ]
         fetched = True
     except NanoBananaError as error:  # after a result: paid for, so its links are printed despite the error
-        failure, fetched = one_line(str(error)), False
+        failure, fetched = one_line(in_cli_words(error)), False
         if isinstance(error, JobUnfinished) and not error.safe_to_repeat:
             failure = f"the waiting ended before the job, which goes on; `{one_line(fetching.again)}` waits again"
     if failure is not None and len(fetching.names) > 1:

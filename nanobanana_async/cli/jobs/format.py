@@ -166,15 +166,17 @@ def job_details(
     *,
     followed: bool,
     now: datetime,
+    batch: str | None = None,
     row_key: str | None = None,
     files: Sequence[str] = (),
 ) -> str:
     """Return what is known about one job, one line per field: keys and ids alone on theirs, to be copied.
 
-    `row_key` is the key of its row in a batch, `files` are its saved images.
+    `batch` is the name of its batch, `row_key` the key of its row in it, `files` are its saved images.
     """
     rows: list[tuple[str, Sequence[str]]] = [
         ("key", [record.key]),
+        ("batch", [batch or NOTHING]),
         ("row key", [row_key or NOTHING]),
         ("task id", [record.task_id or NOTHING]),
         ("wire key", [record.wire_key]),
@@ -238,9 +240,12 @@ def _candidate_rows(record: JobRecord, ledger: Path, now: datetime) -> Iterator[
     for number_, candidate in enumerate(record.candidates, start=1):
         lines = [f"task {candidate.task_id}, created {_when(candidate.created_at, now)}"]
         yield f"candidate {number_}", [*lines, candidate.image_url or "no image yet"]
-    if record.candidates:
-        take = jobs_command("resolve", "--as", "task-id", ledger=ledger, names=[record.key, "ID"])
-        yield "to take one", [f"`{take}`"]
+    names = [[record.key, candidate.task_id] for candidate in record.candidates]
+    takes = [f"`{jobs_command('resolve', '--as', 'task-id', ledger=ledger, names=each)}`" for each in names]
+    if len(takes) == 1:
+        yield "to take it", takes
+    elif takes:
+        yield "to take one", ["compare their images and times with the prompt and the first send, then run", *takes]
 
 
 def _when(moment: datetime | None, now: datetime) -> str:

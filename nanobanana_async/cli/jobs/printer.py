@@ -4,6 +4,7 @@ from pathlib import Path
 
 from nanobanana_async import GenerationResult, Job, JobState, JobUnfinished, NanoBananaError
 from nanobanana_async.cli.display import JobsDisplay
+from nanobanana_async.cli.options import in_cli_words
 from nanobanana_async.cli.result_lines import ResultLines, missing_images
 from nanobanana_async.commands import jobs_command, resolve_advice
 from nanobanana_async.escaping import one_line
@@ -44,9 +45,9 @@ class ResultPrinter:
     def _print_error(self, job: Job, error: NanoBananaError) -> None:
         self.code = 1
         prefix = "" if self._one else f"{job.key}: "
-        sentence = one_line(str(error))
+        sentence = one_line(in_cli_words(error))
         if job.state is JobState.UNCERTAIN:
-            sentence = f"{one_line(error.message)}: {resolve_advice(self._ledger, job.key)}"
+            sentence = f"{one_line(in_cli_words(error.message))}: {resolve_advice(self._ledger, job.key)}"
         if isinstance(error, JobUnfinished) and not error.safe_to_repeat:
             sentence = f"the waiting ended before the job: `{jobs_command('resume', ledger=self._ledger)}` continues it"
         self.note(f"nanobanana: {prefix}{sentence}")

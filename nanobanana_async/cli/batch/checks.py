@@ -1,0 +1,49 @@
+"""Check a whole file before anything is bought: its bad rows, and prompts that look like comments."""
+
+import sys
+
+from rich.console import Console
+
+from nanobanana_async import Gateway
+from nanobanana_async.cli.batch.input_file import STANDARD_INPUT, InputFile
+from nanobanana_async.cli.batch.notes import Notes, numbered
+from nanobanana_async.cli.jobs.consent import confirm
+from nanobanana_async.escaping import one_line
+from nanobanana_async.formatting import count
+
+MAX_ERRORS = 5  # bad rows that are printed one by one
+
+
+def count_valid_rows(source: InputFile, gateway: Gateway, notes: Notes) -> int | None:
+    """Return the number of rows; print the errors and return None if a row is bad or there are none."""
+    console, total = Console(stderr=True), 0
+    bad: list[int] = []
+    errors: list[str] = []
+    for row in source.rows(gateway, notes):
+        total += 1
+        if row.error is not None:
+            bad.append(row.number)
+            if len(bad) <= MAX_ERRORS:
+                errors.append(f"{source.title}, {source.unit} {row.number}: {row.error}")
+    if left := bad[MAX_ERRORS:]:
+        errors.append(f"{count(len(left), 'more bad row')}: {numbered(left, source.unit)}")
+    noted = filter(None, (source.note, *(f"{source.title}: {note}" for note in notes.sentences())))
+    for sentence in (*noted, *errors):  # the notes may explain the errors, which a user reads first: they come last
+        _print_error(console, sentence)
+    if not total:
+        _print_error(console, f"{source.title} is empty: it has no rows")
+    elif len(bad) > 1:
+        _print_error(console, f"nothing was bought: correct {count(len(bad), 'row')} of {total} first")
+    return None if bad or not total else total
+
+
+def means_hashes(source: InputFile, notes: Notes, *, yes: bool) -> bool:
+    """Return whether to go on with prompts that begin with # and may be comments; without a terminal True."""
+    if not notes.hashes or yes or source.title == STANDARD_INPUT or not sys.stdin.isatty():
+        return True
+    lines = "this line" if notes.hashes == 1 else f"these {notes.hashes:,} {source.unit}s"
+    return confirm(f"Images of {lines} will be bought.", yes=False)
+
+
+def _print_error(console: Console, sentence: str) -> None:
+    console.print(f"nanobanana: {one_line(sentence)}", markup=False, highlight=False, emoji=False, soft_wrap=True)

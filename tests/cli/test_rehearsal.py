@@ -1,0 +1,81 @@
+"""Rehearsals (`--gateway emulator`): their jobs end with the command, and what it says about them is true."""
+
+import asyncio
+import signal
+import sqlite3
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from nanobanana_async.cli.batch import command as batch_command
+from nanobanana_async.emulator import Emulator, Fixed
+from tests.cli.batch_kills import images_of
+from tests.cli.batches import Command
+from tests.support.command import ended, environment, started
+from tests.support.loopback import until
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def quick(batch: Command) -> Command:
+    """The command, with a built-in emulator whose jobs take no time."""
+    quick_emulator = partial(Emulator, duration=Fixed(0.05), image_scale=0.05)
+    batch.patch.setattr(batch_command, "Emulator", quick_emulator)
+    return batch
+
+
+def running_jobs(ledger: Path) -> int:
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
+        return int(connection.execute("SELECT count(*) FROM jobs WHERE state = 'running'").fetchone()[0])
+    return 0
+
+
+async def test_jobs_of_a_stopped_rehearsal_are_bought_again(quick: Command) -> None:
+    file, folder = quick.prompts(3), quick.folder
+    arguments = ("batch", file, "-o", "out", "--gateway", "emulator")
+    async with started(*arguments, environ=environment(), folder=folder) as process:
+        await until(lambda: running_jobs(quick.out / "jobs.sqlite") == 3, timeout_s=20)
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        first = (await process.stderr.readline()).decode()
+        process.send_signal(signal.SIGTERM)
+        said = await ended(process)
+    assert (said.code, "buying no more" in first) == (130, True)
+    assert "running jobs end with the emulator: the same command buys them again" in said.err
+    assert "3 rows left, 3 of them with jobs that ended with the emulator, to be bought again" in said.err
+    assert "not lost" not in said.err
+    planned = await quick(file, "--dry-run", "--gateway", "emulator")
+    assert "to buy\t3\n" in planned.out
+    again = await quick(file, "--gateway", "emulator")
+    assert (again.code, len(images_of(quick.out))) == (0, 3)
+    assert "3 jobs of an earlier rehearsal ended with their emulator" in again.err
+
+
+async def test_rehearsed_image_that_was_not_saved_is_bought_again(quick: Command) -> None:
+    file = quick.prompts(3)
+    assert (await quick(file, "--gateway", "emulator")).code == 0
+    kept = sorted(images_of(quick.out))
+    (quick.out / kept[1]).unlink()
+    again = await quick(file, "--gateway", "emulator")
+    assert (again.code, len(images_of(quick.out))) == (0, 3)
+    assert "1 job of an earlier rehearsal ended with its emulator" in again.err
+    finished = await quick(file, "--gateway", "emulator")
+    assert (finished.code, "rehearsal" in finished.err) == (0, False)
+
+
+async def test_stopped_rehearsal_of_generate_says_that_its_jobs_end(tmp_path: Path) -> None:
+    arguments = ("generate", "a fox", "-o", "out", "--gateway", "emulator")
+    async with started(*arguments, environ=environment(), folder=tmp_path) as process:
+        await until((tmp_path / "out").is_dir, timeout_s=20)
+        await asyncio.sleep(0.5)  # the folder is checked before the job is bought
+        process.send_signal(signal.SIGTERM)
+        assert process.stderr is not None
+        await process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        said = await ended(process)
+    assert said.code == 130
+    assert "running jobs end with the emulator" in said.err
+    assert "not lost" not in said.err
