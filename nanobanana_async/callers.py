@@ -7,11 +7,11 @@ from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import JobUnfinished, NanoBananaError
-from nanobanana_async.handle import Job, in_parentheses, timed_out
+from nanobanana_async.handle import Job, in_parentheses, timeout_error
 from nanobanana_async.jobs import JobState
 from nanobanana_async.models import GenerationResult
 
-WITHDRAWAL_S = 1.0
+WITHDRAWAL_WAIT_S = 1.0
 """How long `generate` waits after its timeout until the ledger has stored that the job is withdrawn."""
 
 
@@ -25,45 +25,45 @@ async def result_for_caller(engine: Engine, tracked: TrackedJob, timeout: float 
     try:
         try:
             if timeout == 0 and not tracked.done:  # leave before the job can be sent
-                raise timed_out(job, tracked, timeout)
+                raise timeout_error(job, tracked, timeout)
             return await job.result(timeout=timeout)
         finally:
             engine.drop_caller(tracked)
     except JobUnfinished:
-        if timeout is None or not tracked.leaving:
+        if timeout is None or not tracked.is_being_withdrawn:
             raise
-    return await _withdrawn_job(engine, tracked, timeout)
+    return await _wait_for_withdrawal(engine, tracked, timeout)
 
 
-async def _withdrawn_job(engine: Engine, tracked: TrackedJob, timeout: float) -> GenerationResult:
+async def _wait_for_withdrawal(engine: Engine, tracked: TrackedJob, timeout: float) -> GenerationResult:
     """Wait until a withdrawal is decided, and raise how it ended; return the result of a job that had ended before."""
     job = Job(engine, tracked)
     with suppress(TimeoutError):
-        async with asyncio.timeout(WITHDRAWAL_S):
-            while tracked.leaving and tracked.is_followed:
+        async with asyncio.timeout(WITHDRAWAL_WAIT_S):
+            while tracked.is_being_withdrawn and tracked.is_followed:
                 await tracked.wait_for_change()
     if tracked.phase is Phase.CLAIMING:
         message = f"job {job.key} was not stored within {timeout:g} s: it is withdrawn, unless it was sent before"
         raise JobUnfinished(f"{message}; `session.job` finds it", job=job, safe_to_repeat=False)
-    if tracked.leaving or job.state is JobState.WITHDRAWN:
+    if tracked.is_being_withdrawn or job.state is JobState.WITHDRAWN:
         why = job.last_failure()
         message = f"job {job.key} was not sent within {timeout:g} s{in_parentheses(why)} and was withdrawn"
         raise JobUnfinished(f"{message}: nothing was bought", job=job, safe_to_repeat=True) from why
     outcome = job.outcome()
     if outcome is None:
-        raise timed_out(job, tracked, timeout)
+        raise timeout_error(job, tracked, timeout)
     if isinstance(outcome, NanoBananaError):
         raise outcome
     return outcome
 
 
-async def persistent_handle(engine: Engine, tracked: TrackedJob) -> Job:
+async def handle_once_stored(engine: Engine, tracked: TrackedJob) -> Job:
     """Return the handle of a job once the ledger has stored it. From then on the job outlives its callers."""
     job = Job(engine, tracked)
     engine.add_caller(tracked)
     try:
-        await job.persisted()
-        engine.keep(tracked)
+        await job.wait_until_stored()
+        engine.keep_for_handle(tracked)
     finally:
         engine.drop_caller(tracked)
     return job

@@ -35,7 +35,7 @@ def gateway_from_env(environ: Mapping[str, str] | None = None) -> Gateway:
     (`APIMALL_API_KEY`, `DEFAPI_API_KEY`). `NANOBANANA_BASE_URL` sets another base URL, `NANOBANANA_ACCOUNT` names the
     account. Raises `ConfigurationError` if no gateway is selected, or more than one.
     """
-    found = _chosen(os.environ if environ is None else environ)
+    found = _gateway_class_and_settings(os.environ if environ is None else environ)
     del environ  # it holds the API key, and some tools show the locals of a traceback
     if isinstance(found, ConfigurationError):
         raise found
@@ -43,7 +43,7 @@ def gateway_from_env(environ: Mapping[str, str] | None = None) -> Gateway:
     return kind(**settings)
 
 
-def _chosen(
+def _gateway_class_and_settings(
     environ: Mapping[str, str],
 ) -> tuple[GatewayClass, dict[str, Any]] | ConfigurationError:
     """Return the class of the gateway and its settings, or the error in the environment."""

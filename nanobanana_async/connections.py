@@ -17,13 +17,13 @@ from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.http.lent import check_lent
 from nanobanana_async.http.threads import ThreadedResolver
-from nanobanana_async.http.tls_and_proxies import Proxies, plain_origin, tls_of_borrowed, validate_tls
+from nanobanana_async.http.tls_and_proxies import Proxies, allowed_http_origin, tls_of_borrowed, validate_tls
 from nanobanana_async.http.transport import AiohttpTransport
 from nanobanana_async.images.addresses import (
     Networks,
     advice_for,
     is_allowed_address,
-    is_fake,
+    is_fake_ip,
     networks_of_environment,
     to_networks,
 )
@@ -31,13 +31,13 @@ from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
-from nanobanana_async.policy.prices import as_credits
+from nanobanana_async.policy.prices import parse_credits
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.references import ReferencePublisher
 from nanobanana_async.validators import check_kind, check_switch, kind_of
 
 
-def wrong_gateway(gateway: object) -> ConfigurationError | None:
+def wrong_gateway_error(gateway: object) -> ConfigurationError | None:
     """Return the error for a gateway that is none; returned, not raised: it may be an API key, and this frame holds it.
 
     A traceback that shows locals would show the key.
@@ -109,7 +109,7 @@ def make_components(
         polling=polling or PollPolicy(),
         retry=retry or RetryPolicy(),
         timeouts=timeouts,
-        max_credits=as_credits("max_credits", max_credits),
+        max_credits=parse_credits("max_credits", max_credits),
         publisher=references,
     )
 
@@ -126,7 +126,7 @@ def _as_observers(observers: object) -> tuple[Observer, ...]:
     return tuple(found)
 
 
-class _FakeAddressWarning:
+class _FakeAddressWarner:
     """Warns once if the gateway's name resolves to an address that VPN tools make up: the names of images will too."""
 
     def __init__(self, networks: Networks) -> None:
@@ -134,7 +134,7 @@ class _FakeAddressWarning:
         self._warned = False
 
     def __call__(self, host: str, addresses: list[str]) -> None:
-        fake = next((each for each in addresses if is_fake(each)), None)
+        fake = next((each for each in addresses if is_fake_ip(each)), None)
         if fake is None or self._warned or is_allowed_address(fake, loopback=False, networks=self._networks):
             return
         self._warned = True
@@ -171,7 +171,7 @@ def make_connections(
             http=http,
             tls=verified_tls,
             proxies=proxies,
-            resolver=ThreadedResolver(_FakeAddressWarning(networks)),
+            resolver=ThreadedResolver(_FakeAddressWarner(networks)),
             max_connections=2 * max_requests,
         )
     else:
@@ -185,6 +185,6 @@ def make_connections(
         tls=verified_tls,
         connect_s=timeouts.connect_s,
         headers=download_headers,
-        own_origin=plain_origin(gateway),
+        own_origin=allowed_http_origin(gateway),
     )
     return transport, downloader

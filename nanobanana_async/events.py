@@ -17,7 +17,7 @@ from nanobanana_async.models import shorten
 
 log = logging.getLogger("nanobanana_async")
 
-LONGEST_WORD = 60
+LONGEST_STATUS_WORD = 60
 """Longer status words are cut in logs: the gateway sends them, and may send a page of text."""
 
 
@@ -175,7 +175,7 @@ class ObserverFactory(Protocol):
 
 Observer = Callable[[Event], None] | ObserverFactory
 
-_LEVELS: dict[type, int] = {
+_LOG_LEVELS: dict[type, int] = {
     JobTracked: logging.DEBUG,
     JobReleased: logging.DEBUG,
     JobStateChanged: logging.DEBUG,
@@ -190,7 +190,7 @@ _LEVELS: dict[type, int] = {
     LimitsChanged: logging.DEBUG,
 }
 _LEVELS_OF_STATES = {JobState.FAILED: logging.INFO, JobState.REFUSED: logging.INFO, JobState.UNCERTAIN: logging.WARNING}
-_NAMES: dict[type, str] = {
+_EVENT_NAMES: dict[type, str] = {
     JobTracked: "job.tracked",
     JobReleased: "job.released",
     JobStateChanged: "job.state_changed",
@@ -209,17 +209,17 @@ _NAMES: dict[type, str] = {
 def log_event(event: Event) -> None:
     """Log an event under a stable name, with its facts as extras, which hold neither prompts nor API keys."""
     kind = type(event)
-    level = _LEVELS[kind]
+    level = _LOG_LEVELS[kind]
     if isinstance(event, JobStateChanged):
         level = logging.WARNING if event.record.missing else _LEVELS_OF_STATES.get(event.record.state, level)
     if not log.isEnabledFor(level):
         return
-    facts = _facts(event)
+    facts = _log_facts(event)
     text = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
-    log.log(level, "%s %s", _NAMES[kind], one_line(text), extra={"event": _NAMES[kind], **facts})
+    log.log(level, "%s %s", _EVENT_NAMES[kind], one_line(text), extra={"event": _EVENT_NAMES[kind], **facts})
 
 
-def _facts(event: Event) -> dict[str, Any]:
+def _log_facts(event: Event) -> dict[str, Any]:
     if isinstance(event, LimitsChanged):
         return asdict(event)
     record = event.record
@@ -234,7 +234,7 @@ def _facts(event: Event) -> dict[str, Any]:
             facts |= {"error": _error_without_body(error), "action": action, "wait_s": round(wait_s, 3)}
             facts |= {"in_doubt": event.in_doubt or None, "limit_kind": getattr(error, "kind", None)}
         case JobPolled(status=status, polls=polls, delay_s=delay_s):
-            facts |= {"status": shorten(status, LONGEST_WORD), "polls": polls}
+            facts |= {"status": shorten(status, LONGEST_STATUS_WORD), "polls": polls}
             facts["delay_s"] = None if delay_s is None else round(delay_s, 3)
         case PollFailed(error=error, wait_s=next_poll_s):
             facts |= {"error": _error_without_body(error), "wait_s": next_poll_s}
@@ -243,7 +243,7 @@ def _facts(event: Event) -> dict[str, Any]:
         case BudgetUsedUp(error=error, until=until):
             facts |= {"error": _error_without_body(error), "until": until.isoformat(timespec="seconds")}
         case UnknownStatus(status=status):
-            facts["status"] = shorten(status, LONGEST_WORD)
+            facts["status"] = shorten(status, LONGEST_STATUS_WORD)
         case PriceAboveEstimate(estimate=estimate):
             facts |= {"estimate": str(estimate), "credits": str(record.credits_used)}
     return facts
@@ -268,7 +268,7 @@ def log_failure(name: str, failure: BaseException, **facts: object) -> None:
         log.error("%s%s", name, text, exc_info=failure, extra={"event": name, **facts})
 
 
-def repr_of(observer: object) -> str:
+def safe_repr(observer: object) -> str:
     """Return the repr of an observer, or its class if the repr raises."""
     try:
         return repr(observer)
@@ -276,7 +276,7 @@ def repr_of(observer: object) -> str:
         return f"<{type(observer).__name__}>"
 
 
-def _job_of(event: Event) -> dict[str, str]:
+def _job_fact(event: Event) -> dict[str, str]:
     return {} if isinstance(event, LimitsChanged) else {"job": event.record.key}
 
 
@@ -307,4 +307,4 @@ class EventEmitter:
                 observer(event)
             # Nothing is awaited here, so a CancelledError is the observer's: `.result()` of a cancelled future.
             except (Exception, asyncio.CancelledError, GeneratorExit) as failure:
-                log_failure("observer.failed", failure, observer=repr_of(observer), **_job_of(event))
+                log_failure("observer.failed", failure, observer=safe_repr(observer), **_job_fact(event))

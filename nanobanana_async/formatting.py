@@ -18,7 +18,7 @@ def plain_number(value: Decimal | int | float) -> str:
     return _without_trailing_zeros(f"{_exact(value):f}")
 
 
-def count(value: int, one: str, many: str | None = None) -> str:
+def plural(value: int, one: str, many: str | None = None) -> str:
     """Return "1 image" or "2 images"."""
     return f"{value:,} {one if value == 1 else many or f'{one}s'}"
 
@@ -33,7 +33,7 @@ def byte_count(value: int) -> str:
     for size, unit in ((1 << 20, "MiB"), (1 << 10, "KiB")):
         if value >= size:
             return f"{number(round(Decimal(value) / size, 1))} {unit}"
-    return count(value, "byte")
+    return plural(value, "byte")
 
 
 def duration(seconds: float, *, tenths: bool = True) -> str:

@@ -117,22 +117,22 @@ class Job:
         """When a running job should end: half of the jobs like it that still run have ended by then. Else None."""
         return expected_end_of(self._engine, self._tracked)
 
-    async def persisted(self) -> None:
+    async def wait_until_stored(self) -> None:
         """Wait until the ledger has stored the job. Raises `LedgerError` if it cannot."""
         self._engine.guard.check()
-        while self._tracked.joining:
+        while self._tracked.is_undecided:
             await self._tracked.wait_for_change()
         if self._tracked.wait_error is not None:
-            raise self._error()
+            raise self._make_error()
 
-    async def accepted(self) -> str:
+    async def wait_for_task_id(self) -> str:
         """Wait for the gateway's task id and return it. Raises the error of a job that ended without one."""
         self._engine.guard.check()
         if self.task_id is None:
             await self._ensure_followed()
         while self.task_id is None:
             if self._tracked.done:
-                raise self._error()
+                raise self._make_error()
             await self._wait_for_change()
         return self.task_id
 
@@ -153,7 +153,7 @@ class Job:
         except TimeoutError as error:
             if isinstance(error, NanoBananaError) or not deadline.expired():
                 raise
-        raise timed_out(self, self._tracked, timeout or 0.0)
+        raise timeout_error(self, self._tracked, timeout or 0.0)
 
     async def _result(self) -> GenerationResult:
         await self._ensure_followed()
@@ -163,7 +163,7 @@ class Job:
             else:
                 await self._wait_for_change(until_over=True)
         if self.state is not JobState.SUCCEEDED:
-            raise self._error()
+            raise self._make_error()
         return self._result_from_record()
 
     async def updates(self) -> AsyncGenerator[JobSnapshot, None]:
@@ -195,8 +195,8 @@ class Job:
         self._engine.guard.check()
         # No `_ensure_followed` here: cancel() must not start polling a job that was already sent.
         self._tracked = tracked = self._engine.tracked.get(self.key, self._tracked)
-        if self._engine.request_withdrawal(tracked) or tracked.leaving:
-            while tracked.leaving and not tracked.done:
+        if self._engine.request_withdrawal(tracked) or tracked.is_being_withdrawn:
+            while tracked.is_being_withdrawn and not tracked.done:
                 await self._wait_for_change()
         return self.state is JobState.WITHDRAWN
 
@@ -217,7 +217,7 @@ class Job:
         tracked = self._tracked
         if not tracked.done or (self.state is JobState.SUCCEEDED and tracked.images_missing):
             return None
-        return self._result_from_record() if self.state is JobState.SUCCEEDED else self._error()
+        return self._result_from_record() if self.state is JobState.SUCCEEDED else self._make_error()
 
     def last_failure(self) -> NanoBananaError | None:
         """Return why the last request of an unfinished job failed, or of another job if this one waits for it."""
@@ -235,7 +235,7 @@ class Job:
                 GeneratedImage(url=url, index=index, task_id=task_id, ended_at=record.ended_at)
                 for index, url in with_indexes(urls, missing)
             ),
-            missing=dict(missing) | _unnamed(record.request, len(urls) + len(missing)),
+            missing=dict(missing) | _reasons_for_unmentioned(record.request, len(urls) + len(missing)),
             model=record.model,
             credits=record.credits,
             created_at=record.created_at,
@@ -244,7 +244,7 @@ class Job:
             request=record.request,
         )
 
-    def _error(self) -> NanoBananaError:
+    def _make_error(self) -> NanoBananaError:
         """Return a new error that ended the job or the wait, so that each waiter has its own traceback."""
         record, ended_by = self._tracked.record, self._tracked.wait_error
         why, safe = record.failure, self._tracked.safe_to_repeat
@@ -267,13 +267,13 @@ class Job:
                 return JobWithdrawn(f"job {record.key} was withdrawn", job=self, safe_to_repeat=safe)
 
 
-def _unnamed(request: ImageRequest | None, named: int) -> dict[int, str]:
+def _reasons_for_unmentioned(request: ImageRequest | None, named: int) -> dict[int, str]:
     """Return a reason for each requested image that the gateway does not mention."""
     wanted = 0 if request is None else request.num_images
     return dict.fromkeys(range(named, wanted), "the gateway returned fewer images than requested")
 
 
-def timed_out(job: Job, tracked: TrackedJob, timeout: float) -> JobUnfinished:
+def timeout_error(job: Job, tracked: TrackedJob, timeout: float) -> JobUnfinished:
     """Return the error of a wait that ended before the job did; the job goes on."""
     sending = tracked.record.state is JobState.PENDING and tracked.phase is Phase.IN_FLIGHT
     stage = "being sent" if sending else tracked.record.state.value

@@ -11,7 +11,7 @@ from nanobanana_async.errors import DownloadError, NanoBananaError, SaveError
 from nanobanana_async.images.destination import Saved
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.images.saved import PurchasedImage
-from nanobanana_async.images.sidecar import facts_of
+from nanobanana_async.images.sidecar import sidecar_facts
 from nanobanana_async.images.target import Target
 from nanobanana_async.models import GeneratedImage, GenerationResult
 
@@ -35,7 +35,7 @@ class ImageSaver:
 
     async def check(self, target: Target) -> None:
         """Raise `SaveError` if images can't be saved at a target."""
-        await self._downloader.check(target)
+        await self._downloader.check_target(target)
 
     async def save(
         self, result: GenerationResult, target: Target, name: str, *, row_key: str | None = None, sidecar: bool = False
@@ -76,7 +76,7 @@ class ImageSaver:
             saved = await self._save(image, target, name, purchased)
             if described is not None:
                 file = saved.place.name if isinstance(saved.place, Path) else saved.place.rpartition("/")[2]
-                await self._downloader.add_sidecar(target, file, facts_of(described, purchased, saved, file))
+                await self._downloader.add_sidecar(target, file, sidecar_facts(described, purchased, saved, file))
             return saved.place
         except NanoBananaError as error:
             return error
@@ -94,7 +94,7 @@ class ImageSaver:
         if not image.task_id or not (error.link_expired or error.status == 403):
             raise error
         try:
-            links = await self._engine.fresh_image_links(image.task_id)
+            links = await self._engine.fetch_image_links(image.task_id)
         except NanoBananaError as refusal:
             raise _with_reason(error, f"the gateway gave no new link: {refusal.message}") from None
         link = links.get(image.index)

@@ -15,7 +15,7 @@ from nanobanana_async.errors import ConfigurationError, JobFailureKind
 from nanobanana_async.failures import Failure
 from nanobanana_async.models import ImageRequest
 
-Missing = tuple[tuple[int, str], ...]
+MissingImages = tuple[tuple[int, str], ...]
 """The positions of a job's images that hold no image, each with the reason."""
 
 CLOCK_SLACK_S = 5.0
@@ -89,7 +89,7 @@ class Observation:
     progress: float | None = None
     """The share that is done, from 0 to 1, by the gateway's word; None if it does not say."""
     images: tuple[str, ...] = field(default=(), repr=False)
-    missing: Missing = ()
+    missing: MissingImages = ()
     error: str | None = None
     """Why the task failed, or why an end without images has none; None if the gateway gave no reason."""
     error_code: str | None = None
@@ -146,7 +146,7 @@ class JobRecord:
     running_since: datetime | None = None
     ended_at: datetime | None = None
     images: tuple[str, ...] = ()
-    missing: Missing = ()
+    missing: MissingImages = ()
     credits_used: Decimal | None = None
     credits_refunded: Decimal | None = None
     model: str | None = None
@@ -254,14 +254,14 @@ class JobSnapshot:
         raise ConfigurationError(f"a snapshot of job {self.key} cannot be awaited: use `await session.job(key)`")
 
 
-def is_retried(record: JobRecord, kinds: Collection[str]) -> bool:
+def has_failed_with(record: JobRecord, kinds: Collection[str]) -> bool:
     """Return whether a job has failed in one of these ways."""
     if record.state is not JobState.FAILED:
         return False
     return ("unknown" if record.failure is None else record.failure.failure_kind) in kinds
 
 
-def with_indexes(images: Sequence[str], missing: Missing) -> list[tuple[int, str]]:
+def with_indexes(images: Sequence[str], missing: MissingImages) -> list[tuple[int, str]]:
     """Return each image with its index among all images of the job, including the missing ones."""
     without_image = {index for index, _ in missing}
     indexes = (index for index in itertools.count() if index not in without_image)

@@ -32,7 +32,7 @@ def validate_task_id(task_id: object) -> str:
     return plain_text(task_id)
 
 
-def key_prefix(batch: str) -> str:
+def batch_key_prefix(batch: str) -> str:
     """Return the common prefix of the keys of a named batch; ledgers count its charges under it."""
     named = f"nanobanana_async batch {plain_text(batch)}".encode(errors="surrogatepass")
     return f"{hashlib.sha256(named).hexdigest()[:12]}-"
@@ -53,13 +53,13 @@ def _is_visible_ascii(text: str) -> bool:
 def generate_key() -> str:
     """Return a random key for a job whose caller gave none; `is_generated_key` recognises it in this process."""
     nonce = secrets.token_hex(8)
-    return nonce + _mark(nonce)
+    return nonce + _key_mac(nonce)
 
 
 def is_generated_key(key: str) -> bool:
     """Return whether this process generated the key. A caller's own key, such as a UUID, is not recognised."""
-    return len(key) == 32 and key.isascii() and hmac.compare_digest(_mark(key[:16]), key[16:])
+    return len(key) == 32 and key.isascii() and hmac.compare_digest(_key_mac(key[:16]), key[16:])
 
 
-def _mark(nonce: str) -> str:
+def _key_mac(nonce: str) -> str:
     return hashlib.blake2b(nonce.encode(), key=_PROCESS_SECRET, digest_size=8).hexdigest()

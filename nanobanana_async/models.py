@@ -15,7 +15,7 @@ from nanobanana_async.extra import NO_EXTRA, ExtraFields, to_extra
 from nanobanana_async.formatting import duration, number
 from nanobanana_async.misspelt import unknown_fields
 from nanobanana_async.notebook_html import LabelledValue, card, image_gallery
-from nanobanana_async.references import LocalImage, check_url, digest_of, identity, to_reference
+from nanobanana_async.references import LocalImage, check_url, digest_of, image_identity, to_reference
 from nanobanana_async.values import as_choice, as_ratio, as_small_count, as_text, is_absent, to_mapping
 
 Resolution = Literal["1K", "2K", "4K"]
@@ -141,7 +141,7 @@ class ImageRequest:
         return {**asdict(evolve(self, images=())), "images": images, "extra": dict(self.extra)}
 
 
-def to_json(value: Any) -> Any:
+def to_json_types(value: Any) -> Any:
     """Return a value as JSON types: credits as numbers, times in ISO form, what JSON does not have as text."""
     match value:
         case None | bool() | str() | int():
@@ -153,9 +153,9 @@ def to_json(value: Any) -> Any:
         case datetime():
             return value.isoformat()
         case Mapping():
-            return {str(name): to_json(inner) for name, inner in value.items()}
+            return {str(name): to_json_types(inner) for name, inner in value.items()}
         case list() | tuple():
-            return [to_json(inner) for inner in value]
+            return [to_json_types(inner) for inner in value]
         case _:
             return str(value)
 
@@ -214,7 +214,7 @@ class GenerationResult:
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON types, without `raw`: credits as numbers, times in ISO form."""
         facts = asdict(self, filter=lambda attribute, _: attribute.name not in ("raw", "request", "images"))
-        facts = {name: to_json(value) for name, value in facts.items()}
+        facts = {name: to_json_types(value) for name, value in facts.items()}
         facts["images"] = [{"index": image.index, "url": image.url} for image in self.images]
         facts["request"] = None if self.request is None else self.request.to_dict()
         return facts
@@ -271,10 +271,10 @@ def to_request(request: object, given: Mapping[str, Any]) -> ImageRequest:
     if given:
         where = "ImageRequest" if mapping is None else "mapping"
         raise ConfigurationError(f"{', '.join(given)}: put it into the {where}, or pass the prompt as text")
-    return request_of(mapping) if mapping is not None else cast(ImageRequest, request)
+    return request_from_mapping(mapping) if mapping is not None else cast(ImageRequest, request)
 
 
-def request_of(mapping: Mapping[Any, Any]) -> ImageRequest:
+def request_from_mapping(mapping: Mapping[Any, Any]) -> ImageRequest:
     """Return the request of a mapping; raise `InvalidRequest` if it has unknown fields or no prompt."""
     known = (*REQUEST_FIELDS, *ROW_FIELDS)
     if unknown := [name for name in mapping if name not in known]:
@@ -286,12 +286,12 @@ def request_of(mapping: Mapping[Any, Any]) -> ImageRequest:
 
 def same_request(one: ImageRequest, other: ImageRequest) -> bool:
     """Return whether two requests ask for the same images; `callback_url` and signatures in URLs do not count."""
-    return one is other or identified(one) == identified(other)
+    return one is other or without_transient_parts(one) == without_transient_parts(other)
 
 
-def identified(request: ImageRequest) -> ImageRequest:
+def without_transient_parts(request: ImageRequest) -> ImageRequest:
     """Return the request with what identifies it: without `callback_url`, and without the signatures in URLs."""
-    return evolve(request, callback_url=None, images=tuple(map(identity, request.images)))
+    return evolve(request, callback_url=None, images=tuple(map(image_identity, request.images)))
 
 
 def with_model(request: ImageRequest, model: str) -> ImageRequest:
@@ -309,10 +309,10 @@ def with_images(request: ImageRequest, images: Sequence[str]) -> ImageRequest:
 def difference(one: ImageRequest, other: ImageRequest) -> str:
     """Return the fields in which two requests differ. Of the model, which may be a default, also return the values."""
     names = [field.name for field in fields(ImageRequest) if field.name != "callback_url"]
-    one, other = identified(one), identified(other)
+    one, other = without_transient_parts(one), without_transient_parts(other)
     differing = [name for name in names if getattr(one, name) != getattr(other, name)]
-    parts = [f"model is {one.model}, not {other.model}" if name == "model" else f"{name} differs" for name in differing]
-    return ", ".join(parts)
+    model = f"model is {one.model}, not {other.model}"
+    return ", ".join(model if name == "model" else f"{name} differs" for name in differing)
 
 
 def shorten(url: str, limit: int = 96) -> str:

@@ -54,14 +54,16 @@ def image_gallery(urls: Iterable[str]) -> Html:
         if _LINK.fullmatch(url) and url.isprintable():
             shown.append(_linked(url, number, height))
         elif url[:5].lower() != "data:":
-            shown.append(_note(f"image {number} is not a link: {url[:80]}"))
+            shown.append(_placeholder_box(f"image {number} is not a link: {url[:80]}"))
         elif len(url) > left:
-            shown.append(_note(f"image {number} is too large to show here ({_megabytes(url)}): use session.save"))
+            shown.append(
+                _placeholder_box(f"image {number} is too large to show here ({_megabytes(url)}): use session.save")
+            )
         elif _INLINE.fullmatch(url):
             left -= len(url)
             shown.append(_image(url, number, height, f"image {number}"))
         else:
-            shown.append(_note(f"image {number} has a type that is not shown: {url[:40]}"))
+            shown.append(_placeholder_box(f"image {number} has a type that is not shown: {url[:40]}"))
     return _side_by_side(shown)
 
 
@@ -76,9 +78,9 @@ def image_grid(images: Iterable[tuple[str, str]]) -> Html:
             left -= len(url)
             shown = _tile_image(url, caption)
         elif url[:5].lower() == "data:":
-            shown = _note(f"not shown here ({_megabytes(url)}): use session.save")
+            shown = _placeholder_box(f"not shown here ({_megabytes(url)}): use session.save")
         else:
-            shown = _note(url[:300])
+            shown = _placeholder_box(url[:300])
         tiles.append(
             f'<div style="width:150px">{shown}<div dir="auto" style="{_CAPTION}">{escaped(caption)}</div></div>'
         )
@@ -156,7 +158,7 @@ def _tile_image(url: str, caption: str) -> Html:
     )
 
 
-def _note(message: str) -> Html:
+def _placeholder_box(message: str) -> Html:
     return Html(f'<div style="padding:8px;border:1px dashed rgba(128,128,128,.6)"><bdi>{escaped(message)}</bdi></div>')
 
 

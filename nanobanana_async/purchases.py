@@ -8,7 +8,7 @@ from typing import Any, Never
 from nanobanana_async.batch.batch import Batch
 from nanobanana_async.batch.options import BatchOptions
 from nanobanana_async.batch.rows import Requests
-from nanobanana_async.callers import persistent_handle, result_for_caller
+from nanobanana_async.callers import handle_once_stored, result_for_caller
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.lifecycle import SessionComponents
 from nanobanana_async.engine.tracked_job import TrackedJob
@@ -30,7 +30,7 @@ from nanobanana_async.models import (
     TaskType,
     to_request,
 )
-from nanobanana_async.policy.prices import as_credits
+from nanobanana_async.policy.prices import parse_credits
 from nanobanana_async.validators import as_timeout
 from nanobanana_async.values import is_absent, to_mapping
 
@@ -41,7 +41,7 @@ class Purchases(ABC):
     _components: SessionComponents
 
     @abstractmethod
-    def _engine(self, *, closed_too: bool = False) -> Engine: ...
+    def _require_engine(self, *, closed_too: bool = False) -> Engine: ...
 
     async def generate(
         self,
@@ -70,9 +70,9 @@ class Purchases(ABC):
         `JobUnfinished` on timeout, which says which of the two is the case, a `GatewayError` if the gateway refuses,
         `JobFailed` if the task failed, `JobUncertain` if the job may have been bought and no answer said so.
         """
-        engine = self._engine()
+        engine = self._require_engine()
         timeout = as_timeout("timeout", timeout)  # an invalid timeout must raise before anything is bought
-        fields = _given(
+        fields = _given_fields(
             images=images,
             num_images=num_images,
             aspect_ratio=aspect_ratio,
@@ -108,8 +108,8 @@ class Purchases(ABC):
         `await job.accepted()` waits for the gateway's task id, `await job` for the images. See `generate` for the
         arguments.
         """
-        engine = self._engine()
-        fields = _given(
+        engine = self._require_engine()
+        fields = _given_fields(
             images=images,
             num_images=num_images,
             aspect_ratio=aspect_ratio,
@@ -121,7 +121,7 @@ class Purchases(ABC):
             extra=extra,
             **misspelt,
         )
-        return await persistent_handle(engine, await self._register(request, idempotency_key, fields))
+        return await handle_once_stored(engine, await self._register(request, idempotency_key, fields))
 
     def generate_many(
         self,
@@ -159,7 +159,7 @@ class Purchases(ABC):
         at `expected_credits`, by default the example price of the gateway's reference. `max_wait_s` bounds the wait for
         a used-up daily budget of the account (`BatchStopped`). `progress` shows a tqdm bar.
         """
-        engine = self._engine()
+        engine = self._require_engine()
         if batch is not None and isinstance(self._components.ledger, MemoryLedger):
             raise ConfigurationError("a named batch needs a ledger on disk: Session(ledger='jobs.sqlite')")
         options = BatchOptions(
@@ -168,8 +168,8 @@ class Purchases(ABC):
             target=None if save_to is None else as_target("save_to", save_to),
             sidecar=sidecar,
             names=None if names is None else NameTemplate("names", names),
-            max_credits=as_credits("max_credits", max_credits),
-            expected_credits=as_credits("expected_credits", expected_credits),
+            max_credits=parse_credits("max_credits", max_credits),
+            expected_credits=parse_credits("expected_credits", expected_credits),
             retry_failed=retry_failed,
             max_wait_s=as_timeout("max_wait_s", max_wait_s),
             progress=progress,
@@ -177,7 +177,7 @@ class Purchases(ABC):
         return Batch(requests, options, engine, ImageSaver(engine, self._components.downloads))
 
     async def _register(self, request: object, key: str | None, fields: Mapping[str, Any]) -> TrackedJob:
-        engine = self._engine()
+        engine = self._require_engine()
         wanted, mapping = to_request(request, fields), to_mapping(request)
         if mapping is not None and not is_absent(own_key := mapping.get("key")):
             if key is not None:
@@ -185,12 +185,12 @@ class Purchases(ABC):
             key = own_key
         wanted, sources = await engine.references.identify(wanted)
         record = await engine.new_record(wanted, generate_key() if key is None else key)
-        while (tracked := engine.submit(record, sources=sources)).leaving:
+        while (tracked := engine.submit(record, sources=sources)).is_being_withdrawn:
             await tracked.wait_for_change()  # its last caller has left: submit again once the job is withdrawn
         return tracked
 
 
-def _given(**fields: Any) -> dict[str, Any]:
+def _given_fields(**fields: Any) -> dict[str, Any]:
     """Return the fields that are not at their defaults; raise `ConfigurationError` for a name that is no field."""
     known = [name for name in REQUEST_FIELDS if name != "prompt"]
     if unknown := [name for name in fields if name not in known]:

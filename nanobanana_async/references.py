@@ -42,7 +42,7 @@ class _SignatureScheme:
     more: str = ""
     """Other parameters that change with each signature."""
 
-    def changing(self, values: Mapping[str, str]) -> frozenset[str]:
+    def changing_parameters(self, values: Mapping[str, str]) -> frozenset[str]:
         """Return the parameters that change with each signature; none if the URL is not signed so."""
 
         def fits(name: str, pattern: str) -> bool:
@@ -252,7 +252,7 @@ def local_digests(images: Iterable[object]) -> list[str]:
     return list(dict.fromkeys(digest for image in images if (digest := digest_of(image)) is not None))
 
 
-def identity(image: str | LocalImage) -> str | LocalImage:
+def image_identity(image: str | LocalImage) -> str | LocalImage:
     """Return by what an image is recognised: a URL without the parameters of a signature, anything else as it is."""
     if not isinstance(image, str) or "?" not in image:
         return image
@@ -260,14 +260,14 @@ def identity(image: str | LocalImage) -> str | LocalImage:
     start, _, query = url.partition("?")
     given = [(unquote(part.partition("=")[0]).lower(), part) for part in query.split("&")]
     values = {name: unquote(part.partition("=")[2]) for name, part in given}
-    dropped = frozenset[str]().union(*(scheme.changing(values) for scheme in _SIGNATURE_SCHEMES))
+    dropped = frozenset[str]().union(*(scheme.changing_parameters(values) for scheme in _SIGNATURE_SCHEMES))
     if not dropped:
         return image
     kept = "&".join(part for name, part in given if name not in dropped)
     return f"{start}?{kept}{mark}{fragment}" if kept else f"{start}{mark}{fragment}"
 
 
-def for_people(image: str | LocalImage) -> str:
+def describe_reference(image: str | LocalImage) -> str:
     """Return an image as people read it: a local one with the start of its digest."""
     digest = digest_of(image)
     return str(image) if digest is None else f"sha256:{digest[:12]}..."

@@ -12,9 +12,9 @@ from uuid import UUID
 import aiohttp
 
 from nanobanana_async.batch.rows import job_key_of_row
-from nanobanana_async.callers import persistent_handle
+from nanobanana_async.callers import handle_once_stored
 from nanobanana_async.config import Timeouts, gateway_from_env
-from nanobanana_async.connections import make_components, wrong_gateway
+from nanobanana_async.connections import make_components, wrong_gateway_error
 from nanobanana_async.engine.adoption import adopt_all
 from nanobanana_async.engine.balance import BalanceReader
 from nanobanana_async.engine.engine import Engine
@@ -32,7 +32,7 @@ from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.images.names import NameFacts, NameTemplate, default_name
 from nanobanana_async.images.target import SaveTarget, as_target
 from nanobanana_async.jobs import JobSnapshot, JobState
-from nanobanana_async.keys import key_for_task, key_prefix, validate_task_id
+from nanobanana_async.keys import batch_key_prefix, key_for_task, validate_task_id
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.loop_guard import NoPlainWith
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest
@@ -87,7 +87,7 @@ class Session(Purchases, NoPlainWith):
         del proxy  # it may hold a password, which the traceback of a ConfigurationError would show
         if isinstance(hidden, ConfigurationError):
             raise hidden
-        problem = None if gateway is None else wrong_gateway(gateway)
+        problem = None if gateway is None else wrong_gateway_error(gateway)
         if problem is not None:
             del gateway  # it may be an API key
             raise problem
@@ -153,12 +153,14 @@ class Session(Purchases, NoPlainWith):
 
         With `batch`, `key` is the key of a row in the batch of that name.
         """
-        engine = self._engine()
+        engine = self._require_engine()
         check_kind("key", key, (str, int, UUID), "the key of a job, as text")
-        key = job_key_of_row(key_prefix(batch), validate_row_key(key)) if batch is not None else str(as_key_text(key))
+        key = str(as_key_text(key)) if batch is None else validate_row_key(key)
+        if batch is not None:
+            key = job_key_of_row(batch_key_prefix(batch), key)
         if (tracked := await engine.find(key)) is None:
             return None
-        engine.keep(tracked)
+        engine.keep_for_handle(tracked)
         return Job(engine, tracked)
 
     async def attach(self, task_id: str, *, key: str | None = None, request: ImageRequest | None = None) -> Job:
@@ -169,7 +171,7 @@ class Session(Purchases, NoPlainWith):
         that it does not know is polled once first: raises `TaskNotFound` if the gateway does not know it, after up to
         40 seconds because a new task may not be visible yet.
         """
-        engine = self._engine()
+        engine = self._require_engine()
         task_id = validate_task_id(task_id)
         check_kind("request", request, (ImageRequest, type(None)), "an ImageRequest")
         if request is not None:
@@ -180,8 +182,8 @@ class Session(Purchases, NoPlainWith):
             if (job := await self.job(known.key)) is not None:
                 return job
         record = engine.new_attached_record(task_id, key_for_task(task_id) if key is None else key, request)
-        seen = await JobResolver(engine).check_attached(record)
-        return await persistent_handle(engine, engine.attach(record, seen))
+        seen = await JobResolver(engine).query_before_attach(record)
+        return await handle_once_stored(engine, engine.attach(record, seen))
 
     async def resume(self, *, buy: bool = False) -> list[Job]:
         """Adopt the unfinished jobs of the ledger that have no live owner: of dead processes and of closed sessions.
@@ -190,13 +192,13 @@ class Session(Purchases, NoPlainWith):
         gateway's history decides, or the job becomes UNCERTAIN. Jobs that were never sent are bought only with
         `buy=True`. Returns the adopted jobs, oldest first. Jobs of other live processes are left alone.
         """
-        engine = self._engine()
+        engine = self._require_engine()
         check_switch("buy", buy)
         unfinished = self._components.ledger.adoptable_jobs(self.gateway.account)
         wanted = (record async for record in unfinished if buy or record.state is not JobState.PENDING)
         adopted = await adopt_all(engine, wanted)
         for tracked in adopted:
-            engine.keep(tracked)
+            engine.keep_for_handle(tracked)
         return [Job(engine, tracked) for tracked in adopted]
 
     async def resolve(
@@ -210,14 +212,14 @@ class Session(Purchases, NoPlainWith):
         raises `TaskNotFound`, and changes nothing, if the gateway does not know it, after up to 40 seconds for a new
         task. Raises `ConfigurationError` for any other job, and for the task id of another job.
         """
-        engine = self._engine()
+        engine = self._require_engine()
         chosen = [task_id is not None, not_bought, buy_again]
         if any(not isinstance(choice, bool) for choice in chosen) or chosen.count(True) != 1:
             raise ConfigurationError("pass exactly one of task_id, not_bought=True, buy_again=True")
         check_kind("job", job, (str, Job, JobSnapshot), "a Job or the key of one")
         key = plain_text(job) if isinstance(job, str) else job.key
         tracked = await JobResolver(engine).resolve(key, task_id=task_id, buy_again=buy_again)
-        engine.keep(tracked)
+        engine.keep_for_handle(tracked)
         return Job(engine, tracked)
 
     async def reconcile(self) -> list[Job]:
@@ -231,10 +233,10 @@ class Session(Purchases, NoPlainWith):
         Soon after a create it waits until the history can show it: with API Mall for up to 2 minutes. Raises
         `ConfigurationError` if the gateway has no history.
         """
-        engine = self._engine()
+        engine = self._require_engine()
         tracked = await Reconciler(engine).reconcile()
         for job in tracked:
-            engine.keep(job)
+            engine.keep_for_handle(job)
         return [Job(engine, job) for job in tracked]
 
     async def download(self, image: GeneratedImage, *, verify: bool = True) -> bytes:
@@ -242,7 +244,7 @@ class Session(Purchases, NoPlainWith):
 
         `verify=False` returns what the link holds, for example an image in a format that is not recognised.
         """
-        saver = ImageSaver(self._engine(), self._components.downloads)
+        saver = ImageSaver(self._require_engine(), self._components.downloads)
         check_kind("image", image, GeneratedImage, "a GeneratedImage, such as result.images[0]")
         check_switch("verify", verify)
         return await saver.fetch(image, verified=verify)
@@ -282,7 +284,7 @@ class Session(Purchases, NoPlainWith):
         An image that was saved there before keeps its name and is not downloaded again. `sidecar` writes prompt,
         settings, key and price of each image into `NAME.json` beside it. Raises `DownloadError` or `SaveError`.
         """
-        saver = ImageSaver(self._engine(), self._components.downloads)
+        saver = ImageSaver(self._require_engine(), self._components.downloads)
         check_kind("result", result, GenerationResult, "the GenerationResult of a job, such as await job")
         check_switch("sidecar", sidecar)
         template = None if name is None else NameTemplate("name", name, fields=("key", "slug"))
@@ -297,7 +299,7 @@ class Session(Purchases, NoPlainWith):
         One request, which counts in the account's budget of requests; network trouble is retried for some seconds.
         Raises `ConfigurationError` for a gateway that states no balance, and errors as a poll does.
         """
-        engine = self._engine()
+        engine = self._require_engine()
         if self._balance is None:
             parts = self._components
             query_s = parts.timeouts.query_s
@@ -306,9 +308,9 @@ class Session(Purchases, NoPlainWith):
 
     def stats(self) -> SessionStats:
         """Return a snapshot of limits, requests, jobs and credits."""
-        return collect_stats(self._engine(closed_too=True))
+        return collect_stats(self._require_engine(closed_too=True))
 
-    def _engine(self, *, closed_too: bool = False) -> Engine:
+    def _require_engine(self, *, closed_too: bool = False) -> Engine:
         self._components.guard.check()
         if self._session_task.closed and not closed_too:
             raise SessionClosed(f"the session is closed{self._components.guard.why_closed()}")

@@ -81,26 +81,26 @@ class SessionStats:
 def collect_stats(engine: Engine) -> SessionStats:
     """Return a snapshot of the session of this engine."""
     store = engine.store
-    limits, learned = engine.slots.snapshot(engine.clock()), engine.estimates.best_known
+    limits, learned = engine.slots.snapshot(engine.clock()), engine.estimates.best_known_durations
     return SessionStats(
         job_limit=limits.job_limit,
         creates_per_s=limits.creates_per_s,
         limit_kind=limits.limit_kind,
         creates_paused=limits.creates_paused,
-        paused_until=engine.poller.used_up.until,
+        paused_until=engine.poller.used_up_budgets.until,
         outage=None if (error := engine.poller.outage.error) is None else error.message,
         slots_held=limits.slots_held,
         queued=engine.scheduler.dispatcher.queued,
-        requests_in_flight=engine.scheduler.workers.busy,
+        requests_in_flight=engine.scheduler.workers.requests_in_flight,
         polls=engine.poller.polls,
         throttled=limits.throttled,
         job_duration_median_s=None if learned is None else learned.median_s,
         job_duration_sigma=None if learned is None else learned.sigma,
-        succeeded=store.ended[JobState.SUCCEEDED],
-        failed=store.ended[JobState.FAILED],
-        refused=store.ended[JobState.REFUSED],
-        uncertain=store.ended[JobState.UNCERTAIN],
-        withdrawn=store.ended[JobState.WITHDRAWN],
+        succeeded=store.ended_counts[JobState.SUCCEEDED],
+        failed=store.ended_counts[JobState.FAILED],
+        refused=store.ended_counts[JobState.REFUSED],
+        uncertain=store.ended_counts[JobState.UNCERTAIN],
+        withdrawn=store.ended_counts[JobState.WITHDRAWN],
         credits_spent=store.credits.spent,
         credits_remaining=store.credits.remaining,
     )

@@ -81,7 +81,7 @@ def at_least_one(settings: Any, attribute: "Attribute[Any]", value: Any) -> None
     _store(settings, attribute, value, as_count(attribute.name, value))
 
 
-def switch(_: Any, attribute: "Attribute[Any]", value: object) -> None:
+def validate_switch(_: Any, attribute: "Attribute[Any]", value: object) -> None:
     """Validate True or False; see `check_switch`."""
     check_switch(attribute.name, value)
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from aiohttp import web
 
 from nanobanana_async.asgi import Message, Receive, Send, lifespan, path_of
-from nanobanana_async.engine.callback_urls import ACCOUNT_PATH, PATH
+from nanobanana_async.engine.callback_urls import ACCOUNT_PATH, CALLBACK_PATH
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.events import log
 from nanobanana_async.reference_host import ReferenceHost
@@ -23,7 +23,7 @@ BODY_S = 5.0
 ReadChunk = Callable[[], Awaitable[bytes | None]]
 
 _NAME_AND_TOKEN = r"/([A-Za-z0-9_-]{1,400})/([A-Za-z0-9_-]{1,100})/?\Z"
-_CALLBACK_PATH = re.compile(PATH + _NAME_AND_TOKEN)
+_CALLBACK_PATH = re.compile(CALLBACK_PATH + _NAME_AND_TOKEN)
 _DELIVERY_PATH = re.compile(ACCOUNT_PATH + _NAME_AND_TOKEN)
 
 
@@ -64,7 +64,7 @@ class CallbackReceiver:
 
     def aiohttp_routes(self) -> list[web.RouteDef]:
         """Return the routes for an `aiohttp.web` application, with the path of `public_url`."""
-        return [web.route("*", f"{self._path}{PATH}/{{call:.*}}", self._handle_aiohttp)]
+        return [web.route("*", f"{self._path}{CALLBACK_PATH}/{{call:.*}}", self._handle_aiohttp)]
 
     async def unregister(self) -> int:
         """Remove the webhooks that sessions on this ledger registered for the account; return how many.
@@ -87,7 +87,7 @@ class CallbackReceiver:
             return None
 
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        status = await self._status(scope["method"], scope["path"], headers, read_chunk)
+        status = await self._handle_callback(scope["method"], scope["path"], headers, read_chunk)
         with suppress(OSError):  # the gateway has disconnected
             await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
             await send({"type": "http.response.body", "body": b""})
@@ -97,19 +97,19 @@ class CallbackReceiver:
             return await request.content.readany() or None
 
         headers = {name.lower(): value for name, value in request.headers.items()}
-        return web.Response(status=await self._status(request.method, request.path, headers, read_chunk))
+        return web.Response(status=await self._handle_callback(request.method, request.path, headers, read_chunk))
 
-    async def _status(self, method: str, path: str, headers: Mapping[str, str], read_chunk: ReadChunk) -> int:
+    async def _handle_callback(self, method: str, path: str, headers: Mapping[str, str], read_chunk: ReadChunk) -> int:
         """Handle a callback or a delivery and return the status of the response."""
         job = _CALLBACK_PATH.search(path) if method == "POST" else None
         delivery = _DELIVERY_PATH.search(path) if method == "POST" else None
         try:
-            if job is not None and (key := await self._callbacks.verify(job[1], job[2])) is not None:
-                handled = await self._callbacks.handle_verified(key, await _body(read_chunk))
+            if job is not None and (key := await self._callbacks.verify_job(job[1], job[2])) is not None:
+                handled = await self._callbacks.handle_verified(key, await _read_body(read_chunk))
             elif delivery is not None and (
                 (account := await self._callbacks.verify_account(delivery[1], delivery[2])) is not None
             ):
-                handled = await self._callbacks.handle_delivery(account, headers, await _body(read_chunk))
+                handled = await self._callbacks.handle_delivery(account, headers, await _read_body(read_chunk))
             else:
                 return 404
         except NanoBananaError as error:  # the session is not open, or its ledger failed
@@ -118,7 +118,7 @@ class CallbackReceiver:
         return 200 if handled else 503
 
 
-async def _body(read_chunk: ReadChunk) -> bytes:
+async def _read_body(read_chunk: ReadChunk) -> bytes:
     """Return the body: empty if too long, partial if cut off or slow. A partial body still triggers a poll."""
     body = bytearray()
     with suppress(Exception):  # each server raises its own errors for an incomplete body

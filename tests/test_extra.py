@@ -11,7 +11,14 @@ import pytest
 from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.extra import MAX_DEPTH, ExtraFields, value_of_text
 from nanobanana_async.gateways import ApiMall, DefApi, Gateway
-from nanobanana_async.models import ImageRequest, difference, request_facts, request_of, same_request, to_request
+from nanobanana_async.models import (
+    ImageRequest,
+    difference,
+    request_facts,
+    request_from_mapping,
+    same_request,
+    to_request,
+)
 
 
 def with_extra(extra: Any) -> ImageRequest:
@@ -117,13 +124,13 @@ def test_deepest_value_is_taken_and_one_that_holds_itself_is_not() -> None:
 
 def test_mapping_and_prompt_take_extra() -> None:
     wanted = with_extra({"seed": 7})
-    assert request_of({"prompt": "a fox", "extra": {"seed": 7}}) == wanted
+    assert request_from_mapping({"prompt": "a fox", "extra": {"seed": 7}}) == wanted
     assert to_request("a fox", {"extra": {"seed": 7}}) == wanted
 
 
 def test_field_without_a_name_here_is_pointed_to_extra() -> None:
     with pytest.raises(InvalidRequest, match=r"seed is extra \(as in extra={'seed': 7}\) here"):
-        request_of({"prompt": "a fox", "seed": 7})
+        request_from_mapping({"prompt": "a fox", "seed": 7})
 
 
 def test_notebook_shows_extra_values() -> None:

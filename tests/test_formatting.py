@@ -5,7 +5,16 @@ from decimal import Decimal
 
 import pytest
 
-from nanobanana_async.formatting import age, count, credit_count, duration, local_time, number, period, plain_number
+from nanobanana_async.formatting import (
+    age,
+    credit_count,
+    duration,
+    local_time,
+    number,
+    period,
+    plain_number,
+    plural,
+)
 
 START = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)
 
@@ -35,8 +44,8 @@ def test_credits_are_singular_or_plural(amount: Decimal | int, text: str) -> Non
 
 
 def test_count_chooses_singular_or_plural() -> None:
-    assert [count(n, "image") for n in (0, 1, 2, 1200)] == ["0 images", "1 image", "2 images", "1,200 images"]
-    assert count(2, "query", "queries") == "2 queries"
+    assert [plural(n, "image") for n in (0, 1, 2, 1200)] == ["0 images", "1 image", "2 images", "1,200 images"]
+    assert plural(2, "query", "queries") == "2 queries"
 
 
 @pytest.mark.parametrize(

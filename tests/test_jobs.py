@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from nanobanana_async.accounts import account_fingerprint
 from nanobanana_async.errors import InvalidRequest, JobFailureKind
 from nanobanana_async.failures import Failure
-from nanobanana_async.jobs import TERMINAL_STATES, TRANSITIONS, JobState, Observation, is_retried
-from nanobanana_async.keys import key_prefix, validate_key
+from nanobanana_async.jobs import TERMINAL_STATES, TRANSITIONS, JobState, Observation, has_failed_with
+from nanobanana_async.keys import batch_key_prefix, validate_key
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.values import validate_row_key
 from tests.support.records import NOON, record
@@ -144,13 +144,13 @@ def test_observation_hides_images_and_ignores_raw_in_equality() -> None:
 
 
 def test_key_prefix_is_made_of_the_batch_name_alone() -> None:
-    assert key_prefix("spring") == key_prefix("spring") != key_prefix("summer")
-    assert validate_key(key_prefix("灯台")).isascii()
+    assert batch_key_prefix("spring") == batch_key_prefix("spring") != batch_key_prefix("summer")
+    assert validate_key(batch_key_prefix("灯台")).isascii()
 
 
 @pytest.mark.parametrize(("kind", "retried"), [("capacity", True), ("moderation", False), (None, False)])
 def test_failed_job_is_retried_by_its_kind(kind: JobFailureKind | None, retried: bool) -> None:
     failure = None if kind is None else Failure(kind="JobFailed", message="no", failure_kind=kind)
-    assert is_retried(record(state=FAILED, failure=failure), {"capacity"}) is retried
-    assert not is_retried(record(state=SUCCEEDED), {"capacity"})
-    assert is_retried(record(state=FAILED), {"unknown"})
+    assert has_failed_with(record(state=FAILED, failure=failure), {"capacity"}) is retried
+    assert not has_failed_with(record(state=SUCCEEDED), {"capacity"})
+    assert has_failed_with(record(state=FAILED), {"unknown"})

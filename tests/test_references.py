@@ -15,9 +15,9 @@ from nanobanana_async.models import (
 )
 from nanobanana_async.references import (
     LocalImage,
+    describe_reference,
     digest_of,
-    for_people,
-    identity,
+    image_identity,
     local_digests,
     stored_form,
     text_to_reference,
@@ -105,7 +105,7 @@ def test_url_that_is_signed_again_is_the_same_image(query: str, pattern: str) ->
     assert same_request(*requests)
     assert canonical_request(requests[0]) == canonical_request(requests[1])
     assert difference(*requests) == ""
-    assert "version=2" not in pattern or "version=2" in str(identity(one))
+    assert "version=2" not in pattern or "version=2" in str(image_identity(one))
 
 
 @pytest.mark.parametrize(
@@ -131,13 +131,13 @@ def test_url_that_is_signed_again_is_the_same_image(query: str, pattern: str) ->
 )
 def test_parameters_without_their_scheme_are_part_of_the_image(query: str) -> None:
     url = f"https://b.example/cat.png?{query}"
-    assert identity(url) == url
+    assert image_identity(url) == url
 
 
 def test_other_path_or_parameter_is_another_image() -> None:
     query = signed(SIGNED[0], 0)
     urls = [f"https://b.example/{rest}" for rest in (f"a.png?{query}", f"b.png?{query}", f"a.png?{query}&v=2")]
-    assert len({identity(url) for url in urls}) == 3
+    assert len({image_identity(url) for url in urls}) == 3
     assert difference(*(ImageRequest("x", images=[url]) for url in urls[:2])) == "images differs"
 
 
@@ -159,8 +159,8 @@ def test_each_digest_is_listed_once() -> None:
 
 
 def test_people_see_the_start_of_a_digest() -> None:
-    assert for_people(stored_form(DIGEST)) == "sha256:0123456789ab..."
-    assert for_people(LocalImage(Path("cat.png"))) == "cat.png"
+    assert describe_reference(stored_form(DIGEST)) == "sha256:0123456789ab..."
+    assert describe_reference(LocalImage(Path("cat.png"))) == "cat.png"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,16 @@ import pytest
 from attrs import field, frozen
 
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.validators import DAY_S, as_count, as_number, as_timeout, at_least_one, shown, switch, within
+from nanobanana_async.validators import (
+    DAY_S,
+    as_count,
+    as_number,
+    as_timeout,
+    at_least_one,
+    shown,
+    validate_switch,
+    within,
+)
 
 
 @Real.register
@@ -54,7 +63,7 @@ class Settings:
     gap: Any = field(default=1, validator=within(above=0, most=DAY_S))
     endless: Any = field(default=1, validator=within(above=0, endless=True))
     count: Any = field(default=1, validator=at_least_one)
-    on: Any = field(default=False, validator=switch)
+    on: Any = field(default=False, validator=validate_switch)
 
 
 @pytest.mark.parametrize("value", [0.25, Decimal("0.25"), Fraction(1, 4), Float32(0.25)])

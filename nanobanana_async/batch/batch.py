@@ -15,9 +15,9 @@ from nanobanana_async.batch.recent_images import RecentImages
 from nanobanana_async.batch.rows import Requests
 from nanobanana_async.batch.runner import BatchRunner
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.progress import expected_end_of_all, progress_of_all
+from nanobanana_async.engine.progress import expected_end_of_all, sum_of_progress
 from nanobanana_async.errors import BatchStopped
-from nanobanana_async.formatting import count
+from nanobanana_async.formatting import plural
 from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.loop_guard import NoPlainWith
 from nanobanana_async.notebook_html import Html, card, error_box, note, progress_bar
@@ -66,10 +66,10 @@ class Batch(NoPlainWith):
             return error_box(f"The batch stopped buying: {type(error).__name__}", str(error))
         if self._loop is None:
             return note("It has not started: take its outcomes with `async for`.")
-        if runner.over:
+        if runner.is_exhausted:
             return note("It has ended.")
         bar = progress_bar((self.done + self.running_progress) / self._total) if self._total else Html("")
-        return Html(bar + note(f"It is running: {count(len(runner.running), 'row')} under way."))
+        return Html(bar + note(f"It is running: {plural(len(runner.running), 'row')} under way."))
 
     @property
     def done(self) -> int:
@@ -89,7 +89,7 @@ class Batch(NoPlainWith):
     @property
     def running_progress(self) -> float:
         """What the running rows have done, in rows: 2.5 for five rows that are half done."""
-        return progress_of_all(self._engine, self._runner.running.values())
+        return sum_of_progress(self._engine, self._runner.running.values())
 
     @property
     def expected_end(self) -> datetime | None:
@@ -120,7 +120,7 @@ class Batch(NoPlainWith):
         if progress is not None:
             progress.show()
         while (outcome := runner.take_outcome()) is None:
-            if runner.over:
+            if runner.is_exhausted:
                 self._raise_error()
                 raise StopAsyncIteration
             runner.changed.clear()
@@ -164,7 +164,7 @@ class Batch(NoPlainWith):
             raise runner.input_error
         if runner.stop_reason is not None:
             raise BatchStopped(
-                f"the batch stopped buying after {count(runner.done, 'row')}: {runner.stop_reason}",
+                f"the batch stopped buying after {plural(runner.done, 'row')}: {runner.stop_reason}",
                 cause=runner.stop_reason,
                 done=runner.done,
                 unbought=runner.unbought,

@@ -8,8 +8,8 @@ from attrs import frozen
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.extra import to_extra, value_of_text
-from nanobanana_async.formatting import count
-from nanobanana_async.models import REQUEST_FIELDS, ROW_FIELDS, request_of
+from nanobanana_async.formatting import plural
+from nanobanana_async.models import REQUEST_FIELDS, ROW_FIELDS, request_from_mapping
 from nanobanana_async.values import did_you_mean, is_absent
 
 COLUMNS = tuple(name for name in (*REQUEST_FIELDS, "image", *ROW_FIELDS) if name != "callback_url")
@@ -81,7 +81,7 @@ class Columns:
 
     def _nameless(self, number: int, cells: Sequence[Any]) -> str:
         if number >= len(self.names):
-            filled = count(max(at for at, cell in enumerate(cells, 1) if not is_absent(cell)), "cell")
+            filled = plural(max(at for at, cell in enumerate(cells, 1) if not is_absent(cell)), "cell")
             return f"{filled}, but the header has {len(self.names)}: put quotes around a cell with commas"
         return f"column {number + 1} has a value here and no name in the header"
 
@@ -103,10 +103,10 @@ def read_header(cells: Iterable[Any], *, strict: bool = False, by_values: Mappin
     given = ["" if is_absent(cell) else str(cell).strip() for cell in cells]
     while given and not given[-1]:
         given.pop()
-    names = [column_name(name, by_values) for name in given]
+    names = [field_of_column(name, by_values) for name in given]
     unknown = tuple(name for name, meant in zip(given, names, strict=True) if name and meant == f"metadata.{name}")
     pairs = zip(given, names, strict=True)
-    recognised = tuple((name, meant) for name, meant in pairs if meant is not None and is_recognised(name, meant))
+    recognised = tuple((name, meant) for name, meant in pairs if meant is not None and is_synonym(name, meant))
     known = f"the columns are {', '.join(COLUMNS)}, extra.NAME and metadata.NAME"
     if strict and unknown:
         raise HeaderError(f"unknown {_quoted('column', unknown)}: {known}")
@@ -114,16 +114,16 @@ def read_header(cells: Iterable[Any], *, strict: bool = False, by_values: Mappin
     if duplicates := [name for name in dict.fromkeys(named) if named.count(name) > 1]:
         raise HeaderError(f"duplicate column {', '.join(duplicates)}")
     if named and "prompt" not in named:
-        raise HeaderError(_no_prompt(given))
+        raise HeaderError(_no_prompt_message(given))
     if "metadata" in named and any(name.startswith("metadata.") for name in named):
         raise HeaderError("use either metadata or columns of its own for each value, not both")
     return Columns(tuple(names), unknown, recognised)
 
 
-def _no_prompt(given: Sequence[str]) -> str:
+def _no_prompt_message(given: Sequence[str]) -> str:
     """Return that no column has the prompts, which columns there are, and which of them to rename."""
     named = [name for name in given if name]
-    if len(named) == 1 and len(splits := re.split(r"[|:]", named[0])) > 1 and "prompt" in map(column_name, splits):
+    if len(named) == 1 and len(splits := re.split(r"[|:]", named[0])) > 1 and "prompt" in map(field_of_column, splits):
         mark = named[0][len(splits[0])]
         return f"the first row is {named[0]!r}: separate the columns by commas, semicolons or tabs, not by {mark}"
     near = [name for name in named if did_you_mean("prompt", [name]) or "prompt" in name.casefold()]
@@ -168,7 +168,7 @@ class ValuedNames:
 
 def _is_value(field: str, value: object) -> bool:
     try:
-        request_of({"prompt": "a prompt", field: value})
+        request_from_mapping({"prompt": "a prompt", field: value})
     except (InvalidRequest, ConfigurationError):
         return False
     return True
@@ -178,12 +178,12 @@ def _letters(name: object) -> str:
     return re.sub(r"[\s_.-]+", "", str(name).casefold())
 
 
-def is_recognised(name: str, meant: str) -> bool:
+def is_synonym(name: str, meant: str) -> bool:
     """Return whether a name is a field and not merely written in another case, or with spaces or dashes."""
     return meant in COLUMNS and re.sub(r"[\s_-]+", "_", name.strip().casefold()) != meant
 
 
-def column_name(name: str, by_values: Mapping[str, str] | None = None) -> str | None:
+def field_of_column(name: str, by_values: Mapping[str, str] | None = None) -> str | None:
     """Return the field that a name in a table or an object means; None for an empty name.
 
     A name that is no field is `metadata.NAME`; a value of `extra` may have a name of its own, `extra.NAME`.

@@ -22,7 +22,7 @@ def to_requests(requests: Any) -> Requests:
     frame = _frame_rows(requests)
     if frame is not None:
         return frame
-    if why := _no_rows(requests):
+    if why := _why_no_input(requests):
         raise ConfigurationError(f"requests must be an iterable of prompts, {why}")
     if not isinstance(requests, (Iterable, AsyncIterable)):
         hint = ": call .collect() on it" if callable(getattr(requests, "collect", None)) else ""
@@ -31,7 +31,7 @@ def to_requests(requests: Any) -> Requests:
     return requests
 
 
-def _no_rows(requests: object) -> str | None:
+def _why_no_input(requests: object) -> str | None:
     """Return why an object is no input although some such objects can be iterated; None if it may be one."""
     kind = type(requests).__name__
     match requests:

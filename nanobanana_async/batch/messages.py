@@ -21,12 +21,12 @@ def with_own_key(error: NanoBananaError, row: Row) -> NanoBananaError:
     return with_message(error, error.message.replace(row.key, f"{row.key} (the row's key is {row.own_key})", 1))
 
 
-def crash(index: int, failure: BaseException) -> NanoBananaError:
+def log_crash_as_error(index: int, failure: BaseException) -> NanoBananaError:
     """Log an exception that no row may cause, and return the error of the row at this index."""
     log_failure("batch.crashed", failure, row=index)
     return NanoBananaError(f"a bug in nanobanana_async: {failure!r}; see the log")
 
 
-def session_closed() -> SessionClosed:
+def session_closed_error() -> SessionClosed:
     """Return the error of a batch whose session was closed."""
     return SessionClosed("the session was closed before the batch ended")

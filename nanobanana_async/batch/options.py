@@ -13,7 +13,7 @@ from nanobanana_async.events import log
 from nanobanana_async.failures import to_failure_kinds
 from nanobanana_async.images.names import NameTemplate
 from nanobanana_async.images.target import Target
-from nanobanana_async.validators import switch
+from nanobanana_async.validators import validate_switch
 
 BLOCKED_S = 0.25
 """How long a plain iterator may take for a row until the log says that it stops the event loop."""
@@ -35,10 +35,10 @@ class BatchOptions:
     """The options of one batch; see `Session.generate_many`."""
 
     name: str | None = field(default=None, converter=_to_name, validator=_check_name)
-    ordered: bool = field(default=False, validator=switch)
+    ordered: bool = field(default=False, validator=validate_switch)
     target: Target | None = None
     """Where the images are saved."""
-    sidecar: bool = field(default=False, validator=switch)
+    sidecar: bool = field(default=False, validator=validate_switch)
     names: NameTemplate | None = None
     max_credits: Decimal | None = None
     expected_credits: Decimal | None = None
@@ -46,7 +46,7 @@ class BatchOptions:
     """The kinds of failures that are bought again."""
     max_wait_s: float | None = None
     """The longest wait for a used-up budget of the account; None: as long as it takes."""
-    progress: bool = field(default=False, validator=switch)
+    progress: bool = field(default=False, validator=validate_switch)
 
 
 async def iterate(items: Requests, clock: Callable[[], float]) -> AsyncGenerator[RowInput, None]:

@@ -10,7 +10,7 @@ from nanobanana_async.batch.rows import Row
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.handle import Job
 from nanobanana_async.images.thumbnail import as_data_uri, file_thumbnail
-from nanobanana_async.models import GenerationResult, ImageRequest, request_facts, result_facts, to_json
+from nanobanana_async.models import GenerationResult, ImageRequest, request_facts, result_facts, to_json_types
 from nanobanana_async.notebook_html import Html, LabelledValue, card, error_box, image_gallery, note
 
 THUMBNAIL_PIXELS = 640
@@ -61,7 +61,7 @@ class Outcome:
             "key": self.key,
             "row_key": self.row_key,
             "request": None if self.request is None else self.request.to_dict(),
-            "metadata": to_json(self.metadata),
+            "metadata": to_json_types(self.metadata),
             "state": None if self.job is None else self.job.state.value,
             "result": None if self.result is None else self.result.to_dict(),
             "error": None if error is None else {"kind": type(error).__name__, "message": str(error)},

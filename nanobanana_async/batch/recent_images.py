@@ -7,7 +7,7 @@ from pathlib import Path
 from attrs import define
 
 from nanobanana_async.batch.outcome import Outcome
-from nanobanana_async.formatting import count
+from nanobanana_async.formatting import plural
 from nanobanana_async.images.inline import FetchError, decode_inline, is_inline
 from nanobanana_async.images.thumbnail import as_data_uri, file_thumbnail, thumbnail
 from nanobanana_async.notebook_html import Html, image_grid, note
@@ -27,24 +27,24 @@ class _RecentImage:
     caption: str
     url: str
     path: Path | None
-    small: str | None = None
+    thumbnail_uri: str | None = None
     """Its thumbnail as a data URI, once it was shown."""
 
     @property
     def kept_chars(self) -> int:
         return len(self.url) if is_inline(self.url) else 0
 
-    def decode(self, left_bytes: int) -> int:
+    def make_thumbnail(self, left_bytes: int) -> int:
         """Make the thumbnail unless more than `left_bytes` would be read; return how many were."""
         try:
             size = len(self.url) if self.path is None else self.path.stat().st_size
         except OSError:
             return 0
-        if self.small is not None or size > left_bytes or not (self.path or is_inline(self.url)):
+        if self.thumbnail_uri is not None or size > left_bytes or not (self.path or is_inline(self.url)):
             return 0
         small = self._of_uri() if self.path is None else file_thumbnail(self.path, PIXELS)
         if small is not None:
-            self.small = as_data_uri(small)
+            self.thumbnail_uri = as_data_uri(small)
             self.url = "" if is_inline(self.url) else self.url
         return size
 
@@ -81,9 +81,11 @@ class RecentImages:
         """Return a grid of the images in row order; images that are saved or inline are shown by thumbnails."""
         left_bytes = MAX_DECODED_BYTES
         for image in reversed(self._images):
-            left_bytes -= image.decode(left_bytes)
+            left_bytes -= image.make_thumbnail(left_bytes)
         shown = sorted(self._images, key=lambda image: image.row)
-        grid = image_grid((image.small or image.url or f"saved as {image.path}", image.caption) for image in shown)
+        grid = image_grid(
+            (image.thumbnail_uri or image.url or f"saved as {image.path}", image.caption) for image in shown
+        )
         if len(shown) == self._seen:
             return grid
-        return Html(note(f"The last {len(shown)} of {count(self._seen, 'image')}:") + grid)
+        return Html(note(f"The last {len(shown)} of {plural(self._seen, 'image')}:") + grid)

@@ -11,10 +11,10 @@ from attrs import asdict, evolve, fields_dict, frozen
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.images.local import KnownFacts, identify
+from nanobanana_async.images.local import KnownFacts, digest_local_images
 from nanobanana_async.images.names import NameFacts
-from nanobanana_async.keys import generate_key, key_prefix, validate_key
-from nanobanana_async.models import ImageRequest, identified, to_request
+from nanobanana_async.keys import batch_key_prefix, generate_key, validate_key
+from nanobanana_async.models import ImageRequest, to_request, without_transient_parts
 from nanobanana_async.references import LocalImage
 from nanobanana_async.values import is_absent, to_mapping, validate_row_key
 
@@ -54,7 +54,7 @@ class RowReader:
 
     def __init__(self, batch: str | None, name: Callable[[NameFacts], str] | None = None) -> None:
         self._name = name
-        self._prefix = None if batch is None else key_prefix(batch)
+        self._prefix = None if batch is None else batch_key_prefix(batch)
         self._validate = validate_key if batch is None else validate_row_key
         self._count = 0
         self._seen = [array("Q") for _ in range(256)]
@@ -103,7 +103,7 @@ class RowReader:
         if row.request is None:
             return row
         try:
-            return self.with_key(row, identify(row.request, gateway, known=known)[0])
+            return self.with_key(row, digest_local_images(row.request, gateway, known=known)[0])
         except (InvalidRequest, ConfigurationError) as error:
             return evolve(row, request=None, error=InvalidRequest(error.message))
 
@@ -114,12 +114,12 @@ class RowReader:
             return job_key_of_row(self._prefix, own_key)
         canonical = canonical_request(request)
         digest = hashlib.sha256(f"request {canonical}".encode()).hexdigest()
-        number = self._occurrence(int(digest[:16], 16))
+        number = self._count_occurrence(int(digest[:16], 16))
         if number:
             digest = hashlib.sha256(f"repeat {number} {canonical}".encode()).hexdigest()
         return self._prefix + digest[:32]
 
-    def _occurrence(self, digest: int) -> int:
+    def _count_occurrence(self, digest: int) -> int:
         """Return how often this request occurred before."""
         digests = self._seen[digest >> 56]
         position = bisect_left(digests, digest)
@@ -137,6 +137,6 @@ def job_key_of_row(batch_prefix: str, row_key: str) -> str:
 
 def canonical_request(request: ImageRequest) -> str:
     """Return the request as text without default values, so that a new field does not change existing keys."""
-    facts = {**asdict(identified(request)), "extra": dict(request.extra)}
+    facts = {**asdict(without_transient_parts(request)), "extra": dict(request.extra)}
     defaults = {name: field.default for name, field in fields_dict(ImageRequest).items()}
     return json.dumps({name: value for name, value in facts.items() if value != defaults[name]}, sort_keys=True)

@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 from attrs import evolve
 
 from nanobanana_async.batch.budget_watch import watch_budget
-from nanobanana_async.batch.messages import crash, session_closed, with_own_key
+from nanobanana_async.batch.messages import log_crash_as_error, session_closed_error, with_own_key
 from nanobanana_async.batch.options import BatchOptions, iterate
 from nanobanana_async.batch.outcome import Outcome, outcome_of
 from nanobanana_async.batch.rows import Requests, Row, RowReader
@@ -26,10 +26,10 @@ from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.errors import IdempotencyConflict, NanoBananaError, SaveError, SessionClosed, TaskNotFound
 from nanobanana_async.handle import Job
 from nanobanana_async.image_saver import ImageSaver
-from nanobanana_async.images.local import Sources
+from nanobanana_async.images.local import LocalImagesByDigest
 from nanobanana_async.images.names import row_name
 from nanobanana_async.jobs import JobRecord, JobState
-from nanobanana_async.keys import key_prefix
+from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.policy.retry import is_lasting
 
 # Rows stored but not yet sent: enough that a free slot never waits for a ledger write.
@@ -69,13 +69,13 @@ class BatchRunner:
         held = 0 if concurrency.learn or concurrency.max_jobs is None else concurrency.max_jobs
         self._at_first = max(PULLED_AT_FIRST, held + PREFETCH)
         self._pulled = self._most_held = 0
-        self._prefix = None if options.name is None else key_prefix(options.name)
+        self._prefix = None if options.name is None else batch_key_prefix(options.name)
         self._caps = () if (limit := options.max_credits) is None else (engine.make_cap(limit, self._prefix),)
         self._scope: anyio.CancelScope | None = None
         self._finishers = asyncio.Semaphore(FINISHING)
         self._room = asyncio.Event()
         self.changed = asyncio.Event()
-        """Set when `take` or `over` may have changed."""
+        """Set when `take` or `is_exhausted` may have changed."""
         self._ready: list[tuple[int, Outcome]] = []
         """A heap of outcomes, by position in the input if ordered, otherwise by time."""
         self.running: dict[int, TrackedJob] = {}
@@ -94,7 +94,7 @@ class BatchRunner:
         self._stopping = False
 
     @property
-    def over(self) -> bool:
+    def is_exhausted(self) -> bool:
         """Whether all outcomes have been taken."""
         return self._pulled_all and not (self.running or self._finishing or self._ready)
 
@@ -102,7 +102,8 @@ class BatchRunner:
         """Pull rows until the input ends or the batch stops buying. Runs in the session's task group."""
         self._group = group
         if (most_s := self._options.max_wait_s) is not None:
-            group.start_soon(watch_budget, self._engine.poller.used_up, most_s, lambda: self.over, self._give_up)
+            used_up = self._engine.poller.used_up_budgets
+            group.start_soon(watch_budget, used_up, most_s, lambda: self.is_exhausted, self._give_up)
         try:
             await self._pull_all()
             while self.running and not self._stopping:
@@ -110,7 +111,7 @@ class BatchRunner:
                 await self._room.wait()
             self._drop_unsent()
         except asyncio.CancelledError:
-            self.input_error = session_closed()
+            self.input_error = session_closed_error()
         finally:
             self._pulled_all = True
             self.changed.set()
@@ -119,7 +120,7 @@ class BatchRunner:
         try:
             with anyio.CancelScope() as self._scope:
                 if not self._stopping:
-                    await self._check.at_start()
+                    await self._check.check_at_start()
                     await self._pull()
         except asyncio.CancelledError:
             if self._engine.scheduler.closing:
@@ -138,7 +139,7 @@ class BatchRunner:
             await self._wait_for_room()
             async for item in items:
                 self._pulled += 1
-                await self._start_row(await self._check.before(self._rows.read(item)))
+                await self._start_row(await self._check.check_before_purchase(self._rows.read(item)))
                 await self._wait_for_room()
 
     async def _wait_for_room(self) -> None:
@@ -158,18 +159,18 @@ class BatchRunner:
 
     async def _start_row(self, row: Row) -> None:
         if row.request is None:
-            self._emit(outcome_of(row, None, error=row.error))
+            self._queue_outcome(outcome_of(row, None, error=row.error))
             return
         try:
             request, sources = await self._engine.references.identify(row.request)
             row = self._rows.with_key(row, request)
             record = await self._engine.new_record(request, row.key, batch=self._prefix)
-            while (tracked := self._entered(record, sources)).leaving:
+            while (tracked := self._entered(record, sources)).is_being_withdrawn:
                 await tracked.wait_for_change()
         except SessionClosed:
             raise
         except NanoBananaError as error:
-            self._emit(outcome_of(row, None, error=with_own_key(error, row)))
+            self._queue_outcome(outcome_of(row, None, error=with_own_key(error, row)))
             if self._refusals.add_unread(error):
                 self.stop(stop_reason(error, "were not bought"))
             return
@@ -178,10 +179,10 @@ class BatchRunner:
             raise
         self._engine.add_caller(tracked)
         self.running[row.index] = tracked
-        tracked.listen(partial(self._on_change, row))
+        tracked.add_listener(partial(self._on_change, row))
         self._on_change(row, tracked)
 
-    def _entered(self, record: JobRecord, sources: Sources) -> TrackedJob:
+    def _entered(self, record: JobRecord, sources: LocalImagesByDigest) -> TrackedJob:
         price, retried = self._options.expected_credits, self._options.retry_failed
         return self._engine.submit(record, *self._caps, expected_credits=price, retry_failed=retried, sources=sources)
 
@@ -218,25 +219,25 @@ class BatchRunner:
                 return
             if (unbought or isinstance(result, IdempotencyConflict)) and self._refusals.add(result):
                 self.stop(stop_reason(result, "were not bought"))
-            self._emit(outcome_of(row, job, error=with_own_key(result, row)))
+            self._queue_outcome(outcome_of(row, job, error=with_own_key(result, row)))
             return
         outcome = outcome_of(row, job, result=result)
         if self._options.target is None and result is not None:
-            self._emit(outcome)
+            self._queue_outcome(outcome)
         else:
             self._finishing[row.index] = outcome
-            self._group.start_soon(self._post_process, row, outcome)
+            self._group.start_soon(self._finish_row, row, outcome)
 
-    async def _post_process(self, row: Row, outcome: Outcome) -> None:
+    async def _finish_row(self, row: Row, outcome: Outcome) -> None:
         try:
-            finished = await self._post_processed(row, outcome)
+            finished = await self._fetch_and_save(row, outcome)
         except SessionClosed:
-            self.input_error, finished = session_closed(), None
+            self.input_error, finished = session_closed_error(), None
         except asyncio.CancelledError as stray:
             if self._engine.scheduler.workers.concerns_only_the_step(stray):
-                finished = evolve(outcome, error=crash(outcome.index, stray))
+                finished = evolve(outcome, error=log_crash_as_error(outcome.index, stray))
             else:
-                self.input_error, finished = session_closed(), None
+                self.input_error, finished = session_closed_error(), None
         del self._finishing[outcome.index]
         self.changed.set()
         if finished is None:
@@ -247,9 +248,9 @@ class BatchRunner:
             self.stop(finished.error)
         elif self._unsaved.add(finished.error):
             self.stop(stop_reason(finished.error, "were bought and have no saved images"))
-        self._emit(finished)
+        self._queue_outcome(finished)
 
-    async def _post_processed(self, row: Row, outcome: Outcome) -> Outcome:
+    async def _fetch_and_save(self, row: Row, outcome: Outcome) -> Outcome:
         try:
             async with self._finishers:
                 if outcome.result is None and outcome.job is not None:  # inline images are not stored in the ledger
@@ -264,10 +265,10 @@ class BatchRunner:
         except NanoBananaError as error:
             outcome = evolve(outcome, error=error)
         except Exception as bug:  # a bug must not end the session
-            outcome = evolve(outcome, error=crash(outcome.index, bug))
+            outcome = evolve(outcome, error=log_crash_as_error(outcome.index, bug))
         return outcome
 
-    def _emit(self, outcome: Outcome) -> None:
+    def _queue_outcome(self, outcome: Outcome) -> None:
         self.done += 1
         self.failed += not outcome.ok
         heapq.heappush(self._ready, (outcome.index if self._options.ordered else self.done, outcome))

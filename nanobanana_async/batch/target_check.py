@@ -22,12 +22,12 @@ class TargetCheck:
         self._saver = saver
         self._engine = engine
 
-    async def at_start(self) -> None:
+    async def check_at_start(self) -> None:
         """Raise `SaveError` if the target is a folder that can't be written."""
         if isinstance(self._unchecked, Path):
             await self._check(self._unchecked)
 
-    async def before(self, row: Row) -> Row:
+    async def check_before_purchase(self, row: Row) -> Row:
         """Return the row; raise `SaveError` if the target can't be written and the row would be bought."""
         if self._unchecked is not None and row.request is not None:
             found = await self._engine.find(row.key)

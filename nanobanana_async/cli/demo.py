@@ -20,7 +20,7 @@ from nanobanana_async.emulator import Emulator, LogNormal
 from nanobanana_async.emulator.faults import reset
 from nanobanana_async.emulator.images import require_pillow
 from nanobanana_async.escaping import exact
-from nanobanana_async.formatting import count as counted
+from nanobanana_async.formatting import plural as counted
 from nanobanana_async.images.manifest import NAME as MANIFEST
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.report import Credits, Recorder, ReportRow, write_report

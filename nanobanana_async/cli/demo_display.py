@@ -15,8 +15,8 @@ from nanobanana_async.cli.display import LiveDisplay, shorten
 from nanobanana_async.emulator import Emulator
 from nanobanana_async.escaping import one_line
 from nanobanana_async.events import CreateFailed, Event, JobStateChanged, LimitsChanged
-from nanobanana_async.formatting import count as counted
 from nanobanana_async.formatting import duration, number
+from nanobanana_async.formatting import plural as counted
 from nanobanana_async.jobs import JobRecord, JobState
 
 SPEED = 10
@@ -77,7 +77,7 @@ class DemoDisplay(LiveDisplay):
     async def follow(self, stats: Callable[[], SessionStats]) -> None:
         """Update the board until cancelled."""
         while True:
-            self._board = self._boarded(stats())
+            self._board = self._render_board(stats())
             await asyncio.sleep(_TICK_S)
 
     def ended(self, outcome: Outcome) -> None:
@@ -89,7 +89,7 @@ class DemoDisplay(LiveDisplay):
             self._note(f"{shorten(prompt)}: {outcome.error}")
         every = max(1, math.ceil(self.total / _LINES))
         if not self.console.is_terminal and (self._images % every == 0 or self._images == self.total):
-            self._note(f"{self._images} of {self.total} images; polls: {self.polled(self._emulator)}.")
+            self._note(f"{self._images} of {self.total} images; polls: {self.describe_polls(self._emulator)}.")
 
     def say(self, text: str) -> None:
         """Print lines, above the board if there is one."""
@@ -110,7 +110,7 @@ class DemoDisplay(LiveDisplay):
             ("lost answers", f"{gateway.lost_creates}; found again without a second purchase: {self._found}"),
             ("job limit", limit),
             ("jobs at once", f"{gateway.running_max} at most"),
-            ("polls", self.polled(self._emulator)),
+            ("polls", self.describe_polls(self._emulator)),
             ("ends seen", f"at most {duration(delay_s)} after a job's end (median)"),
         ):
             facts.add_row(name, value)
@@ -128,7 +128,7 @@ class DemoDisplay(LiveDisplay):
         line.add_row(at, Text(one_line(sentence)))
         self.console.print(line, highlight=False)
 
-    def _boarded(self, stats: SessionStats) -> RenderableType:
+    def _render_board(self, stats: SessionStats) -> RenderableType:
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
             ProgressBar(
@@ -140,7 +140,7 @@ class DemoDisplay(LiveDisplay):
         limit = "the limit is not known yet" if stats.job_limit is None else f"of {stats.job_limit}, the learned limit"
         remaining = "" if stats.credits_remaining is None else f", {number(stats.credits_remaining)} left"
         facts.add_row("running", f"{stats.slots_held} {limit}")
-        facts.add_row("polls", self.polled(self._emulator))
+        facts.add_row("polls", self.describe_polls(self._emulator))
         facts.add_row("credits", f"{number(stats.credits_spent)} spent{remaining}")
         facts.add_row("time left", self._left(stats))
         return Group(Text(""), bar, facts)
@@ -153,7 +153,7 @@ class DemoDisplay(LiveDisplay):
         return f"about {duration(left_s, tenths=False)}"
 
     @staticmethod
-    def polled(emulator: Emulator) -> str:
+    def describe_polls(emulator: Emulator) -> str:
         """Return the polls so far, and those of a fixed interval that sees ends as early, where that needs more."""
         seen = [job for job in emulator.jobs() if job.first_seen_done_at is not None]
         polls = sum(job.polls for job in seen)

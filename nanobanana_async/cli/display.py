@@ -88,7 +88,7 @@ class JobsDisplay(LiveDisplay):
         """Number of jobs that have ended."""
         return sum(record.state in _ENDED for record in list(self.records.values()))
 
-    def bought(self) -> int:
+    def count_unended_purchases(self) -> int:
         """Return how many jobs are bought, or being bought, and have not ended."""
         states = (JobState.SUBMITTING, JobState.RUNNING)
         return sum(record.state in states for record in list(self.records.values()))

@@ -30,14 +30,14 @@ from nanobanana_async.cli.display import JobsDisplay, shorten
 from nanobanana_async.cli.jobs.actions import open_read_only
 from nanobanana_async.cli.open_runs import OpenRun, fingerprint
 from nanobanana_async.cli.options import DEFAULT_LEDGER, check_output, fetch_command, in_cli_words
-from nanobanana_async.cli.purchase_notes import Continued, delivered_before, summary
-from nanobanana_async.cli.result_lines import ResultLines, missing_images
+from nanobanana_async.cli.purchase_notes import Continued, delivered_before_note, summary
+from nanobanana_async.cli.result_lines import ResultLines, missing_images_sentence
 from nanobanana_async.cli.signals import Interrupted, StopSignals
 from nanobanana_async.commands import resolve_advice
 from nanobanana_async.escaping import one_line
-from nanobanana_async.formatting import count
+from nanobanana_async.formatting import plural
 from nanobanana_async.images.files import make_folder, why_unwritable
-from nanobanana_async.images.local import identify
+from nanobanana_async.images.local import digest_local_images
 from nanobanana_async.images.names import safe_name, slug
 from nanobanana_async.images.target import Target
 from nanobanana_async.jobs import JobRecord
@@ -72,7 +72,9 @@ class GenerateRun:
         self._gateway = gateway
         self._display = JobsDisplay(len(plan.requests), console)
         rehearsal = plan.ledger is None
-        self._signals = StopSignals(console, self._display.print_note, self._display.bought, rehearsal=rehearsal)
+        self._signals = StopSignals(
+            console, self._display.print_note, self._display.count_unended_purchases, rehearsal=rehearsal
+        )
         self._lines = ResultLines(console)
         self._ledger = None if plan.ledger is None else SqliteLedger(plan.ledger)
         self._open_run: OpenRun | None = None
@@ -102,7 +104,7 @@ class GenerateRun:
             except BaseExceptionGroup as group:
                 raise group.exceptions[0] from None
             records = await self._read_records()
-        return self._end(records, clock() - began_at)
+        return self._print_summary(records, clock() - began_at)
 
     async def _work(self) -> None:
         plan = self._plan
@@ -133,7 +135,7 @@ class GenerateRun:
         plan = self._plan
         if plan.ledger is None or self._ledger is None:
             return [generate_key() for _ in plan.requests]
-        registered = [(await asyncio.to_thread(identify, each, self._gateway))[0] for each in plan.requests]
+        registered = [(await asyncio.to_thread(digest_local_images, each, self._gateway))[0] for each in plan.requests]
         prints = [fingerprint(self._gateway, request) for request in registered]
         try:
             ledger_id = hashlib.sha256(await self._ledger.callback_secret()).hexdigest()[:16]
@@ -145,7 +147,7 @@ class GenerateRun:
             self._continued = await Continued.read(self._ledger, run)
             self._display.print_note(self._continued.note)
         if run.continued < len(prints):
-            note = await delivered_before(self._ledger, self._gateway, set(prints), set(run.keys))
+            note = await delivered_before_note(self._ledger, self._gateway, set(prints), set(run.keys))
             if note is not None:
                 self._display.print_note(note)
         return run.keys
@@ -193,7 +195,7 @@ class GenerateRun:
         if outcome.result is None:
             return
         if outcome.result.missing:
-            self._note(outcome, missing_images(outcome.result))
+            self._note(outcome, missing_images_sentence(outcome.result))
         for line in map(str, outcome.saved) if outcome.saved else self._lines.links(outcome.result):
             await self._lines.print(line)
         if outcome.ok and (self._plan.target is not None or self._lines.failure is None):
@@ -245,7 +247,7 @@ class GenerateRun:
                             records[key] = record
         return records
 
-    def _end(self, records: dict[str, JobRecord], took_s: float) -> int:
+    def _print_summary(self, records: dict[str, JobRecord], took_s: float) -> int:
         """Print the summary, forget what is delivered, and return the exit code."""
         whole = bool(self._keys) and self._delivered.issuperset(self._keys)
         results = {key: each.result for key, each in self._outcomes.items() if each.result is not None}
@@ -260,14 +262,14 @@ class GenerateRun:
                 self._display.print_note(f"nanobanana: {why_unwritable(self._open_run.folder, error)}")
         if whole:
             return 0
-        sentence = "; ".join(self._left(records))
+        sentence = "; ".join(self._early_end_lines(records))
         if self._signals.cancelled or (self._signals.stop_requested.is_set() and self._lines.failure is None):
             raise Interrupted(f"interrupted; {sentence}" if sentence else "interrupted")
         if sentence:
             self._display.print_note(f"nanobanana: {sentence}")
         return 1
 
-    def _left(self, records: dict[str, JobRecord]) -> Iterator[str]:
+    def _early_end_lines(self, records: dict[str, JobRecord]) -> Iterator[str]:
         """Yield why the run ended early, and what it leaves; nothing about jobs whose error was printed."""
         left = [key for key in self._keys if key not in self._outcomes]
         undelivered = [key for key in self._outcomes if key not in self._delivered and self._outcomes[key].ok]
@@ -281,17 +283,17 @@ class GenerateRun:
         paid = [key for key, record in found.items() if record.state in (JobState.RUNNING, JobState.SUCCEEDED)]
         doubt = [key for key, record in found.items() if record.possibly_bought and key not in paid]
         if paid:
-            yield f"{count(len(paid), 'job')} paid for and not delivered: {self._advice(paid)}"
+            yield f"{plural(len(paid), 'job')} paid for and not delivered: {self._advice(paid)}"
         if doubt and self._plan.ledger is None:
-            yield f"{count(len(doubt), 'job')} ended with the emulator"
+            yield f"{plural(len(doubt), 'job')} ended with the emulator"
         elif doubt:
             yield (
-                f"{count(len(doubt), 'job')} perhaps bought, without an answer: the same command finds out where that"
+                f"{plural(len(doubt), 'job')} perhaps bought, without an answer: the same command finds out where that"
                 " is possible without a second payment"
             )
         if unbought := len(left) - len([key for key in left if key in (*paid, *doubt)]):
             some = any(record.possibly_bought for record in records.values())
-            yield f"{count(unbought, 'prompt')} not bought" if some else "nothing was bought"
+            yield f"{plural(unbought, 'prompt')} not bought" if some else "nothing was bought"
 
 
 def _unwritable(ledger: Path | None, error: OSError) -> ConfigurationError:

@@ -29,8 +29,8 @@ from nanobanana_async.cli.options import (
     fetch_options,
 )
 from nanobanana_async.emulator import Emulator
-from nanobanana_async.formatting import count
-from nanobanana_async.images.local import identify
+from nanobanana_async.formatting import plural
+from nanobanana_async.images.local import digest_local_images
 from nanobanana_async.images.target import Target
 from nanobanana_async.models import OutputFormat, Resolution
 from nanobanana_async.references import text_to_reference
@@ -179,8 +179,8 @@ def _means_single_words(requests: Sequence[ImageRequest], *, asks: bool) -> bool
         return True
     listed = ", ".join(repr(shorten(prompt, 40)) for prompt in prompts[:MAX_WORDS])
     more = ", ..." if len(prompts) > MAX_WORDS else ""
-    images = count(sum(request.num_images for request in requests), "image")
-    sentence = f"{count(len(prompts), 'prompt')}, {images}: {listed}{more}. Quote a prompt of several words."
+    images = plural(sum(request.num_images for request in requests), "image")
+    sentence = f"{plural(len(prompts), 'prompt')}, {images}: {listed}{more}. Quote a prompt of several words."
     if asks and sys.stdin.isatty():
         return confirm(sentence, yes=False)
     print_note(sentence)
@@ -195,5 +195,5 @@ async def _run(plan: GeneratePlan, gateway: Gateway | None) -> int:
             return await _run(plan, emulator.apimall())
     for request in plan.requests:
         gateway.check(request)
-        await asyncio.to_thread(identify, request, gateway)  # raises for a local image that can't be used
+        await asyncio.to_thread(digest_local_images, request, gateway)  # raises for a local image that can't be used
     return await GenerateRun(plan, gateway, console).run()

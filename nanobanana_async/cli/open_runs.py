@@ -24,14 +24,16 @@ from nanobanana_async import ConfigurationError, Gateway, ImageRequest
 from nanobanana_async.commands import jobs_command
 from nanobanana_async.file_locks import try_lock, wait_for_lock
 from nanobanana_async.images.files import sync_folder
-from nanobanana_async.models import identified
+from nanobanana_async.models import without_transient_parts
 
 _JOBS, _LOCK = ".json", ".lock"
 
 
 def fingerprint(gateway: Gateway, request: ImageRequest) -> str:
     """Return what identifies a request at a gateway: runs of equal requests continue each other."""
-    whole = b"\0".join((gateway.name.encode(), gateway.base_url.encode(), gateway.encode(identified(request))))
+    whole = b"\0".join(
+        (gateway.name.encode(), gateway.base_url.encode(), gateway.encode(without_transient_parts(request)))
+    )
     return hashlib.sha256(whole).hexdigest()[:32]
 
 

@@ -10,7 +10,7 @@ from nanobanana_async import Gateway, GenerationResult, JobState, SqliteLedger
 from nanobanana_async.cli.open_runs import OpenRun, fingerprint
 from nanobanana_async.cli.options import DEFAULT_LEDGER
 from nanobanana_async.commands import jobs_command
-from nanobanana_async.formatting import age, count, credit_count, duration
+from nanobanana_async.formatting import age, credit_count, duration, plural
 from nanobanana_async.jobs import JobRecord
 
 EARLIER_JOBS = 500
@@ -31,11 +31,11 @@ class Continued:
         records = [record for key in run.keys if (record := await ledger.find(key)) is not None]
         bought = [record for record in records if record.possibly_bought]
         ended = sum(record.state is JobState.SUCCEEDED for record in bought)
-        parts = [f"{count(ended, 'job')} of it ended with images"] if ended else []
+        parts = [f"{plural(ended, 'job')} of it ended with images"] if ended else []
         if running := len(bought) - ended:
-            parts.append(f"{count(running, 'job')} of it did not end")
+            parts.append(f"{plural(running, 'job')} of it did not end")
         if unbought := run.continued - len(bought):
-            parts.append(f"{count(unbought, 'prompt')} of it not bought yet")
+            parts.append(f"{plural(unbought, 'prompt')} of it not bought yet")
         note = (
             f"an earlier run of this command did not deliver everything: {', '.join(parts)}; what was bought is not"
             " bought again (--buy-again buys new images)"
@@ -43,7 +43,7 @@ class Continued:
         return cls(frozenset(record.key for record in bought), note)
 
 
-async def delivered_before(
+async def delivered_before_note(
     ledger: SqliteLedger, gateway: Gateway, prints: Collection[str], own: Collection[str]
 ) -> str | None:
     """Return a note if requests with these fingerprints were bought before, by jobs with keys that are not our own."""
@@ -83,4 +83,4 @@ def _amount(keys: Sequence[str], results: Mapping[str, GenerationResult], record
     images = sum(len(results[key].images) for key in keys if key in results)
     known = [price for key in keys if key in records and (price := records[key].credits) is not None]
     cost = credit_count(sum(known, Decimal(0))) if known else "price not stated"
-    return f"{count(images, 'image')}, {cost}"
+    return f"{plural(images, 'image')}, {cost}"

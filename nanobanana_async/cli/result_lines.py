@@ -50,7 +50,7 @@ def link_of(image: GeneratedImage, *, terminal: bool) -> str:
     return shorten_url(image.url) if terminal and image.url[:5].lower() == "data:" else image.url
 
 
-def missing_images(result: GenerationResult) -> str:
+def missing_images_sentence(result: GenerationResult) -> str:
     """Return a sentence about the images that the gateway did not deliver."""
     reasons = "; ".join(f"image {index + 1}: {why}" for index, why in result.missing.items())
     return one_line(

@@ -35,7 +35,7 @@ def interrupted_by_signals() -> Iterator[None]:
 
 
 @contextmanager
-def handled(handler: Callable[[], object]) -> Iterator[None]:
+def handle_signals(handler: Callable[[], object]) -> Iterator[None]:
     """Call a function in the running event loop for each signal, until the end of the block."""
     loop = asyncio.get_running_loop()
     before: dict[signal.Signals, Any] = {}
@@ -59,7 +59,7 @@ def run_until_signal(main: Coroutine[Any, Any, int]) -> int:
 
     async def run() -> int:
         task = asyncio.current_task()
-        with handled(lambda: None if task is None else task.cancel()):
+        with handle_signals(lambda: None if task is None else task.cancel()):
             return await main
 
     try:
@@ -85,7 +85,7 @@ class StopSignals:
         self._running = running
         self._rehearsal = rehearsal
         self._task = asyncio.current_task()
-        self._handling = handled(self._on_signal)
+        self._handling = handle_signals(self._on_signal)
 
     def __enter__(self) -> Self:
         self._handling.__enter__()

@@ -21,7 +21,8 @@ def usable_streams() -> Iterator[None]:
     # A type checker takes the streams for always present; Python sets a closed one to None.
     found: list[Any] = list(before)
     stdin, stdout, stderr = (
-        _empty(mode) if stream is None else stream for stream, mode in zip(found, ("r", "w", "w"), strict=True)
+        _open_null_device(mode) if stream is None else stream
+        for stream, mode in zip(found, ("r", "w", "w"), strict=True)
     )
     for stream in (stdout, stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -52,7 +53,7 @@ def silence(stream: TextIO) -> None:
         os.close(null)
 
 
-def _empty(mode: str) -> Any:
+def _open_null_device(mode: str) -> Any:
     descriptor = os.open(os.devnull, os.O_RDONLY if mode == "r" else os.O_WRONLY)
     return os.fdopen(descriptor, mode, encoding="utf-8", closefd=False)
 

@@ -24,8 +24,8 @@ from nanobanana_async.connections import make_connections
 from nanobanana_async.engine.account_webhook import Webhooks
 from nanobanana_async.engine.callback_urls import ACCOUNT_PATH, CallbackUrls
 from nanobanana_async.escaping import exact, json_line, one_line
-from nanobanana_async.formatting import count
-from nanobanana_async.gateways.capabilities import MOST_WEBHOOKS, HasWebhooks, Webhook
+from nanobanana_async.formatting import plural
+from nanobanana_async.gateways.capabilities import MAX_WEBHOOKS_READ, HasWebhooks, Webhook
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.memory import MemoryLedger
@@ -116,8 +116,8 @@ class _Commands:
                 print("\t".join(each.cells))
         sys.stdout.flush()
         ours = sum(each.ours for each in listed)
-        more = "; only so many are read" if len(listed) >= MOST_WEBHOOKS else ""
-        print_note(f"{count(len(listed), 'webhook')}, {ours} registered from {ledger}{more}")
+        more = "; only so many are read" if len(listed) >= MAX_WEBHOOKS_READ else ""
+        print_note(f"{plural(len(listed), 'webhook')}, {ours} registered from {ledger}{more}")
         return OK
 
     def remove(
@@ -172,10 +172,10 @@ class _Commands:
             return OK
         what = _some([f"{each.webhook.id} ({exact(shorten(each.webhook.url))})" for each in chosen], limit=700)
         others = sum(not each.ours for each in chosen)
-        risk = f" {count(others, 'of them was', 'of them were')} not registered from {ledger}." if others else ""
-        if not confirm(f"{count(len(chosen), 'webhook')} will be removed: {what}.{risk}", yes=yes):
+        risk = f" {plural(others, 'of them was', 'of them were')} not registered from {ledger}." if others else ""
+        if not confirm(f"{plural(len(chosen), 'webhook')} will be removed: {what}.{risk}", yes=yes):
             return FAILED
-        print_note(f"{count(asyncio.run(_remove(selected, ledger, chosen)), 'webhook')} removed")
+        print_note(f"{plural(asyncio.run(_remove(selected, ledger, chosen)), 'webhook')} removed")
         return OK
 
 
@@ -210,7 +210,7 @@ def _ledger_of(path: Path) -> Ledger:
 async def _fetch(gateway: Gateway, path: Path) -> Sequence[_Listed]:
     async with _opened(gateway, path) as webhooks:
         listed: list[_Listed] = []
-        for webhook, account in await webhooks.with_accounts():
+        for webhook, account in await webhooks.fetch_with_accounts():
             ours = account is not None  # also under an older key of the account
             shown = f"{webhook.url.partition(ACCOUNT_PATH)[0]}{ACCOUNT_PATH}/..." if ours else webhook.url
             listed.append(_Listed(evolve(webhook, url=shown), ours))

@@ -139,11 +139,11 @@ class Account:
         self._schedule = tuple(sorted(schedule, key=lambda change: change[0]))
         self._next_change = 0
 
-    def weight(self, request: CreateRequest) -> int:
+    def slots_for(self, request: CreateRequest) -> int:
         """Return how many slots a create takes."""
         return request.images if self._counts_images else 1
 
-    def over_rate(self, now: float, *, create: bool) -> Refusal | None:
+    def count_request_or_refuse(self, now: float, *, create: bool) -> Refusal | None:
         """Count one HTTP request against its rates; return the 429 if one is exceeded."""
         kind = "creates" if create else "queries"
         rates = [(rate, period_s) for counted, rate, period_s in self._rates if counted in (kind, "all")]
@@ -155,13 +155,13 @@ class Account:
             rate.take(now)
         return None
 
-    def over_limit(self, request: CreateRequest) -> Refusal | None:
+    def slot_refusal(self, request: CreateRequest) -> Refusal | None:
         """Return the 429 if no slot is free for a create."""
-        if self.limit is None or self.held + self.weight(request) <= self.limit:
+        if self.limit is None or self.held + self.slots_for(request) <= self.limit:
             return None
         return self._too_many("jobs", self._slot_wait_s)
 
-    def cannot_afford(self, price: Decimal) -> Refusal | None:
+    def credit_refusal(self, price: Decimal) -> Refusal | None:
         """Return the 402 if the credits do not cover a price."""
         if self.credits is None or self.credits >= price:
             return None

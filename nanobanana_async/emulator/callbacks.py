@@ -71,7 +71,7 @@ class CallbackSchedule:
         """Return when the next callback is due, or None."""
         return self._heap[0].due_at if self._heap else None
 
-    def due(self, now: float) -> list[DueCallback]:
+    def take_due(self, now: float) -> list[DueCallback]:
         """Remove and return the callbacks that are due."""
         due: list[DueCallback] = []
         while self._heap and self._heap[0].due_at <= now:

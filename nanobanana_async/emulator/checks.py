@@ -115,7 +115,7 @@ def canonical(body: Mapping[str, object]) -> str:
 Validator = Callable[[Any, "Attribute[Any]", Any], None]
 
 
-def number(
+def number_validator(
     *, above: float | None = None, least: float = 0.0, most: float = 1e9, whole: bool = False, endless: bool = False
 ) -> Validator:
     """Return a validator of a number in a range. `endless` also allows infinity."""
@@ -133,7 +133,7 @@ def number(
     return validate
 
 
-PROBABILITY = number(most=1)
+PROBABILITY = number_validator(most=1)
 
 
 def credits_or_none(value: Decimal | int | str | None) -> Decimal | None:

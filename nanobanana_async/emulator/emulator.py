@@ -98,7 +98,7 @@ class Emulator:
         """
         return self._simulator.add_foreign_tasks(self.now(), created_at, duration_s=duration_s)
 
-    async def no_connections(self, *, timeout_s: float = 5.0) -> None:
+    async def wait_for_no_connections(self, *, timeout_s: float = 5.0) -> None:
         """Wait until all clients have closed their connections; raise `TimeoutError` after `timeout_s`."""
         async with asyncio.timeout(timeout_s):
             while self._running().connections():  # noqa: ASYNC110 - aiohttp has no event for closed connections

@@ -31,7 +31,7 @@ def create(
     read: bool,
 ) -> EmulatedResponse:
     """Return the response to a create. `read` is False when a fault hides it from the client."""
-    outcome = _decide(state, now, gateway, headers, sent)
+    outcome = _accept_or_refuse(state, now, gateway, headers, sent)
     if isinstance(outcome, Refusal):
         state.counters.refused[outcome.status] += 1
         return refuse(state, now, gateway, outcome)
@@ -40,16 +40,16 @@ def create(
     return EmulatedResponse(200, JSON, body_out)
 
 
-def _decide(
+def _accept_or_refuse(
     state: State, now: float, gateway: Gateway, headers: Mapping[str, str], sent: EmulatedRequest
 ) -> Task | Refusal:
     """Return the job, new or of a repeated key, or the first refusal.
 
     A refused create leaves no key behind.
     """
-    if refusal := unauthorized(state, gateway, headers, create=True):
+    if refusal := authorization_refusal(state, gateway, headers, create=True):
         return refusal
-    if refusal := state.accounts[gateway].over_rate(now, create=True):
+    if refusal := state.accounts[gateway].count_request_or_refuse(now, create=True):
         return refusal
     parse = apimall.parse_create if gateway == "apimall" else defapi.parse_create
     request = parse(sent.json, state.settings)
@@ -74,7 +74,7 @@ def _check_request(state: State, gateway: Gateway, request: CreateRequest) -> Re
     if BLOCKED_MARKER in request.prompt:
         return apimall.BLOCKED if gateway == "apimall" else defapi.BLOCKED
     account = state.accounts[gateway]
-    return account.cannot_afford(state.price(gateway, request)) or account.over_limit(request)
+    return account.credit_refusal(state.price(gateway, request)) or account.slot_refusal(request)
 
 
 def query(
@@ -94,7 +94,7 @@ def query(
     first_report = task.first_seen_at is None
     state.counters.on_poll(now, task, phase, status, read=read)
     if first_report and task.first_seen_at is not None:
-        state.end_was_seen(task)
+        state.mark_end_seen(task)
     progress = _progress(state, now, task, phase)
     if gateway == "apimall":
         return EmulatedResponse(200, JSON, _apimall_query_body(state, now, task, phase, status, progress))
@@ -130,11 +130,11 @@ def callback_body(state: State, now: float, task: Task) -> bytes:
     images = urls_of(state, now, task, phase)
     if phase is Phase.SUCCEEDED and state.settings.data_uris:
         images = cdn.data_uris(task, state.settings)
-    return defapi.callback_body(task, phase, replaced(state, defapi.status_word(phase)), images)
+    return defapi.callback_body(task, phase, configured_word(state, defapi.status_word(phase)), images)
 
 
 def _find(state: State, now: float, gateway: Gateway, headers: Mapping[str, str], task_id: str) -> Task | Refusal:
-    if refusal := not_admitted(state, now, gateway, headers):
+    if refusal := admission_refusal(state, now, gateway, headers):
         return refusal
     if gateway == "defapi" and not task_id:
         return defapi.NO_TASK_ID
@@ -146,14 +146,14 @@ def _find(state: State, now: float, gateway: Gateway, headers: Mapping[str, str]
 
 def _status(state: State, now: float, task: Task) -> tuple[Phase, str]:
     phase = task.phase(now)
-    if phase not in (Phase.SUCCEEDED, Phase.FAILED) and state.is_unknown():
+    if phase not in (Phase.SUCCEEDED, Phase.FAILED) and state.draw_unknown_status():
         status = "unknown"
     else:
         status = apimall.status_word(phase) if task.gateway == "apimall" else defapi.status_word(phase)
-    return phase, replaced(state, status)
+    return phase, configured_word(state, status)
 
 
-def replaced(state: State, status: str) -> str:
+def configured_word(state: State, status: str) -> str:
     """Return the word that the settings put in place of a status."""
     return state.settings.status_words.get(status, status)
 
@@ -219,13 +219,15 @@ def refuse_for(state: State, now: float, endpoint: Endpoint, fault: Fault) -> Em
     return refuse(state, now, gateway, refusal)
 
 
-def not_admitted(state: State, now: float, gateway: Gateway, headers: Mapping[str, str]) -> Refusal | None:
+def admission_refusal(state: State, now: float, gateway: Gateway, headers: Mapping[str, str]) -> Refusal | None:
     """Check key, host and rates of a request that is no create."""
-    refusal = unauthorized(state, gateway, headers, create=False)
-    return refusal or state.accounts[gateway].over_rate(now, create=False)
+    refusal = authorization_refusal(state, gateway, headers, create=False)
+    return refusal or state.accounts[gateway].count_request_or_refuse(now, create=False)
 
 
-def unauthorized(state: State, gateway: Gateway, headers: Mapping[str, str], *, create: bool) -> Refusal | None:
+def authorization_refusal(
+    state: State, gateway: Gateway, headers: Mapping[str, str], *, create: bool
+) -> Refusal | None:
     """Return the 401 or 403 for a missing or wrong key or host, or None."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     key = key.strip() if scheme.lower() == "bearer" else ""

@@ -60,7 +60,7 @@ class FileStore:
         """Return a place by its key."""
         return self._files.get(key)
 
-    def named_by(self, url: str, base_url: str) -> tuple[bool, Content | None]:
+    def find_by_url(self, url: str, base_url: str) -> tuple[bool, Content | None]:
         """Return whether a URL is one of stored files here, and the file that it names."""
         parts = urlsplit(url)
         here = parts.netloc == urlsplit(base_url).netloc or is_loopback(url)
@@ -71,7 +71,7 @@ class FileStore:
 
     def missing_among(self, urls: Sequence[str | None], base_url: str) -> str | None:
         """Return the first URL of a stored file that is not there."""
-        return next((url for url in urls if url and self.named_by(url, base_url) == (True, None)), None)
+        return next((url for url in urls if url and self.find_by_url(url, base_url) == (True, None)), None)
 
 
 def public_url(file: StoredFile, base_url: str) -> str:

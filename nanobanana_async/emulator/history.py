@@ -7,7 +7,7 @@ from email.utils import format_datetime
 
 from nanobanana_async.emulator import apimall, defapi
 from nanobanana_async.emulator.accounts import UNLIMITED_CREDITS, Phase, Refusal, Task
-from nanobanana_async.emulator.endpoints import JSON, not_admitted, refuse, replaced, urls_of
+from nanobanana_async.emulator.endpoints import JSON, admission_refusal, configured_word, refuse, urls_of
 from nanobanana_async.emulator.messages import EmulatedResponse
 from nanobanana_async.emulator.state import State
 
@@ -16,7 +16,7 @@ _MOST_PER_PAGE = 50
 
 def history(state: State, now: float, headers: Mapping[str, str], query: Mapping[str, str]) -> EmulatedResponse:
     """Return a page of the tasks of API Mall, newest first."""
-    if refusal := not_admitted(state, now, "apimall", headers):
+    if refusal := admission_refusal(state, now, "apimall", headers):
         return refuse(state, now, "apimall", refusal)
     page, limit = _whole(query.get("page", "1")), _whole(query.get("limit", "20"))
     if page is None or page < 1:
@@ -36,7 +36,7 @@ def history(state: State, now: float, headers: Mapping[str, str], query: Mapping
 
 def apimall_balance(state: State, now: float, headers: Mapping[str, str]) -> EmulatedResponse:
     """Return the credits of an account at API Mall: all of them, or as its relative names them."""
-    if refusal := not_admitted(state, now, "apimall", headers):
+    if refusal := admission_refusal(state, now, "apimall", headers):
         return refuse(state, now, "apimall", refusal)
     left = state.accounts["apimall"].credits
     api_credits = UNLIMITED_CREDITS if left is None else apimall.number(left)
@@ -50,7 +50,7 @@ def apimall_balance(state: State, now: float, headers: Mapping[str, str]) -> Emu
 
 def defapi_balance(state: State, now: float, headers: Mapping[str, str]) -> EmulatedResponse:
     """Return the credits of an account at defapi."""
-    if refusal := not_admitted(state, now, "defapi", headers):
+    if refusal := admission_refusal(state, now, "defapi", headers):
         return refuse(state, now, "defapi", refusal)
     left = state.accounts["defapi"].credits
     credit = UNLIMITED_CREDITS if left is None else apimall.number(left)
@@ -67,7 +67,7 @@ def _item(state: State, now: float, task: Task) -> dict[str, object]:
         "model": task.request.model,
         "source": "api",
         "created_at": _created_at(state, task),
-        "status": replaced(state, apimall.status_word(phase)),
+        "status": configured_word(state, apimall.status_word(phase)),
         "image_url": urls[0] if urls else None,
         "credits_used": apimall.number(task.price),
         "credits_refunded": apimall.number(task.price) if task.refunded else 0,

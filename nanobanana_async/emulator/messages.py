@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from attrs import field, frozen
 
 from nanobanana_async.emulator.bodies import Content, JsonBody, read_json
-from nanobanana_async.emulator.checks import number
+from nanobanana_async.emulator.checks import number_validator
 
 Gateway = Literal["apimall", "defapi"]
 Endpoint = Literal[
@@ -69,8 +69,8 @@ class ResponseDelivery:
     """How a response reaches the client: after `delay_s`, in this mode."""
 
     mode: DeliveryMode = DeliveryMode.WHOLE
-    delay_s: float = field(default=0.0, validator=number(endless=True))
-    sent_share: float = field(default=1.0, validator=number(most=1))  # of the body, for CUT and SHORT
+    delay_s: float = field(default=0.0, validator=number_validator(endless=True))
+    sent_share: float = field(default=1.0, validator=number_validator(most=1))  # of the body, for CUT and SHORT
 
 
 WHOLE = ResponseDelivery()

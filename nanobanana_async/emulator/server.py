@@ -196,7 +196,7 @@ class CallbackSender:
         ):
             while True:
                 await self._sleep()
-                for callback in self._simulator.due(self._now()):
+                for callback in self._simulator.take_due(self._now()):
                     posts.create_task(self._post(http, callback))
 
     async def _sleep(self) -> None:

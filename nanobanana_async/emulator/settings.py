@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict, get_args
 from attrs import Attribute, field, frozen
 from attrs.validators import in_, optional
 
-from nanobanana_async.emulator.checks import PROBABILITY, credits_or_none, number, price
+from nanobanana_async.emulator.checks import PROBABILITY, credits_or_none, number_validator, price
 from nanobanana_async.emulator.faults import NO_SCRIPT, RandomFault, Script
 from nanobanana_async.emulator.rates import RateWindow
 
@@ -21,7 +21,7 @@ Duration = Callable[[random.Random], float]
 class Fixed:
     """Every job takes the same time."""
 
-    seconds: float = field(validator=number(endless=True))
+    seconds: float = field(validator=number_validator(endless=True))
 
     def __call__(self, rng: random.Random) -> float:
         """Draw the duration of one job, in seconds."""
@@ -32,8 +32,8 @@ class Fixed:
 class LogNormal:
     """Durations are log-normal around `median_s`; the right tail grows with `sigma`."""
 
-    median_s: float = field(validator=number(above=0))
-    sigma: float = field(default=0.35, validator=number(most=10))
+    median_s: float = field(validator=number_validator(above=0))
+    sigma: float = field(default=0.35, validator=number_validator(most=10))
 
     def __call__(self, rng: random.Random) -> float:
         """Draw the duration of one job, in seconds."""
@@ -109,22 +109,28 @@ class EmulatorSettings:
     separate_accounts: bool = False  # False: both gateways share one account
 
     # limits
-    job_limit: int | None = field(default=None, validator=optional(number(whole=True)))
+    job_limit: int | None = field(default=None, validator=optional(number_validator(whole=True)))
     limit_counts: LimitCounts = field(default="jobs", validator=in_(("jobs", "images")))
     limit_schedule: Sequence[tuple[float, int | None]] = field(
         default=(), converter=_schedule, validator=_sorted_schedule
     )
-    slot_freed_after_s: float = field(default=0.0, validator=number(endless=True))
-    creates_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
+    slot_freed_after_s: float = field(default=0.0, validator=number_validator(endless=True))
+    creates_per_minute: float | None = field(default=None, validator=optional(number_validator(above=0)))
     # Of everything but creates, downloads and PUTs to storage:
-    queries_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
-    requests_per_second: float | None = field(default=None, validator=optional(number(above=0)))  # of all kinds
-    requests_per_minute: float | None = field(default=None, validator=optional(number(above=0)))
-    requests_per_day: float | None = field(default=None, validator=optional(number(above=0)))
+    queries_per_minute: float | None = field(default=None, validator=optional(number_validator(above=0)))
+    requests_per_second: float | None = field(
+        default=None, validator=optional(number_validator(above=0))
+    )  # of all kinds
+    requests_per_minute: float | None = field(default=None, validator=optional(number_validator(above=0)))
+    requests_per_day: float | None = field(default=None, validator=optional(number_validator(above=0)))
     rate_window: RateWindow = field(default="bucket", validator=in_(("bucket", "clock", "sliding")))
-    rate_burst: int | None = field(default=None, validator=optional(number(least=1, whole=True)))  # default: 1 min
+    rate_burst: int | None = field(
+        default=None, validator=optional(number_validator(least=1, whole=True))
+    )  # default: 1 min
     retry_after: RetryAfter = field(default="absent", validator=in_(("absent", "seconds", "date")))
-    retry_after_s: float | None = field(default=None, validator=optional(number(endless=True)))  # default: computed
+    retry_after_s: float | None = field(
+        default=None, validator=optional(number_validator(endless=True))
+    )  # default: computed
     states_429_kind: bool = True  # False: one code for all 429s
 
     # credits and prices
@@ -138,44 +144,52 @@ class EmulatorSettings:
     # jobs
     duration: Duration = QUICK
     failure_duration: Duration | None = None  # default: `duration`
-    speed: float = field(default=1.0, validator=number(above=0))
+    speed: float = field(default=1.0, validator=number_validator(above=0))
     pending_share: float = field(default=0.2, validator=PROBABILITY)
     failure_probability: float = field(default=0.0, validator=PROBABILITY)
     unknown_probability: float = field(default=0.0, validator=PROBABILITY)  # per query: the status is "unknown"
-    visible_after_s: float = field(default=0.0, validator=number(endless=True))  # queries get 404 until then
-    images_after_s: float = field(default=0.0, validator=number(endless=True))  # after the end: no URLs until then
-    forget_seen_after_s: float | None = field(default=None, validator=optional(number(endless=True)))
-    history_delay_s: float = field(default=0.0, validator=number(endless=True))  # not in the history until then
+    visible_after_s: float = field(default=0.0, validator=number_validator(endless=True))  # queries get 404 until then
+    images_after_s: float = field(
+        default=0.0, validator=number_validator(endless=True)
+    )  # after the end: no URLs until then
+    forget_seen_after_s: float | None = field(default=None, validator=optional(number_validator(endless=True)))
+    history_delay_s: float = field(
+        default=0.0, validator=number_validator(endless=True)
+    )  # not in the history until then
     history_time_step_s: int = field(default=0, validator=in_((0, 1)))  # 1: its `created_at` is in whole seconds
 
     # responses
     idempotency: Idempotency = field(default="replay", validator=in_(get_args(Idempotency)))
-    forget_keys_after_s: float = field(default=60.0, validator=number(endless=True))
+    forget_keys_after_s: float = field(default=60.0, validator=number_validator(endless=True))
     refusals_in_200: bool = False
     query_shape: QueryShape = field(default="data", validator=in_(("data", "top")))
     failure_field: FailureField = field(default="error_message", validator=in_(("error_message", "failMsg")))
     status_words: Mapping[str, str] = field(factory=dict)  # replaces the status of each key by its value
     progress: Progress = field(default="absent", validator=in_(get_args(Progress)))  # 45 or "45%", until the end
     data_uris: bool = False  # defapi: images as base64 instead of URLs
-    links_expire_after_s: float | None = field(default=None, validator=optional(number(above=0)))
+    links_expire_after_s: float | None = field(default=None, validator=optional(number_validator(above=0)))
     expired_link_status: int = field(default=403, validator=in_((403, 410)))
-    image_scale: float = field(default=1.0, validator=number(above=0, most=1))
+    image_scale: float = field(default=1.0, validator=number_validator(above=0, most=1))
 
     # references and uploads
     extra_fields: bool = False  # creates also take the parameters of other models, which the references lack
     check_references: bool = False  # 400 for a reference image that names an upload which is not there
-    max_inline_bytes: int | None = field(default=None, validator=optional(number(whole=True)))  # defapi: 413 above it
-    max_upload_bytes: int = field(default=104_857_600, validator=number(whole=True))
-    put_urls_expire_after_s: float | None = field(default=None, validator=optional(number()))  # default: as asked
+    max_inline_bytes: int | None = field(
+        default=None, validator=optional(number_validator(whole=True))
+    )  # defapi: 413 above it
+    max_upload_bytes: int = field(default=104_857_600, validator=number_validator(whole=True))
+    put_urls_expire_after_s: float | None = field(
+        default=None, validator=optional(number_validator())
+    )  # default: as asked
 
     # callbacks (defapi) and deliveries of webhooks (API Mall)
-    callback_delay_s: float = field(default=0.0, validator=number(endless=True))
+    callback_delay_s: float = field(default=0.0, validator=number_validator(endless=True))
     callback_drop_probability: float = field(default=0.0, validator=PROBABILITY)
     callback_duplicate_probability: float = field(default=0.0, validator=PROBABILITY)
     webhooks_to_loopback: bool = True  # False: a webhook must be https
     webhook_signatures: WebhookSignatures = field(default="right", validator=in_(get_args(WebhookSignatures)))
-    webhook_retries: int = field(default=2, validator=number(whole=True))  # after a delivery that failed
-    webhook_retry_s: float = field(default=1.0, validator=number(endless=True))
+    webhook_retries: int = field(default=2, validator=number_validator(whole=True))  # after a delivery that failed
+    webhook_retry_s: float = field(default=1.0, validator=number_validator(endless=True))
 
     # faults and counting
     script: Script = NO_SCRIPT

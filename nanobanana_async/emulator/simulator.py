@@ -22,7 +22,7 @@ from nanobanana_async.emulator.messages import (
 from nanobanana_async.emulator.routes import METHODS, endpoint_of, respond
 from nanobanana_async.emulator.settings import EmulatorSettings
 from nanobanana_async.emulator.state import State
-from nanobanana_async.emulator.stats import EmulatorStats, JobFacts, facts
+from nanobanana_async.emulator.stats import EmulatorStats, JobFacts, job_facts
 from nanobanana_async.emulator.webhooks import delivery
 
 _NO_ENDPOINT = Refusal(404, "not_found", "endpoint not found")
@@ -74,12 +74,12 @@ class GatewaySimulator:
         """Return when to call `due` next, or None. A create, and the registration of a webhook, may change it."""
         return self._state.next_due()
 
-    def due(self, now: float) -> list[Callback]:
+    def take_due(self, now: float) -> list[Callback]:
         """Return the callbacks that are due. The driver posts each once, then calls `callback_done`."""
         state = self._state
         state.advance_to(now)
         callbacks: list[Callback] = []
-        for due in state.callbacks.due(now):
+        for due in state.callbacks.take_due(now):
             if due.webhook_id is None:
                 callbacks.append(Callback(due.url, callback_body(state, now, due.task), due.task.task_id))
             elif (webhook := state.webhooks.get(due.webhook_id)) is not None:
@@ -129,7 +129,7 @@ class GatewaySimulator:
         self._state.advance_to(now)
         for task in list(self._state.tasks.values()):
             if not task.foreign:
-                yield facts(task, now)
+                yield job_facts(task, now)
 
     def add_foreign_tasks(self, now: float, created_at: Sequence[float], *, duration_s: float = 0.5) -> list[str]:
         """Add API Mall tasks that another client created at these times, past or future; return their ids."""

@@ -50,7 +50,7 @@ class State:
     def advance_to(self, now: float) -> None:
         """Apply everything due by now: job ends, refunds, freed slots, changed limits."""
         while self._ends and self._ends[0][0] <= now:
-            self._end(heapq.heappop(self._ends)[2])
+            self._end_task(heapq.heappop(self._ends)[2])
         while self._slots and self._slots[0][0] <= now:
             _, _, account, weight = heapq.heappop(self._slots)
             account.held -= weight
@@ -65,7 +65,7 @@ class State:
         price = self.price(gateway, request)
         account.pay(price)
         task = self._new_task(now, gateway, key, request, price, account.credits)
-        weight = account.weight(request)
+        weight = account.slots_for(request)
         account.held += weight
         freed_at = task.ends_at + self.settings.slot_freed_after_s
         heapq.heappush(self._slots, (freed_at, task.number, account, weight))
@@ -99,12 +99,12 @@ class State:
             return self.settings.defapi_price * request.images
         return self.settings.apimall_prices[request.resolution] * request.images
 
-    def end_was_seen(self, task: Task) -> None:
+    def mark_end_seen(self, task: Task) -> None:
         """Record that a poll reported the end of a job for the first time."""
         if self.settings.forget_seen_after_s is not None:
             self._ends_seen.append(task)
 
-    def is_unknown(self) -> bool:
+    def draw_unknown_status(self) -> bool:
         """Decide at random whether this poll gets the status "unknown"."""
         probability = self.settings.unknown_probability
         return probability > 0 and self._poll_rng.random() < probability
@@ -178,7 +178,7 @@ class State:
     def _sha256_of(self, reference: Reference) -> str | None:
         if reference.url is None:
             return reference.sha256
-        _, content = self.files.named_by(reference.url, self.base_url)
+        _, content = self.files.find_by_url(reference.url, self.base_url)
         return None if content is None else content.sha256
 
     def _task_id(self, gateway: Gateway) -> str:
@@ -194,7 +194,7 @@ class State:
             self.keys.drop(task)
             del self.tasks[task.task_id]
 
-    def _end(self, task: Task) -> None:
+    def _end_task(self, task: Task) -> None:
         event = "job.failed" if task.fails else "job.completed"
         for webhook in self.webhooks.values() if task.gateway == "apimall" else ():
             if event in webhook.events:

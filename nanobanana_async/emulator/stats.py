@@ -81,7 +81,7 @@ class JobFacts:
     """The SHA-256 of each reference image; None for one that is not stored in the emulator."""
 
 
-def facts(task: Task, now: float) -> JobFacts:
+def job_facts(task: Task, now: float) -> JobFacts:
     """Return the facts of a task at `now`."""
     return JobFacts(
         task_id=task.task_id,

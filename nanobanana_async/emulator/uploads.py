@@ -11,7 +11,7 @@ from nanobanana_async.emulator.accounts import Refusal
 from nanobanana_async.emulator.addresses import is_private
 from nanobanana_async.emulator.bodies import Content, JsonBody, image_type
 from nanobanana_async.emulator.composition import ImageSpec
-from nanobanana_async.emulator.endpoints import JSON, not_admitted, refuse
+from nanobanana_async.emulator.endpoints import JSON, admission_refusal, refuse
 from nanobanana_async.emulator.messages import EmulatedRequest, EmulatedResponse
 from nanobanana_async.emulator.state import State
 
@@ -37,7 +37,7 @@ _REQUIRED: Mapping[str, tuple[str, ...]] = {
 
 def upload(state: State, now: float, request: EmulatedRequest, headers: Mapping[str, str]) -> EmulatedResponse:
     """Return the response to one of the three kinds of upload."""
-    outcome = not_admitted(state, now, "apimall", headers) or _decide(state, now, request)
+    outcome = admission_refusal(state, now, "apimall", headers) or _decide(state, now, request)
     if isinstance(outcome, Refusal):
         return refuse(state, now, "apimall", outcome)
     body = apimall.encoded({"success": True, "data": outcome, "request_id": state.request_id()})
@@ -87,7 +87,7 @@ def _sign(state: State, now: float, body: JsonBody) -> Refusal | dict[str, objec
 
 def _fetched(state: State, url: str) -> Content | None:
     """Return what is at a URL: true for files and images of this emulator, else one made up, as it fetches nothing."""
-    here, content = state.files.named_by(url, state.base_url)
+    here, content = state.files.find_by_url(url, state.base_url)
     if here:
         return content
     link = cdn.read_link(urlsplit(url).path)

@@ -10,7 +10,7 @@ from nanobanana_async.emulator import apimall, checks
 from nanobanana_async.emulator.accounts import Phase, Refusal, Task
 from nanobanana_async.emulator.addresses import is_loopback
 from nanobanana_async.emulator.callbacks import EVENTS, DueCallback, Webhook
-from nanobanana_async.emulator.endpoints import JSON, not_admitted, refuse, replaced, urls_of
+from nanobanana_async.emulator.endpoints import JSON, admission_refusal, configured_word, refuse, urls_of
 from nanobanana_async.emulator.messages import Callback, EmulatedRequest, EmulatedResponse
 from nanobanana_async.emulator.state import State
 
@@ -21,7 +21,7 @@ _NO_METHOD = Refusal(405, "method_not_allowed", "method not allowed")
 
 def webhooks(state: State, now: float, request: EmulatedRequest, headers: Mapping[str, str]) -> EmulatedResponse:
     """Return the response to a request that registers, lists or removes webhooks."""
-    outcome = not_admitted(state, now, "apimall", headers) or _decide(state, now, request)
+    outcome = admission_refusal(state, now, "apimall", headers) or _decide(state, now, request)
     if isinstance(outcome, Refusal):
         return refuse(state, now, "apimall", outcome)
     body = apimall.encoded({"success": True, "data": outcome, "request_id": state.request_id()})
@@ -94,7 +94,7 @@ def _delivery_body(state: State, now: float, task: Task, timestamp: int) -> byte
             "event": "job.failed" if phase is Phase.FAILED else "job.completed",
             "task_id": task.task_id,
             "task_type": "image",
-            "status": replaced(state, status),
+            "status": configured_word(state, status),
             "data": {"url": urls[0] if urls else None, "credits_charged": charged},
             "timestamp": timestamp,
         }

@@ -33,14 +33,14 @@ class AccountMemory:
         """What the ledger has."""
         self._seen = LearnedAccount()
         """What the session knew when it was last compared with the ledger."""
-        self._failed = False
+        self._failure_logged = False
 
     async def load(self) -> None:
         """Start from what the ledger has; nothing is learned yet."""
         try:
             text = await self._ledger.recall(self._account)
         except (Exception, asyncio.CancelledError) as failure:
-            _check_contained(failure)
+            _raise_if_cancelled(failure)
             log.warning("ledger.failed error=%s", failure)
             return
         try:
@@ -54,14 +54,14 @@ class AccountMemory:
         """Store what changed since the last time, if anything did."""
         try:
             seen = self._export()
-            learned = self._stored.updated(self._seen, seen)
+            learned = self._stored.merge_changes(self._seen, seen)
             if learned != self._stored:
                 await self._ledger.remember(self._account, learned.to_json())
                 self._stored, self._seen = learned, seen
         except (Exception, asyncio.CancelledError) as failure:
-            _check_contained(failure)
-            if not self._failed:
-                self._failed = True
+            _raise_if_cancelled(failure)
+            if not self._failure_logged:
+                self._failure_logged = True
                 log.warning("ledger.failed error=%s", failure)
 
     async def keep_saving(self) -> None:
@@ -73,13 +73,13 @@ class AccountMemory:
     def _restore(self, known: LearnedAccount) -> None:
         now = self._utcnow()
         for name, facts in known.classes.items():
-            if weight := facts.faded(now):
+            if weight := facts.faded_weight(now):
                 moments = {"log_mean": facts.log_mean, "log_variance": facts.log_variance}
                 self._estimates.restore(name, count=weight, **moments)
             if facts.price is not None and is_kept(facts.at, now):
                 self._prices.restore(name, facts.price)
-        if (durations := self._estimates.best_known) is not None:
-            self._limiter.jobs.mean_s = durations.median_s
+        if (durations := self._estimates.best_known_durations) is not None:
+            self._limiter.job_limit.mean_job_s = durations.median_s
         if known.limits is not None:
             self._limiter.restore(known.limits, now=self._clock(), at=now)
 
@@ -96,7 +96,7 @@ class AccountMemory:
         return LearnedAccount(limits=self._limiter.learned(now=self._clock(), at=at), classes=classes)
 
 
-def _check_contained(failure: BaseException) -> None:
+def _raise_if_cancelled(failure: BaseException) -> None:
     """Raise a cancellation that ends the task; one from inside the ledger is a failure like any other."""
     if isinstance(failure, asyncio.CancelledError) and cancel_requested():
         raise failure

@@ -13,7 +13,7 @@ import anyio
 
 from nanobanana_async.commands import command_line
 from nanobanana_async.engine.callback_urls import CallbackUrls
-from nanobanana_async.engine.contained_send import send_contained, wait_for_gate
+from nanobanana_async.engine.contained_send import send_contained, wait_for_cap_and_pause
 from nanobanana_async.engine.fallback_polling import FallbackPolling
 from nanobanana_async.engine.unseen_webhooks import MOST_UNSEEN, UnseenWebhooks
 from nanobanana_async.errors import (
@@ -27,7 +27,7 @@ from nanobanana_async.errors import (
 )
 from nanobanana_async.escaping import one_line
 from nanobanana_async.events import log
-from nanobanana_async.gateways.capabilities import MOST_WEBHOOKS, HasWebhooks, Webhook
+from nanobanana_async.gateways.capabilities import MAX_WEBHOOKS_READ, HasWebhooks, Webhook
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse, Transport
 from nanobanana_async.policy.session_budget import SessionBudget
 
@@ -59,8 +59,8 @@ class BudgetedSend:
 
     async def __call__(self, request: HttpRequest) -> HttpResponse:
         """Send a request when its turn has come."""
-        await wait_for_gate(self._budget, self._clock)
-        self._budget.sent("poll", self._clock())  # creates and polls leave later for it where requests are scarce
+        await wait_for_cap_and_pause(self._budget, self._clock)
+        self._budget.on_sent("poll", self._clock())  # creates and polls leave later for it where requests are scarce
         return await send_contained(self._transport, request, timeout_s=self._timeout_s)
 
 
@@ -83,21 +83,21 @@ class Webhooks:
             cursor, before = page.next_cursor, len(found)
             found.update(dict.fromkeys(page.webhooks))
             # A gateway that knows neither the number nor the cursor of a page sends the first page again.
-            if page.is_last or len(found) == before or len(found) >= MOST_WEBHOOKS:
+            if page.is_last or len(found) == before or len(found) >= MAX_WEBHOOKS_READ:
                 break
-        return [*found][:MOST_WEBHOOKS]
+        return [*found][:MAX_WEBHOOKS_READ]
 
-    async def ours(self) -> Sequence[Webhook]:
+    async def fetch_ours(self) -> Sequence[Webhook]:
         """Return those that were registered from this ledger for this account, for any public URL."""
-        return [each for each, account in await self.with_accounts() if account == self._account]
+        return [each for each, account in await self.fetch_with_accounts() if account == self._account]
 
-    async def with_accounts(self) -> Sequence[tuple[Webhook, str | None]]:
+    async def fetch_with_accounts(self) -> Sequence[tuple[Webhook, str | None]]:
         """Return each webhook with the account for which this ledger registered it; None if it is not ours.
 
         One whose id also stands beside another URL is not ours: to remove it could remove the other.
         """
         listed = await self.fetch()
-        accounts = [await self._callbacks.account_of(each.url) for each in listed]
+        accounts = [await self._callbacks.account_of_url(each.url) for each in listed]
         foreign = {each.id for each, account in zip(listed, accounts, strict=True) if account is None}
         return [(each, None if each.id in foreign else account) for each, account in zip(listed, accounts, strict=True)]
 
@@ -118,7 +118,7 @@ class Webhooks:
 
     async def remove_ours(self) -> int:
         """Remove all of ours; return how many."""
-        return sum([await self.remove(webhook.id) for webhook in await self.ours()])
+        return sum([await self.remove(webhook.id) for webhook in await self.fetch_ours()])
 
 
 class AccountWebhook:
@@ -129,12 +129,12 @@ class AccountWebhook:
     ) -> None:
         self._webhooks = webhooks
         self._unseen = unseen
-        self._hidden = False
+        self._is_unlisted = False
         """Our webhook may be registered, and the list does not show it: no other is registered."""
         self._callbacks = callbacks
         self._fallback = fallback
         self._clock = asyncio.get_running_loop().time
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._wanted = True
 
     async def keep_registered(self) -> None:
@@ -143,7 +143,7 @@ class AccountWebhook:
         wait_s, gap_s = FIRST_WAIT_S, CHECK_GAP_S
         while True:
             try:
-                new = await self._register()
+                new = await self._register_if_wanted()
             except Exception as error:  # a gateway of the user's own may raise anything, and jobs are polled anyway
                 asked_s = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
                 _log_failure(error, max(wait_s, asked_s), first=wait_s == FIRST_WAIT_S)
@@ -159,54 +159,56 @@ class AccountWebhook:
     async def unregister(self) -> int:
         """Remove the webhooks of the account that are ours, and register none again; return how many were removed."""
         self._wanted = False
-        async with self._turn:
-            self._fallback.webhook_removed()
+        async with self._lock:
+            self._fallback.on_webhook_removed()
             return await self._webhooks.remove_ours()
 
-    async def _register(self) -> bool:
-        async with self._turn:
-            new = self._wanted and await self._ensure()
+    async def _register_if_wanted(self) -> bool:
+        async with self._lock:
+            new = self._wanted and await self._ensure_registered()
             if self._wanted:
-                self._fallback.webhook_registered()
+                self._fallback.on_webhook_registered()
             return new
 
-    async def _ensure(self) -> bool:
+    async def _ensure_registered(self) -> bool:
         """Register our webhook unless it is there and active; remove others of ours, which are superfluous.
 
         Return whether it had to be registered.
         """
-        current, others = self._sorted(await self._webhooks.ours())
+        current, others = self._current_and_others(await self._webhooks.fetch_ours())
         unseen = await self._unseen.count()
-        if not current and unseen >= MOST_UNSEEN and not self._hidden:
+        if not current and unseen >= MOST_UNSEEN and not self._is_unlisted:
             await anyio.sleep(FIRST_WAIT_S)  # other processes may be registering it just now
-            current, others = self._sorted(await self._webhooks.ours())
+            current, others = self._current_and_others(await self._webhooks.fetch_ours())
         if missing := not current:
-            if self._hidden or unseen >= MOST_UNSEEN:
-                self._hide()
+            if self._is_unlisted or unseen >= MOST_UNSEEN:
+                self._stop_registering()
                 return False
-            await self._register_once(unseen)
-            current, others = self._sorted(await self._webhooks.ours(), known=others)
+            await self._register_and_count(unseen)
+            current, others = self._current_and_others(await self._webhooks.fetch_ours(), known=others)
             if not current:
-                await self._unseen.store(MOST_UNSEEN)
-                self._hide()
+                await self._unseen.store_count(MOST_UNSEEN)
+                self._stop_registering()
                 return True
             log.info("webhook.registered id=%s", current[0], extra={"event": "webhook.registered"})
         if missing or unseen:
-            await self._unseen.store(0)
+            await self._unseen.store_count(0)
         for superfluous in (*current[1:], *others):
             await self._webhooks.remove(superfluous)
         return missing
 
-    async def _register_once(self, unseen: int) -> None:
-        await self._unseen.store(unseen + 1)
+    async def _register_and_count(self, unseen: int) -> None:
+        await self._unseen.store_count(unseen + 1)
         try:
             await self._webhooks.register()
         except NanoBananaError as error:
             if not _may_be_registered(error):
-                await self._unseen.store(unseen)
+                await self._unseen.store_count(unseen)
             raise
 
-    def _sorted(self, ours: Sequence[Webhook], known: Sequence[str] | None = None) -> tuple[list[str], list[str]]:
+    def _current_and_others(
+        self, ours: Sequence[Webhook], known: Sequence[str] | None = None
+    ) -> tuple[list[str], list[str]]:
         """Return the ids of those that are active and have the present public URL, and the ids of the others.
 
         After a registration `known` are those that were there before. If all are others, the new ones count as current:
@@ -218,15 +220,15 @@ class AccountWebhook:
             current = ids.difference(known)
         return sorted(current), sorted(ids - current)
 
-    def _hide(self) -> None:
-        if not self._hidden:
+    def _stop_registering(self) -> None:
+        if not self._is_unlisted:
             why = (
                 "the gateway's list does not show the webhook that was registered, so no other is registered for a day;"
                 f" deliveries are used if they come. See `{command_line('webhooks')}`, and remove superfluous ones of"
                 " this app"
             )
             log.warning("webhook.hidden %s", why, extra={"event": "webhook.hidden"})
-        self._hidden = True
+        self._is_unlisted = True
 
 
 def _may_be_registered(error: NanoBananaError) -> bool:

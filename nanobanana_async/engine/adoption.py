@@ -28,6 +28,6 @@ async def adopt_all(engine: Engine, records: AsyncIterator[JobRecord]) -> list[T
 
 async def _wait_for_claims(waiting: list[TrackedJob]) -> list[TrackedJob]:
     for job in waiting:
-        while job.joining:
+        while job.is_undecided:
             await job.wait_for_change()
     return [job for job in waiting if job.phase is not Phase.FOREIGN]

@@ -23,7 +23,7 @@ from nanobanana_async.gateways.capabilities import HasBalance
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.policy.retry import RetryPolicy, asked_wait_s, is_outage
 
-ATTEMPTS = 4
+MOST_ATTEMPTS = 4
 LONGEST_WAIT_S = 15.0
 """How long the request waits for its turn, and between two attempts. The caller gets an error after that."""
 
@@ -79,9 +79,9 @@ class BalanceReader:
         attempt = 1
         while True:
             await self._wait_for_turn()
-            poller.sent(self._engine.clock())
+            poller.on_sent(self._engine.clock())
             try:
-                return await poller.ask(self._ask)
+                return await poller.run_admitted_request(self._ask)
             except TaskNotFound as error:
                 why = f"{self._gateway.base_url} does not state a balance (404): see the account's page"
                 raise ConfigurationError(why) from error
@@ -89,7 +89,12 @@ class BalanceReader:
                 passes = is_outage(error) or isinstance(error, RateLimited)
                 backoff_s = self._retry.backoff_s(attempt, self._jitter.random())
                 wait_s = max(asked_wait_s(error), backoff_s)
-                if not passes or attempt >= ATTEMPTS or wait_s > LONGEST_WAIT_S or poller.outage.is_hopeless(error):
+                if (
+                    not passes
+                    or attempt >= MOST_ATTEMPTS
+                    or wait_s > LONGEST_WAIT_S
+                    or poller.outage.is_hopeless(error)
+                ):
                     raise
             attempt += 1
             await anyio.sleep(wait_s)

@@ -8,7 +8,7 @@ class ByteBudget:
     """Lets work wait until its bytes fit, first come, first served; what is larger than the budget goes alone."""
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self._max_bytes = most
         self._used = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
@@ -41,4 +41,4 @@ class ByteBudget:
             turn.set_result(None)
 
     def _fits(self, size: int) -> bool:
-        return not self._used or self._used + size <= self._most
+        return not self._used or self._used + size <= self._max_bytes

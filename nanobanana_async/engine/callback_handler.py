@@ -45,16 +45,16 @@ class CallbackHandler:
         if scheduler.closing:
             return False
         task_id = self._task_id_in(body)
-        if not self._wake_if_ours(key, task_id):  # the copy of a job that another owner follows may be stale
-            await self._route_to_owner(await self._engine.store.ledger.find(key), task_id)
+        if not self._receive_if_ours(key, task_id):  # the copy of a job that another owner follows may be stale
+            await self._handle_untracked(await self._engine.store.ledger.find(key), task_id)
         return not scheduler.closing
 
     async def handle_task(self, record: JobRecord, task_id: str) -> None:
         """Handle a callback about a task, which the ledger has just returned as the task of this job."""
-        if not self._wake_if_ours(record.key, task_id):
-            await self._route_to_owner(record, task_id)
+        if not self._receive_if_ours(record.key, task_id):
+            await self._handle_untracked(record, task_id)
 
-    async def fetch_notices(self) -> None:
+    async def keep_fetching_notices(self) -> None:
         """Fetch the notices that other processes leave about callbacks of our jobs, as long as the session is open."""
         await self._callbacks.enabled.wait()
         while True:
@@ -66,7 +66,7 @@ class CallbackHandler:
                 continue
             for key, task_id in notices:
                 if (job := self._engine.tracked.get(key)) is not None:
-                    self._wake(job, task_id)
+                    self._receive_callback(job, task_id)
 
     def _task_id_in(self, body: bytes) -> str | None:
         try:
@@ -74,14 +74,14 @@ class CallbackHandler:
         except NanoBananaError:
             return None
 
-    def _wake_if_ours(self, key: str, task_id: str | None) -> bool:
+    def _receive_if_ours(self, key: str, task_id: str | None) -> bool:
         job = self._engine.tracked.get(key)
         if job is None or job.phase is Phase.FOREIGN:
             return False
-        self._wake(job, task_id)
+        self._receive_callback(job, task_id)
         return True
 
-    def _wake(self, job: TrackedJob, task_id: str | None) -> None:
+    def _receive_callback(self, job: TrackedJob, task_id: str | None) -> None:
         job.callback_pending = True
         self._engine.store.emit(CallbackReceived(record=job.record))
         if job.record.state is JobState.RUNNING:
@@ -89,10 +89,10 @@ class CallbackHandler:
         elif job.record.state is JobState.SUBMITTING and task_id is not None:
             # The callback came before the answer to the create, or that answer is lost.
             if job.claimed_task_id is None:
-                job.listen(self._start_confirming_if_uncertain)
+                job.add_listener(self._start_confirming_if_uncertain)
             job.claimed_task_id = task_id
 
-    async def _route_to_owner(self, record: JobRecord | None, task_id: str | None) -> None:
+    async def _handle_untracked(self, record: JobRecord | None, task_id: str | None) -> None:
         if record is None or self._engine.scheduler.closing:
             return
         ledger, ours = self._engine.store.ledger, record.account == self._gateway.account
@@ -103,7 +103,7 @@ class CallbackHandler:
                 claim = await ledger.adopt(record.key) if ours else None
                 if claim is not None and claim.is_ours:
                     job = self._engine.tracked.get(record.key) or self._engine.build_tracked_job(claim.record)
-                    self._wake(self._engine.ensure_followed(job), task_id)
+                    self._receive_callback(self._engine.ensure_followed(job), task_id)
                 else:
                     await ledger.notify_owner(record.key, task_id)
             case _:
@@ -148,7 +148,7 @@ class CallbackHandler:
         engine, ledger = self._engine, self._engine.store.ledger
         record = await ledger.find(key)
         if record is None or record.state is not JobState.UNCERTAIN:  # another process was faster
-            await self._route_to_owner(record, task_id)
+            await self._handle_untracked(record, task_id)
             return True
         known = await ledger.find_task(record.account, task_id)
         if known is not None and known.key != key:

@@ -20,12 +20,12 @@ from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.loop_guard import LoopGuard
 
-PATH = "/callbacks"
-ACCOUNT_PATH = f"{PATH}/account"
+CALLBACK_PATH = "/callbacks"
+ACCOUNT_PATH = f"{CALLBACK_PATH}/account"
 TOKEN_BYTES = 24
 SHORTEST_SECRET = 16
 
-_ACCOUNT = re.compile(rf"{ACCOUNT_PATH}/([A-Za-z0-9_-]{{1,400}})/([A-Za-z0-9_-]{{1,100}})/*\Z")
+_ACCOUNT_PATH_PATTERN = re.compile(rf"{ACCOUNT_PATH}/([A-Za-z0-9_-]{{1,400}})/([A-Za-z0-9_-]{{1,100}})/*\Z")
 
 
 class JobCallbacks(Protocol):
@@ -56,8 +56,8 @@ class CallbackUrls:
         self._guard = guard
         self._public_url: str | None = None
         self._secret: bytes | None = None
-        self._jobs: JobCallbacks | None = None
-        self._account: AccountCallbacks | None = None
+        self._job_callbacks: JobCallbacks | None = None
+        self._account_callbacks: AccountCallbacks | None = None
         self.enabled = asyncio.Event()
         """Set once a receiver for callbacks exists."""
 
@@ -71,33 +71,35 @@ class CallbackUrls:
 
     def set_handlers(self, jobs: JobCallbacks, account: AccountCallbacks | None) -> None:
         """Set what handles callbacks, and deliveries if the gateway has webhooks; called when the session opens."""
-        self._jobs, self._account = jobs, account
+        self._job_callbacks, self._account_callbacks = jobs, account
 
     async def handle_verified(self, key: str, body: bytes) -> bool:
         """Handle a callback. Return False if that is not possible because the session is not open."""
         self._guard.check()
-        return self._jobs is not None and await self._jobs.handle(key, body)
+        return self._job_callbacks is not None and await self._job_callbacks.handle(key, body)
 
     async def handle_delivery(self, account: str, headers: Mapping[str, str], body: bytes) -> bool:
         """Handle a delivery for an account. Return False if that is not possible in this session."""
         self._guard.check()
-        return self._account is not None and await self._account.handle(account, headers, body)
+        return self._account_callbacks is not None and await self._account_callbacks.handle(account, headers, body)
 
     async def unregister(self) -> int:
         """Remove the webhooks of the account that are ours; return how many."""
         self._guard.check()
-        if self._jobs is None:
+        if self._job_callbacks is None:
             raise ConfigurationError("the session is not open: unregister before it is closed")
-        return 0 if self._account is None else await self._account.unregister()
+        return 0 if self._account_callbacks is None else await self._account_callbacks.unregister()
 
-    def is_expected_for(self, record: JobRecord) -> bool:
+    def expects_callback_for(self, record: JobRecord) -> bool:
         """Whether the gateway is expected to send a callback when this job ends."""
         url = None if record.request is None else record.request.callback_url
-        return url is not None and self._public_url is not None and url.startswith(f"{self._public_url}{PATH}/")
+        return (
+            url is not None and self._public_url is not None and url.startswith(f"{self._public_url}{CALLBACK_PATH}/")
+        )
 
     async def make_url(self, key: str) -> str:
         """Return the URL of a job."""
-        return f"{self._public_url}{PATH}/{_base64url(key.encode())}/{await self._token_of(key)}"
+        return f"{self._public_url}{CALLBACK_PATH}/{_base64url(key.encode())}/{await self._job_token(key)}"
 
     async def make_account_url(self, account: str) -> str:
         """Return the URL of an account."""
@@ -105,62 +107,64 @@ class CallbackUrls:
 
     async def account_secret(self, account: str) -> str:
         """Return the secret with which the gateway signs deliveries for an account."""
-        return await self._token(f"nanobanana_async webhook secret {account}", hashlib.sha256().digest_size)
+        return await self._make_token(f"nanobanana_async webhook secret {account}", hashlib.sha256().digest_size)
 
-    async def account_of(self, url: str) -> str | None:
+    async def account_of_url(self, url: str) -> str | None:
         """Return the account whose URL this is, for any public URL; None if its token is not ours."""
-        parsed = _parsed(url)
+        parsed = _parse_url(url)
         match = (
-            None if parsed is None or parsed.raw_query_string or parsed.raw_fragment else _ACCOUNT.search(parsed.path)
+            None
+            if parsed is None or parsed.raw_query_string or parsed.raw_fragment
+            else _ACCOUNT_PATH_PATTERN.search(parsed.path)
         )
         return None if match is None else await self.verify_account(match[1], match[2])
 
     def is_below_public_url(self, url: str) -> bool:
         """Return whether an account's URL is below the present public URL, however the gateway writes both."""
-        listed, ours = _parsed(url.rpartition(f"{ACCOUNT_PATH}/")[0]), _parsed(self._public_url or "")
-        return listed is not None and ours is not None and _place(listed) == _place(ours)
+        listed, ours = _parse_url(url.rpartition(f"{ACCOUNT_PATH}/")[0]), _parse_url(self._public_url or "")
+        return listed is not None and ours is not None and _comparable_parts(listed) == _comparable_parts(ours)
 
-    async def verify(self, name: str, token: str) -> str | None:
+    async def verify_job(self, name: str, token: str) -> str | None:
         """Return the key of the job whose URL ends in this name and token; None if there is no such URL."""
         self._guard.check()
-        key = _decoded(name)
-        genuine = hmac.compare_digest((await self._token_of(key)).encode(), token.encode(errors="replace"))
+        key = _decode_name(name)
+        genuine = hmac.compare_digest((await self._job_token(key)).encode(), token.encode(errors="replace"))
         return key if genuine and key and _base64url(key.encode()) == name else None
 
     async def verify_account(self, name: str, token: str) -> str | None:
         """Return the account whose URL ends in this name and token; None if there is no such URL."""
         self._guard.check()
-        account = _decoded(name)
+        account = _decode_name(name)
         genuine = hmac.compare_digest((await self._account_token(account)).encode(), token.encode(errors="replace"))
         return account if genuine and account and _base64url(account.encode()) == name else None
 
-    async def _token_of(self, key: str) -> str:
-        return await self._token(f"nanobanana_async callback {key}", TOKEN_BYTES)
+    async def _job_token(self, key: str) -> str:
+        return await self._make_token(f"nanobanana_async callback {key}", TOKEN_BYTES)
 
     async def _account_token(self, account: str) -> str:
-        return await self._token(f"nanobanana_async webhook {account}", TOKEN_BYTES)
+        return await self._make_token(f"nanobanana_async webhook {account}", TOKEN_BYTES)
 
-    async def _token(self, purpose: str, length: int) -> str:
+    async def _make_token(self, purpose: str, length: int) -> str:
         if self._secret is None:
             self._secret = await self._ledger.callback_secret()
         return _base64url(hmac.digest(self._secret, purpose.encode(), hashlib.sha256)[:length])
 
 
-def _parsed(url: str) -> URL | None:
+def _parse_url(url: str) -> URL | None:
     try:
         parsed = URL(url.strip())
-        _place(parsed)  # host and port are parsed when they are read
+        _comparable_parts(parsed)  # host and port are parsed when they are read
     except ValueError:
         return None
     return parsed
 
 
-def _place(url: URL) -> tuple[str, str | None, int | None, str]:
+def _comparable_parts(url: URL) -> tuple[str, str | None, int | None, str]:
     """Return what does not depend on how a URL is written: a default port, a slash at the end, the case of the host."""
     return url.scheme, url.raw_host, url.port, url.path.rstrip("/")
 
 
-def _decoded(name: str) -> str:
+def _decode_name(name: str) -> str:
     try:
         return base64.urlsafe_b64decode(name + "=" * (-len(name) % 4)).decode()
     except (binascii.Error, ValueError):

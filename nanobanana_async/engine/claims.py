@@ -13,22 +13,22 @@ from nanobanana_async.engine.next_step import (
     Enqueue,
     Finish,
     HoldSlots,
-    LetGo,
     Next,
     Prepare,
     Recover,
     ScheduleAt,
+    StopFollowing,
 )
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.poller import Poller
-from nanobanana_async.engine.references import is_local
+from nanobanana_async.engine.references import has_local_images
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob, is_safe_to_repeat
 from nanobanana_async.errors import ConfigurationError, IdempotencyConflict, LedgerError
 from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.jobs import JobRecord, JobState, is_retried
+from nanobanana_async.jobs import JobRecord, JobState, has_failed_with
 from nanobanana_async.ledger.base import Claim
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.models import difference, same_request
@@ -67,26 +67,26 @@ class Claims:
         A job of another account that was never accepted there becomes a new generation of this account.
         """
         wanted = job.record
-        claim = await self._claim(job)
+        claim = await self._claim_and_check(job)
         if claim.is_new:
-            return self._continue(job)
+            return self._next_by_state(job)
         known = claim.record
-        again = known.state in REBUYABLE or is_retried(known, job.retry_failed)
+        again = known.state in REBUYABLE or has_failed_with(known, job.retry_failed)
         if again or known.account != wanted.account:
             try:
                 await self._store.start_generation(job, known, body=wanted.body, request=wanted.request)
                 self._slots.release(job)
-                return self._continue(job)
+                return self._next_by_state(job)
             except LedgerError:
-                claim = await self._claim(job)
+                claim = await self._claim_and_check(job)
                 if claim.record.revision == known.revision:
-                    await self._let_go(claim, wanted)
+                    await self._release_foreign(claim, wanted)
                     raise
                 # else another session began the next generation first: that purchase is this job too
                 if claim.record.account != wanted.account:
-                    await self._let_go(claim, wanted)
-                    raise self._other_account(claim.record, wanted) from None
-        return self._on_claim(job, claim, wanted)
+                    await self._release_foreign(claim, wanted)
+                    raise self._account_conflict_error(claim.record, wanted) from None
+        return self._apply_claim(job, claim, wanted)
 
     async def check_owner(self, job: TrackedJob) -> Next:
         """Adopt a job that has no owner, or read the state of one that another owner follows."""
@@ -95,12 +95,12 @@ class Claims:
             if claim is None:
                 raise LedgerError(f"job {job.key} is no longer in the ledger")
             if job.may_buy or job.withdraw_requested or not claim.is_ours or claim.record.state is not JobState.PENDING:
-                return self._on_claim(job, claim)
+                return self._apply_claim(job, claim)
             await self._store.ledger.release(job.key)
             if not (job.may_buy or job.withdraw_requested):  # else another caller has asked for it meanwhile
-                return LetGo()
+                return StopFollowing()
 
-    async def resolve(self, job: TrackedJob, *, task_id: str | None, body: bytes | None) -> Next:
+    async def store_resolution(self, job: TrackedJob, *, task_id: str | None, body: bytes | None) -> Next:
         """Store what the user knows of a job: its task id, a body to buy it again with, or neither (not bought)."""
         record = job.record
         if body is not None:
@@ -111,16 +111,16 @@ class Claims:
             facts = {"task_id": task_id, "running_since": began_at, "body": b"", **NO_DOUBT}
             await self._store.transition(job, JobState.RUNNING, **facts)
         else:
-            facts = {**NO_DOUBT, "failure": _not_bought(record), "ended_at": self._store.utcnow()}
+            facts = {**NO_DOUBT, "failure": _not_bought_failure(record), "ended_at": self._store.utcnow()}
             facts |= {
                 "task_id": None,
                 "running_since": None,
                 "credits_used": None,
             }  # the facts of a task that was not the job's own
             await self._store.transition(job, JobState.REFUSED, **facts)
-        return self._continue(job)
+        return self._next_by_state(job)
 
-    async def reopen(self, job: TrackedJob) -> Next:
+    async def return_to_pending(self, job: TrackedJob) -> Next:
         """Store that a job in doubt was not bought: it waits to be sent, under the same idempotency key as before.
 
         If that was wrong after all, the key keeps the gateway from charging twice: `first_sent_at` stays, so that a
@@ -130,46 +130,46 @@ class Claims:
         await self._store.transition(job, JobState.PENDING, **unsent, **NO_DOUBT)
         self._slots.release(job)
         job.failures, job.last_failure, job.first_attempt_at, job.draws_retry_budget = 0, None, NEVER, False
-        return self._continue(job)
+        return self._next_by_state(job)
 
     async def store_withdrawal(self, job: TrackedJob) -> Next:
         """Store that a job is withdrawn, which was never sent."""
         await self._store.transition(job, JobState.WITHDRAWN, ended_at=self._store.utcnow())
         return Finish(job.wait_error)
 
-    async def release(self, tracked: Mapping[str, TrackedJob], job: TrackedJob) -> None:
+    async def release_untracked(self, tracked: Mapping[str, TrackedJob], job: TrackedJob) -> None:
         """Let other owners follow an unfinished job that is no longer in `tracked`."""
         if job.key not in tracked:
             await self._store.release(job.key)
 
     async def count_foreign_slots(self) -> int:
         """Count the jobs of this account that other owners sent, and that may still run and hold slots."""
-        since = self._store.utcnow() - timedelta(seconds=self._estimates.any_may_run_for_s)
+        since = self._store.utcnow() - timedelta(seconds=self._estimates.longest_run_s)
         return await self._store.ledger.count_foreign_jobs(self._gateway.account, since=since)
 
-    async def _claim(self, job: TrackedJob) -> Claim:
+    async def _claim_and_check(self, job: TrackedJob) -> Claim:
         claim = await self._store.claim(job)
         known, wanted = claim.record, job.record
         try:
-            self.check_same(known, wanted)
+            self.check_same_purchase(known, wanted)
             if known.account != wanted.account and known.state is JobState.PENDING and not claim.is_ours:
-                raise self._other_account(known, wanted)  # a session of that account is about to send it
+                raise self._account_conflict_error(known, wanted)  # a session of that account is about to send it
         except IdempotencyConflict:
             if claim.is_ours:  # the claim made us its owner, and we do not follow it
                 await self._store.ledger.release(job.key)
             raise
         return claim
 
-    async def _let_go(self, claim: Claim, wanted: JobRecord) -> None:
+    async def _release_foreign(self, claim: Claim, wanted: JobRecord) -> None:
         """Release a job of another account that the claim made ours."""
         if claim.is_ours and claim.record.account != wanted.account:
             await self._store.ledger.release(wanted.key)
 
-    def _other_account(self, known: JobRecord, wanted: JobRecord) -> IdempotencyConflict:
+    def _account_conflict_error(self, known: JobRecord, wanted: JobRecord) -> IdempotencyConflict:
         why = account_conflict(known, wanted.gateway, wanted.account, self.ledger_file)
         return IdempotencyConflict(why, key=known.key, safe_to_repeat=False)
 
-    def _on_claim(self, job: TrackedJob, claim: Claim, wanted: JobRecord | None = None) -> Next:
+    def _apply_claim(self, job: TrackedJob, claim: Claim, wanted: JobRecord | None = None) -> Next:
         if claim.record != job.ledger_record:  # else keep our record: it may be newer, if its last write failed
             self._store.replace_record(job, claim.record)
         if wanted is not None and claim.is_ours and claim.record.state is JobState.PENDING:
@@ -177,21 +177,21 @@ class Claims:
         if not claim.is_ours and not job.done:
             return CheckOwnerAt(self._clock() + OWNER_CHECK_S)
         if claim.is_ours and claim.record.state is not JobState.PENDING:
-            self._slots.foreign_adopted()
-        return self._continue(job)
+            self._slots.on_foreign_adopted()
+        return self._next_by_state(job)
 
-    def _continue(self, job: TrackedJob) -> Next:
+    def _next_by_state(self, job: TrackedJob) -> Next:
         """Return how a job of ours goes on, by its state."""
         match job.record.state:
             case JobState.PENDING:
-                return Prepare() if is_local(job.record.request) else Enqueue()
+                return Prepare() if has_local_images(job.record.request) else Enqueue()
             case JobState.SUBMITTING:
                 return Recover()
             case JobState.RUNNING:
                 self._slots.acquire(job)
-                self._store.credits.refollow(job)
-                job.running_at = self._poller.running_since(job)
-                return ScheduleAt(self._poller.begin(job))
+                self._store.credits.resume_reservation(job)
+                job.running_at = self._poller.running_at_of(job)
+                return ScheduleAt(self._poller.begin_polling(job))
             case JobState.UNCERTAIN if job.slots:
                 return HoldSlots(job.holds_slots_until)
             case _:
@@ -203,10 +203,10 @@ class Claims:
             why = account_conflict(record, self._gateway.name, self._gateway.account, self.ledger_file)
             raise ConfigurationError(why, key=record.key, safe_to_repeat=is_safe_to_repeat(record, Phase.KNOWN))
 
-    def check_same(self, known: JobRecord, wanted: JobRecord) -> None:
+    def check_same_purchase(self, known: JobRecord, wanted: JobRecord) -> None:
         """Raise `IdempotencyConflict` if the key belongs to another request, or to a purchase of another account."""
         if known.account != wanted.account and not (known.gateway == wanted.gateway and known.never_accepted):
-            raise self._other_account(known, wanted)
+            raise self._account_conflict_error(known, wanted)
         why: str | None = None
         if wanted.task_id is not None and known.task_id != wanted.task_id:
             why = f"a job of task {known.task_id}" if known.task_id else "a job without a task id: resolve it"
@@ -219,7 +219,7 @@ class Claims:
             raise IdempotencyConflict(f"key {known.key} already belongs to {why}", key=known.key, safe_to_repeat=False)
 
 
-def _not_bought(record: JobRecord) -> Failure:
+def _not_bought_failure(record: JobRecord) -> Failure:
     """Return the failure of a job that was resolved by hand as not bought. It keeps the kind of the earlier failure."""
     decision = "resolved by hand as not bought"
     if record.failure is None:

@@ -18,10 +18,10 @@ from nanobanana_async.errors import LedgerError, NanoBananaError
 from nanobanana_async.events import log
 from nanobanana_async.gateways.capabilities import HasWebhooks
 
-REPLAY_S = 300.0
+MAX_DELIVERY_AGE_S = 300.0
 """A signed delivery that is older is dropped."""
 
-CHECKS_AT_ONCE = 16
+CHECKS_PER_ROUND = 16
 """How many early deliveries are searched in the ledger in a row."""
 
 
@@ -40,9 +40,9 @@ class Deliveries:
         self._gateway = gateway
         self._engine = engine
         self._callbacks = callbacks
-        self._jobs = jobs
+        self._job_callbacks = jobs
         self._fallback = engine.poller.fallback
-        self._signs = False
+        self._signature_seen = False
         """A delivery with a right signature has come."""
         self._warned = False
 
@@ -54,10 +54,10 @@ class Deliveries:
             task_id = self._gateway.read_delivery(body)
         except NanoBananaError:
             return True
-        if not await self._is_dropped(account, headers, body):
+        if not await self._is_forged_or_replayed(account, headers, body):
             self._fallback.on_delivery(task_id)
             # It is remembered before the ledger is read: the create may be answered meanwhile.
-            self._fallback.early.add(account, task_id)
+            self._fallback.early_deliveries.add(account, task_id)
             await self._find_job(account, task_id)
         return not self._engine.scheduler.closing
 
@@ -65,13 +65,13 @@ class Deliveries:
         """Remove the webhooks of the account that are ours; return how many."""
         return await self._webhook.unregister()
 
-    async def check_early(self) -> None:
+    async def keep_checking_early(self) -> None:
         """Search the jobs of early deliveries in the ledger, as long as the session is open."""
         await self._callbacks.enabled.wait()
         while True:
             await anyio.sleep(NOTICE_POLL_S)
             try:
-                for account, task_id in self._fallback.early.due(CHECKS_AT_ONCE):
+                for account, task_id in self._fallback.early_deliveries.due(CHECKS_PER_ROUND):
                     await self._find_job(account, task_id)
             except LedgerError as error:
                 log.warning("ledger.failed error=%s", error.message)
@@ -79,19 +79,19 @@ class Deliveries:
     async def _find_job(self, account: str, task_id: str) -> None:
         """Wake the job of a task; if there is none yet, the delivery stays remembered."""
         record = await self._engine.store.ledger.find_task(account, task_id)
-        if record is not None and self._fallback.early.take(account, task_id):
-            await self._jobs.handle_task(record, task_id)
+        if record is not None and self._fallback.early_deliveries.take(account, task_id):
+            await self._job_callbacks.handle_task(record, task_id)
 
-    async def _is_dropped(self, account: str, headers: Mapping[str, str], body: bytes) -> bool:
+    async def _is_forged_or_replayed(self, account: str, headers: Mapping[str, str], body: bytes) -> bool:
         secret = await self._callbacks.account_secret(account)
         signature = self._gateway.read_signature(headers, body, secret=secret)
         if signature is None:
             return False
-        if not signature.is_right:
-            return self._signs
-        self._signs = True
+        if not signature.is_valid:
+            return self._signature_seen
+        self._signature_seen = True
         age_s = self._engine.store.age_s(signature.signed_at)
-        if age_s <= REPLAY_S:
+        if age_s <= MAX_DELIVERY_AGE_S:
             return False
         if not self._warned:
             self._warned = True

@@ -37,7 +37,7 @@ class Decline:
     why: str
 
 
-Start = tuple[TrackedJob, RequestKind | Decline] | ImagePoll
+DispatchDecision = tuple[TrackedJob, RequestKind | Decline] | ImagePoll
 
 
 class Dispatcher:
@@ -84,17 +84,17 @@ class Dispatcher:
         """Add a poll for images."""
         self._image_polls.append(poll)
 
-    def admit(self, now: float) -> tuple[list[Start], float]:
+    def admit(self, now: float) -> tuple[list[DispatchDecision], float]:
         """Take out what may start now, creates first. Also return when more may start by the passing of time."""
-        starts: list[Start] = []
+        starts: list[DispatchDecision] = []
         creates_at = self._admit_creates(now, starts)
         return starts, min(creates_at, self._admit_polls(now, starts))
 
-    def _admit_creates(self, now: float, starts: list[Start]) -> float:
+    def _admit_creates(self, now: float, starts: list[DispatchDecision]) -> float:
         # Many overdue polls mean many ended jobs that are still counted as held: poll them before sending more. Where
         # requests are scarce, polls are always overdue, and creates must not wait for them.
         limiter = self._slots.limiter
-        seen_enough = limiter.budget.limited or len(self._overdue) <= (
+        seen_enough = limiter.budget.is_limited or len(self._overdue) <= (
             self._workers.free_requests if limiter.was_throttled else 0
         )
         asks_at = NEVER
@@ -106,7 +106,7 @@ class Dispatcher:
                     continue
                 affordable = self._credits.check(job, now)
                 if affordable is Affordable.NEVER:
-                    starts.append((queue.popleft(), Decline(self._credits.explain(job))))
+                    starts.append((queue.popleft(), Decline(self._credits.explain_refusal(job))))
                     continue
                 if not self._free_requests(starts):
                     return NEVER
@@ -117,17 +117,19 @@ class Dispatcher:
                     break
                 queue.popleft()
                 self._credits.reserve(job)
-                self._slots.sent(job, now)
+                self._slots.on_sent(job, now)
                 starts.append((job, RequestKind.CREATE))
         if self._repeats:
             opens_at = (
-                self._slots.breaker.opens_at if self._slots.breaker.opens_at > now else now + RETRY_BUDGET_CHECK_S
+                self._slots.breaker.paused_until
+                if self._slots.breaker.paused_until > now
+                else now + RETRY_BUDGET_CHECK_S
             )
             return min(opens_at, asks_at)
         opens_at = self._slots.opens_at(now)
         return min(opens_at if self._pending and opens_at > now else NEVER, asks_at)
 
-    def _admit_polls(self, now: float, starts: list[Start]) -> float:
+    def _admit_polls(self, now: float, starts: list[DispatchDecision]) -> float:
         while self._image_polls or self._overdue:
             if not (free := self._free_requests(starts)):
                 return NEVER
@@ -136,24 +138,24 @@ class Dispatcher:
                 return opens_at if opens_at > now else NEVER
             if self._image_polls:
                 self._slots.retry_budget.earn()
-                self._poller.sent(now)
+                self._poller.on_sent(now)
                 starts.append(self._image_polls.popleft())
                 continue
             job = self._overdue.pop_best(free, self._estimates.ended_probability)
             if job.phase is Phase.QUEUED:
                 self._slots.retry_budget.earn()
-                self._poller.sent(now)
+                self._poller.on_sent(now)
                 starts.append((job, RequestKind.POLL))
         return NEVER
 
-    def _free_requests(self, starts: list[Start]) -> int:
+    def _free_requests(self, starts: list[DispatchDecision]) -> int:
         """Return how many more requests may leave after the starts that were just taken out."""
         declined = sum(1 for start in starts if isinstance(start, tuple) and isinstance(start[1], Decline))
         return self._workers.free_requests - len(starts) + declined
 
 
 # How many overdue polls are compared when not all can be sent; the longest overdue are among them.
-COMPARED = 16
+MOST_COMPARED_POLLS = 16
 
 
 class SubmitQueue:
@@ -198,6 +200,6 @@ class PollQueue:
         """Take out the job to poll next: the first, or the one most likely to have ended if not all can be polled."""
         if len(self._queue) <= room:
             return self._queue.popleft()
-        best = max(islice(self._queue, COMPARED), key=gain)
+        best = max(islice(self._queue, MOST_COMPARED_POLLS), key=gain)
         self._queue.remove(best)
         return best

@@ -11,12 +11,12 @@ from nanobanana_async.commands import jobs_command
 from nanobanana_async.engine.store import to_failure
 from nanobanana_async.errors import IdempotencyConflict, JobUncertain, NanoBananaError
 from nanobanana_async.failures import Failure
-from nanobanana_async.formatting import count
+from nanobanana_async.formatting import plural
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.policy.retry import FailureKind, RetryDecision
 
 # How many candidates of an uncertain job its error names, if no command can show them.
-MOST_NAMED = 5
+MOST_CANDIDATES_NAMED = 5
 
 NO_DOUBT: Mapping[str, Any] = {
     "in_doubt": False,
@@ -92,7 +92,7 @@ def candidates_hint(record: JobRecord, ledger_file: Path | None) -> str:
     """Return how to see the tasks that could be an uncertain job; nothing if none is known."""
     if not record.candidates:
         return ""
-    listed = ", ".join(candidate.task_id for candidate in record.candidates[:MOST_NAMED])
+    listed = ", ".join(candidate.task_id for candidate in record.candidates[:MOST_CANDIDATES_NAMED])
     if ledger_file is not None:
         listed = f"`{jobs_command('show', ledger=ledger_file, names=[record.key])}` lists them"
-    return f"; {count(len(record.candidates), 'task')} could be it: {listed}"
+    return f"; {plural(len(record.candidates), 'task')} could be it: {listed}"

@@ -15,9 +15,9 @@ FIRST_CHECK_S = 0.5
 
 
 @define
-class _Early:
-    since: float
-    check_at: float
+class _EarlyDelivery:
+    came_at: float
+    next_check_at: float
 
 
 class EarlyDeliveries:
@@ -25,7 +25,7 @@ class EarlyDeliveries:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._waiting: OrderedDict[tuple[str, str], _Early] = OrderedDict()
+        self._waiting: OrderedDict[tuple[str, str], _EarlyDelivery] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -33,23 +33,23 @@ class EarlyDeliveries:
     def add(self, account: str, task_id: str) -> None:
         """Remember a task."""
         now = self._clock()
-        self._waiting.setdefault((account, task_id), _Early(now, now + FIRST_CHECK_S))
+        self._waiting.setdefault((account, task_id), _EarlyDelivery(now, now + FIRST_CHECK_S))
         if len(self._waiting) > MOST_REMEMBERED:
             self._waiting.popitem(last=False)
 
     def take(self, account: str, task_id: str) -> bool:
         """Forget a task; return whether it was remembered."""
         found = self._waiting.pop((account, task_id), None)
-        return found is not None and self._clock() < found.since + REMEMBERED_S
+        return found is not None and self._clock() < found.came_at + REMEMBERED_S
 
     def due(self, limit: int) -> list[tuple[str, str]]:
         """Return the tasks to search in the ledger now, and forget those that are too old."""
         now = self._clock()
-        while self._waiting and next(iter(self._waiting.values())).since + REMEMBERED_S <= now:
+        while self._waiting and next(iter(self._waiting.values())).came_at + REMEMBERED_S <= now:
             self._waiting.popitem(last=False)
         due: list[tuple[str, str]] = []
         for task, early in self._waiting.items():
-            if early.check_at <= now and len(due) < limit:
-                early.check_at = now + max(FIRST_CHECK_S, now - early.since)
+            if early.next_check_at <= now and len(due) < limit:
+                early.next_check_at = now + max(FIRST_CHECK_S, now - early.came_at)
                 due.append(task)
         return due

@@ -20,7 +20,7 @@ from nanobanana_async.engine.submitter import Submitter
 from nanobanana_async.engine.tracked_job import NEVER, NO_SOURCES, TrackedJob
 from nanobanana_async.errors import ConfigurationError, CreditLimitReached, LedgerError, NanoBananaError, SessionClosed
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.images.local import Sources
+from nanobanana_async.images.local import LocalImagesByDigest
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, Observation, with_indexes
 from nanobanana_async.keys import key_for_task, validate_key, validate_task_id
 from nanobanana_async.ledger.base import TaskTaken
@@ -52,7 +52,7 @@ class Engine:
         self.gateway = gateway
         self.account = gateway.account  # each reading of it hashes the key again, and makes another string
         self.store = store
-        self._budgets = budgets
+        self._session_caps = budgets
         self._callbacks = callbacks
         self.guard = guard
         """Every call of the public API checks it first: is this the event loop that opened the session?"""
@@ -71,7 +71,7 @@ class Engine:
         *budgets: Cap,
         expected_credits: Decimal | None = None,
         retry_failed: frozenset[str] = frozenset(),
-        sources: Sources = NO_SOURCES,
+        sources: LocalImagesByDigest = NO_SOURCES,
     ) -> TrackedJob:
         """Track a new job and claim its key, or return the job that is tracked under that key.
 
@@ -87,9 +87,9 @@ class Engine:
             job.sources = sources
             self.scheduler.start_step(self.claims.claim, job)
         else:
-            self.claims.check_same(job.record, record)
+            self.claims.check_same_purchase(job.record, record)
             if record.request is not None:
-                self.references.renew(job, record.request, sources)
+                self.references.take_newer_request(job, record.request, sources)
         job.may_buy = True
         return job
 
@@ -101,7 +101,7 @@ class Engine:
         self.scheduler.check_open(record)
         job = self.tracked.get(record.key)
         if job is not None:
-            self.claims.check_same(job.record, record)
+            self.claims.check_same_purchase(job.record, record)
             return job
 
         async def claim(job: TrackedJob) -> Next:
@@ -110,7 +110,7 @@ class Engine:
                 return next_step
             self.estimates.forget(job)
             job.schedule = None  # it is unknown when the task began: its duration is not learned
-            return await self.poller.interpret(job, seen)
+            return await self.poller.apply_observation(job, seen)
 
         job = self.scheduler.track(self.build_tracked_job(record), Phase.CLAIMING)
         job.polls, job.polled_at = 1, self.clock()
@@ -159,7 +159,7 @@ class Engine:
             why = f"task {known.task_id} is job {known.key} in this ledger: attach it without a key, or with that one"
             raise ConfigurationError(why, key=known.key)
         if request is not None and known.request is not None:
-            self.claims.check_same(known, self.new_attached_record(known.task_id or "", known.key, request))
+            self.claims.check_same_purchase(known, self.new_attached_record(known.task_id or "", known.key, request))
 
     def make_cap(self, max_credits: Decimal, batch: str | None) -> Cap:
         """Return a cap of credits. The ledger counts what a named batch spends, this session the rest."""
@@ -175,7 +175,7 @@ class Engine:
     def build_tracked_job(self, record: JobRecord) -> TrackedJob:
         """Return a `TrackedJob` for a record; it is not followed yet."""
         job = TrackedJob(record, 1 if record.request is None else self.gateway.slots_for(record.request))
-        job.budgets = self._budgets
+        job.budgets = self._session_caps
         return job
 
     def ensure_followed(self, job: TrackedJob) -> TrackedJob:
@@ -199,7 +199,7 @@ class Engine:
             record = await self.store.ledger.find(job.key)
             moved_on = record is not None and record.revision != job.ledger_record.revision
             if record is not None and moved_on and not (given_up and record.state is JobState.PENDING):
-                self.scheduler.reload(job, record)
+                self.scheduler.take_newer_record(job, record)
         return self.ensure_followed(job)
 
     def resolve(self, job: TrackedJob, *, task_id: str | None, buy_again: bool) -> TrackedJob:
@@ -211,14 +211,14 @@ class Engine:
         if task_id is not None:
             validate_task_id(task_id)
         self.check_resolvable(job, buy_again=buy_again)
-        if buy_again and self.store.credits.check_again(job, self.clock()) is Affordable.NEVER:
-            raise CreditLimitReached(self.store.credits.explain(job), key=record.key, safe_to_repeat=False)
+        if buy_again and self.store.credits.check_another_purchase(job, self.clock()) is Affordable.NEVER:
+            raise CreditLimitReached(self.store.credits.explain_refusal(job), key=record.key, safe_to_repeat=False)
         body = self.references.body_to_store(record.request) if buy_again and record.request is not None else None
         job.may_buy = True
 
         async def resolved(job: TrackedJob) -> Next:
             try:
-                next_step = await self.claims.resolve(job, task_id=task_id, body=body)
+                next_step = await self.claims.store_resolution(job, task_id=task_id, body=body)
                 job.wake()
                 return next_step
             except LedgerError as error:  # the record is unchanged: it can be resolved again
@@ -251,7 +251,7 @@ class Engine:
         self.claims.check_account(job.record)
         job.observation = await self._poll_images(job.record.task_id or "", job.key)
 
-    async def fresh_image_links(self, task_id: str) -> dict[int, str]:
+    async def fetch_image_links(self, task_id: str) -> dict[int, str]:
         """Poll a task once more for new links to its images, by their index: links expire."""
         seen = await self._poll_images(task_id, key_for_task(task_id))
         return dict(with_indexes(seen.images, seen.missing))
@@ -268,7 +268,7 @@ class Engine:
 
     def request_withdrawal(self, job: TrackedJob) -> bool:
         """Withdraw a job that was not sent yet. Return False if it was sent, or if another owner follows it."""
-        taken = job.leaving or job.phase in (Phase.IN_FLIGHT, Phase.FOREIGN) or job.wait_error is not None
+        taken = job.is_being_withdrawn or job.phase in (Phase.IN_FLIGHT, Phase.FOREIGN) or job.wait_error is not None
         if self.scheduler.closing or taken or job.record.state is not JobState.PENDING:
             return False
         self.claims.check_account(job.record)
@@ -284,7 +284,7 @@ class Engine:
         """Count a caller that waits for the job."""
         job.callers += 1
 
-    def keep(self, job: TrackedJob) -> None:
+    def keep_for_handle(self, job: TrackedJob) -> None:
         """Let the job outlive its callers, since a handle was given out."""
         job.has_handle = True
 

@@ -32,9 +32,9 @@ class JobEstimates:
         """Return the expected number of followed jobs that ended since a time and were not polled after it."""
         now = self._clock()
         return sum(
-            schedule.ended_chance(max(seen_s, since - job.running_at), now - job.running_at)
+            schedule.ended_between_probability(max(seen_s, since - job.running_at), now - job.running_at)
             for schedule in self._schedules.values()
-            for job, seen_s in schedule.running()
+            for job, seen_s in schedule.running_jobs()
         )
 
     def may_run_for_s(self, job: TrackedJob) -> float:
@@ -42,16 +42,16 @@ class JobEstimates:
         return min(self._job_s, self.schedule_of(job).p99_s)
 
     @property
-    def any_may_run_for_s(self) -> float:
+    def longest_run_s(self) -> float:
         """The longest time that a job of any class may run."""
-        classes = (self._schedule(""), *self._schedules.values())
+        classes = (self._schedule_of_class(""), *self._schedules.values())
         return min(self._job_s, max(schedule.p99_s for schedule in classes))
 
     @property
-    def best_known(self) -> Durations | None:
+    def best_known_durations(self) -> Durations | None:
         """The learned durations of the class with the most ended jobs; None if no job has ended."""
         for schedule in self._schedules.values():
-            schedule.learn()
+            schedule.refit_if_due()
         known = [schedule.durations for schedule in self._schedules.values() if schedule.durations.count]
         return max(known, key=lambda durations: durations.count, default=None)
 
@@ -69,13 +69,13 @@ class JobEstimates:
     def schedule_of(self, job: TrackedJob) -> PollSchedule[TrackedJob]:
         """Return the poll schedule of the job's price class."""
         request = job.record.request
-        return self._schedule("" if request is None else self._gateway.price_class(request))
+        return self._schedule_of_class("" if request is None else self._gateway.price_class(request))
 
-    def _schedule(self, name: str) -> PollSchedule[TrackedJob]:
+    def _schedule_of_class(self, name: str) -> PollSchedule[TrackedJob]:
         schedule = self._schedules.get(name)
         if schedule is None:
             # A class without ended jobs starts from the class with the most.
-            learned = self.best_known
+            learned = self.best_known_durations
             expected_s = self._gateway.expected_job_s if learned is None else learned.median_s
             schedule = self._schedules[name] = PollSchedule(self._polling, Durations(expected_s))
         return schedule

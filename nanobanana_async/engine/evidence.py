@@ -8,16 +8,16 @@ from decimal import Decimal
 from attrs import evolve
 
 from nanobanana_async.engine.doubt import was_processed
-from nanobanana_async.engine.history import History, Reading
+from nanobanana_async.engine.history import History, TaskListing
 from nanobanana_async.errors import IdempotencyConflict
 from nanobanana_async.events import log
 from nanobanana_async.gateways.capabilities import PastTask
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import JobRecord, JobState
-from nanobanana_async.policy.reconcile import ClaimedTask, Doubt, HistoryRead, UnclaimedTask, estimate_offset
+from nanobanana_async.policy.reconcile import ClaimedTask, HistoryEvidence, JobInDoubt, UnclaimedTask, estimate_offset
 
 # A task that ended so may have been refunded: its price does not show what it cost.
-_NO_PRICE = frozenset({"failed", "error", "cancelled", "canceled"})
+_UNPRICED_STATUSES = frozenset({"failed", "error", "cancelled", "canceled"})
 
 
 def shows_shared_keys(record: JobRecord) -> bool:
@@ -27,16 +27,16 @@ def shows_shared_keys(record: JobRecord) -> bool:
     return uncertain and failure is not None and failure.kind == IdempotencyConflict.__name__
 
 
-def to_doubt(record: JobRecord, gateway: Gateway, lateness_s: float, *, shared: bool) -> Doubt:
+def to_doubt(record: JobRecord, gateway: Gateway, lateness_s: float, *, shared: bool) -> JobInDoubt:
     """Return a job in doubt; its record must say when its answer was lost.
 
     With `shared` another ledger buys jobs under the same keys: then a 409 may be about its create.
     """
     request = record.request
-    return Doubt(
+    return JobInDoubt(
         key=record.key,
-        sent_at=sent_at(record).timestamp(),
-        lost_at=(record.lost_at or sent_at(record)).timestamp(),
+        sent_at=earliest_sent_at(record).timestamp(),
+        lost_at=(record.lost_at or earliest_sent_at(record)).timestamp(),
         processed=not shared and was_processed(record, lateness_s),
         in_progress=record.conflict_at is not None,
         request=record.key if request is None else evolve(request, callback_url=None),
@@ -45,14 +45,14 @@ def to_doubt(record: JobRecord, gateway: Gateway, lateness_s: float, *, shared: 
     )
 
 
-def sent_at(record: JobRecord) -> datetime:
+def earliest_sent_at(record: JobRecord) -> datetime:
     """Return the earliest time at which a job in doubt may have been processed."""
     return record.sent_at or record.first_sent_at or record.created_at
 
 
 def to_history_read(
-    reading: Reading, claimed: Mapping[str, JobRecord | None], history: History, gateway: Gateway
-) -> HistoryRead | None:
+    reading: TaskListing, claimed: Mapping[str, JobRecord | None], history: History, gateway: Gateway
+) -> HistoryEvidence | None:
     """Return a reading with the jobs that have its tasks; None if nothing shows what the gateway's clock says."""
     if (unlisted := history.unlisted(reading)) is not None:
         log.info("history.incomplete task=%s: nothing is decided by a history that does not list it", unlisted)
@@ -65,13 +65,13 @@ def to_history_read(
     offset = estimate_offset(known, reading.offset)
     if offset is None:
         return None
-    return HistoryRead(
+    return HistoryEvidence(
         read_at=reading.read_at.timestamp(),
         complete_since=reading.complete_since.timestamp(),
         unclaimed=[_to_unclaimed(task) for task in reading.tasks if task.task_id not in claimed],
         claimed=known,
         offset=offset,
-        offset_until=max((task.answered_at or -math.inf for task in known), default=-math.inf)
+        offset_known_until=max((task.answered_at or -math.inf for task in known), default=-math.inf)
         if reading.offset is None
         else math.inf,
         zone_known=any(task.answered_at is not None for task in known),
@@ -113,7 +113,7 @@ def _to_claimed(
 
 def _price_of(task: PastTask) -> Decimal | None:
     """Return what a task costs; None if it does not show: it may be charged when it ends, and was perhaps refunded."""
-    return None if (task.status or "").lower() in _NO_PRICE else task.credits_used or None
+    return None if (task.status or "").lower() in _UNPRICED_STATUSES else task.credits_used or None
 
 
 def _lower(name: str | None) -> str | None:

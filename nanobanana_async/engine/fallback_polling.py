@@ -44,53 +44,55 @@ class FallbackPolling:
         self._callbacks = callbacks
         self._clock = clock
         self._opened_at = clock()
-        self._relies = True
-        self._lost = 0.0
+        self._relies_on_callbacks = True
+        self._lost_share = 0.0
         """The recent share of callbacks that never came."""
-        self.early = EarlyDeliveries(clock)
+        self.early_deliveries = EarlyDeliveries(clock)
         self.deliveries_lost = asyncio.Event()
         """Set when a job ends without a callback while none are relied on: the webhook may be gone."""
         self._webhook_since: float | None = None
         """When the account's webhook was registered, or found."""
-        self._proven = True
+        self._webhook_proven = True
         """A callback has come; False for a webhook without a delivery so far."""
-        self._unannounced: OrderedDict[str, None] = OrderedDict()
+        self._ended_without_delivery: OrderedDict[str, None] = OrderedDict()
         """The last tasks that ended while no delivery had come."""
         self._silent_since = NEVER
         """When the first of them ended."""
         self._warned = False
 
-    def webhook_registered(self) -> None:
+    def on_webhook_registered(self) -> None:
         """Expect deliveries for all jobs of the account, once one has come."""
         if self._webhook_since is None:
-            self._webhook_since, self._proven = self._clock(), False
+            self._webhook_since, self._webhook_proven = self._clock(), False
 
-    def webhook_removed(self) -> None:
+    def on_webhook_removed(self) -> None:
         """Expect no more deliveries."""
-        self._webhook_since, self._proven = None, True
+        self._webhook_since, self._webhook_proven = None, True
 
     def on_delivery(self, task_id: str) -> None:
         """Record a delivery. It proves that the webhook works if a poll has confirmed the end of its task."""
-        if task_id in self._unannounced:
-            self._prove()
+        if task_id in self._ended_without_delivery:
+            self._mark_proven()
 
-    def came_early(self, record: JobRecord) -> bool:
+    def take_early_delivery(self, record: JobRecord) -> bool:
         """Return whether a delivery about a job's task came before the job had it."""
-        return record.task_id is not None and self.early.take(record.account, record.task_id)
+        return record.task_id is not None and self.early_deliveries.take(record.account, record.task_id)
 
-    def is_expected_for(self, record: JobRecord) -> bool:
+    def expects_callback_for(self, record: JobRecord) -> bool:
         """Return whether a callback is expected when this job ends."""
-        return self._webhook_since is not None or self._callbacks.is_expected_for(record)
+        return self._webhook_since is not None or self._callbacks.expects_callback_for(record)
 
     def waits_for_callback(self, job: TrackedJob) -> bool:
         """Whether the job waits for its callback instead of being polled as usual."""
         # The callback of a job that began before this session, or before the webhook, may have come or been due then.
         older = job.polled_at == NOT_YET and job.running_at < max(self._opened_at, self._webhook_since or 0.0)
-        return not older and self._proven and self._relies and self.is_expected_for(job.record)
+        return (
+            not older and self._webhook_proven and self._relies_on_callbacks and self.expects_callback_for(job.record)
+        )
 
-    def next_check(self, job: TrackedJob) -> float:
+    def next_check_at(self, job: TrackedJob) -> float:
         """Return when to poll a job that waits for its callback, or to plan its poll again."""
-        return min(self._fallback(job), self._clock() + REPLAN_S)
+        return min(self._fallback_poll_at(job), self._clock() + REPLAN_S)
 
     def due_after_callback(self, job: TrackedJob, due: float) -> float:
         """Return when a job is due: earlier than `due` if a callback came for it."""
@@ -98,33 +100,35 @@ class FallbackPolling:
         called = job.callback_pending and job.record.state is JobState.RUNNING and not job.failures
         return min(due, job.polled_at + CALLBACK_POLL_GAP_S) if called else due
 
-    def too_early(self, job: TrackedJob) -> bool:
+    def is_too_early(self, job: TrackedJob) -> bool:
         """Whether a due job is not polled yet, because its callback is expected."""
         in_trouble = job.failures > 0 or job.first_imageless_at < NEVER
         waits = self.waits_for_callback(job) and not job.callback_pending and not in_trouble
-        return waits and self._fallback(job) > self._clock() + TICK_S
+        return waits and self._fallback_poll_at(job) > self._clock() + TICK_S
 
     def on_ended(self, record: JobRecord, *, called: bool) -> None:
         """Record that a job ended, and whether its callback had come."""
-        if not self.is_expected_for(record):
+        if not self.expects_callback_for(record):
             return
-        if self._proven:
-            self._lost += LOSS_SMOOTHING * ((not called) - self._lost)
-            self._relies = self._lost < (STOP_RELYING_ABOVE if self._relies else RELY_AGAIN_BELOW)
-            if not (called or self._relies):
+        if self._webhook_proven:
+            self._lost_share += LOSS_SMOOTHING * ((not called) - self._lost_share)
+            self._relies_on_callbacks = self._lost_share < (
+                STOP_RELYING_ABOVE if self._relies_on_callbacks else RELY_AGAIN_BELOW
+            )
+            if not (called or self._relies_on_callbacks):
                 self.deliveries_lost.set()
         elif called:
-            self._prove()
+            self._mark_proven()
         else:
-            self._ended_unannounced(record.task_id or "")
+            self._record_undelivered_end(record.task_id or "")
 
-    def _prove(self) -> None:
-        self._proven, self._lost, self._relies = True, 0.0, True
-        self._unannounced.clear()
+    def _mark_proven(self) -> None:
+        self._webhook_proven, self._lost_share, self._relies_on_callbacks = True, 0.0, True
+        self._ended_without_delivery.clear()
 
-    def _ended_unannounced(self, task_id: str) -> None:
+    def _record_undelivered_end(self, task_id: str) -> None:
         """Remember a task that ended before any delivery came; warn once if none comes for long."""
-        now, ended = self._clock(), self._unannounced
+        now, ended = self._clock(), self._ended_without_delivery
         self.deliveries_lost.set()
         ended[task_id] = None
         self._silent_since = min(self._silent_since, now)
@@ -135,10 +139,10 @@ class FallbackPolling:
         if len(ended) > ENDED_KEPT:
             ended.popitem(last=False)
 
-    def _fallback(self, job: TrackedJob) -> float:
+    def _fallback_poll_at(self, job: TrackedJob) -> float:
         late_s = 0.0
         if job.schedule is not None:
-            job.schedule.learn()
+            job.schedule.refit_if_due()
             late_s = job.schedule.p99_s
         if job.polled_at < job.running_at:
             return job.running_at + min(late_s, LONGEST_FALLBACK_S)

@@ -27,10 +27,10 @@ from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.threads import AnswerReader
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.policy.circuit import CreateSpacing
-from nanobanana_async.policy.reconcile import ROUNDING_S, ClockOffset, lateness_s, ready_after_s
+from nanobanana_async.policy.reconcile import ROUNDING_S, ClockOffset, estimate_lateness_s, ready_after_s
 
 # An answer of these statuses that is not a history shows that there is none: no later reading will find one.
-_NO_HISTORY = (200, 404, 405, 501)
+_NO_HISTORY_STATUSES = (200, 404, 405, 501)
 
 # While creates may be processed for longer than this, the repeat after a 409 does not wait for their end.
 LONGEST_CONFIRMATION_S = 10.0
@@ -44,7 +44,7 @@ _LONGEST_OFFSET_S = 86_400.0
 
 
 @define
-class Wait:
+class HistoryWait:
     """A job in doubt that waits for the history to be read."""
 
     job: TrackedJob
@@ -53,12 +53,12 @@ class Wait:
     """When a reading may decide about it."""
     lost_at: datetime
     reads: int = 0
-    found: PastTask | None = None
+    found_task: PastTask | None = None
     """Its task, which it gets once no request of the job is in flight."""
 
 
 @frozen
-class Reading:
+class TaskListing:
     """The tasks that were listed, newest first."""
 
     read_at: datetime
@@ -86,7 +86,7 @@ class History:
     ) -> None:
         self.gateway = gateway if isinstance(gateway, HasHistory) else None
         self.delay_s = 0.0 if self.gateway is None else self.gateway.history_delay_s
-        self.waits: dict[str, Wait] = {}
+        self.waits: dict[str, HistoryWait] = {}
         self.lock = asyncio.Lock()
         """Held while a reading is made and carried out."""
         self._transport = transport
@@ -107,7 +107,7 @@ class History:
         self._was_read = False
 
     @property
-    def readable(self) -> bool:
+    def is_readable(self) -> bool:
         """Whether the gateway has a history, as far as is known."""
         return self.gateway is not None and not self._unreadable
 
@@ -119,14 +119,14 @@ class History:
     @property
     def lateness_s(self) -> float:
         """How long after its connection was lost a create may still be processed."""
-        return lateness_s(self._longest_answer_s, self.delay_s)
+        return estimate_lateness_s(self._longest_answer_s, self.delay_s)
 
     def confirms_after_s(self, record: JobRecord) -> float:
         """Return how long after the first 409 a second one shows that the create was processed to its end."""
-        first = self.readable and record.conflict_at is None and self.lateness_s <= LONGEST_CONFIRMATION_S
+        first = self.is_readable and record.conflict_at is None and self.lateness_s <= LONGEST_CONFIRMATION_S
         return self.lateness_s if first else 0.0
 
-    def create_answered(self, task_id: str, took_s: float) -> None:
+    def record_answer_time(self, task_id: str, took_s: float) -> None:
         """Record how long the gateway took to accept a create, and when: the history must show that task."""
         self._longest_answer_s = max(took_s, self._longest_answer_s or 0.0)
         answered_at = self._store.utcnow()
@@ -134,12 +134,12 @@ class History:
         if len(self.accepted) > MOST_ACCEPTED:
             del self.accepted[next(iter(self.accepted))]
 
-    def unlisted(self, reading: Reading) -> str | None:
+    def unlisted(self, reading: TaskListing) -> str | None:
         """Return a task that the reading should have listed, and has not: it then shows nothing for certain."""
         listed = {task.task_id for task in reading.tasks}
         until = reading.read_at - timedelta(seconds=self.delay_s)
         for task_id, (sent_at, answered_at) in self.accepted.items():
-            since = _with_offset(sent_at, reading.offset)
+            since = _to_gateway_time(sent_at, reading.offset)
             if since > reading.complete_since and answered_at <= until and task_id not in listed:
                 return task_id
         return None
@@ -147,7 +147,7 @@ class History:
     def can_show(self, record: JobRecord) -> bool:
         """Return whether the history may show whether a job was bought: not if our clock was set back meanwhile."""
         known = record.sent_at is not None and record.lost_at is not None and record.sent_at <= record.lost_at
-        return self.readable and known
+        return self.is_readable and known
 
     def watch_repeats(self, job: TrackedJob) -> None:
         """Let the history decide about a job whose repeats get 409, while it is repeated."""
@@ -155,23 +155,23 @@ class History:
         if job.record.conflict_at is None:
             self.waits.pop(job.key, None)
         elif wait is None or wait.lost_at != job.record.lost_at:
-            self._watch(job, parked=False)
+            self._add_wait(job, parked=False)
 
-    def watch(self, job: TrackedJob) -> None:
+    def watch_parked(self, job: TrackedJob) -> None:
         """Let the history decide about a job that is not repeated any more, from the time when it can.
 
         The first time it is read at once: there may be no history.
         """
-        self._watch(job, parked=True)
+        self._add_wait(job, parked=True)
 
-    def _watch(self, job: TrackedJob, *, parked: bool) -> None:
+    def _add_wait(self, job: TrackedJob, *, parked: bool) -> None:
         lost_at, now = job.record.lost_at, self._clock()
-        if not self.readable or lost_at is None:
+        if not self.is_readable or lost_at is None:
             return
         after_s = ready_after_s(self.lateness_s, self.delay_s, processed=job.record.conflict_at is not None)
         ready_at = now + max(0.0, after_s - self._store.age_s(lost_at))
         due = now if parked and not self._was_read else ready_at
-        self.waits[job.key] = Wait(job, due, ready_at, lost_at, reads=MOST_READINGS - 1 if self.fails else 0)
+        self.waits[job.key] = HistoryWait(job, due, ready_at, lost_at, reads=MOST_READINGS - 1 if self.fails else 0)
         self._changed.set()
 
     async def wait_until_due(self) -> None:
@@ -180,7 +180,7 @@ class History:
             self._changed.clear()
             reads_at = self._read_at + self.delay_s / 2
             due = min(
-                (max(wait.due, reads_at) if wait.found is None else wait.due for wait in self.waits.values()),
+                (max(wait.due, reads_at) if wait.found_task is None else wait.due for wait in self.waits.values()),
                 default=NEVER,
             )
             wait_s = due - self._clock()
@@ -189,7 +189,7 @@ class History:
             with anyio.move_on_after(wait_s if wait_s < NEVER else None):
                 await self._changed.wait()
 
-    async def read(self, since: datetime, *, most_pages: int) -> Reading:
+    async def read(self, since: datetime, *, most_pages: int) -> TaskListing:
         """List the tasks since a time of our clock, and a few older ones. Raises what prevents it."""
         read_at = self._store.utcnow()
         tasks: dict[str, PastTask] = {}
@@ -211,27 +211,27 @@ class History:
             elif in_order:
                 complete_since = oldest
             # A gateway that ignores the number of the page shows the first one for ever.
-            if page.is_last or len(tasks) == known or (in_order and oldest < _with_offset(since, offset)):
+            if page.is_last or len(tasks) == known or (in_order and oldest < _to_gateway_time(since, offset)):
                 break
         self._read_at, self._was_read, self._failures = self._clock(), True, 0
-        return Reading(read_at, list(tasks.values()), complete_since, offset)
+        return TaskListing(read_at, list(tasks.values()), complete_since, offset)
 
-    def failed(self, error: Exception) -> None:
+    def on_read_failed(self, error: Exception) -> None:
         """Record that the history could not be read."""
         self._read_at = self._clock()
         self._failures += 1
-        no_history = isinstance(error, UnexpectedResponse) and error.status in _NO_HISTORY
+        no_history = isinstance(error, UnexpectedResponse) and error.status in _NO_HISTORY_STATUSES
         refused = isinstance(error, GatewayError) and not isinstance(error, (RateLimited, GatewayUnavailable))
         if no_history or refused or isinstance(error, ConfigurationError):  # such as a lent session that was closed
             self._unreadable = True
-            self._spacing.end()
+            self._spacing.disable()
             log.warning("history.unreadable error=%s: jobs in doubt have to be resolved by hand", error)
         elif isinstance(error, NanoBananaError):
             log.info("history.unread error=%s", error)
         else:
             log_failure("history.crashed", error)
 
-    async def claimed(self, account: str, tasks: list[PastTask]) -> dict[str, JobRecord | None]:
+    async def find_claimed(self, account: str, tasks: list[PastTask]) -> dict[str, JobRecord | None]:
         """Return the tasks that a job of the ledger has. An attached task may be another job's as well."""
         known = await self._store.ledger.known_tasks(account, [task.task_id for task in tasks])
         return {
@@ -241,10 +241,10 @@ class History:
     async def _read_page(self, number: int) -> HistoryPage:
         while not self._poller.admits(now := self._clock()):  # noqa: ASYNC110 - others may take the turn
             await anyio.sleep(max(self._poller.opens_at() - now, 10 * TICK_S))
-        self._poller.sent(now)
-        return await self._poller.ask(partial(self._query, number))
+        self._poller.on_sent(now)
+        return await self._poller.run_admitted_request(partial(self._request_page, number))
 
-    async def _query(self, number: int) -> HistoryPage:
+    async def _request_page(self, number: int) -> HistoryPage:
         assert self.gateway is not None
         request = self.gateway.build_history(number)
         response = await send_contained(self._transport, request, timeout_s=self._query_s)
@@ -261,7 +261,7 @@ def _offset_of(page: HistoryPage, sent_at: datetime, answered_at: datetime) -> C
     return ClockOffset(least, (page.answered_at - sent_at).total_seconds() + ROUNDING_S)
 
 
-def _with_offset(since: datetime, offset: ClockOffset | None) -> datetime:
+def _to_gateway_time(since: datetime, offset: ClockOffset | None) -> datetime:
     """Return a time of our clock by the gateway's: the earliest it can be, less the rounding of `created_at`."""
     least = 0.0 if offset is None else offset.least
     return since + timedelta(seconds=least - 2 * ROUNDING_S)

@@ -31,7 +31,7 @@ class ImagePolls:
         if due is None:
             del self._under_way[poll.task_id]
         else:
-            self._timers.set(poll, due)
+            self._timers.set_due(poll, due)
 
     def fail(self, poll: ImagePoll, error: NanoBananaError) -> None:
         """End a poll with an error."""

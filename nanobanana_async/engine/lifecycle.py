@@ -48,11 +48,11 @@ from nanobanana_async.references import ReferencePublisher
 from nanobanana_async.validators import check_kind
 
 
-def _guard_of(parts: "SessionComponents") -> LoopGuard:
+def _make_guard(parts: "SessionComponents") -> LoopGuard:
     return LoopGuard(f"<Session {parts.gateway.name}>")
 
 
-def _callback_urls_of(parts: "SessionComponents") -> CallbackUrls:
+def _make_callback_urls(parts: "SessionComponents") -> CallbackUrls:
     return CallbackUrls(parts.ledger, parts.guard)
 
 
@@ -71,8 +71,8 @@ class SessionComponents:
     timeouts: Timeouts
     max_credits: Decimal | None
     publisher: ReferencePublisher | None
-    guard: LoopGuard = field(init=False, default=Factory(_guard_of, takes_self=True))
-    callbacks: CallbackUrls = field(init=False, default=Factory(_callback_urls_of, takes_self=True))
+    guard: LoopGuard = field(init=False, default=Factory(_make_guard, takes_self=True))
+    callbacks: CallbackUrls = field(init=False, default=Factory(_make_callback_urls, takes_self=True))
 
     def disown(self) -> None:
         """Leave the sockets to the parent process; called in a forked child."""
@@ -80,7 +80,7 @@ class SessionComponents:
             self.transport.disown()
         self.downloads.disown()
 
-    def engine(self) -> Engine:
+    def make_engine(self) -> Engine:
         """Return an engine on the running event loop; ledger and transport must be open."""
         clock = asyncio.get_running_loop().time
         credit_account = CreditAccount(self.gateway)
@@ -152,12 +152,12 @@ class SessionComponents:
             max_requests=self.concurrency.max_requests,
         )
         handler = CallbackHandler(self.gateway, engine, self.callbacks)
-        engine.scheduler.background += [handler.fetch_notices, Reconciler(engine).keep_reconciling]
-        deliveries = self._deliveries(engine, handler, budget)
+        engine.scheduler.background_tasks += [handler.keep_fetching_notices, Reconciler(engine).keep_reconciling]
+        deliveries = self._make_deliveries(engine, handler, budget)
         self.callbacks.set_handlers(handler, deliveries)
         return engine
 
-    def _deliveries(self, engine: Engine, handler: CallbackHandler, budget: SessionBudget) -> Deliveries | None:
+    def _make_deliveries(self, engine: Engine, handler: CallbackHandler, budget: SessionBudget) -> Deliveries | None:
         """Return what handles deliveries, and keep a webhook registered; None if the gateway calls a URL per job."""
         gateway = self.gateway
         if gateway.supports_callbacks or not isinstance(gateway, HasWebhooks):
@@ -167,7 +167,7 @@ class SessionComponents:
         unseen = UnseenWebhooks(self.ledger, gateway.account, engine.store.utcnow)
         webhook = AccountWebhook(webhooks, self.callbacks, engine.poller.fallback, unseen)
         deliveries = Deliveries(webhook, gateway, engine, self.callbacks, handler)
-        engine.scheduler.background += [webhook.keep_registered, deliveries.check_early]
+        engine.scheduler.background_tasks += [webhook.keep_registered, deliveries.keep_checking_early]
         return deliveries
 
 
@@ -207,7 +207,7 @@ class SessionTask:
         # A task of its own without a parent scope, so that one task may open the session and another close it.
         self._task = loop.create_task(self._run(), name="nanobanana_async session")
         self._task.add_done_callback(lambda _: self._components.guard.release())
-        _HOSTS.add(self)
+        _OPENED_SESSIONS.add(self)
         try:
             await asyncio.shield(self._opened)
         except BaseException:
@@ -263,14 +263,14 @@ class SessionTask:
                 for part in (self._components.ledger, self._components.transport, self._components.downloads):
                     await part.open()
                     stack.push_async_callback(part.aclose)
-                engine = self.engine = self._components.engine()
+                engine = self.engine = self._components.make_engine()
                 memory = AccountMemory(self._components.ledger, self._components.gateway.account, engine)
                 await memory.load()
-                engine.scheduler.background.append(memory.keep_saving)
-                await self._serve(engine, memory)
+                engine.scheduler.background_tasks.append(memory.keep_saving)
+                await self._run_engine(engine, memory)
         except BaseException as error:
             stray = isinstance(error, asyncio.CancelledError) and not cancel_requested()
-            failure = NanoBananaError(_STRAY) if stray else error
+            failure = NanoBananaError(_STRAY_CANCELLATION) if stray else error
             if self._opened.done() and stray:
                 raise failure from error
             if self._opened.done():
@@ -280,7 +280,7 @@ class SessionTask:
             if self._abandoned:  # last, when all is closed: the user may turn warnings into errors
                 self._warn()
 
-    async def _serve(self, engine: Engine, memory: AccountMemory) -> None:
+    async def _run_engine(self, engine: Engine, memory: AccountMemory) -> None:
         async with anyio.create_task_group() as group:
             engine.scheduler.start(group)
             self._opened.set_result(None)
@@ -299,14 +299,14 @@ class SessionTask:
                 group.cancel_scope.cancel()
 
 
-_STRAY = "the session's ledger or transport was cancelled from within while it was being opened or closed"
+_STRAY_CANCELLATION = "the session's ledger or transport was cancelled from within while it was being opened or closed"
 
-_HOSTS: WeakSet[SessionTask] = WeakSet()
+_OPENED_SESSIONS: WeakSet[SessionTask] = WeakSet()
 """The tasks of all opened sessions. A forked child has copies of them, whose sockets are its parent's."""
 
 
 def _disown_all() -> None:
-    for host in list(_HOSTS):
+    for host in list(_OPENED_SESSIONS):
         host.disown()
 
 

@@ -47,7 +47,7 @@ class HoldSlots:
 
 
 @frozen
-class LetGo:
+class StopFollowing:
     """No caller asked to buy the job: stop following it, and let other owners do so."""
 
 
@@ -58,4 +58,4 @@ class Finish:
     error: NanoBananaError | None = None
 
 
-Next = Enqueue | Prepare | ScheduleAt | CheckOwnerAt | Recover | AwaitHistory | HoldSlots | LetGo | Finish
+Next = Enqueue | Prepare | ScheduleAt | CheckOwnerAt | Recover | AwaitHistory | HoldSlots | StopFollowing | Finish

@@ -12,7 +12,7 @@ from nanobanana_async.events import GatewayUnreachable
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.policy.retry import is_lasting
 
-AGAIN_S = 30.0
+REPORT_EVERY_S = 30.0
 """An outage is reported with its first failure, then with one every so many seconds."""
 HOPELESS_AFTER_S = 3.0
 LONGEST_WAIT_S = 1.0
@@ -63,6 +63,6 @@ class Outage:
         """Emit the event if the last request failed and a report is due; `record` is the job's that met the failure."""
         now = self._clock()
         if self.error is not None and now >= self._report_at:
-            self._report_at = now + AGAIN_S
+            self._report_at = now + REPORT_EVERY_S
             for_s = now - self._since
             self._store.emit(GatewayUnreachable(record=record, error=self.error, for_s=for_s, retried=retried))

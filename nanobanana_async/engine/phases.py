@@ -64,11 +64,11 @@ PHASES: Mapping[Phase, frozenset[Phase]] = {
     _P.DONE: frozenset({_P.CLAIMING, _P.RECOVERING}),
 }
 
-LIVE_PHASES = frozenset(Phase) - {_P.KNOWN, _P.HOLDING, _P.DONE}
+FOLLOWED_PHASES = frozenset(Phase) - {_P.KNOWN, _P.HOLDING, _P.DONE}
 """The job is followed, and is in `Scheduler.tracked`."""
 
-JOINING_PHASES = frozenset({_P.CLAIMING, _P.RECOVERING})
+UNDECIDED_PHASES = frozenset({_P.CLAIMING, _P.RECOVERING})
 """It is not decided yet how the job goes on."""
 
-UNREAD_PHASES = frozenset({_P.CLAIMING, _P.FOREIGN})
+UNKNOWN_STATE_PHASES = frozenset({_P.CLAIMING, _P.FOREIGN})
 """After a failure in one of these, the job's state in the ledger is unknown."""

@@ -29,7 +29,7 @@ from nanobanana_async.errors import (
     RateLimited,
     UnexpectedResponse,
 )
-from nanobanana_async.events import LONGEST_WORD, JobPolled, PollFailed, UnknownStatus
+from nanobanana_async.events import LONGEST_STATUS_WORD, JobPolled, PollFailed, UnknownStatus
 from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.threads import AnswerReader
@@ -79,7 +79,7 @@ class Poller:
         self.breaker = CircuitBreaker(retry)
         self.outage = Outage(store, clock)
         """Shared with the submitter and the resolver."""
-        self.used_up = UsedUpBudgets(store, budget, clock)
+        self.used_up_budgets = UsedUpBudgets(store, budget, clock)
         self._budget = budget
         self.polls = 0
         self._in_flight = 0
@@ -90,29 +90,29 @@ class Poller:
 
     def opens_at(self) -> float:
         """Return when a poll may leave by the passing of time; a past time if other events are awaited."""
-        return max(self.breaker.opens_at, self._budget.opens_at("poll"))
+        return max(self.breaker.paused_until, self._budget.opens_at("poll"))
 
-    def sent(self, now: float) -> None:
+    def on_sent(self, now: float) -> None:
         """Record that a poll left."""
         self._in_flight += 1
-        self._budget.sent("poll", now)
+        self._budget.on_sent("poll", now)
 
-    def begin(self, job: TrackedJob) -> float:
+    def begin_polling(self, job: TrackedJob) -> float:
         """Begin to poll a RUNNING job; return when its first poll is due."""
         job.schedule = self._estimates.schedule_of(job)
-        job.schedule.began(job)
+        job.schedule.on_began(job)
         job.followed_since = self._clock()
         job.failures = 0  # until now it counted creates
-        job.callback_pending |= self.fallback.came_early(job.record)
+        job.callback_pending |= self.fallback.take_early_delivery(job.record)
         if self.fallback.waits_for_callback(job):
-            return self.fallback.next_check(job)
-        return job.running_at + job.schedule.next_poll_s(0.0)  # an adopted job may have ended long ago
+            return self.fallback.next_check_at(job)
+        return job.running_at + job.schedule.next_poll_age_s(0.0)  # an adopted job may have ended long ago
 
     async def query_once(self, task_id: str) -> Observation:
         """Query a task that need not be a tracked job's. Raises what prevents an answer."""
         while (wait_s := self._budget.cap_wait_s(self._clock())) > 0:  # noqa: ASYNC110 - others may take the turn
             await anyio.sleep(max(wait_s, TICK_S))
-        self._budget.count(self._clock())
+        self._budget.count_unpaced(self._clock())
         self.polls += 1
         sent_at = self._clock()
         try:
@@ -123,7 +123,7 @@ class Poller:
         self.outage.gateway_answered()
         return seen
 
-    def running_since(self, job: TrackedJob) -> float:
+    def running_at_of(self, job: TrackedJob) -> float:
         """Return when a job from the ledger began to run, in the event loop's time."""
         return self._clock() - max(0.0, self._store.age_s(job.record.may_run_since))
 
@@ -133,28 +133,28 @@ class Poller:
         job.polled_at = self._clock()
         called, job.callback_pending = job.callback_pending, False
         try:
-            seen = await self.ask(partial(self._query, job.record.task_id or ""))
+            seen = await self.run_admitted_request(partial(self._query, job.record.task_id or ""))
         except NanoBananaError as error:
             job.callback_pending = job.callback_pending or called  # the callback still needs a poll that is answered
-            return self._poll_failed(job, error)
-        return await self.interpret(job, seen, called=called)
+            return self._retry_or_stop(job, error)
+        return await self.apply_observation(job, seen, called=called)
 
     async def poll_images(self, poll: ImagePoll) -> float | None:
         """Poll a task for its images once. Return when to repeat that; None if all waiters have their answer."""
         try:
-            seen = await self.ask(partial(self._query, poll.task_id))
+            seen = await self.run_admitted_request(partial(self._query, poll.task_id))
         except NanoBananaError as error:
             now = self._clock()
             if ends_polling(error, now - poll.since, self.job_s) or self.outage.is_hopeless(error):
                 poll.finish(error)
                 return None
             poll.failures += 1
-            return now + self._wait_s(error, poll.failures)
+            return now + self._retry_wait_s(error, poll.failures)
         why = f"task {poll.task_id} has succeeded, but the gateway no longer returns its images"
         poll.finish(seen if seen.images else UnexpectedResponse(why))
         return None
 
-    async def interpret(self, job: TrackedJob, seen: Observation, *, called: bool = False) -> Next:
+    async def apply_observation(self, job: TrackedJob, seen: Observation, *, called: bool = False) -> Next:
         """Return what follows from the answer to a poll; `called` says whether a callback had come."""
         job.failures, job.last_failure = 0, None
         self._warn_unknown_status(job, seen)
@@ -164,16 +164,16 @@ class Poller:
         self._store.emit(JobPolled(record=job.record, status=seen.status, polls=job.polls, delay_s=delay_s))
         match seen.state:
             case JobState.SUCCEEDED if seen.images:
-                return await self._succeeded(job, seen, called)
+                return await self._record_success(job, seen, called)
             case JobState.SUCCEEDED:
                 return await self._ended_without_image(job, seen, called)
             case JobState.FAILED:
-                return await self._failed(job, seen, called)
+                return await self._record_failure(job, seen, called)
             case _:
-                job.found_running(seen.progress)
-                return self._still_running(job)
+                job.on_found_running(seen.progress)
+                return self._schedule_next_poll(job)
 
-    async def ask(self, query: Callable[[], Awaitable[T]]) -> T:
+    async def run_admitted_request(self, query: Callable[[], Awaitable[T]]) -> T:
         """Make a request that was let leave (`admits`, `sent`); breaker and budget learn from its outcome."""
         self.polls += 1
         sent_at = self._clock()
@@ -183,19 +183,19 @@ class Poller:
             now = self._clock()
             self.outage.request_failed(error, sent_at)
             asked = asked_wait_s(error)
-            if isinstance(error, RateLimited) and not self.used_up.refused(error, sent_at):
+            if isinstance(error, RateLimited) and not self.used_up_budgets.pause_if_used_up(error, sent_at):
                 self._budget.on_throttled("poll", now, sent_at, asked or None)
                 self.breaker.pause_for(now, asked)
             elif isinstance(error, GatewayError) and not isinstance(error, RateLimited):
                 self._budget.on_accepted("poll", now, sent_at)
             if is_outage(error) and not self.outage.may_be_hopeless(error):
-                self.breaker.failed(now, self._jitter.random())
+                self.breaker.on_failed(now, self._jitter.random())
             else:
-                self.breaker.answered()
+                self.breaker.on_answered()
             raise
         finally:
             self._in_flight -= 1
-        self.breaker.answered()
+        self.breaker.on_answered()
         self.outage.gateway_answered()
         self._budget.on_accepted("poll", self._clock(), sent_at)
         return answer
@@ -210,14 +210,14 @@ class Poller:
             )
         return seen
 
-    async def _succeeded(self, job: TrackedJob, seen: Observation, called: bool) -> Next:
+    async def _record_success(self, job: TrackedJob, seen: Observation, called: bool) -> Next:
         job.observation = seen
         # The ledger does not store inline images (data URLs); an empty URL marks the place of one.
         kept = tuple("" if url.startswith("data:") else url for url in seen.images)
         await self._record_end(job, JobState.SUCCEEDED, seen, called, images=kept, missing=seen.missing)
         return Finish()
 
-    async def _failed(self, job: TrackedJob, seen: Observation, called: bool) -> Next:
+    async def _record_failure(self, job: TrackedJob, seen: Observation, called: bool) -> Next:
         job.observation = seen
         no_reason = "it ended without an image" if seen.state is JobState.SUCCEEDED else "the gateway gave no reason"
         failure = Failure(
@@ -258,54 +258,54 @@ class Poller:
         if now - job.first_imageless_at < LATE_IMAGES_S:
             return ScheduleAt(now + max(1.0, self._polling.min_gap_s))
         if not seen.missing:
-            return await self._failed(job, seen, called)
+            return await self._record_failure(job, seen, called)
         excerpt = ", ".join(f"{name}={value!r}"[:60] for name, value in islice(seen.raw.items(), 20))[:300]
         reasons = "".join(dict.fromkeys(f"; {why}" for _, why in seen.missing))[:300]
-        status = seen.status[:LONGEST_WORD]
+        status = seen.status[:LONGEST_STATUS_WORD]
         error = UnexpectedResponse(f"task {job.record.task_id} is {status} without an image{reasons}", body=excerpt)
-        return self._stop(job, error)
+        return self._stop_polling(job, error)
 
-    def _still_running(self, job: TrackedJob) -> Next:
+    def _schedule_next_poll(self, job: TrackedJob) -> Next:
         age_s = self._clock() - job.running_at
-        if age_s >= self._deadline_s(job):
+        if age_s >= self._max_age_s(job):
             message = f"task {job.record.task_id} still runs after {age_s:.0f} s (Timeouts.job_s); await it again"
             overdue = JobUnfinished(message, job=JobSnapshot.of(job.record), safe_to_repeat=False)
-            return self._stop(job, overdue)
+            return self._stop_polling(job, overdue)
         if job.schedule is None:
-            return ScheduleAt(self.begin(job))
+            return ScheduleAt(self.begin_polling(job))
         job.schedule.on_running(job, age_s)
         if self.fallback.waits_for_callback(job):
-            return ScheduleAt(self.fallback.next_check(job))
-        return ScheduleAt(job.running_at + job.schedule.next_poll_s(age_s))
+            return ScheduleAt(self.fallback.next_check_at(job))
+        return ScheduleAt(job.running_at + job.schedule.next_poll_age_s(age_s))
 
-    def _deadline_s(self, job: TrackedJob) -> float:
+    def _max_age_s(self, job: TrackedJob) -> float:
         """Return the age of the job at which polling ends: `job_s` after polling last began."""
         return self.job_s + max(0.0, job.followed_since - job.running_at)
 
-    def _poll_failed(self, job: TrackedJob, error: NanoBananaError) -> Next:
+    def _retry_or_stop(self, job: TrackedJob, error: NanoBananaError) -> Next:
         now = self._clock()
-        self.used_up.report(job, error)
+        self.used_up_budgets.report(job, error)
         job.last_failure = error.for_job(job.key, safe_to_repeat=False)  # a copy without its traceback
-        if ends_polling(error, now - job.running_at, self._deadline_s(job)) or self.outage.is_hopeless(error):
-            return self._stop(job, error)
+        if ends_polling(error, now - job.running_at, self._max_age_s(job)) or self.outage.is_hopeless(error):
+            return self._stop_polling(job, error)
         self.outage.report(job.record, retried=True)
         job.failures += 1
-        wait_s = self._wait_s(error, job.failures)
+        wait_s = self._retry_wait_s(error, job.failures)
         self._store.emit(PollFailed(record=job.record, error=error, wait_s=wait_s, polls=job.polls))
         return ScheduleAt(now + wait_s)
 
-    def _wait_s(self, error: NanoBananaError, failures: int) -> float:
+    def _retry_wait_s(self, error: NanoBananaError, failures: int) -> float:
         backoff_s = self._retry.backoff_s(failures + 1, self._jitter.random())
         return max(asked_wait_s(error), self.outage.wait_s(error, backoff_s))
 
-    def _stop(self, job: TrackedJob, error: NanoBananaError) -> Next:
+    def _stop_polling(self, job: TrackedJob, error: NanoBananaError) -> Next:
         """End the polling and the waiting, not the job."""
         self._store.emit(PollFailed(record=job.record, error=error, wait_s=None, polls=job.polls))
         return Finish(error)
 
     def _warn_unknown_status(self, job: TrackedJob, seen: Observation) -> None:
         """Emit a status that the reference does not list, once each, and `MOST_UNKNOWN_WORDS` of them at most."""
-        word = seen.status[:LONGEST_WORD]
+        word = seen.status[:LONGEST_STATUS_WORD]
         if seen.known_status or word in self._warned_statuses or len(self._warned_statuses) >= MOST_UNKNOWN_WORDS:
             return
         self._warned_statuses.add(word)

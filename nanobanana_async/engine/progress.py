@@ -13,7 +13,7 @@ from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.tracked_job import MOST_PROGRESS, NEVER, StatedProgress, TrackedJob
 from nanobanana_async.jobs import JobState
 
-COUNTED = 100
+MOST_COUNTED_JOBS = 100
 """Of more jobs than this, the progress is estimated from so many: reading it must not cost more with their number."""
 
 
@@ -30,7 +30,7 @@ def progress_of(engine: Engine, job: TrackedJob, state: JobState | None = None) 
         case _:
             if job.record.state is JobState.RUNNING and not isinstance(job.progress, StatedProgress):
                 age_s = _age_s(engine, job)
-                share = age_s / engine.estimates.schedule_of(job).median_end_s(age_s)
+                share = age_s / engine.estimates.schedule_of(job).median_end_age_s(age_s)
                 job.progress = max(job.progress, min(MOST_PROGRESS, share))
             return float(job.progress)
 
@@ -40,25 +40,25 @@ def expected_end_of(engine: Engine, job: TrackedJob) -> datetime | None:
     if job.record.state is not JobState.RUNNING:
         return None
     age_s = _age_s(engine, job)
-    left_s = engine.estimates.schedule_of(job).median_end_s(age_s) - age_s
+    left_s = engine.estimates.schedule_of(job).median_end_age_s(age_s) - age_s
     return engine.store.utcnow() + timedelta(seconds=left_s)
 
 
 def expected_end_of_all(engine: Engine, jobs: Collection[TrackedJob]) -> datetime | None:
     """Return when the last of the running jobs should end; None if none runs."""
-    counted = islice(jobs, 0, None, max(1, -(-len(jobs) // COUNTED)))
+    counted = islice(jobs, 0, None, max(1, -(-len(jobs) // MOST_COUNTED_JOBS)))
     return max((end for job in counted if (end := expected_end_of(engine, job)) is not None), default=None)
 
 
-def progress_of_all(engine: Engine, jobs: Collection[TrackedJob]) -> float:
+def sum_of_progress(engine: Engine, jobs: Collection[TrackedJob]) -> float:
     """Return the sum of the progress of jobs."""
     if not jobs:
         return 0.0
-    stride = -(-len(jobs) // COUNTED)
+    stride = -(-len(jobs) // MOST_COUNTED_JOBS)
     counted = [progress_of(engine, job) for job in islice(jobs, 0, None, stride)]
     return sum(counted) / len(counted) * len(jobs)
 
 
 def _age_s(engine: Engine, job: TrackedJob) -> float:
-    running_at = job.running_at if job.running_at < NEVER else engine.poller.running_since(job)
+    running_at = job.running_at if job.running_at < NEVER else engine.poller.running_at_of(job)
     return max(0.0, engine.clock() - running_at)

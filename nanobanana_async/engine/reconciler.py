@@ -16,8 +16,8 @@ from attrs import frozen
 from nanobanana_async.candidates import Candidate
 from nanobanana_async.engine.doubt import was_processed
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.evidence import sent_at, shows_shared_keys, to_doubt, to_history_read
-from nanobanana_async.engine.history import MOST_READINGS, Wait
+from nanobanana_async.engine.evidence import earliest_sent_at, shows_shared_keys, to_doubt, to_history_read
+from nanobanana_async.engine.history import MOST_READINGS, HistoryWait
 from nanobanana_async.engine.next_step import AwaitHistory, Finish, HoldSlots, Next
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
@@ -26,7 +26,7 @@ from nanobanana_async.errors import ConfigurationError, NanoBananaError, Session
 from nanobanana_async.gateways.capabilities import PastTask
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.base import TaskTaken
-from nanobanana_async.policy.reconcile import Found, NotBought, Undecided, Verdict, decide
+from nanobanana_async.policy.reconcile import FoundTask, NotBought, Undecided, Verdict, decide_doubts
 
 # How many pages are read for the jobs of this session, and when the user asks for all UNCERTAIN jobs.
 MOST_PAGES = 20
@@ -67,7 +67,7 @@ class Reconciler:
 
     async def reconcile(self) -> list[TrackedJob]:
         """Decide about all UNCERTAIN jobs of the account; return those that are not UNCERTAIN any more."""
-        if not self._history.readable:
+        if not self._history.is_readable:
             raise ConfigurationError("this gateway lists no tasks: check its own web page, then call `session.resolve`")
         done: asyncio.Future[list[TrackedJob]] = asyncio.get_running_loop().create_future()
 
@@ -94,45 +94,45 @@ class Reconciler:
         history, now = self._history, self._engine.clock()
         waits = [wait for wait in history.waits.values() if self._still_in_doubt(wait)]
         history.waits = {wait.job.key: wait for wait in waits}
-        unread = [wait for wait in waits if wait.found is None]
+        unread = [wait for wait in waits if wait.found_task is None]
         if any(wait.due <= now for wait in unread):
             records = [wait.job.record for wait in unread]
             try:
-                judgement = await self._judge(records, most_pages=MOST_PAGES)
+                judgement = await self._read_and_decide(records, most_pages=MOST_PAGES)
             except Exception as error:
-                history.failed(error)
-                judgement = _Judgement({record.key: Undecided((), history.readable) for record in records}, {})
+                history.on_read_failed(error)
+                judgement = _Judgement({record.key: Undecided((), history.is_readable) for record in records}, {})
             for wait in filter(self._still_in_doubt, unread):
-                self._note(wait, judgement, now)
+                self._apply_verdict(wait, judgement, now)
         for wait in filter(self._still_in_doubt, waits):
-            if wait.found is not None and was_processed(wait.job.record, history.lateness_s):
-                self._give_task(wait, wait.found)
-            elif wait.found is not None:  # a repeat has contradicted that
-                wait.found, wait.due = None, now + history.delay_s
+            if wait.found_task is not None and was_processed(wait.job.record, history.lateness_s):
+                self._try_assign_task(wait, wait.found_task)
+            elif wait.found_task is not None:  # a repeat has contradicted that
+                wait.found_task, wait.due = None, now + history.delay_s
                 history.watch_repeats(wait.job)
 
-    def _still_in_doubt(self, wait: Wait) -> bool:
+    def _still_in_doubt(self, wait: HistoryWait) -> bool:
         job = wait.job
         tracked = self._engine.tracked.get(job.key) is job
         return tracked and job.record.in_doubt and job.record.state is JobState.SUBMITTING
 
-    def _note(self, wait: Wait, judgement: _Judgement, now: float) -> None:
+    def _apply_verdict(self, wait: HistoryWait, judgement: _Judgement, now: float) -> None:
         """Carry out a verdict, or let the job wait for the next reading."""
         job, verdict = wait.job, judgement.verdicts[wait.job.key]
-        if isinstance(verdict, Found):
-            wait.found = judgement.tasks[verdict.task_id]
+        if isinstance(verdict, FoundTask):
+            wait.found_task = judgement.tasks[verdict.task_id]
             return
         parked = job.phase is Phase.CHECKING
         if isinstance(verdict, NotBought):
             if parked:
-                self._decide(wait, self._reopen)
+                self._recover_with(wait, self._reopen)
             return
         if not parked and (
-            self._history.fails or not self._history.readable
+            self._history.fails or not self._history.is_readable
         ):  # its repeats go on, as without a history
             self._history.waits.pop(job.key, None)
             return
-        if wait.due > now and self._history.readable:
+        if wait.due > now and self._history.is_readable:
             return
         wait.reads += 1
         wait.due = max(wait.ready_at, now + self._history.delay_s * 2.0 ** (wait.reads - 1))
@@ -141,7 +141,7 @@ class Reconciler:
         # While the task may run its repeats go on: some gateways answer 409 until its end, and then name the task.
         left_s = 0.0 if parked else self._may_run_for_s(job)
         if left_s <= 0 and job.phase in (Phase.SCHEDULED, Phase.CHECKING):
-            self._decide(wait, partial(self._leave_uncertain, judgement.candidates(verdict)))
+            self._recover_with(wait, partial(self._mark_uncertain, judgement.candidates(verdict)))
         else:
             wait.due = now + max(left_s, self._history.delay_s)
 
@@ -152,29 +152,29 @@ class Reconciler:
             return NEVER
         return self._engine.estimates.may_run_for_s(job) - self._store.age_s(record.lost_at)
 
-    def _give_task(self, wait: Wait, task: PastTask) -> None:
+    def _try_assign_task(self, wait: HistoryWait, task: PastTask) -> None:
         if wait.job.phase in (Phase.SCHEDULED, Phase.CHECKING):
-            self._decide(wait, partial(self._adopt, task.task_id))
+            self._recover_with(wait, partial(self._assign_task, task.task_id))
         else:  # a repeat is in flight, or about to leave
             wait.due = self._engine.clock() + RETRY_S
 
-    def _decide(self, wait: Wait, step: JobStep) -> None:
+    def _recover_with(self, wait: HistoryWait, step: JobStep) -> None:
         self._history.waits.pop(wait.job.key, None)
         self._engine.scheduler.recover(wait.job, step)
 
-    async def _adopt(self, task_id: str, job: TrackedJob) -> Next:
+    async def _assign_task(self, task_id: str, job: TrackedJob) -> Next:
         try:
-            return await self._engine.claims.resolve(job, task_id=task_id, body=None)
+            return await self._engine.claims.store_resolution(job, task_id=task_id, body=None)
         except TaskTaken:  # another process was faster: the task is its job's
             if job.record.state is JobState.UNCERTAIN:
                 return HoldSlots(job.holds_slots_until)
-            self._history.watch(job)
+            self._history.watch_parked(job)
             return AwaitHistory()
 
     async def _reopen(self, job: TrackedJob) -> Next:
         """Let a job that was not bought be sent again; the second time its callers get why it was never answered."""
         failure, again = job.last_failure, job.reopened
-        next_step = await self._engine.claims.reopen(job)
+        next_step = await self._engine.claims.return_to_pending(job)
         if not again:
             job.reopened = True
             return next_step
@@ -184,16 +184,16 @@ class Reconciler:
         unanswered.message += "; by the gateway's history the job was not bought: generate it again later"
         return Finish(unanswered)
 
-    async def _leave_uncertain(self, candidates: tuple[Candidate, ...], job: TrackedJob) -> Next:
+    async def _mark_uncertain(self, candidates: tuple[Candidate, ...], job: TrackedJob) -> Next:
         await self._store.transition(job, JobState.UNCERTAIN, in_doubt=True, candidates=candidates)
         return HoldSlots(self._engine.clock() + self._engine.estimates.may_run_for_s(job))
 
-    async def _judge(self, wanted: Sequence[JobRecord], *, most_pages: int) -> _Judgement:
+    async def _read_and_decide(self, wanted: Sequence[JobRecord], *, most_pages: int) -> _Judgement:
         """Read the history back to before these jobs were sent, and decide about all jobs in doubt."""
         engine, gateway, ledger = self._engine, self._engine.gateway, self._store.ledger
-        since = min(map(sent_at, wanted)) - timedelta(seconds=3 * self._history.delay_s)
+        since = min(map(earliest_sent_at, wanted)) - timedelta(seconds=3 * self._history.delay_s)
         reading = await self._history.read(since, most_pages=most_pages)
-        claimed = await self._history.claimed(engine.account, reading.tasks)
+        claimed = await self._history.find_claimed(engine.account, reading.tasks)
         uncertain = [record async for record in ledger.uncertain(engine.account) if record.key not in engine.tracked]
         # From here on nothing awaits, so that each job of this session either has a task or is in doubt.
         tracked = [job.record for job in engine.tracked.values()]
@@ -203,7 +203,9 @@ class Reconciler:
         shared = any(map(shows_shared_keys, (*tracked, *uncertain)))
         verdicts: dict[str, Verdict] = {}
         if read is not None:
-            verdicts = decide([to_doubt(each, gateway, read.lateness_s, shared=shared) for each in in_doubt], read)
+            verdicts = decide_doubts(
+                [to_doubt(each, gateway, read.lateness_s, shared=shared) for each in in_doubt], read
+            )
         for record in wanted:
             verdicts.setdefault(record.key, Undecided((), may_change=read is None))
         return _Judgement(verdicts, {task.task_id: task for task in reading.tasks})
@@ -217,17 +219,17 @@ class Reconciler:
         await anyio.sleep(max(0.0, 3 * self._history.delay_s - max(0.0, min(ages_s))))
         async with self._history.lock:
             try:
-                judgement = await self._judge(records, most_pages=MOST_PAGES_BY_HAND)
+                judgement = await self._read_and_decide(records, most_pages=MOST_PAGES_BY_HAND)
             except NanoBananaError as error:
-                self._history.failed(error)
+                self._history.on_read_failed(error)
                 raise
-            jobs = [(record, self._carry_out(record, judgement)) for record in records]
+            jobs = [(record, self._carry_out_verdict(record, judgement)) for record in records]
             for record, job in jobs:
                 while job is not None and job.wait_error is None and job.record.revision == record.revision:
                     await job.wait_for_change()
         return [job for _, job in jobs if job is not None and job.record.state is not JobState.UNCERTAIN]
 
-    def _carry_out(self, record: JobRecord, judgement: _Judgement) -> TrackedJob | None:
+    def _carry_out_verdict(self, record: JobRecord, judgement: _Judgement) -> TrackedJob | None:
         """Start to carry out the verdict on an UNCERTAIN job; return the job, or None if nothing changes."""
         scheduler, verdict = self._engine.scheduler, judgement.verdicts[record.key]
         candidates = judgement.candidates(verdict)
@@ -239,17 +241,17 @@ class Reconciler:
             job = self._engine.build_tracked_job(record)
         scheduler.track(job, Phase.RECOVERING)
         match verdict:
-            case Found(task_id=task_id):
-                scheduler.start_step(partial(self._adopt, task_id), job)
+            case FoundTask(task_id=task_id):
+                scheduler.start_step(partial(self._assign_task, task_id), job)
             case NotBought():
-                scheduler.start_step(self._reopen_unfollowed, job)
+                scheduler.start_step(self._store_not_bought, job)
             case Undecided():
                 scheduler.start_step(partial(self._update_candidates, candidates), job)
         return job
 
-    async def _reopen_unfollowed(self, job: TrackedJob) -> Next:
+    async def _store_not_bought(self, job: TrackedJob) -> Next:
         """Store that an UNCERTAIN job was not bought. No caller has asked this session to buy it."""
-        await self._engine.claims.reopen(job)
+        await self._engine.claims.return_to_pending(job)
         return Finish()
 
     async def _update_candidates(self, candidates: tuple[Candidate, ...], job: TrackedJob) -> Next:

@@ -16,19 +16,26 @@ from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.tracked_job import NO_SOURCES, TrackedJob
 from nanobanana_async.engine.uploader import Uploader
-from nanobanana_async.engine.uploads import Uploads, not_at_hand
+from nanobanana_async.engine.uploads import Uploads, image_not_at_hand
 from nanobanana_async.engine.workers import WorkerPool
 from nanobanana_async.errors import InvalidRequest, NanoBananaError
 from nanobanana_async.gateways.capabilities import HasUploads
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.http.threads import ThreadLimiter
-from nanobanana_async.images.local import MAX_BYTES, SizeLimit, Sources, facts_of, identify, unchanged_content
+from nanobanana_async.images.local import (
+    MAX_BYTES,
+    LocalImagesByDigest,
+    SizeLimit,
+    digest_local_images,
+    local_image_facts,
+    unchanged_content,
+)
 from nanobanana_async.images.local_facts import HEAD, format_of
 from nanobanana_async.jobs import JobState
 from nanobanana_async.models import ImageRequest, Reference, with_images
 from nanobanana_async.references import LocalImage, ReferencePublisher, digest_of, local_digests
 
-BYTES_AT_ONCE = 128 << 20
+MOST_BYTES_IN_MEMORY = 128 << 20
 """How many bytes of local images are in memory at the same time; a larger image goes alone."""
 
 
@@ -46,11 +53,11 @@ class References:
     ) -> None:
         self._gateway = gateway
         self._store = store
-        self._published = publisher is not None
-        self._inline = publisher is None and not isinstance(gateway, HasUploads)
+        self._has_publisher = publisher is not None
+        self._sends_inline = publisher is None and not isinstance(gateway, HasUploads)
         self._clock = clock
         self._threads = ThreadLimiter(8)  # most wait for a disk or an object store
-        self._memory = ByteBudget(BYTES_AT_ONCE)
+        self._memory = ByteBudget(MOST_BYTES_IN_MEMORY)
         self._uploads = Uploads(gateway, store, uploader, publisher, self._threads, self._memory, clock=clock)
 
     def start(
@@ -60,45 +67,47 @@ class References:
         self._apply = apply
         self._uploads.start(workers, uploaded=self.prepare, failed=apply, freed=freed)
 
-    async def identify(self, request: ImageRequest) -> tuple[ImageRequest, Sources]:
+    async def identify(self, request: ImageRequest) -> tuple[ImageRequest, LocalImagesByDigest]:
         """Return the request with its local images in their stored form, and these images. See `local.identify`."""
         if not any(isinstance(image, LocalImage) for image in request.images):
             return request, NO_SOURCES
-        return await self._threads.run_or_abandon(identify, request, self._gateway, published=self._published)
+        return await self._threads.run_or_abandon(
+            digest_local_images, request, self._gateway, published=self._has_publisher
+        )
 
     def body_to_store(self, request: ImageRequest) -> bytes:
         """Return the body of a new job: empty if it is known only once its images are uploaded."""
-        return b"" if local_digests(request.images) and not self._inline else self._gateway.encode(request)
+        return b"" if local_digests(request.images) and not self._sends_inline else self._gateway.encode(request)
 
     def prepare(self, job: TrackedJob) -> None:
         """Bring the images of a job to the gateway, then let it go on: at once if all are there already."""
         request = job.record.request
         digests = [] if request is None else local_digests(request.images)
-        if self._inline:
+        if self._sends_inline:
             missing = [digest for digest in digests if digest not in job.sources]
             if missing:
-                self._apply(job, Finish(not_at_hand(missing[0]).for_job(job.key, safe_to_repeat=True)))
+                self._apply(job, Finish(image_not_at_hand(missing[0]).for_job(job.key, safe_to_repeat=True)))
             else:
-                self._complete(job)
+                self._enqueue_with_body(job)
             return
         waits = False
         for digest in digests:
-            if not self._is_current(job, digest):
-                shared = self._uploads.find(digest)
+            if not self._is_upload_usable(job, digest):
+                shared = self._uploads.find_usable(digest)
                 if shared is None:
                     waits = True
                     self._uploads.wait_for(digest, job)
                 else:
                     job.uploads = {**job.uploads, digest: shared}
         if not waits:
-            self._complete(job)
+            self._enqueue_with_body(job)
 
-    def is_outdated(self, job: TrackedJob) -> bool:
+    def must_prepare_again(self, job: TrackedJob) -> bool:
         """Return whether a job, which was not sent yet, must be prepared again: a URL in its body may have expired."""
         request = job.record.request
-        if self._inline or request is None:
+        if self._sends_inline or request is None:
             return False
-        return not all(self._is_current(job, digest) for digest in local_digests(request.images))
+        return not all(self._is_upload_usable(job, digest) for digest in local_digests(request.images))
 
     def may_have_lost_uploads(self, job: TrackedJob, refusal: NanoBananaError) -> bool:
         """Return whether a refused create named uploads that were not made for it: the gateway may have dropped them.
@@ -108,7 +117,7 @@ class References:
         return (
             isinstance(refusal, InvalidRequest)
             and not job.uploads_renewed
-            and any(upload.remembered for upload in job.uploads.values())
+            and any(upload.is_reused for upload in job.uploads.values())
         )
 
     async def renew_uploads(self, job: TrackedJob) -> None:
@@ -118,13 +127,13 @@ class References:
         also after a refusal. A 409 to the new body would leave the job in doubt.
         """
         job.uploads_renewed = True
-        remembered = {digest: upload for digest, upload in job.uploads.items() if upload.remembered}
+        remembered = {digest: upload for digest, upload in job.uploads.items() if upload.is_reused}
         job.uploads = {digest: upload for digest, upload in job.uploads.items() if digest not in remembered}
         for digest, upload in remembered.items():
             await self._uploads.forget(digest, upload)
         await self._store.start_generation(job, job.ledger_record, body=b"", request=job.record.request)
 
-    def renew(self, job: TrackedJob, request: ImageRequest, sources: Sources) -> None:
+    def take_newer_request(self, job: TrackedJob, request: ImageRequest, sources: LocalImagesByDigest) -> None:
         """Let a job that was not sent yet use what an equal, newer request brings: its images, and its URLs.
 
         The signatures in newer URLs live longer.
@@ -134,7 +143,7 @@ class References:
         job.sources = {**job.sources, **sources} if sources else job.sources
         if request.images == job.record.request.images:
             return
-        body = job.record.body if job.phase is Phase.PREPARING else self._body(job, request)
+        body = job.record.body if job.phase is Phase.PREPARING else self._build_body(job, request)
         job.record = evolve(job.record, request=request, body=body)
 
     async def load_body(self, job: TrackedJob) -> tuple[bytes, int]:
@@ -143,26 +152,26 @@ class References:
         Raises an error if an image can't be read; nothing is held then. `unload` must follow otherwise.
         """
         record = job.record
-        if not self._inline or record.request is None or not (digests := local_digests(record.request.images)):
+        if not self._sends_inline or record.request is None or not (digests := local_digests(record.request.images)):
             return record.body, 0
         sources = {digest: job.sources.get(digest) for digest in digests}
         for digest, source in sources.items():
             if source is None:
-                raise not_at_hand(digest)
-        size = await self._threads.run_or_abandon(_size_of, list(filter(None, sources.values())))
+                raise image_not_at_hand(digest)
+        size = await self._threads.run_or_abandon(_total_size, list(filter(None, sources.values())))
         await self._memory.acquire(size)
         try:
-            return await self._threads.run_or_abandon(self._inline_body, record.request, job.sources), size
+            return await self._threads.run_or_abandon(self._build_inline_body, record.request, job.sources), size
         except BaseException:
             self._memory.release(size)
             raise
 
-    def unload(self, size: int) -> None:
+    def release_memory(self, size: int) -> None:
         """Record that the images of a create are no longer in memory."""
         if size:
             self._memory.release(size)
 
-    def _inline_body(self, request: ImageRequest, sources: Sources) -> bytes:
+    def _build_inline_body(self, request: ImageRequest, sources: LocalImagesByDigest) -> bytes:
         def sent(image: Reference) -> str:
             digest = digest_of(image)
             if digest is None:
@@ -173,16 +182,16 @@ class References:
 
         return self._gateway.encode(with_images(request, [sent(image) for image in request.images]))
 
-    def _complete(self, job: TrackedJob) -> None:
+    def _enqueue_with_body(self, job: TrackedJob) -> None:
         """Give a job the body that is sent, and let it wait for its slot."""
         request = job.record.request
         if request is not None:
-            job.record = evolve(job.record, body=self._body(job, request))
+            job.record = evolve(job.record, body=self._build_body(job, request))
         self._apply(job, Enqueue())
 
-    def _body(self, job: TrackedJob, request: ImageRequest) -> bytes:
+    def _build_body(self, job: TrackedJob, request: ImageRequest) -> bytes:
         """Return the body with the URLs of the uploads; the stored one if an upload is missing."""
-        if self._inline:
+        if self._sends_inline:
             return self._gateway.encode(request)
         digests = [digest_of(image) for image in request.images]
         if not all(digest is None or digest in job.uploads for digest in digests):
@@ -193,15 +202,15 @@ class References:
         ]
         return self._gateway.encode(with_images(request, urls) if any(digests) else request)
 
-    def _is_current(self, job: TrackedJob, digest: str) -> bool:
+    def _is_upload_usable(self, job: TrackedJob, digest: str) -> bool:
         upload = job.uploads.get(digest)
-        return upload is not None and self._clock() < upload.until
+        return upload is not None and self._clock() < upload.usable_until
 
 
-def is_local(request: ImageRequest | None) -> bool:
+def has_local_images(request: ImageRequest | None) -> bool:
     """Return whether a request names local images."""
     return request is not None and bool(local_digests(request.images))
 
 
-def _size_of(images: list[LocalImage]) -> int:
-    return sum(facts_of(image, SizeLimit(MAX_BYTES)).size for image in images)
+def _total_size(images: list[LocalImage]) -> int:
+    return sum(local_image_facts(image, SizeLimit(MAX_BYTES)).size for image in images)

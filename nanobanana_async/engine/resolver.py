@@ -57,14 +57,14 @@ class JobResolver:
             await self._release(key)
             raise
 
-    async def check_attached(self, record: JobRecord) -> Observation:
+    async def query_before_attach(self, record: JobRecord) -> Observation:
         """Query a task before it is attached. Attaching buys nothing, so each error is safe to repeat."""
         try:
-            return await self._check_task(record.task_id or "", record)
+            return await self._require_task(record.task_id or "", record)
         except NanoBananaError as error:
             raise error.for_job(record.key, safe_to_repeat=True) from None
 
-    async def _check_task(self, task_id: str, record: JobRecord, *, age_s: float = 0.0) -> Observation:
+    async def _require_task(self, task_id: str, record: JobRecord, *, age_s: float = 0.0) -> Observation:
         """Query a task that is at most `age_s` old. Raises `TaskNotFound` if the gateway does not know it."""
         seen = await self._query_task(task_id, record, age_s)
         if seen is None:
@@ -75,7 +75,7 @@ class JobResolver:
         key, before = job.key, job.record.revision
         if task_id is not None:
             try:
-                await self._check_task(task_id, job.record, age_s=self._task_age_s(job.record))
+                await self._require_task(task_id, job.record, age_s=self._task_age_s(job.record))
             except TaskNotFound as unknown:
                 raise unknown.for_job(key, safe_to_repeat=False) from None
             job = await self._require_job(key)

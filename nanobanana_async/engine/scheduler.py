@@ -8,7 +8,7 @@ from typing import Any, assert_never
 from anyio.abc import TaskGroup
 
 from nanobanana_async.engine.claims import Claims
-from nanobanana_async.engine.dispatcher import Decline, Dispatcher, RequestKind, Start
+from nanobanana_async.engine.dispatcher import Decline, DispatchDecision, Dispatcher, RequestKind
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.foreign_slots import recount_foreign_slots
 from nanobanana_async.engine.image_poll import ImagePoll
@@ -19,13 +19,13 @@ from nanobanana_async.engine.next_step import (
     Enqueue,
     Finish,
     HoldSlots,
-    LetGo,
     Next,
     Prepare,
     Recover,
     ScheduleAt,
+    StopFollowing,
 )
-from nanobanana_async.engine.phases import UNREAD_PHASES, Phase
+from nanobanana_async.engine.phases import UNKNOWN_STATE_PHASES, Phase
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import References
 from nanobanana_async.engine.slots import Slots
@@ -69,11 +69,11 @@ class Scheduler:
         self.dispatcher = Dispatcher(slots, poller, estimates, self.workers, store.credits)
         self._timers = Timers(loop)
         self.tracked: dict[str, TrackedJob] = {}
-        store.credits.live = self.tracked
+        store.credits.tracked = self.tracked
         self.holding: dict[str, TrackedJob] = {}
         """Uncertain jobs that hold their slots while they may still run, by key."""
         self.image_polls = ImagePolls(poller, self.dispatcher, self._timers)
-        self.background: list[Callable[[], Coroutine[Any, Any, None]]] = []
+        self.background_tasks: list[Callable[[], Coroutine[Any, Any, None]]] = []
         """Coroutines that run as long as the session is open."""
         self.closing = False
 
@@ -84,7 +84,7 @@ class Scheduler:
         self.workers.start_task("pump", self._tick_on_timer, again=True)
         recount = partial(recount_foreign_slots, self._claims, self._slots, self.workers, self.tick)
         self.workers.start_task("count", recount)
-        for work in self.background:
+        for work in self.background_tasks:
             self.workers.start_task("beside", work, again=True)
 
     def start_background_task(self, work: Callable[[TaskGroup], Coroutine[Any, Any, None]]) -> None:
@@ -116,11 +116,11 @@ class Scheduler:
         if self.closing:
             return
         now = self._clock()
-        for due in self._timers.due(now):
+        for due in self._timers.take_due(now):
             self._on_due(due, now)
         starts, next_at = self.dispatcher.admit(now)
         for start in starts:
-            self._carry_out(start)
+            self._start_admitted(start)
         self._timers.set_loop_timer(now, next_at)
 
     async def _tick_on_timer(self) -> None:
@@ -130,17 +130,17 @@ class Scheduler:
             self._timers.fired.clear()
             self.tick()
 
-    def _carry_out(self, start: Start) -> None:
+    def _start_admitted(self, start: DispatchDecision) -> None:
         """Start what the dispatcher decided."""
         match start:
             case ImagePoll():
                 self.workers.start_request(self.image_polls.run, start)
             case (job, RequestKind.CREATE):
-                job.move(Phase.IN_FLIGHT)
+                job.enter_phase(Phase.IN_FLIGHT)
                 self.workers.run_create(self._submitter.submit, job)
             case (job, RequestKind.POLL):
-                job.move(Phase.IN_FLIGHT)
-                self.workers.poll(self._poller.poll, job)
+                job.enter_phase(Phase.IN_FLIGHT)
+                self.workers.run_poll(self._poller.poll, job)
             case (job, Decline(why=why)):
                 self._decline(job, CreditLimitReached(why))
 
@@ -155,7 +155,7 @@ class Scheduler:
 
     def withdraw(self, job: TrackedJob, step: JobStep | None = None) -> None:
         """Withdraw a job that waits to be sent."""
-        job.move(Phase.WITHDRAWING)
+        job.enter_phase(Phase.WITHDRAWING)
         self.start_step(step or self._claims.store_withdrawal, job)
 
     def start_step(self, step: JobStep, job: TrackedJob) -> None:
@@ -164,14 +164,14 @@ class Scheduler:
 
     def recover(self, job: TrackedJob, step: JobStep) -> None:
         """Run a step that decides how a job goes on that may have been bought."""
-        job.move(Phase.RECOVERING)
+        job.enter_phase(Phase.RECOVERING)
         self.start_step(step, job)
 
     def _apply(self, job: TrackedJob, next_step: Next) -> None:
         """Carry out what a step returned: set the phase, the queue or timer and the slots, and wake the waiters."""
         if not job.is_followed:  # closing has ended the waiting
             return
-        joined = job.joining
+        joined = job.is_undecided
         if job.is_withdrawn_after(next_step):
             job.withdraw_requested = False
             if isinstance(next_step, Finish):
@@ -184,30 +184,30 @@ class Scheduler:
             case Enqueue():
                 self._schedule(job, self._clock())
             case Prepare():
-                job.move(Phase.PREPARING)
+                job.enter_phase(Phase.PREPARING)
                 self._references.prepare(job)
             case ScheduleAt(due=due):
                 self._schedule(job, due)
             case CheckOwnerAt(due=due):
                 was_foreign = job.phase is Phase.FOREIGN
-                job.move(Phase.FOREIGN)
-                self._timers.set(job, due)
+                job.enter_phase(Phase.FOREIGN)
+                self._timers.set_due(job, due)
                 if not was_foreign:
                     job.notify_listeners()
             case Recover():
                 self.recover(job, self._submitter.recover)
             case AwaitHistory():
-                job.move(Phase.CHECKING)
+                job.enter_phase(Phase.CHECKING)
             case HoldSlots(due=due):
                 self._untrack(job, Phase.DONE, hold_until=due)
-            case LetGo():
+            case StopFollowing():
                 self._untrack(job, Phase.KNOWN)
                 job.wake()
             case Finish(error=error):
                 self._finish_job(job, error)
             case _:
                 assert_never(next_step)
-        if too_late or joined != job.joining:
+        if too_late or joined != job.is_undecided:
             job.wake()
 
     def _schedule(self, job: TrackedJob, due: float) -> None:
@@ -216,13 +216,13 @@ class Scheduler:
         due = self._poller.fallback.due_after_callback(job, due)
         # A live job always has a due time, even if a setting or a policy asks for an infinite wait.
         due = due if due < now + DAY_S else now + DAY_S
-        if due <= now and job.record.state is JobState.RUNNING and self._poller.fallback.too_early(job):
-            due = self._poller.fallback.next_check(job)
+        if due <= now and job.record.state is JobState.RUNNING and self._poller.fallback.is_too_early(job):
+            due = self._poller.fallback.next_check_at(job)
         if due > now:
-            job.move(Phase.SCHEDULED)
-            self._timers.set(job, due)
+            job.enter_phase(Phase.SCHEDULED)
+            self._timers.set_due(job, due)
         else:
-            job.move(Phase.QUEUED)
+            job.enter_phase(Phase.QUEUED)
             self.dispatcher.put(job)
 
     def _on_due(self, job: Timed, now: float) -> None:
@@ -241,7 +241,7 @@ class Scheduler:
                 if self.holding.get(job.key) is job:
                     del self.holding[job.key]
                 self._slots.release(job)
-                job.move(Phase.DONE)
+                job.enter_phase(Phase.DONE)
 
     def poll_soon(self, job: TrackedJob) -> None:
         """Poll a job as soon as possible, because a callback came."""
@@ -255,23 +255,23 @@ class Scheduler:
         if before is not None and before is not job:
             job.take_over(before)
         job.wait_error = None
-        job.move(phase)
+        job.enter_phase(phase)
         self.dispatcher.assign_place(job)
         self.tracked[job.key] = job
         self._store.emit(JobTracked(record=job.record, weight=job.weight))
         return job
 
-    def reload(self, job: TrackedJob, record: JobRecord) -> None:
+    def take_newer_record(self, job: TrackedJob, record: JobRecord) -> None:
         """Take a newer record of a job that is not followed: how the last waiting for it ended is no longer true."""
         job.wait_error = None
         self._store.replace_record(job, record)
-        self._store.credits.park(job)
+        self._store.credits.suspend_reservation(job)
 
     def _finish_job(self, job: TrackedJob, error: NanoBananaError | None) -> None:
         """Stop following a job: it has ended, or `error` ends the waiting and the job goes on without us."""
         hold_until, ours = NEVER, job.phase is not Phase.CLAIMING
         if error is not None:
-            if job.phase in UNREAD_PHASES:  # the job's present state in the ledger is unknown
+            if job.phase in UNKNOWN_STATE_PHASES:  # the job's present state in the ledger is unknown
                 error = error.for_job(job.key, safe_to_repeat=False)
             job.wait_error = error
             job.withdraw_requested = False
@@ -285,22 +285,22 @@ class Scheduler:
         """Stop following a job. An uncertain one holds its slots until `hold_until`, since it may still run."""
         self.tracked.pop(job.key, None)
         self._estimates.forget(job)
-        self._store.credits.park(job)
+        self._store.credits.suspend_reservation(job)
         if job.slots and job.record.state in (JobState.SUCCEEDED, JobState.FAILED):
             schedule = self._estimates.schedule_of(job)
-            self._slots.on_ended(schedule.mean_s, max(schedule.delay_s, schedule.seen_delay_s))
+            self._slots.on_ended(schedule.mean_s, max(schedule.wanted_delay_s, schedule.seen_delay_s))
         if job.record.state is JobState.UNCERTAIN and hold_until < NEVER:
-            job.move(Phase.HOLDING)
+            job.enter_phase(Phase.HOLDING)
             self.holding[job.key] = job
-            self._timers.set(job, hold_until)
+            self._timers.set_due(job, hold_until)
         else:
-            job.move(phase)
+            job.enter_phase(phase)
             self._slots.release(job)
         job.holding_before = None
         # If the ledger does not have the task id, only this session can follow the job: then it is not released.
         known = ours and job.ledger_record.task_id == job.record.task_id
         if known and job.ledger_record.state in ACTIVE_STATES and not self.closing:
-            self.start_step(partial(self._claims.release, self.tracked), job)
+            self.start_step(partial(self._claims.release_untracked, self.tracked), job)
         job.notify_listeners()
         self._store.emit(JobReleased(record=job.record, error=job.wait_error))
 

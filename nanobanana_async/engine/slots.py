@@ -5,7 +5,7 @@ from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import LimitKind
 from nanobanana_async.events import LimitsChanged
 from nanobanana_async.policy.circuit import CircuitBreaker, CreateSpacing, RetryBudget
-from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Create, Load
+from nanobanana_async.policy.concurrency import AnsweredCreate, ConcurrencyPolicy, Load
 from nanobanana_async.policy.limiter import AdmissionLimiter
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.policy.session_budget import SessionBudget
@@ -43,7 +43,7 @@ class Slots:
         if not self.spacing.allows(now, self.creates_in_flight, repeat=bool(job.slots)):
             return False
         if job.slots:  # a repeat holds its slots already; it draws from the retry budget if the gateway may be down
-            if now < self.budget.gate_opens_at:
+            if now < self.budget.cap_and_pause_end_at:
                 return False
             return not job.draws_retry_budget or self.retry_budget.draw(now)
         return self.limiter.admits(now, Load(self.held + self.foreign, self.weight_in_flight), job.weight)
@@ -51,20 +51,20 @@ class Slots:
     def opens_at(self, now: float) -> float:
         """Return when a first create may leave by the passing of time; a past time if other events are awaited."""
         spacing_opens_at = self.spacing.opens_at if self.spacing.active else now
-        return max(self.breaker.opens_at, spacing_opens_at, self.limiter.opens_at(now))
+        return max(self.breaker.paused_until, spacing_opens_at, self.limiter.opens_at(now))
 
-    def sent(self, job: TrackedJob, now: float) -> None:
+    def on_sent(self, job: TrackedJob, now: float) -> None:
         """Record that a create left."""
         self.creates_in_flight += 1
         self.retry_budget.earn()
         job.sent_at = now
         if not job.slots:
             self.weight_in_flight += job.weight
-            self.limiter.sent(now)
+            self.limiter.on_sent(now)
         else:
-            self.budget.count(now)
+            self.budget.count_unpaced(now)
 
-    def create_returned(self, job: TrackedJob) -> None:
+    def on_create_returned(self, job: TrackedJob) -> None:
         """Record that a create is no longer in flight; its outcome is recorded next."""
         self.creates_in_flight -= 1
         if not job.slots:
@@ -76,35 +76,35 @@ class Slots:
             job.slots = job.weight
             self.held += job.weight
 
-    def foreign_adopted(self) -> None:
+    def on_foreign_adopted(self) -> None:
         """Record that this session adopted a job which was counted in `foreign`."""
         self.foreign = max(0, self.foreign - 1)
 
     def on_accepted(self, job: TrackedJob, now: float) -> None:
         """Record that the gateway accepted the job."""
         first = not job.slots
-        self.budget.pause.answered(job.sent_at)
+        self.budget.pause.on_answered(job.sent_at)
         self.acquire(job)
         if first:  # a repeat may have been accepted long ago, and shows nothing about the limit
-            self.limiter.on_accepted(now, Create(job.sent_at, job.weight), self._load())
+            self.limiter.on_accepted(now, AnsweredCreate(job.sent_at, job.weight), self._current_load())
 
     def on_throttled(self, job: TrackedJob, now: float, kind: LimitKind | None, wait_s: float | None) -> None:
         """Record a 429: too many jobs at once, or too many requests in a time."""
-        self.limiter.on_throttled(now, Create(job.sent_at, job.weight), self._load(), kind, wait_s)
+        self.limiter.on_throttled(now, AnsweredCreate(job.sent_at, job.weight), self._current_load(), kind, wait_s)
 
     def on_ended(self, mean_s: float, delay_s: float) -> None:
         """Record that a job ended, the mean duration of such jobs, and the mean delay of the poll that notices it."""
-        self.limiter.jobs.mean_s = mean_s
-        self.limiter.jobs.delay_s = delay_s
+        self.limiter.job_limit.mean_job_s = mean_s
+        self.limiter.job_limit.notice_delay_s = delay_s
         self.limiter.on_ended()
 
     def snapshot(self, now: float) -> LimitsChanged:
         """Return what is known about the account's limits."""
         pacer = self.limiter.pacer
         return LimitsChanged(
-            job_limit=self.limiter.jobs.slots,
+            job_limit=self.limiter.job_limit.cap_in_slots,
             creates_per_s=pacer.rate if pacer.active else None,
-            limit_kind=self.limiter.verdict,
+            limit_kind=self.limiter.limit_kind,
             creates_paused=self.budget.pause.used_up or not self.breaker.allows(now, self.creates_in_flight),
             slots_held=self.held,
             throttled=self.limiter.throttled,
@@ -115,7 +115,7 @@ class Slots:
         self.held -= job.slots
         job.slots = 0
 
-    def _load(self) -> Load:
+    def _current_load(self) -> Load:
         since = self.limiter.undecided_since
         likely_ended = 0.0 if since is None else self._estimates.expected_ended_since(since)
         return Load(self.held + self.foreign, self.weight_in_flight, likely_ended)

@@ -19,7 +19,7 @@ from nanobanana_async.ledger.base import Allowance, Claim, Ledger, Refusal, Task
 from nanobanana_async.loop_guard import cancel_requested
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.policy.budget import NEVER_ASK_AGAIN, Affordable, BatchBudget, Cap
-from nanobanana_async.policy.prices import NOTHING, Price, Prices, charge_of, price_in, why_not
+from nanobanana_async.policy.prices import ZERO_CREDITS, Price, Prices, charge_of, price_in, refusal_reason
 
 # How often the ledger is asked again while jobs of other processes may free credits of a named batch.
 ASK_AGAIN_S = 1.0
@@ -41,70 +41,72 @@ class CreditAccount:
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self.prices = Prices()
-        self.spent = NOTHING
+        self.spent = ZERO_CREDITS
         self.remaining: Decimal | None = None
         """The balance of the account as the gateway last stated it; only a hint."""
-        self.live: Mapping[str, TrackedJob] = {}
+        self.tracked: Mapping[str, TrackedJob] = {}
         """`Scheduler.tracked`."""
-        self._reserved_in: dict[str, _Reservation] = {}
+        self._reservations: dict[str, _Reservation] = {}
         """Key -> the caps and the price of a job's reservation, until its charge is final."""
 
     def check(self, job: TrackedJob, now: float) -> Affordable:
         """Return whether all caps of the job allow it. A job that may have been bought is always allowed to go on."""
-        if not job.budgets or job.key in self._reserved_in or job.record.possibly_bought:
+        if not job.budgets or job.key in self._reservations or job.record.possibly_bought:
             return Affordable.NOW
         return self._affordable_under_caps(job, now)
 
-    def check_again(self, job: TrackedJob, now: float) -> Affordable:
+    def check_another_purchase(self, job: TrackedJob, now: float) -> Affordable:
         """Return whether all caps of the job allow another purchase of it, beside the last one."""
         return self._affordable_under_caps(job, now) if job.budgets else Affordable.NOW
 
-    def explain(self, job: TrackedJob) -> str:
+    def explain_refusal(self, job: TrackedJob) -> str:
         """Return why a cap does not allow the job."""
-        price = self.price(job)
+        price = self.price_of(job)
         used_up = (cap for cap in job.budgets if cap.check(price) is Affordable.NEVER)
-        return next(used_up).explain(price)
+        return next(used_up).explain_refusal(price)
 
     def asks_at(self, job: TrackedJob) -> float:
         """Return when to ask the ledger again about a job that has to wait."""
         return min((cap.asks_at for cap in job.budgets if isinstance(cap, BatchBudget)), default=NEVER_ASK_AGAIN)
 
-    def price(self, job: TrackedJob) -> Price:
+    def price_of(self, job: TrackedJob) -> Price:
         """Return the price of a job, or the estimate of it."""
         request = job.record.request
         if request is None:  # attached by its task id, and never bought
-            return Price("", NOTHING)
+            return Price("", ZERO_CREDITS)
         example = self._gateway.example_credits(request)
         return self.prices.estimate(self._gateway.price_class(request), example, job.expected_credits)
 
-    def max_credits(self, job: TrackedJob) -> Decimal | None:
+    def batch_cap_of(self, job: TrackedJob) -> Decimal | None:
         """Return the cap that the ledger counts for a job's batch."""
         return next((cap.max_credits for cap in job.budgets if isinstance(cap, BatchBudget)), None)
 
     def reserve(self, job: TrackedJob) -> None:
         """Reserve the job's price before its create leaves."""
         if job.budgets:
-            price = self.price(job)
-            self._reserved_in[job.key] = drawn = _Reservation(self._caps_of(job), price)
+            price = self.price_of(job)
+            self._reservations[job.key] = drawn = _Reservation(self._caps_of(job), price)
             for cap in drawn.credit_caps:
                 cap.reserve(_purchase_id(job.record), price)
 
-    def refused(self, job: TrackedJob, allowance: Allowance, now: float) -> None:
+    def on_refused(self, job: TrackedJob, allowance: Allowance, now: float) -> None:
         """Release the reservation, because the ledger does not allow the job to be sent."""
         price = allowance.price
         for cap in self._caps_of(job):
             cap.release(_purchase_id(job.record))
-        self._reserved_in.pop(job.key, None)
+        self._reservations.pop(job.key, None)
         if allowance.refusal is Refusal.PRICE:
             self.prices.learn(price.price_class, price.credits)
             return
         blocked = allowance.refusal is Refusal.ESTIMATE
-        waits = allowance.others_may_free or any(key in self.live for key in allowance.ours_may_free if key != job.key)
+        waits = allowance.others_may_free or any(
+            key in self.tracked for key in allowance.ours_may_free if key != job.key
+        )
         for cap in job.budgets:
             if isinstance(cap, BatchBudget):
-                why = why_not(price, limit=cap.max_credits, spent=allowance.other_charges, blocked=blocked)
+                why = refusal_reason(price, limit=cap.max_credits, spent=allowance.other_charges, blocked=blocked)
                 asks_at = now + ASK_AGAIN_S if waits else NEVER_ASK_AGAIN
-                cap.refused(price, Affordable.LATER if waits else Affordable.NEVER, why, asks_at=asks_at)
+                cap.on_refused(price, Affordable.LATER if waits else Affordable.NEVER, why, asks_at=asks_at)
 
     def on_transition(self, before: JobRecord, job: TrackedJob) -> Price | None:
         """Update prices, spending and reservations after a transition of the record.
@@ -116,21 +118,21 @@ class CreditAccount:
             self.spent += (record.credits or 0) - (before.credits or 0)
         else:  # a new purchase counts beside the last one, and under the same caps
             job.budgets = self._caps_of(job)
-            self._reserved_in.pop(job.key, None)
+            self._reservations.pop(job.key, None)
         price = price_in(record)
         if price is not None or record.state is JobState.SUCCEEDED:
-            self.prices.learn(self._class_of(record), price)
-        drawn = self._reserved_in.get(job.key)
+            self.prices.learn(self._price_class_of(record), price)
+        drawn = self._reservations.get(job.key)
         self._update_reservations(job)
         dearer = drawn is not None and price is not None and price != price_in(before) and price > drawn.price.credits
         return drawn.price if drawn is not None and dearer else None
 
-    def refollow(self, job: TrackedJob) -> None:
+    def resume_reservation(self, job: TrackedJob) -> None:
         """Let the caps wait for a job again that is followed once more."""
         for cap in self._caps_of(job):
             cap.resume(_purchase_id(job.record))
 
-    def park(self, job: TrackedJob) -> None:
+    def suspend_reservation(self, job: TrackedJob) -> None:
         """Update the reservation from the record, which others may have changed; the caps stop waiting for it."""
         self._update_reservations(job)
         for cap in self._caps_of(job):
@@ -139,8 +141,8 @@ class CreditAccount:
     def _affordable_under_caps(self, job: TrackedJob, now: float) -> Affordable:
         for cap in job.budgets:
             if isinstance(cap, BatchBudget) and now >= cap.asks_at:
-                cap.ask_again()
-        price = self.price(job)
+                cap.forget_refusals()
+        price = self.price_of(job)
         return max(cap.check(price) for cap in job.budgets)
 
     def _update_reservations(self, job: TrackedJob) -> None:
@@ -151,18 +153,18 @@ class CreditAccount:
         for cap in caps:
             if charge is None:
                 cap.release(purchase)
-            elif charge.over:
+            elif charge.is_final:
                 cap.charge(purchase, charge.credits)
             elif charge.credits is not None:
                 cap.set_price(purchase, charge.credits)
-        if charge is None or charge.over:
-            self._reserved_in.pop(job.key, None)
+        if charge is None or charge.is_final:
+            self._reservations.pop(job.key, None)
 
-    def _class_of(self, record: JobRecord) -> str:
+    def _price_class_of(self, record: JobRecord) -> str:
         return "" if record.request is None else self._gateway.price_class(record.request)
 
     def _caps_of(self, job: TrackedJob) -> tuple[Cap, ...]:
-        drawn = self._reserved_in.get(job.key)
+        drawn = self._reservations.get(job.key)
         return job.budgets if drawn is None else tuple(dict.fromkeys((*drawn.credit_caps, *job.budgets)))
 
 
@@ -182,7 +184,7 @@ class JobStore:
         self.ledger = ledger
         self.credits = account
         self.utcnow = utcnow
-        self.ended: Counter[JobState] = Counter()
+        self.ended_counts: Counter[JobState] = Counter()
         self._emit = emitter
 
     def emit(self, event: Event) -> None:
@@ -201,7 +203,7 @@ class JobStore:
         job.ledger_record = record
         job.set_record(record)
 
-    async def _written(self, before: JobRecord, write: Awaitable[T]) -> T:
+    async def _await_write(self, before: JobRecord, write: Awaitable[T]) -> T:
         """Return the result of a write to the ledger; raise any failure of it as a `LedgerError`."""
         try:
             return await write
@@ -219,29 +221,29 @@ class JobStore:
         """Start the next generation of a job, which the ledger has as `known`: a new purchase by the job's account."""
         account = job.record.account
         after = known.next_generation(account=account, body=body, request=request, created_at=self.utcnow())
-        await self._written(known, self.ledger.advance(known, after))
+        await self._await_write(known, self.ledger.advance(known, after))
         job.progress = 0.0
         job.record = known  # only now: the waiters must not get the end of the last generation
-        self._set(job, after, stored=after)
+        self._update_job(job, after, stored=after)
 
     async def transition(self, job: TrackedJob, state: JobState, **facts: Any) -> None:
         """Write a transition. On a `LedgerError` nothing has changed."""
         after = job.record.transition_to(state, **facts)
-        await self._written(job.ledger_record, self.ledger.advance(job.ledger_record, after))
-        self._set(job, after, stored=after)
+        await self._await_write(job.ledger_record, self.ledger.advance(job.ledger_record, after))
+        self._update_job(job, after, stored=after)
 
     async def advance_and_reserve(self, job: TrackedJob, **facts: Any) -> Allowance | None:
         """Write that a job is about to be sent, if the cap of its named batch allows it; None without a named batch."""
         after = job.record.transition_to(JobState.SUBMITTING, **facts)
         allowance = None
         if after.batch is None:
-            await self._written(job.ledger_record, self.ledger.advance(job.ledger_record, after))
+            await self._await_write(job.ledger_record, self.ledger.advance(job.ledger_record, after))
         else:
-            price, max_credits = self.credits.price(job), self.credits.max_credits(job)
+            price, max_credits = self.credits.price_of(job), self.credits.batch_cap_of(job)
             setting = self.ledger.advance_and_reserve(job.ledger_record, after, price, max_credits)
-            allowance = await self._written(job.ledger_record, setting)
+            allowance = await self._await_write(job.ledger_record, setting)
         if allowance is None or allowance.refusal is None:
-            self._set(job, after, stored=after)
+            self._update_job(job, after, stored=after)
         return allowance
 
     async def transition_as_reported(self, job: TrackedJob, state: JobState, **facts: Any) -> LedgerError | None:
@@ -253,14 +255,16 @@ class JobStore:
         """
         after = job.record.transition_to(state, **facts)
         try:
-            await self._written(job.ledger_record, self.ledger.advance(job.ledger_record, after))
+            await self._await_write(job.ledger_record, self.ledger.advance(job.ledger_record, after))
         except LedgerError as error:
             if isinstance(error, TaskTaken) and state is JobState.RUNNING:
                 raise
             error.task_id = after.task_id
-            self._set(job, after, stored=job.ledger_record, interruption=None if state in TERMINAL_STATES else error)
+            self._update_job(
+                job, after, stored=job.ledger_record, interruption=None if state in TERMINAL_STATES else error
+            )
             return error
-        self._set(job, after, stored=after)
+        self._update_job(job, after, stored=after)
         return None
 
     async def release(self, key: str) -> None:
@@ -274,7 +278,7 @@ class JobStore:
         """Return the seconds since a time; negative if the clock was set back before the session was opened."""
         return (self.utcnow() - since).total_seconds()
 
-    def _set(
+    def _update_job(
         self, job: TrackedJob, after: JobRecord, *, stored: JobRecord, interruption: LedgerError | None = None
     ) -> None:
         was, before = job.record, job.record.state
@@ -282,10 +286,10 @@ class JobStore:
         job.set_record(after, interruption)
         if (estimate := self.credits.on_transition(was, job)) is not None:
             self.emit(PriceAboveEstimate(record=after, estimate=estimate.credits))
-        if self.ended[before]:  # an uncertain job was resolved, or a failed one is bought again
-            self.ended[before] -= 1
+        if self.ended_counts[before]:  # an uncertain job was resolved, or a failed one is bought again
+            self.ended_counts[before] -= 1
         if job.done:
-            self.ended[after.state] += 1
+            self.ended_counts[after.state] += 1
         if after.state is not before:
             self.emit(JobStateChanged(before=before, record=after))
 

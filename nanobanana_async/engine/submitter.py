@@ -85,31 +85,31 @@ class Submitter:
     async def submit(self, job: TrackedJob) -> Next:
         """Make one create, the first or a repeat."""
         sent_before = job.record.first_sent_at is not None
-        if job.record.in_doubt and self._expired(job):  # it may have waited long in the queue
-            self._slots.create_returned(job)
+        if job.record.in_doubt and self._is_key_expired(job):  # it may have waited long in the queue
+            self._slots.on_create_returned(job)
             return await self._mark_uncertain(job, "its idempotency key is too old to be sent again")
-        if job.record.state is JobState.PENDING and self._references.is_outdated(job):
-            self._slots.create_returned(job)
+        if job.record.state is JobState.PENDING and self._references.must_prepare_again(job):
+            self._slots.on_create_returned(job)
             return Prepare()
         try:
             body, held = await self._references.load_body(job)
         except NanoBananaError as error:  # a local image can't be read: nothing was sent now
-            self._slots.create_returned(job)
+            self._slots.on_create_returned(job)
             return Finish(error.for_job(job.key, safe_to_repeat=not job.record.possibly_bought))
         try:
             answer = await self._attempt_create(job, body)
         finally:
-            self._references.unload(held)
+            self._references.release_memory(held)
         match answer:
             case Accepted():
-                return await self._accepted(job, answer)
+                return await self._on_accepted(job, answer)
             case Allowance():  # the ledger does not allow it: it waits again, or is declined
-                self._store.credits.refused(job, answer, self._clock())
+                self._store.credits.on_refused(job, answer, self._clock())
                 return Enqueue()
             case LedgerError():  # no durable intent, no POST
                 return Finish(answer)
             case _:
-                return await self._not_accepted(job, answer, sent_before)
+                return await self._on_failed_create(job, answer, sent_before)
 
     async def _attempt_create(self, job: TrackedJob, body: bytes) -> Accepted | Allowance | NanoBananaError:
         try:
@@ -121,7 +121,7 @@ class Submitter:
         except NanoBananaError as error:
             return error
         finally:
-            self._slots.create_returned(job)
+            self._slots.on_create_returned(job)
 
     async def _write_intent(self, job: TrackedJob) -> Allowance | None:
         if job.first_attempt_at == NEVER:
@@ -136,15 +136,15 @@ class Submitter:
         response = await send_contained(self._transport, request, timeout_s=self._create_s, fresh_connection=fresh)
         return await self._answers.read(self._gateway.read_create, response)
 
-    async def _accepted(self, job: TrackedJob, accepted: Accepted) -> Next:
-        self._slots.breaker.answered()
+    async def _on_accepted(self, job: TrackedJob, accepted: Accepted) -> Next:
+        self._slots.breaker.on_answered()
         self._poller.outage.gateway_answered()
         job.failures, job.last_failure, job.sources = 0, None, NO_SOURCES
         job.running_at = self._clock()
         self._slots.on_accepted(job, job.running_at)
-        self._history.create_answered(accepted.task_id, job.running_at - job.sent_at)
+        self._history.record_answer_time(accepted.task_id, job.running_at - job.sent_at)
         if job.record.in_doubt:
-            self._slots.spacing.answered_repeat(named_task=True)
+            self._slots.spacing.on_repeat_answered(named_task=True)
         self._emit_limits(job.running_at)
         if accepted.credits_remaining is not None:
             self._store.credits.remaining = accepted.credits_remaining
@@ -167,34 +167,34 @@ class Submitter:
             failure = Failure(kind=UnexpectedResponse.__name__, message=why, request_id=accepted.request_id)
             facts = {"attempts": attempts, "credits_used": accepted.credits_used, "failure": failure}
             await self._store.transition(job, JobState.UNCERTAIN, in_doubt=True, **facts)
-            return self._hold(job)
-        return ScheduleAt(self._poller.begin(job))
+            return self._hold_slots(job)
+        return ScheduleAt(self._poller.begin_polling(job))
 
-    async def _not_accepted(self, job: TrackedJob, error: NanoBananaError, sent_before: bool) -> Next:
+    async def _on_failed_create(self, job: TrackedJob, error: NanoBananaError, sent_before: bool) -> Next:
         job.failures += 1
         job.last_failure = error.for_job(job.key, safe_to_repeat=error.safe_to_repeat)  # a copy without its traceback
         outage = self._poller.outage
-        attempt = evolve(self._attempt(job, sent_before=sent_before), unmet=outage.unmet)
+        attempt = evolve(self._describe_attempt(job, sent_before=sent_before), unmet=outage.unmet)
         outage.request_failed(error, job.sent_at)
         attempt = evolve(attempt, hopeless=outage.is_hopeless(error))
         decision = decide_failed_create(error, attempt, self._retry)
         if decision.action is RetryAction.REFUSE and self._references.may_have_lost_uploads(job, error):
             decision = evolve(decision, action=RetryAction.REQUEUE)
         now = self._clock()
-        wait_s = self._wait_s(job, error, decision)
+        wait_s = self._retry_wait_s(job, error, decision)
         self._update_limits(job, error, decision, now)
         self._emit_limits(now)
         action, doubt = decision.action.name.lower(), decision.in_doubt
         self._store.emit(CreateFailed(record=job.record, error=error, action=action, wait_s=wait_s, in_doubt=doubt))
-        self._poller.used_up.report(job, error)
+        self._poller.used_up_budgets.report(job, error)
         if decision.action is not RetryAction.GIVE_UP:  # the caller gets the error at once
             outage.report(job.record, retried=decision.action is not RetryAction.PARK)
         try:
-            return await self._carry_out(job, error, decision, attempt, now + wait_s)
+            return await self._carry_out_decision(job, error, decision, attempt, now + wait_s)
         except LedgerError as unwritten:  # the record stays SUBMITTING: it may have been sent
             return Finish(unwritten)
 
-    async def _carry_out(
+    async def _carry_out_decision(
         self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, attempt: Attempt, due: float
     ) -> Next:
         attempts = job.record.attempts + decision.costs_attempt
@@ -229,10 +229,10 @@ class Submitter:
                 failure = why_in_doubt(error, job.record, decision)
                 if decision.kind is not FailureKind.KEY_TAKEN:
                     self._slots.acquire(job)
-                    return await self._park(job, attempts=attempts, failure=failure, **doubt)
+                    return await self._leave_to_history(job, attempts=attempts, failure=failure, **doubt)
                 await self._store.transition(job, JobState.UNCERTAIN, attempts=attempts, in_doubt=True, failure=failure)
                 # This create took no slot: if another host bought a job under the key, the slot is counted as foreign.
-                return self._hold(job) if job.slots else Finish()
+                return self._hold_slots(job) if job.slots else Finish()
             case RetryAction.GIVE_UP if decision.in_doubt:  # it stays SUBMITTING, to be repeated under its key
                 await self._store.transition(job, JobState.SUBMITTING, attempts=attempts, **doubt)
                 doubtful = error.for_job(job.key, safe_to_repeat=False)
@@ -246,7 +246,7 @@ class Submitter:
     async def recover(self, job: TrackedJob) -> Next:
         """Continue a job that an earlier session left in SUBMITTING."""
         self._slots.acquire(job)
-        attempt = self._attempt(job, sent_before=True)
+        attempt = self._describe_attempt(job, sent_before=True)
         job.first_attempt_at = self._clock()
         why = "the session ended before an answer came"
         decision = decide_failed_create(TransportError(why, possibly_sent=True), attempt, self._retry)
@@ -257,31 +257,31 @@ class Submitter:
         self._history.watch_repeats(job)
         return Enqueue()
 
-    def _hold(self, job: TrackedJob) -> Next:
+    def _hold_slots(self, job: TrackedJob) -> Next:
         return HoldSlots(self._clock() + self._estimates.may_run_for_s(job))
 
-    def _expired(self, job: TrackedJob) -> bool:
+    def _is_key_expired(self, job: TrackedJob) -> bool:
         """Whether the idempotency key is too old to repeat the create with it."""
-        attempt = self._attempt(job, sent_before=True)
-        return attempt.keyed and not attempt.key_lives
+        attempt = self._describe_attempt(job, sent_before=True)
+        return attempt.keyed and not attempt.is_key_alive
 
-    def _attempt(self, job: TrackedJob, *, sent_before: bool) -> Attempt:
+    def _describe_attempt(self, job: TrackedJob, *, sent_before: bool) -> Attempt:
         return describe_attempt(job, self._gateway, self._store, self._clock(), sent_before=sent_before)
 
     async def _mark_uncertain(self, job: TrackedJob, why: str, **facts: Any) -> Next:
         failure = job.record.failure or to_failure(TransportError(why, possibly_sent=True))
-        return await self._park(job, failure=failure, **facts)
+        return await self._leave_to_history(job, failure=failure, **facts)
 
-    async def _park(self, job: TrackedJob, **facts: Any) -> Next:
+    async def _leave_to_history(self, job: TrackedJob, **facts: Any) -> Next:
         """Let the gateway's history decide how a job in doubt goes on; without one it is UNCERTAIN."""
         if self._history.can_show(evolve(job.record, **facts)):
             await self._store.transition(job, JobState.SUBMITTING, **facts)
-            self._history.watch(job)
+            self._history.watch_parked(job)
             return AwaitHistory()
         await self._store.transition(job, JobState.UNCERTAIN, **{"in_doubt": True, **facts})
-        return self._hold(job)
+        return self._hold_slots(job)
 
-    def _wait_s(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision) -> float:
+    def _retry_wait_s(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision) -> float:
         if decision.action is not RetryAction.REPEAT:
             return 0.0
         backoff_s = self._retry.backoff_s(job.failures, self._jitter.random())
@@ -289,18 +289,18 @@ class Submitter:
         return max(asked_wait_s(error), confirms_s, self._poller.outage.wait_s(error, backoff_s))
 
     def _update_limits(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, now: float) -> None:
-        used_up = isinstance(error, RateLimited) and self._poller.used_up.refused(error, job.sent_at)
+        used_up = isinstance(error, RateLimited) and self._poller.used_up_budgets.pause_if_used_up(error, job.sent_at)
         if isinstance(error, RateLimited) and not used_up and not job.slots:
             self._slots.on_throttled(job, now, error.kind, error.retry_after_s)
         if is_outage(error) and not self._poller.outage.may_be_hopeless(error):
-            self._slots.breaker.failed(now, self._jitter.random())
+            self._slots.breaker.on_failed(now, self._jitter.random())
         else:
-            self._slots.breaker.answered()
-        if self._history.readable:
+            self._slots.breaker.on_answered()
+        if self._history.is_readable:
             if may_be_processed(job.record, decision.kind, self._history.lateness_s):
-                self._slots.spacing.lost(now, self._history.lateness_s)
+                self._slots.spacing.on_answer_lost(now, self._history.lateness_s)
             if decision.kind is FailureKind.IN_PROGRESS:
-                self._slots.spacing.answered_repeat(named_task=False)
+                self._slots.spacing.on_repeat_answered(named_task=False)
         if isinstance(error, (GatewayError, UnexpectedResponse)) and error.retry_after_s is not None:
             self._slots.breaker.pause_for(now, error.retry_after_s)
 

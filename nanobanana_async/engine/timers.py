@@ -25,12 +25,12 @@ class Timers:
         self._handle: asyncio.TimerHandle | None = None
         self._armed_for = NEVER
 
-    def set(self, job: Timed, due: float) -> None:
+    def set_due(self, job: Timed, due: float) -> None:
         """Set the due time of a job."""
         job.due = due
         heapq.heappush(self._heap, (due, job))
 
-    def due(self, now: float) -> Iterator[Timed]:
+    def take_due(self, now: float) -> Iterator[Timed]:
         """Take out the jobs that are due, in order."""
         heap = self._heap
         while heap and (heap[0][0] <= now + TICK_S or heap[0][1].due != heap[0][0]):

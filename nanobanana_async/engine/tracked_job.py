@@ -9,9 +9,9 @@ from typing import Any
 from attrs import frozen
 
 from nanobanana_async.engine.next_step import CheckOwnerAt, Finish, Next
-from nanobanana_async.engine.phases import JOINING_PHASES, LIVE_PHASES, PHASES, UNREAD_PHASES, Phase
+from nanobanana_async.engine.phases import FOLLOWED_PHASES, PHASES, UNDECIDED_PHASES, UNKNOWN_STATE_PHASES, Phase
 from nanobanana_async.errors import NanoBananaError
-from nanobanana_async.images.local import Sources
+from nanobanana_async.images.local import LocalImagesByDigest
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, Observation
 from nanobanana_async.policy.budget import Cap
 from nanobanana_async.policy.poll_schedule import PollSchedule
@@ -20,7 +20,7 @@ Watchers = list[asyncio.Future[NanoBananaError | None]] | None
 
 MOST_PROGRESS = 0.99
 """The most that a job has done that has not ended."""
-NO_SOURCES: Sources = {}
+NO_SOURCES: LocalImagesByDigest = {}
 
 NEVER = float("inf")
 NOT_YET = -NEVER
@@ -31,21 +31,21 @@ def is_safe_to_repeat(record: JobRecord, phase: Phase) -> bool:
 
     A live job may still be bought, unless it is being withdrawn.
     """
-    return phase not in LIVE_PHASES - {Phase.WITHDRAWING} and not record.possibly_bought
+    return phase not in FOLLOWED_PHASES - {Phase.WITHDRAWING} and not record.possibly_bought
 
 
 @frozen
-class UsedUpload:
+class UploadedImage:
     """The URL of a local image that was uploaded or published."""
 
     url: str
-    until: float
+    usable_until: float
     """When it may no longer be sent, in the event loop's time."""
-    remembered: bool = True
+    is_reused: bool = True
     """It was not made for the job that uses it, but for another or in an earlier session."""
 
 
-NO_UPLOADS: Mapping[str, UsedUpload] = {}
+NO_UPLOADS: Mapping[str, UploadedImage] = {}
 
 
 class StatedProgress(float):
@@ -148,9 +148,9 @@ class TrackedJob:
         """A caller asked to buy it. Otherwise a PENDING job is not sent."""
         self.retry_failed: frozenset[str] = frozenset()
         """If the job is FAILED in the ledger, it is bought again."""
-        self.sources: Sources = NO_SOURCES
+        self.sources: LocalImagesByDigest = NO_SOURCES
         """Its local reference images, until its create was accepted: they may have to be uploaded again."""
-        self.uploads: Mapping[str, UsedUpload] = NO_UPLOADS
+        self.uploads: Mapping[str, UploadedImage] = NO_UPLOADS
         """Digest -> the upload that its body names."""
         self.uploads_renewed = False
         """Its create was refused once, and the uploads that were not made for it were made again."""
@@ -180,13 +180,13 @@ class TrackedJob:
         """What this session does with the job."""
         return self._phase
 
-    def move(self, phase: Phase) -> None:
+    def enter_phase(self, phase: Phase) -> None:
         """Enter a phase; only the scheduler calls this. Raises `RuntimeError` for a move that is not in `PHASES`."""
         if phase not in PHASES[self._phase]:
             raise RuntimeError(f"job {self.key} cannot go {self._phase.name} -> {phase.name}")
         self._phase = phase
         self.due = NEVER
-        if phase not in LIVE_PHASES:  # a handle may live for long, and bytes with it
+        if phase not in FOLLOWED_PHASES:  # a handle may live for long, and bytes with it
             self.sources, self.uploads, self.uploads_renewed = NO_SOURCES, NO_UPLOADS, False
 
     def take_over(self, before: "TrackedJob") -> None:
@@ -198,15 +198,15 @@ class TrackedJob:
     @property
     def is_followed(self) -> bool:
         """Whether this session follows it."""
-        return self._phase in LIVE_PHASES
+        return self._phase in FOLLOWED_PHASES
 
     @property
-    def joining(self) -> bool:
+    def is_undecided(self) -> bool:
         """Whether it is not decided yet how the job goes on."""
-        return self._phase in JOINING_PHASES
+        return self._phase in UNDECIDED_PHASES
 
     @property
-    def leaving(self) -> bool:
+    def is_being_withdrawn(self) -> bool:
         """Whether it is being withdrawn, or will be when its current step is over."""
         return self.withdraw_requested or self._phase is Phase.WITHDRAWING
 
@@ -214,7 +214,7 @@ class TrackedJob:
         """Whether it is to be withdrawn now: its step is over and left it PENDING and ours."""
         if not self.withdraw_requested or self.record.state is not JobState.PENDING:
             return False
-        failed_unread = isinstance(next_step, Finish) and self._phase in UNREAD_PHASES
+        failed_unread = isinstance(next_step, Finish) and self._phase in UNKNOWN_STATE_PHASES
         return not (failed_unread or isinstance(next_step, CheckOwnerAt))
 
     @property
@@ -243,7 +243,7 @@ class TrackedJob:
         """Whether its images must be fetched again: the ledger does not store inline images."""
         return self.observation is None and "" in self.record.images
 
-    def listen(self, listener: Callable[["TrackedJob"], None]) -> None:
+    def add_listener(self, listener: Callable[["TrackedJob"], None]) -> None:
         """Add a listener."""
         self.listeners = [*(self.listeners or ()), listener]
 
@@ -258,7 +258,7 @@ class TrackedJob:
             interruption = await watcher
         finally:
             if not watcher.done() or watcher.cancelled():
-                self._forget(watcher)
+                self._remove_watcher(watcher)
         if interruption is not None:
             # Each waiter raises its own copy: a shared exception would collect the tracebacks of all.
             raise interruption.for_job(self.key, safe_to_repeat=self.safe_to_repeat)
@@ -277,7 +277,7 @@ class TrackedJob:
         for listener in self.listeners or ():
             listener(self)
 
-    def found_running(self, stated: float | None) -> None:
+    def on_found_running(self, stated: float | None) -> None:
         """Record that a poll found it running, with the progress that the gateway stated."""
         if stated is not None:
             self.progress = StatedProgress(max(self.progress, min(MOST_PROGRESS, stated)))
@@ -297,6 +297,6 @@ class TrackedJob:
             self.wake(interruption)
             self.notify_listeners()
 
-    def _forget(self, watcher: asyncio.Future[NanoBananaError | None]) -> None:
+    def _remove_watcher(self, watcher: asyncio.Future[NanoBananaError | None]) -> None:
         self.watchers = [other for other in self.watchers or () if other is not watcher] or None
         self.end_watchers = [other for other in self.end_watchers or () if other is not watcher] or None

@@ -34,7 +34,7 @@ class UnseenWebhooks:
         except (ValueError, KeyError, TypeError):  # nothing is stored, or it was edited by hand
             return 0
 
-    async def store(self, count: int) -> None:
+    async def store_count(self, count: int) -> None:
         """Store how many there are from now on. Call it before a registration: its answer may be lost."""
         at = self._utcnow().isoformat()
         await self._ledger.remember(self._name, json.dumps({"at": at, "count": count}))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from urllib.parse import urlsplit
 
-from nanobanana_async.engine.contained_send import send_contained, wait_for_gate
+from nanobanana_async.engine.contained_send import send_contained, wait_for_cap_and_pause
 from nanobanana_async.engine.outage import Outage
 from nanobanana_async.errors import (
     MAX_RETRY_AFTER_S,
@@ -64,10 +64,10 @@ class Uploader:
         began_at, failures = self._clock(), 0
         while True:
             try:
-                return await self._send(content, content_type, name)
+                return await self._upload_once(content, content_type, name)
             except NanoBananaError as error:
                 failures += 1
-                if not self._passes(error, failures, self._clock() - began_at):
+                if not self._should_retry(error, failures, self._clock() - began_at):
                     log_failed_upload(record, error, wait_s=None)
                     raise
                 self._outage.report(record, retried=True)
@@ -77,7 +77,7 @@ class Uploader:
                 log_failed_upload(record, error, wait_s=wait_s)
             await asyncio.sleep(wait_s)
 
-    def _passes(self, error: NanoBananaError, failures: int, waited_s: float) -> bool:
+    def _should_retry(self, error: NanoBananaError, failures: int, waited_s: float) -> bool:
         """Return whether a failed upload is tried again."""
         if isinstance(error, (ConfigurationError, SessionClosed)) or self._outage.is_hopeless(error):
             return False
@@ -88,14 +88,14 @@ class Uploader:
             most = min(most, UNEXPECTED_ATTEMPTS)
         return is_outage(error) and failures < most and waited_s < self._retry.max_wait_s
 
-    async def _send(self, content: bytes, content_type: str, name: str) -> str:
+    async def _upload_once(self, content: bytes, content_type: str, name: str) -> str:
         """Upload an image once, and check that the gateway has all of it."""
         gateway = self._gateway
         if not isinstance(gateway, HasUploads):
             raise ConfigurationError(f"{gateway.name} takes no uploads")
         build = partial(gateway.build_upload, content, content_type=content_type, filename=name)
         timeout_s = self._create_s + len(content) / SLOWEST_BYTES_PER_S
-        target = await self._ask(await self._threads.run(build), gateway.read_upload, timeout_s)
+        target = await self._request_upload(await self._threads.run(build), gateway.read_upload, timeout_s)
         if target.put_url is None:
             if target.size not in (None, len(content)):
                 raise UnexpectedResponse(f"the gateway stored {target.size} of {len(content)} bytes of an upload")
@@ -103,7 +103,7 @@ class Uploader:
         if target.size is not None and len(content) > target.size:
             why = f"a reference image has {byte_count(len(content))}, more than the gateway's {byte_count(target.size)}"
             raise InvalidRequest(why)
-        await self._downloads.put(
+        await self._downloads.put_presigned(
             target.put_url,
             content,
             content_type=target.content_type or content_type,
@@ -112,13 +112,13 @@ class Uploader:
         )
         return target.url
 
-    async def _ask(
+    async def _request_upload(
         self, request: HttpRequest, read: Callable[[HttpResponse], UploadTarget], timeout_s: float
     ) -> UploadTarget:
         """Make a request to the gateway. It counts in the account's budget of requests, and waits for no slot."""
-        await wait_for_gate(self._budget, self._clock)
+        await wait_for_cap_and_pause(self._budget, self._clock)
         sent_at = self._clock()
-        self._budget.count(sent_at)
+        self._budget.count_unpaced(sent_at)
         try:
             target = read(await send_contained(self._transport, request, timeout_s=timeout_s))
         except NanoBananaError as error:

@@ -11,7 +11,7 @@ from nanobanana_async.engine.byte_budget import ByteBudget
 from nanobanana_async.engine.next_step import Finish, Next
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.store import JobStore
-from nanobanana_async.engine.tracked_job import TrackedJob, UsedUpload
+from nanobanana_async.engine.tracked_job import TrackedJob, UploadedImage
 from nanobanana_async.engine.uploader import Uploader
 from nanobanana_async.engine.workers import WorkerPool, error_of_crash
 from nanobanana_async.errors import DownloadError, InvalidRequest, NanoBananaError
@@ -19,20 +19,20 @@ from nanobanana_async.events import log, log_failure
 from nanobanana_async.gateways.capabilities import HasUploads
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.http.threads import ThreadLimiter
-from nanobanana_async.images.local import MAX_BYTES, SizeLimit, facts_of, unchanged_content
+from nanobanana_async.images.local import MAX_BYTES, SizeLimit, local_image_facts, unchanged_content
 from nanobanana_async.images.local_facts import LocalFacts
 from nanobanana_async.ledger.base import Upload
-from nanobanana_async.references import LocalImage, ReferencePublisher, check_url, for_people
+from nanobanana_async.references import LocalImage, ReferencePublisher, check_url, describe_reference
 
 UPLOADS_AT_ONCE = 8
 
 URLS_KEPT = 4096
 """How many uploads are remembered in memory; the ledger knows the others."""
 
-USED_S = 1.0
+SHORTEST_USE_S = 1.0
 """For how long an upload is used at least, however short its lifetime is set: or its jobs would never be sent."""
 
-PUBLISHED_S = 3600.0
+PUBLISHED_LIFETIME_S = 3600.0
 """For how long a session uses a URL of its publisher again before it asks for it once more."""
 
 
@@ -43,17 +43,19 @@ class _Upload:
     digest: str
     jobs: dict[str, TrackedJob] = field(factory=dict)
     """By key: a job with several images asks for each again whenever one has come."""
-    unreadable: dict[LocalImage | None, InvalidRequest | DownloadError] = field(factory=dict)
+    unreadable_sources: dict[LocalImage | None, InvalidRequest | DownloadError] = field(factory=dict)
     """The sources that no longer have the image, or whose store fails, and why."""
 
-    def waiting(self) -> list[TrackedJob]:
+    def waiting_jobs(self) -> list[TrackedJob]:
         """Return the jobs that still wait: others were withdrawn."""
         return [job for job in self.jobs.values() if job.phase is Phase.PREPARING]
 
     def next_source(self) -> LocalImage | None:
         """Return a source that was not tried: equal images may lie in several files, and one of them may be gone."""
-        sources = (job.sources.get(self.digest) for job in self.waiting())
-        return next((source for source in sources if source is not None and source not in self.unreadable), None)
+        sources = (job.sources.get(self.digest) for job in self.waiting_jobs())
+        return next(
+            (source for source in sources if source is not None and source not in self.unreadable_sources), None
+        )
 
 
 class Uploads:
@@ -77,8 +79,8 @@ class Uploads:
         self._threads = threads
         self._memory = memory
         self._clock = clock
-        self._at_once = asyncio.Semaphore(UPLOADS_AT_ONCE)
-        self._urls: OrderedDict[str, UsedUpload] = OrderedDict()
+        self._upload_permits = asyncio.Semaphore(UPLOADS_AT_ONCE)
+        self._urls: OrderedDict[str, UploadedImage] = OrderedDict()
         self._ongoing: dict[str, _Upload] = {}
 
     def start(
@@ -95,20 +97,20 @@ class Uploads:
         self._failed = failed
         self._freed = freed
 
-    def find(self, digest: str) -> UsedUpload | None:
+    def find_usable(self, digest: str) -> UploadedImage | None:
         """Return an upload of this session that can be used again."""
         upload = self._urls.get(digest)
-        return upload if upload is not None and self._clock() < upload.until else None
+        return upload if upload is not None and self._clock() < upload.usable_until else None
 
     def wait_for(self, digest: str, job: TrackedJob) -> None:
         """Let a job wait for an upload, which is started if it is not under way."""
         upload = self._ongoing.get(digest)
         if upload is None:
             upload = self._ongoing[digest] = _Upload(digest)
-            self._workers.start_task("upload", partial(self._run, upload))
+            self._workers.start_task("upload", partial(self._run_upload, upload))
         upload.jobs[job.key] = job
 
-    async def forget(self, digest: str, dead: UsedUpload) -> None:
+    async def forget(self, digest: str, dead: UploadedImage) -> None:
         """Forget an upload that the gateway may have dropped, here and in the ledger, unless there is a newer one."""
         shared = self._urls.get(digest)
         if shared is not None and shared.url == dead.url:
@@ -119,13 +121,13 @@ class Uploads:
             if known is not None and known.url == dead.url:
                 await ledger.remember_upload(account, known.as_expired())
 
-    async def _run(self, upload: _Upload) -> None:
+    async def _run_upload(self, upload: _Upload) -> None:
         failure: NanoBananaError | None = None
-        made: UsedUpload | None = None
+        made: UploadedImage | None = None
         try:
-            async with self._at_once:
-                if upload.waiting():
-                    made = await self._bring(upload)
+            async with self._upload_permits:
+                if upload.waiting_jobs():
+                    made = await self._find_or_upload(upload)
         except NanoBananaError as error:
             failure = error
         except BaseException as bug:
@@ -134,9 +136,9 @@ class Uploads:
             log_failure("engine.crashed", bug, task="upload")
             failure = error_of_crash(bug)
         del self._ongoing[upload.digest]
-        for job in upload.waiting():
+        for job in upload.waiting_jobs():
             if failure is not None:
-                own = upload.unreadable.get(job.sources.get(upload.digest), failure)
+                own = upload.unreadable_sources.get(job.sources.get(upload.digest), failure)
                 self._failed(job, Finish(own.for_job(job.key, safe_to_repeat=True)))
                 continue
             if made is not None:
@@ -144,19 +146,19 @@ class Uploads:
             self._uploaded(job)
         self._freed()
 
-    async def _bring(self, upload: _Upload) -> UsedUpload | None:
+    async def _find_or_upload(self, upload: _Upload) -> UploadedImage | None:
         """Find the URL of an image, or upload or publish the image. None if no job waits for it any more."""
-        lifetime_s = self._gateway.upload_lifetime_s if isinstance(self._gateway, HasUploads) else PUBLISHED_S
+        lifetime_s = self._gateway.upload_lifetime_s if isinstance(self._gateway, HasUploads) else PUBLISHED_LIFETIME_S
         if self._publisher is None:
             known = await self._store.ledger.find_upload(self._gateway.account, upload.digest)
             if known is not None and (left_s := known.left_s(self._store.utcnow(), lifetime_s)) > 0:
-                return self._share(upload.digest, known.url, left_s)
-        content, facts = await self._read(upload)
+                return self._remember_url(upload.digest, known.url, left_s)
+        content, facts = await self._read_image(upload)
         try:
-            if not (waiting := upload.waiting()):
+            if not (waiting := upload.waiting_jobs()):
                 return None
             if self._publisher is not None:
-                url, lifetime_s = await self._publish(self._publisher, content, upload.digest), PUBLISHED_S
+                url, lifetime_s = await self._publish(self._publisher, content, upload.digest), PUBLISHED_LIFETIME_S
             else:
                 name = f"{upload.digest[:16]}{facts.extension}"  # a file's own name may say something about its user
                 url = await self._uploader.upload(content, facts.content_type, name, waiting[0].record)
@@ -168,13 +170,13 @@ class Uploads:
             await self._store.ledger.remember_upload(self._gateway.account, stored)
         stated = {"event": "reference.stored", "digest": upload.digest, "size": facts.size}
         log.info("reference.stored digest=%s size=%d", upload.digest, facts.size, extra=stated)
-        return evolve(self._share(upload.digest, url, lifetime_s), remembered=False)
+        return evolve(self._remember_url(upload.digest, url, lifetime_s), is_reused=False)
 
-    async def _read(self, upload: _Upload) -> tuple[bytes, LocalFacts]:
+    async def _read_image(self, upload: _Upload) -> tuple[bytes, LocalFacts]:
         """Read an image from the first source that still has it. Its size must be released from the memory after."""
         while (source := upload.next_source()) is not None:
             try:
-                facts = await self._threads.run_or_abandon(facts_of, source, SizeLimit(MAX_BYTES))
+                facts = await self._threads.run_or_abandon(local_image_facts, source, SizeLimit(MAX_BYTES))
                 await self._memory.acquire(facts.size)
                 try:
                     return await self._threads.run_or_abandon(unchanged_content, source, upload.digest), facts
@@ -182,11 +184,11 @@ class Uploads:
                     self._memory.release(facts.size)
                     raise
             except (InvalidRequest, DownloadError) as error:
-                upload.unreadable[source] = error
-        raise not_at_hand(upload.digest)
+                upload.unreadable_sources[source] = error
+        raise image_not_at_hand(upload.digest)
 
-    def _share(self, digest: str, url: str, for_s: float) -> UsedUpload:
-        shared = self._urls[digest] = UsedUpload(url, self._clock() + max(for_s, USED_S))
+    def _remember_url(self, digest: str, url: str, for_s: float) -> UploadedImage:
+        shared = self._urls[digest] = UploadedImage(url, self._clock() + max(for_s, SHORTEST_USE_S))
         self._urls.move_to_end(digest)
         if len(self._urls) > URLS_KEPT:
             self._urls.popitem(last=False)
@@ -204,9 +206,9 @@ class Uploads:
         return url
 
 
-def not_at_hand(digest: str) -> NanoBananaError:
+def image_not_at_hand(digest: str) -> NanoBananaError:
     """Return the error of a job whose image is known by its digest only."""
-    image = for_people(f"sha256:{digest}")
+    image = describe_reference(f"sha256:{digest}")
     return NanoBananaError(
         f"the reference image {image} is not at hand: only the digest of a local image is kept. Request the job again"
         " with the image; it still waits to be sent"

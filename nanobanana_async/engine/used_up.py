@@ -27,11 +27,11 @@ class UsedUpBudgets:
             return None
         return self._store.utcnow() + timedelta(seconds=self._pause.ends_at - self._clock())
 
-    def stops(self, max_wait_s: float) -> bool:
+    def pause_outlasts(self, max_wait_s: float) -> bool:
         """Return whether a pause is certain that lasts longer than this."""
         return self._pause.confirmed and self._pause.ends_at - self._clock() > max_wait_s
 
-    def refused(self, error: RateLimited, sent_at: float) -> bool:
+    def pause_if_used_up(self, error: RateLimited, sent_at: float) -> bool:
         """Pause if the refusal says that a budget of a long time is used up; return whether it does."""
         for_s = error.used_up_for_s
         if for_s is None:
@@ -40,7 +40,7 @@ class UsedUpBudgets:
             now = self._store.utcnow()
             midnight = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
             for_s = (midnight - now).total_seconds()
-        self._unreported = self._pause.refused(self._clock(), sent_at, for_s) or self._unreported
+        self._unreported = self._pause.on_refused(self._clock(), sent_at, for_s) or self._unreported
         return True
 
     def report(self, job: TrackedJob, error: NanoBananaError) -> None:

@@ -58,28 +58,28 @@ class WorkerPool:
         self._context = contextvars.copy_context()
 
     @property
-    def busy(self) -> int:
+    def requests_in_flight(self) -> int:
         """How many requests are in flight."""
         return self._max_requests - self.free_requests
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether no further request may leave."""
         return not self.free_requests
 
     def run_create(self, step: JobStep, job: TrackedJob) -> None:
         """Run a create of a job; a request must be free for it. Closing the session waits for it."""
-        self._begin()
+        self._add_unfinished()
         self.start_request(partial(self._run_step, step), job)
 
     def run_ledger_step(self, step: JobStep, job: TrackedJob) -> None:
         """Run a step that only reads and writes the ledger. Closing the session waits for it."""
-        self._begin()
+        self._add_unfinished()
         self._hand_to_worker(partial(self._run_step, step), job, False)
 
-    def poll(self, step: Callable[[TrackedJob], Awaitable[Next]], job: TrackedJob) -> None:
+    def run_poll(self, step: Callable[[TrackedJob], Awaitable[Next]], job: TrackedJob) -> None:
         """Run a poll of a job; a request must be free for it. Closing the session does not wait for it."""
-        self.start_request(partial(self._poll, step), job)
+        self.start_request(partial(self._run_poll, step), job)
 
     async def wait_for_creates_and_writes(self, grace_s: float) -> None:
         """Wait until all creates and writes are done, but not longer than `grace_s`."""
@@ -120,7 +120,7 @@ class WorkerPool:
         # When the event loop shuts down it cancels all tasks, the session's too.
         return self._group.cancel_scope.cancel_called or self._host.cancelling() > 0 or self._host.done()
 
-    def _begin(self) -> None:
+    def _add_unfinished(self) -> None:
         self._unfinished += 1
         self._all_finished.clear()
 
@@ -137,7 +137,7 @@ class WorkerPool:
             if not self._unfinished:
                 self._all_finished.set()
 
-    async def _poll(self, step: Callable[[TrackedJob], Awaitable[Next]], job: TrackedJob) -> None:
+    async def _run_poll(self, step: Callable[[TrackedJob], Awaitable[Next]], job: TrackedJob) -> None:
         self._apply(job, await step(job))
 
     def _hand_to_worker(self, job_task: JobTask, job: Timed, permitted: bool) -> None:
@@ -147,9 +147,9 @@ class WorkerPool:
                 handover.set_result((job_task, job, permitted))
                 return
         if self._group is not None:  # in the session's context: a worker outlives the caller that needs it first
-            self._context.copy().run(self._group.start_soon, self._work, job_task, job, permitted)
+            self._context.copy().run(self._group.start_soon, self._worker_loop, job_task, job, permitted)
 
-    async def _work(self, job_task: JobTask, job: Timed, permitted: bool) -> None:
+    async def _worker_loop(self, job_task: JobTask, job: Timed, permitted: bool) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await self._run_contained(job_task, job, permitted)

@@ -21,16 +21,16 @@ from nanobanana_async.gateways.apimall_webhooks import (
     parse_webhooks,
 )
 from nanobanana_async.gateways.balance import parse_balance
-from nanobanana_async.gateways.base import GatewaySettings, check_extra, task_type, unsupported_field
+from nanobanana_async.gateways.base import GatewaySettings, check_extra, task_type, unsupported_field_error
 from nanobanana_async.gateways.capabilities import HistoryPage, Signature, UploadTarget, Webhook, WebhookPage
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
 from nanobanana_async.gateways.parsing import (
     CONVERTER,
-    ParsedResponse,
+    GatewayAnswer,
     TaskStatus,
+    parse_task_id,
     parse_word,
-    task_id,
-    task_id_in_url,
+    quote_task_id,
     to_json,
 )
 from nanobanana_async.gateways.rate_limits import body_wait_s
@@ -49,7 +49,7 @@ _STATUSES = {
     "failed": TaskStatus(JobState.FAILED),
 }
 NO_CONTENT = 204
-_FLAGS = {"true": True, "1": True, "false": False, "0": False}
+_BOOLEAN_BY_WORD = {"true": True, "1": True, "false": False, "0": False}
 
 
 @frozen
@@ -62,7 +62,7 @@ class _Created:
 
 
 CONVERTER.register_structure_hook(
-    _Created, make_dict_structure_fn(_Created, CONVERTER, task_id=override(struct_hook=task_id))
+    _Created, make_dict_structure_fn(_Created, CONVERTER, task_id=override(struct_hook=parse_task_id))
 )
 
 
@@ -98,13 +98,13 @@ class ApiMall(GatewaySettings):
     def check(self, request: ImageRequest) -> None:
         """Raise `InvalidRequest`, which names the first field that this gateway does not take."""
         if request.callback_url is not None:
-            raise unsupported_field(self, "callback_url")
+            raise unsupported_field_error(self, "callback_url")
         if request.task_type == "image-to-image" and not request.images:
             raise InvalidRequest("task_type image-to-image needs images")
         if request.task_type == "upscale" and not (request.images or "input_image" in request.extra):
             raise InvalidRequest("task_type upscale needs images: the one to enlarge")
         if request.task_type == "text-to-image" and request.images:
-            raise unsupported_field(self, "images", " with task_type text-to-image")
+            raise unsupported_field_error(self, "images", " with task_type text-to-image")
         check_extra(request)
 
     def encode(self, request: ImageRequest) -> bytes:
@@ -139,12 +139,12 @@ class ApiMall(GatewaySettings):
 
     def read_create(self, response: HttpResponse) -> Accepted:
         """Return the accepted task, or raise the error that the answer holds."""
-        answer = ParsedResponse.from_response(self, response)
+        answer = GatewayAnswer.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
         data = envelope.get("data")
         if refusal is not None:
             raise create_refusal_error(answer, refusal, data)
-        created = answer.parse(_Created, data, "data")
+        created = answer.parse_fields(_Created, data, "data")
         request_id = parse_word(envelope.get("request_id"))
         return Accepted(
             task_id=created.task_id,
@@ -159,7 +159,7 @@ class ApiMall(GatewaySettings):
         """Return the request for the status of a task."""
         return HttpRequest(
             method="GET",
-            url=f"{self.base_url}/api/v1/images/{task_id_in_url(task_id)}",
+            url=f"{self.base_url}/api/v1/images/{quote_task_id(task_id)}",
             headers={"Accept": "application/json"},
             max_answer_bytes=64 * MIB,
             max_text_bytes=MIB,
@@ -167,7 +167,7 @@ class ApiMall(GatewaySettings):
 
     def read_query(self, response: HttpResponse) -> Observation:
         """Return the status of a task, or raise the error that the answer holds."""
-        answer = ParsedResponse.from_response(self, response)
+        answer = GatewayAnswer.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
         data = envelope.get("data")
         if refusal is not None and not has_known_status(data, _STATUSES):
@@ -182,7 +182,7 @@ class ApiMall(GatewaySettings):
 
     def read_balance(self, response: HttpResponse) -> Decimal:
         """Return the credits that the API may spend, or raise the error that the answer holds."""
-        answer, envelope = self._answered(response)
+        answer, envelope = self._unwrap_or_raise(response)
         return parse_balance(answer, envelope.get("data"), "api_credits")
 
     def build_history(self, page: int) -> HttpRequest:
@@ -191,7 +191,7 @@ class ApiMall(GatewaySettings):
 
     def read_history(self, response: HttpResponse) -> HistoryPage:
         """Return a page of the account's tasks, or raise the error that the answer holds."""
-        answer, envelope = self._answered(response)
+        answer, envelope = self._unwrap_or_raise(response)
         return parse_history(answer, envelope)
 
     @property
@@ -205,12 +205,12 @@ class ApiMall(GatewaySettings):
 
     def read_upload(self, response: HttpResponse) -> UploadTarget:
         """Return where the image is, or raise the error that the answer holds."""
-        answer, envelope = self._answered(response)
+        answer, envelope = self._unwrap_or_raise(response)
         return parse_upload(answer, envelope.get("data"))
 
     def read_callback(self, body: bytes) -> Observation:
         """Raise `UnexpectedResponse`: this gateway calls no URL of a single job; see `read_delivery`."""
-        answer = ParsedResponse(self, body)
+        answer = GatewayAnswer(self, body)
         del body  # it may hold the API key, and some tools show the locals of a traceback
         raise answer.unexpected_response("this gateway does not send callbacks")
 
@@ -220,7 +220,7 @@ class ApiMall(GatewaySettings):
 
     def read_webhook_list(self, response: HttpResponse) -> WebhookPage:
         """Return a page of the account's webhooks, or raise the error that the answer holds."""
-        answer, envelope = self._answered(response)
+        answer, envelope = self._unwrap_or_raise(response)
         return parse_webhooks(answer, envelope)
 
     def build_webhook(self, url: str, *, secret: str) -> HttpRequest:
@@ -229,7 +229,7 @@ class ApiMall(GatewaySettings):
 
     def read_webhook(self, response: HttpResponse) -> Webhook:
         """Return the webhook that was registered, or raise the error that the answer holds."""
-        answer, envelope = self._answered(response)
+        answer, envelope = self._unwrap_or_raise(response)
         return parse_webhook(answer, envelope.get("data"))
 
     def build_webhook_removal(self, webhook_id: str) -> HttpRequest:
@@ -239,11 +239,11 @@ class ApiMall(GatewaySettings):
     def read_webhook_removal(self, response: HttpResponse) -> None:
         """Raise the error that the answer holds: `TaskNotFound` if there is no such webhook."""
         if response.status != NO_CONTENT:
-            self._answered(response)
+            self._unwrap_or_raise(response)
 
     def read_delivery(self, body: bytes) -> str:
         """Return the task id that a delivery names, or raise `UnexpectedResponse`. Do not trust it."""
-        answer = ParsedResponse(self, body)
+        answer = GatewayAnswer(self, body)
         del body  # it may hold the API key, and some tools show the locals of a traceback
         return parse_delivery(answer)
 
@@ -251,22 +251,22 @@ class ApiMall(GatewaySettings):
         """Return the signature of a delivery; None if there is none, or one of an unknown form."""
         return parse_signature(headers, body, secret)
 
-    def _answered(self, response: HttpResponse) -> tuple[ParsedResponse, Mapping[str, Any]]:
+    def _unwrap_or_raise(self, response: HttpResponse) -> tuple[GatewayAnswer, Mapping[str, Any]]:
         """Return an answer about the account and its envelope, or raise the error that it holds."""
-        answer = ParsedResponse.from_response(self, response)
+        answer = GatewayAnswer.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
         if refusal is not None:
             raise refusal_error(answer, refusal)
         return answer, envelope
 
 
-def _flag(value: object) -> bool | None:
-    return _FLAGS.get(str(value).lower()) if isinstance(value, (str, int)) else None
+def _parse_boolean(value: object) -> bool | None:
+    return _BOOLEAN_BY_WORD.get(str(value).lower()) if isinstance(value, (str, int)) else None
 
 
 def _find_refusal(envelope: Mapping[str, Any]) -> Refusal | None:
     """Return the error in an envelope: `success` is false, or it is missing and `error` is there."""
-    error, success = envelope.get("error"), _flag(envelope.get("success"))
+    error, success = envelope.get("error"), _parse_boolean(envelope.get("success"))
     details = error if isinstance(error, dict) else {}
     if success or (success is None and not (details.get("code") or details.get("message"))):
         return None

@@ -8,13 +8,13 @@ from cattrs.gen import make_dict_structure_fn, override
 from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.gateways.capabilities import UploadTarget
 from nanobanana_async.gateways.contract import MIB, HttpRequest
-from nanobanana_async.gateways.parsing import CONVERTER, ParsedResponse, parse_count, to_json
+from nanobanana_async.gateways.parsing import CONVERTER, GatewayAnswer, parse_count, to_json
 from nanobanana_async.references import check_url
 
 MAX_UPLOAD_BYTES = 100 * MIB
 """The limit that the reference states for one file."""
 
-INLINE_BYTES = 4 * MIB
+MAX_BASE64_UPLOAD_BYTES = 4 * MIB
 """Up to here an upload is one request; base64 makes it a third longer."""
 
 _PUT_VALID_S = 900
@@ -42,7 +42,7 @@ class _Stored:
 
 
 @frozen
-class _Prepared:
+class _PresignedUpload:
     upload_url: str
     """Checked before the image is sent there: the gateway has answered, even if its storage can't be used."""
     public_url: str
@@ -53,14 +53,16 @@ class _Prepared:
 _AS_URL, _AS_LINK, _AS_COUNT = (override(struct_hook=hook) for hook in (_url, _link, parse_count))
 CONVERTER.register_structure_hook(_Stored, make_dict_structure_fn(_Stored, CONVERTER, url=_AS_URL, file_size=_AS_COUNT))
 CONVERTER.register_structure_hook(
-    _Prepared,
-    make_dict_structure_fn(_Prepared, CONVERTER, upload_url=_AS_LINK, public_url=_AS_URL, max_file_size=_AS_COUNT),
+    _PresignedUpload,
+    make_dict_structure_fn(
+        _PresignedUpload, CONVERTER, upload_url=_AS_LINK, public_url=_AS_URL, max_file_size=_AS_COUNT
+    ),
 )
 
 
 def build_upload(base_url: str, content: bytes, *, content_type: str, filename: str) -> HttpRequest:
     """Return the upload, or for a large image the request for a pre-signed URL."""
-    large = len(content) > INLINE_BYTES
+    large = len(content) > MAX_BASE64_UPLOAD_BYTES
     fields = {
         "data": None if large else base64.b64encode(content).decode(),
         "filename": filename,
@@ -76,11 +78,11 @@ def build_upload(base_url: str, content: bytes, *, content_type: str, filename: 
     )
 
 
-def parse_upload(answer: ParsedResponse, data: object) -> UploadTarget:
+def parse_upload(answer: GatewayAnswer, data: object) -> UploadTarget:
     """Return where the image is, or is to be sent; raise `UnexpectedResponse` for an answer without that."""
     if isinstance(data, dict) and "upload_url" in data:
-        ahead = answer.parse(_Prepared, data, "data")
+        ahead = answer.parse_fields(_PresignedUpload, data, "data")
         most = ahead.max_file_size or None  # no image fits into 0 bytes: that states no limit
         return UploadTarget(url=ahead.public_url, put_url=ahead.upload_url, content_type=ahead.content_type, size=most)
-    stored = answer.parse(_Stored, data, "data")
+    stored = answer.parse_fields(_Stored, data, "data")
     return UploadTarget(url=stored.url, size=stored.file_size)

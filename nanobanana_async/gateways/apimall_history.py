@@ -6,11 +6,11 @@ A task without an id or a time can't be skipped: it could be the one that is loo
 from collections.abc import Mapping
 from typing import Any
 
-from nanobanana_async.gateways.apimall_pages import first, says_more
+from nanobanana_async.gateways.apimall_pages import first_present, states_further_pages
 from nanobanana_async.gateways.capabilities import HistoryPage, PastTask
 from nanobanana_async.gateways.contract import MIB, HttpRequest
-from nanobanana_async.gateways.images import image_url
-from nanobanana_async.gateways.parsing import ParsedResponse, parse_decimal, parse_time, parse_word, task_id
+from nanobanana_async.gateways.images import parse_image_url
+from nanobanana_async.gateways.parsing import GatewayAnswer, parse_decimal, parse_task_id, parse_time, parse_word
 from nanobanana_async.gateways.rate_limits import http_date
 
 PAGE_SIZE = 50
@@ -29,29 +29,29 @@ def build_history(base_url: str, page: int) -> HttpRequest:
     return HttpRequest(method="GET", url=url, headers=_HEADERS, max_answer_bytes=4 * MIB)
 
 
-def parse_history(answer: ParsedResponse, envelope: Mapping[str, Any]) -> HistoryPage:
+def parse_history(answer: GatewayAnswer, envelope: Mapping[str, Any]) -> HistoryPage:
     """Return the tasks of a page; raise `UnexpectedResponse` if there is no list, or a task without an id or a time."""
     age = answer.headers.get("age", "0").strip()
     if age.strip("0"):
         raise answer.unexpected_response(f"the history is a copy of a cache, {age[:20]} seconds old")
     data = envelope.get("data")
     facts = data if isinstance(data, Mapping) else envelope
-    items = data if isinstance(data, list) else first(facts, _LISTS)
+    items = data if isinstance(data, list) else first_present(facts, _LISTS)
     if not isinstance(items, list):
         raise answer.unexpected_response("the history has no list of tasks")
     tasks = [_parse_task(answer, item, number) for number, item in enumerate(items)]
-    more = says_more(facts, len(items))
+    more = states_further_pages(facts, len(items))
     is_last = not (items if more is None else more)  # only an empty page is the last one for certain
     return HistoryPage(tasks, is_last, answered_at=http_date(answer.headers.get("date", "")))
 
 
-def _parse_task(answer: ParsedResponse, item: object, number: int) -> PastTask:
+def _parse_task(answer: GatewayAnswer, item: object, number: int) -> PastTask:
     fields: Mapping[str, Any] = item if isinstance(item, Mapping) else {}
-    created_at = parse_time(first(fields, _TIMES))
+    created_at = parse_time(first_present(fields, _TIMES))
     if created_at is None:
         raise answer.unexpected_response(f"task {number + 1} of the history has no time of creation")
     try:
-        known_as = task_id(first(fields, _TASK_IDS))
+        known_as = parse_task_id(first_present(fields, _TASK_IDS))
     except ValueError as error:
         raise answer.unexpected_response(f"task {number + 1} of the history: {error}") from None
     return PastTask(
@@ -59,15 +59,15 @@ def _parse_task(answer: ParsedResponse, item: object, number: int) -> PastTask:
         created_at=created_at,
         model=parse_word(fields.get("model")),
         status=parse_word(fields.get("status")),
-        image_url=_link(first(fields, _IMAGES)),
-        credits_used=parse_decimal(first(fields, ("credits_used", "creditsUsed"))),
+        image_url=_link(first_present(fields, _IMAGES)),
+        credits_used=parse_decimal(first_present(fields, ("credits_used", "creditsUsed"))),
     )
 
 
 def _link(value: object) -> str | None:
     """Return an http(s) link. An inline image is left out: the ledger does not store those."""
     try:
-        link = image_url(value)
+        link = parse_image_url(value)
     except ValueError:
         return None
     return None if link is None or link.startswith("data:") else link

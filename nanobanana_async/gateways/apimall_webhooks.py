@@ -12,20 +12,20 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.gateways.apimall_pages import next_cursor, says_more
+from nanobanana_async.gateways.apimall_pages import next_cursor, states_further_pages
 from nanobanana_async.gateways.base import is_loopback
-from nanobanana_async.gateways.capabilities import MOST_WEBHOOKS, Signature, Webhook, WebhookPage
+from nanobanana_async.gateways.capabilities import MAX_WEBHOOKS_READ, Signature, Webhook, WebhookPage
 from nanobanana_async.gateways.contract import MIB, HttpRequest
 from nanobanana_async.gateways.parsing import (
-    ParsedResponse,
+    GatewayAnswer,
     parse_count,
+    parse_optional_task_id,
+    parse_task_id,
     parse_time,
     parse_word,
-    task_id,
-    task_id_or_none,
     to_json,
 )
-from nanobanana_async.gateways.redaction import MESSAGE
+from nanobanana_async.gateways.redaction import MAX_MESSAGE_LENGTH
 
 EVENTS = ("job.completed", "job.failed")
 
@@ -62,13 +62,13 @@ def build_webhook_list(base_url: str, page: int, cursor: str | None) -> HttpRequ
 def build_webhook_removal(base_url: str, webhook_id: str) -> HttpRequest:
     """Return the request that removes a webhook; raise `ConfigurationError` for an id that can't be one."""
     try:
-        url = f"{base_url}/api/v1/webhooks/{quote(task_id(webhook_id), safe='')}"
+        url = f"{base_url}/api/v1/webhooks/{quote(parse_task_id(webhook_id), safe='')}"
     except ValueError:
         raise ConfigurationError(f"{webhook_id!r} is no id of a webhook: list them to find it") from None
     return HttpRequest(method="DELETE", url=url, headers={"Accept": "application/json"})
 
 
-def parse_webhooks(answer: ParsedResponse, envelope: Mapping[str, Any]) -> WebhookPage:
+def parse_webhooks(answer: GatewayAnswer, envelope: Mapping[str, Any]) -> WebhookPage:
     """Return the webhooks in a list. An item without an id or a URL is skipped: it is none of ours.
 
     Further pages are there only if the answer says so: otherwise the reference's list has none.
@@ -78,16 +78,16 @@ def parse_webhooks(answer: ParsedResponse, envelope: Mapping[str, Any]) -> Webho
     items = data if isinstance(data, list) else next((facts[name] for name in _LISTS if name in facts), None)
     if not isinstance(items, list):
         raise answer.unexpected_response("the answer has no list of webhooks")
-    found = (_parse(answer, item) for item in items[:MOST_WEBHOOKS] if isinstance(item, Mapping))
+    found = (_parse(answer, item) for item in items[:MAX_WEBHOOKS_READ] if isinstance(item, Mapping))
     webhooks = [webhook for webhook in found if webhook is not None and webhook.url]
-    more, total = says_more(facts, len(items)), facts.get("total")
+    more, total = states_further_pages(facts, len(items)), facts.get("total")
     cursor = next_cursor(facts)
     if more is None:
         more = cursor is not None or (isinstance(total, int) and total > len(items))
     return WebhookPage(webhooks, is_last=not more, next_cursor=cursor)
 
 
-def parse_webhook(answer: ParsedResponse, data: object) -> Webhook:
+def parse_webhook(answer: GatewayAnswer, data: object) -> Webhook:
     """Return a webhook that was registered; its URL is empty if the answer does not repeat it."""
     webhook = _parse(answer, data) if isinstance(data, Mapping) else None
     if webhook is None:
@@ -95,13 +95,13 @@ def parse_webhook(answer: ParsedResponse, data: object) -> Webhook:
     return webhook
 
 
-def parse_delivery(answer: ParsedResponse) -> str:
+def parse_delivery(answer: GatewayAnswer) -> str:
     """Return the task id that a delivery names."""
     envelope = answer.json_object()
     data = envelope.get("data")
     for fields in (envelope, data if isinstance(data, Mapping) else {}):
         for name in _TASK_IDS:
-            if (found := task_id_or_none(fields.get(name))) is not None:
+            if (found := parse_optional_task_id(fields.get(name))) is not None:
                 return found
     raise answer.unexpected_response("the delivery names no task")
 
@@ -114,11 +114,15 @@ def parse_signature(headers: Mapping[str, str], body: bytes, secret: str) -> Sig
     if given is None or signed_at is None:
         return None
     mac = hmac.digest(secret.encode(), timestamp.encode() + b"." + body, hashlib.sha256)
-    return Signature(is_right=hmac.compare_digest(mac.hex(), given[1].lower()), signed_at=signed_at)
+    return Signature(is_valid=hmac.compare_digest(mac.hex(), given[1].lower()), signed_at=signed_at)
 
 
-def _parse(answer: ParsedResponse, fields: Mapping[str, Any]) -> Webhook | None:
-    webhook_id, url, status = task_id_or_none(fields.get("id")), fields.get("url"), parse_word(fields.get("status"))
+def _parse(answer: GatewayAnswer, fields: Mapping[str, Any]) -> Webhook | None:
+    webhook_id, url, status = (
+        parse_optional_task_id(fields.get("id")),
+        fields.get("url"),
+        parse_word(fields.get("status")),
+    )
     if webhook_id is None:
         return None
     return Webhook(
@@ -128,7 +132,7 @@ def _parse(answer: ParsedResponse, fields: Mapping[str, Any]) -> Webhook | None:
         status=status,
         total_sent=parse_count(fields.get("total_sent")),
         total_failed=parse_count(fields.get("total_failed")),
-        last_error=answer.clean_text(fields.get("last_error"), MESSAGE),
+        last_error=answer.clean_text(fields.get("last_error"), MAX_MESSAGE_LENGTH),
     )
 
 

@@ -3,10 +3,10 @@
 from decimal import Decimal
 from typing import Any
 
-from nanobanana_async.gateways.parsing import ParsedResponse, parse_decimal
+from nanobanana_async.gateways.parsing import GatewayAnswer, parse_decimal
 
 
-def parse_balance(answer: ParsedResponse, data: Any, name: str) -> Decimal:
+def parse_balance(answer: GatewayAnswer, data: Any, name: str) -> Decimal:
     """Return the credits, below zero for a debt; raise `UnexpectedResponse` if it is no number."""
     value = data.get(name) if isinstance(data, dict) else None
     if isinstance(value, str):

@@ -18,10 +18,10 @@ from nanobanana_async.gateways.api_keys import fault_of_api_key
 from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.misspelt import unknown_fields
 from nanobanana_async.models import ImageRequest, TaskType
-from nanobanana_async.validators import switch, within
+from nanobanana_async.validators import validate_switch, within
 
 BASE_URL_VARIABLE = "NANOBANANA_BASE_URL"
-EXPECTED_VARIABLE = "NANOBANANA_EXPECTED_JOB_S"
+EXPECTED_JOB_VARIABLE = "NANOBANANA_EXPECTED_JOB_S"
 ACCOUNT_VARIABLE = "NANOBANANA_ACCOUNT"
 ALLOW_HTTP_VARIABLE = "NANOBANANA_ALLOW_HTTP"
 
@@ -33,7 +33,7 @@ PRICED_EXTRA = ("image_resolution", "image_size", "quality", "resolution", "size
 _API_PATH = re.compile(
     r"/api(?:/v1(?:/(?:images|account|files|webhooks)(?:/[^/]*)?)?|/image(?:/gen)?|/task(?:/query)?|/user)?$"
 )
-_SWITCHES = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_SWITCH_WORDS = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
 
 
 def to_secret(key: object, title: str, variable: str) -> Secret | ConfigurationError:
@@ -141,18 +141,18 @@ def settings_in(
         settings["api_key"] = key
     if "base_url" not in settings and (url := variable_in(environ, BASE_URL_VARIABLE)):
         settings["base_url"] = url
-    if "expected_job_s" not in settings and (seconds := variable_in(environ, EXPECTED_VARIABLE)):
+    if "expected_job_s" not in settings and (seconds := variable_in(environ, EXPECTED_JOB_VARIABLE)):
         try:
             settings["expected_job_s"] = float(seconds)
         except ValueError:
-            return ConfigurationError(f"{EXPECTED_VARIABLE} must be a number of seconds")
+            return ConfigurationError(f"{EXPECTED_JOB_VARIABLE} must be a number of seconds")
     if "account" not in settings and (account := variable_in(environ, ACCOUNT_VARIABLE)):
         settings["account"] = account
     if "allow_http" not in settings and (word := variable_in(environ, ALLOW_HTTP_VARIABLE).lower()):
-        if word not in _SWITCHES:
+        if word not in _SWITCH_WORDS:
             return ConfigurationError(f"{ALLOW_HTTP_VARIABLE} must be 1 or 0")
-        settings["allow_http"] = _SWITCHES[word]
-    return _seal_secrets(kind, settings) or settings
+        settings["allow_http"] = _SWITCH_WORDS[word]
+    return _check_key_and_url(kind, settings) or settings
 
 
 def variable_in(environ: Mapping[str, str], name: str) -> str:
@@ -169,7 +169,7 @@ def _with_sealed_secrets(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def checked(self: "GatewaySettings", *args: Any, **settings: Any) -> None:
-        problem = _wrong_arguments(type(self), args, settings) or _seal_secrets(type(self), settings)
+        problem = _argument_error(type(self), args, settings) or _check_key_and_url(type(self), settings)
         if problem is not None:
             del args  # it may hold the key, as the settings do
             settings.clear()
@@ -179,7 +179,7 @@ def _with_sealed_secrets(init: Callable[..., None]) -> Callable[..., None]:
     return checked
 
 
-def _wrong_arguments(
+def _argument_error(
     kind: "type[GatewaySettings]", args: tuple[Any, ...], settings: dict[str, Any]
 ) -> ConfigurationError | None:
     """Return the error for arguments that Python would refuse without saying what to pass."""
@@ -193,7 +193,7 @@ def _wrong_arguments(
     return None
 
 
-def _seal_secrets(kind: "type[GatewaySettings]", settings: dict[str, Any]) -> ConfigurationError | None:
+def _check_key_and_url(kind: "type[GatewaySettings]", settings: dict[str, Any]) -> ConfigurationError | None:
     """Replace the key and the URL in the settings by checked ones; return the error if one is refused."""
     checks: dict[str, Callable[[object], object]] = {
         "api_key": lambda key: to_secret(key, kind.title, kind.key_variable),
@@ -221,13 +221,13 @@ class GatewaySettings:
     _api_key: Secret = field(alias="api_key", repr=False, converter=_as_secret)
     base_url: str
     """https, or http to this machine; no credentials, query or fragment."""
-    allow_http: bool = field(default=False, validator=switch)
+    allow_http: bool = field(default=False, validator=validate_switch)
     """Whether `base_url` may be http to another machine: the API key and all requests then travel in clear text."""
     model: str
     """The model of requests that name none."""
     expected_job_s: float = field(default=20.0, validator=within(above=0))
     """The first guess of a job's duration."""
-    slots_per_image: bool = field(default=False, validator=switch)
+    slots_per_image: bool = field(default=False, validator=validate_switch)
     """Whether the account's limit counts images: a request for n images then takes n job slots."""
     account_name: str = field(default="", alias="account")
     """A name for the account, passed as `account`. With it, jobs in a ledger survive a change of API key."""
@@ -292,7 +292,7 @@ class GatewaySettings:
 
 
 _FIELDS = ("model", "prompt", "images", "num_images", "aspect_ratio", "resolution", "output_format", "callback_url")
-_EXTRA_FIELDS = dict(zip(_FIELDS, _FIELDS, strict=True)) | {
+_RESERVED_EXTRA_NAMES = dict(zip(_FIELDS, _FIELDS, strict=True)) | {
     **{"type": "task_type", "task_type": "task_type", "image_urls": "images"}
 }
 """The names that `extra` can't have, and the field of a request for each."""
@@ -310,10 +310,10 @@ def check_extra(request: ImageRequest, taken_as_extra: Collection[str] = ()) -> 
     """
     for name in request.extra:
         folded = name.strip().casefold()
-        if (field_name := _EXTRA_FIELDS.get(folded)) is not None and folded not in taken_as_extra:
+        if (field_name := _RESERVED_EXTRA_NAMES.get(folded)) is not None and folded not in taken_as_extra:
             raise InvalidRequest(f"pass {field_name}=..., not extra={{{name!r}: ...}}")
 
 
-def unsupported_field(gateway: GatewaySettings, field_name: str, why: str = "") -> InvalidRequest:
+def unsupported_field_error(gateway: GatewaySettings, field_name: str, why: str = "") -> InvalidRequest:
     """Return the error for a field that this gateway does not take."""
     return InvalidRequest(f"{gateway.title} does not take {field_name}{why}")

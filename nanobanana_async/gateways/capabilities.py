@@ -117,7 +117,7 @@ class Webhook:
     last_error: str | None = None
 
 
-MOST_WEBHOOKS = 1000
+MAX_WEBHOOKS_READ = 1000
 """How many webhooks of an account are read."""
 
 
@@ -135,7 +135,7 @@ class WebhookPage:
 class Signature:
     """The signature of a delivery, in the form that the gateway documents."""
 
-    is_right: bool
+    is_valid: bool
     signed_at: datetime
     """As the delivery says; to be believed only if the signature is right."""
 

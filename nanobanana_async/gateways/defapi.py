@@ -9,15 +9,15 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.gateways.balance import parse_balance
-from nanobanana_async.gateways.base import GatewaySettings, check_extra, unsupported_field
+from nanobanana_async.gateways.base import GatewaySettings, check_extra, unsupported_field_error
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
 from nanobanana_async.gateways.parsing import (
     CONVERTER,
-    ParsedResponse,
+    GatewayAnswer,
     TaskStatus,
+    parse_task_id,
     parse_word,
-    task_id,
-    task_id_in_url,
+    quote_task_id,
     to_json,
 )
 from nanobanana_async.gateways.rate_limits import body_wait_s
@@ -40,7 +40,7 @@ _STATUSES = {
     "success": TaskStatus(JobState.SUCCEEDED),
     "failed": TaskStatus(JobState.FAILED),
 }
-_NO_REFUSAL = (None, 0, "0", 200, "200")
+_SUCCESS_CODES = (None, 0, "0", 200, "200")
 
 
 @frozen
@@ -52,7 +52,7 @@ class _Created:
 
 
 CONVERTER.register_structure_hook(
-    _Created, make_dict_structure_fn(_Created, CONVERTER, task_id=override(struct_hook=task_id))
+    _Created, make_dict_structure_fn(_Created, CONVERTER, task_id=override(struct_hook=parse_task_id))
 )
 
 
@@ -88,11 +88,11 @@ class DefApi(GatewaySettings):
     def check(self, request: ImageRequest) -> None:
         """Raise `InvalidRequest`, which names the first field that this gateway does not take."""
         if request.num_images != 1:
-            raise unsupported_field(self, "num_images", f" other than 1, not {request.num_images}")
+            raise unsupported_field_error(self, "num_images", f" other than 1, not {request.num_images}")
         for name in ("aspect_ratio", "resolution", "output_format", "task_type"):
             if getattr(request, name) is not None:
                 why = f": pass extra={{{name!r}: ...}} if the model takes it" if name == "aspect_ratio" else ""
-                raise unsupported_field(self, name, why)
+                raise unsupported_field_error(self, name, why)
         check_extra(request, ("aspect_ratio", "resolution", "output_format"))
         model = request.model or self.model
         if len(request.images) > MAX_REFERENCE_IMAGES and any(name in model.lower() for name in _NANO_BANANA):
@@ -122,12 +122,12 @@ class DefApi(GatewaySettings):
 
     def read_create(self, response: HttpResponse) -> Accepted:
         """Return the accepted task, or raise the error that the answer holds."""
-        answer = ParsedResponse.from_response(self, response)
+        answer = GatewayAnswer.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
-        fields = _flat(envelope)
+        fields = _merge_data(envelope)
         if refusal is not None:
             raise create_refusal_error(answer, refusal, fields)
-        created = answer.parse(_Created, fields, "data")
+        created = answer.parse_fields(_Created, fields, "data")
         return Accepted(
             task_id=created.task_id,
             credits_used=created.consumed,
@@ -139,7 +139,7 @@ class DefApi(GatewaySettings):
         """Return the request for the status of a task."""
         return HttpRequest(
             method="GET",
-            url=f"{self.base_url}/api/task/query?task_id={task_id_in_url(task_id)}",
+            url=f"{self.base_url}/api/task/query?task_id={quote_task_id(task_id)}",
             headers={"Accept": "application/json"},
             max_answer_bytes=64 * MIB,
             max_text_bytes=MIB,
@@ -147,9 +147,9 @@ class DefApi(GatewaySettings):
 
     def read_query(self, response: HttpResponse) -> Observation:
         """Return the status of a task, or raise the error that the answer holds."""
-        answer = ParsedResponse.from_response(self, response)
+        answer = GatewayAnswer.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
-        fields = _flat(envelope)
+        fields = _merge_data(envelope)
         if refusal is not None and not has_known_status(fields, _STATUSES):
             raise refusal_error(answer, refusal)
         return parse_task(answer, envelope, fields, _STATUSES, refusal=refusal)
@@ -160,24 +160,24 @@ class DefApi(GatewaySettings):
 
     def read_balance(self, response: HttpResponse) -> Decimal:
         """Return the credits of the account, or raise the error that the answer holds."""
-        answer = ParsedResponse.from_response(self, response)
+        answer = GatewayAnswer.from_response(self, response)
         envelope, refusal = unwrap(answer, _find_refusal)
         if refusal is not None:
             raise refusal_error(answer, refusal)
-        return parse_balance(answer, _flat(envelope), "credit")
+        return parse_balance(answer, _merge_data(envelope), "credit")
 
     def read_callback(self, body: bytes) -> Observation:
         """Parse a callback, or raise `UnexpectedResponse`. Anyone who knows the URL can send one: do not trust it."""
-        answer = ParsedResponse(self, body)
+        answer = GatewayAnswer(self, body)
         del body  # it may hold the API key, and some tools show the locals of a traceback
         envelope = answer.json_object()
-        observation = parse_task(answer, envelope, _flat(envelope), _STATUSES)
+        observation = parse_task(answer, envelope, _merge_data(envelope), _STATUSES)
         if observation.task_id is None:
             raise answer.unexpected_response("the callback names no task")
         return observation
 
 
-def _flat(envelope: dict[str, Any]) -> dict[str, Any]:
+def _merge_data(envelope: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of the envelope merged with those of `data`, which take precedence."""
     data = envelope.get("data")
     if not isinstance(data, dict):
@@ -187,7 +187,7 @@ def _flat(envelope: dict[str, Any]) -> dict[str, Any]:
 
 def _find_refusal(envelope: Mapping[str, Any]) -> Refusal | None:
     """Return the error in an envelope: a `code` that is not 0."""
-    if envelope.get("code") in _NO_REFUSAL:
+    if envelope.get("code") in _SUCCESS_CODES:
         return None
     texts = (envelope.get("message"), envelope.get("detail"))
     parts = [text.strip() for text in texts if isinstance(text, str) and text.strip()]

@@ -7,7 +7,7 @@ from attrs import frozen
 
 from nanobanana_async.gateways.data_uris import normal_data_uri
 from nanobanana_async.gateways.large_answers import LARGE, restore_inline_image
-from nanobanana_async.jobs import Missing
+from nanobanana_async.jobs import MissingImages
 
 _MOST = 100
 """The number of images that are parsed. A job has six at most."""
@@ -19,16 +19,16 @@ class DeliveredImages:
     """The images of a finished task in order, and the places in that order without one, each with the reason."""
 
     images: tuple[str, ...] = ()
-    missing: Missing = ()
+    missing: MissingImages = ()
 
 
-def parse_delivered(values: Sequence[object], body: bytes) -> DeliveredImages:
+def parse_images(values: Sequence[object], body: bytes) -> DeliveredImages:
     """Return the values that are images, and the reason for each that is not."""
     images: list[str] = []
     missing: list[tuple[int, str]] = []
     for index, value in enumerate(values[:_MOST]):
         try:
-            url = image_url(
+            url = parse_image_url(
                 restore_inline_image(value, body) if isinstance(value, str) and len(body) > LARGE else value
             )
             if url is None:
@@ -42,19 +42,19 @@ def parse_delivered(values: Sequence[object], body: bytes) -> DeliveredImages:
     return DeliveredImages(tuple(images), tuple(missing))
 
 
-def parse_first_delivered(values: Sequence[object], body: bytes) -> DeliveredImages:
+def parse_first_image(values: Sequence[object], body: bytes) -> DeliveredImages:
     """Return the first value that is an image. If there is none, return the reason for each value that is not empty."""
     reasons: list[str] = []
     for value in values:
         if value is not None and value != "":
-            found = parse_delivered([value], body)
+            found = parse_images([value], body)
             if found.images:
                 return found
             reasons += [why for _, why in found.missing]
     return DeliveredImages(missing=tuple(enumerate(reasons)))
 
 
-def image_url(value: object) -> str | None:
+def parse_image_url(value: object) -> str | None:
     """Return an http(s) URL or a base64 data URI; None for an empty value. Raise ValueError for anything else."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None

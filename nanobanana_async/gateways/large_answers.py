@@ -15,14 +15,14 @@ LARGE = 64 * 1024
 """Bytes. A smaller answer is parsed directly: that takes no time worth saving."""
 MAX_TEXT = MIB
 """The bytes that an answer may have outside its inline images."""
-MAX_PARTS = 50_000
+MAX_VALUES = 50_000
 """The number of values that an answer may have. A legitimate answer has about a hundred."""
 
 _MARK = b";base64,"
 _OPENERS = (b"[", b"{", b",", b":")
 _MAX_MARKS = 1000
 _LONGEST_ESCAPE = 16
-_FOLDED_AT_MOST = 3
+_MAX_ESCAPE_LEVELS = 3
 _PIECE = 1 << 20
 _SLASH = ord("/")
 _TOKEN = re.compile(r"lifted-(\d{1,9})-(\d{1,9})")
@@ -77,11 +77,11 @@ class AnswerBounds:
         self._parts += sum(data.count(opener, start, end) for opener in _OPENERS)
         if self._text > self._max_text:
             raise AnswerTooLarge(f"the answer has more than {self._max_text} bytes outside its images")
-        if self._parts > MAX_PARTS or len(self.images) > _MAX_MARKS:
-            raise AnswerTooLarge(f"the answer has more than {MAX_PARTS} values")
+        if self._parts > MAX_VALUES or len(self.images) > _MAX_MARKS:
+            raise AnswerTooLarge(f"the answer has more than {MAX_VALUES} values")
 
 
-def lift_inline_images(body: bytes) -> bytes:
+def lift_images(body: bytes) -> bytes:
     """Return the JSON with a token in place of each inline image's base64; raise `AnswerTooLarge`."""
     bounds = AnswerBounds()
     for start in range(0, len(body), _PIECE):
@@ -128,7 +128,7 @@ def _pieces(body: bytes, start: int, end: int) -> Iterator[str]:
         while stop < end and body[stop - 1] != _SLASH and b"\\" in body[stop - _LONGEST_ESCAPE : stop]:
             stop += 1
         piece = str(body[start:stop], "ascii")
-        for _ in range(_FOLDED_AT_MOST):
+        for _ in range(_MAX_ESCAPE_LEVELS):
             if "\\" not in piece:
                 break
             piece = json.loads(f'"{piece}"', strict=False)

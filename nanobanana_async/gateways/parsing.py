@@ -19,7 +19,7 @@ from attrs import field, frozen
 from nanobanana_async.errors import InvalidRequest, UnexpectedResponse
 from nanobanana_async.gateways.base import GatewaySettings
 from nanobanana_async.gateways.contract import HttpResponse
-from nanobanana_async.gateways.large_answers import LARGE, MAX_PARTS, AnswerTooLarge, lift_inline_images, lifted_length
+from nanobanana_async.gateways.large_answers import LARGE, MAX_VALUES, AnswerTooLarge, lift_images, lifted_length
 from nanobanana_async.gateways.progress import parse_progress
 from nanobanana_async.gateways.rate_limits import retry_after_s
 from nanobanana_async.gateways.redaction import excerpt, redact
@@ -42,11 +42,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECONDS = 10**11  # a larger epoch time is in milliseconds: in seconds it would be the year 5138
 
 
-def _whole(digits: str) -> int | Decimal:
+def _parse_integer(digits: str) -> int | Decimal:
     return int(digits) if len(digits) <= _LONG_NUMBER else Decimal(digits)  # int() refuses thousands of digits
 
 
-def _fraction(digits: str) -> Decimal | None:
+def _parse_fraction(digits: str) -> Decimal | None:
     try:
         return Decimal(digits) if len(digits) <= _LONG_NUMBER else _LONG.create_decimal(digits)
     except ArithmeticError:  # InvalidOperation or Overflow, for an exponent of twenty digits
@@ -54,7 +54,7 @@ def _fraction(digits: str) -> Decimal | None:
 
 
 # NaN and Infinity are not JSON. They are read as null, so that one beside a task id does not lose the task.
-_JSON = json.JSONDecoder(parse_float=_fraction, parse_int=_whole, parse_constant=lambda _: None)
+_JSON = json.JSONDecoder(parse_float=_parse_fraction, parse_int=_parse_integer, parse_constant=lambda _: None)
 
 
 def to_json(fields: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> bytes:
@@ -64,7 +64,7 @@ def to_json(fields: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -
 
 
 @frozen
-class ParsedResponse:
+class GatewayAnswer:
     """An answer of a gateway. Its errors and texts hold no secrets."""
 
     gateway: GatewaySettings
@@ -73,7 +73,7 @@ class ParsedResponse:
     headers: Mapping[str, str] = field(factory=dict, repr=False)
 
     @classmethod
-    def from_response(cls, gateway: GatewaySettings, response: HttpResponse) -> "ParsedResponse":
+    def from_response(cls, gateway: GatewaySettings, response: HttpResponse) -> "GatewayAnswer":
         return cls(gateway, response.body, response.status, response.headers)
 
     def unexpected_response(self, why: str) -> UnexpectedResponse:
@@ -98,15 +98,15 @@ class ParsedResponse:
 
     def json_object(self) -> dict[str, Any]:
         """Return the JSON object of the body with the API key masked, or raise `UnexpectedResponse`."""
-        envelope = self._decoded()
+        envelope = self._decode_body()
         if isinstance(envelope, str):
             raise self.unexpected_response(envelope)
         return envelope
 
-    def _decoded(self) -> dict[str, Any] | str:
+    def _decode_body(self) -> dict[str, Any] | str:
         """Return the JSON object, or why there is none. Nothing is raised: this frame holds the unmasked text."""
         try:
-            body = lift_inline_images(self.body) if len(self.body) > LARGE else self.body
+            body = lift_images(self.body) if len(self.body) > LARGE else self.body
             text = body.removeprefix(BOM_UTF8).decode()
             envelope = _JSON.decode(text)
             # All text of an answer enters here or in `header`: what is masked now can't leak later.
@@ -121,7 +121,7 @@ class ParsedResponse:
             return "the answer is JSON nested too deep"
         return envelope if isinstance(envelope, dict) else "the answer is not a JSON object"
 
-    def parse(self, kind: type[T], fields: object, path: str) -> T:
+    def parse_fields(self, kind: type[T], fields: object, path: str) -> T:
         """Return the fields as an instance of `kind`, or raise `UnexpectedResponse` that names each invalid field."""
         if not isinstance(fields, Mapping):
             raise self.unexpected_response(f"{path} is missing or is not an object")
@@ -139,7 +139,7 @@ def _field_error(error: BaseException, _: object) -> str:
 def parse_decimal(value: object, _: object = None) -> Decimal | None:
     """Return a number of credits, which may be text; None for an invalid number."""
     if isinstance(value, str) and len(value) <= _LONG_NUMBER:
-        value = _fraction(value)
+        value = _parse_fraction(value)
     if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
         return None
     amount = _price(value) if isinstance(value, int) else value
@@ -189,7 +189,7 @@ def parse_word(value: object, _: object = None) -> str | None:
     return value if fits and isinstance(value, str) else None
 
 
-def task_id(value: object, _: object = None) -> str:
+def parse_task_id(value: object, _: object = None) -> str:
     """Return a task id that can be part of a URL, or raise ValueError. A number becomes its digits."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
@@ -206,21 +206,21 @@ def task_id(value: object, _: object = None) -> str:
 
 def names_task(value: object) -> bool:
     """Return whether an answer names a task, even one whose id can't be stored."""
-    return task_id_or_none(value) is not None or (isinstance(value, str) and MASK in value)
+    return parse_optional_task_id(value) is not None or (isinstance(value, str) and MASK in value)
 
 
-def task_id_or_none(value: object, _: object = None) -> str | None:
+def parse_optional_task_id(value: object, _: object = None) -> str | None:
     """Return a task id, or None if it is invalid: for answers where it only confirms a known id."""
     try:
-        return task_id(value)
+        return parse_task_id(value)
     except ValueError:
         return None
 
 
-def task_id_in_url(value: str) -> str:
+def quote_task_id(value: str) -> str:
     """Return a task id percent-encoded; raise `InvalidRequest` for one that no gateway can have issued."""
     try:
-        return quote(task_id(value), safe="")
+        return quote(parse_task_id(value), safe="")
     except ValueError as error:
         raise InvalidRequest(f"invalid task_id: {error}") from None
 
@@ -270,7 +270,7 @@ def parse_nested_json(value: object) -> object:
     """Return the decoded value of a string that holds a JSON list or object; any other value unchanged."""
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
-    if len(value) > LARGE and sum(map(value.count, "[{,:")) > MAX_PARTS:
+    if len(value) > LARGE and sum(map(value.count, "[{,:")) > MAX_VALUES:
         return value
     try:
         return _JSON.decode(value)

@@ -5,8 +5,8 @@ import re
 from nanobanana_async.escaping import one_line
 from nanobanana_async.gateways.secret import Secret
 
-EXCERPT = 200  # characters of an answer shown in an error
-MESSAGE = 500  # characters of the gateway's message kept in an error
+EXCERPT_LENGTH = 200  # characters of an answer shown in an error
+MAX_MESSAGE_LENGTH = 500  # characters of the gateway's message kept in an error
 _WINDOW = 4096  # characters that are processed: an answer may have megabytes
 _MARGIN = 512  # longer than an escaped key
 
@@ -25,7 +25,7 @@ _PATTERNS = (
 )
 
 
-def redact(text: str, *, secret: Secret | None = None, limit: int = EXCERPT) -> str:
+def redact(text: str, *, secret: Secret | None = None, limit: int = EXCERPT_LENGTH) -> str:
     """Return the start of the text on one escaped line, without keys, inline images and signed queries."""
     shown = text[:_WINDOW]
     if secret is not None:

@@ -20,7 +20,7 @@ from nanobanana_async.errors import (
     UnexpectedResponse,
 )
 from nanobanana_async.gateways.contract import MIB
-from nanobanana_async.gateways.parsing import ParsedResponse, names_task, parse_word
+from nanobanana_async.gateways.parsing import GatewayAnswer, names_task, parse_word
 from nanobanana_async.gateways.rate_limits import (
     body_wait_s,
     limit_kind,
@@ -29,9 +29,9 @@ from nanobanana_async.gateways.rate_limits import (
     throttle_wait_s,
     used_up_for_s,
 )
-from nanobanana_async.gateways.redaction import MESSAGE, excerpt
+from nanobanana_async.gateways.redaction import MAX_MESSAGE_LENGTH, excerpt
 
-SUCCESS = (200, 201, 202)
+SUCCESS_STATUSES = (200, 201, 202)
 ERROR_BY_STATUS: dict[int, type[GatewayError]] = {
     400: InvalidRequest,
     401: AuthenticationError,
@@ -54,7 +54,7 @@ _PROXY_REFUSALS = (413, 429)
 
 # The status that the words of a refusal imply, first match first. Errors of the gateway itself come first, because a
 # message such as "upstream: ..." may quote anything.
-_MEANINGS = tuple(
+_STATUS_BY_WORDS = tuple(
     (status, re.compile(words))
     for status, words in (
         (503, r"upstream|provider(?:_|$)|unavailable|overload|maintenance|time_?out|timed_out"),
@@ -92,9 +92,9 @@ class Refusal:
 FindRefusal = Callable[[Mapping[str, Any]], Refusal | None]
 
 
-def unwrap(answer: ParsedResponse, find: FindRefusal) -> tuple[dict[str, Any], Refusal | None]:
+def unwrap(answer: GatewayAnswer, find: FindRefusal) -> tuple[dict[str, Any], Refusal | None]:
     """Return the envelope of a 2xx and the refusal in it, if any; raise the error of any other status."""
-    if answer.status in SUCCESS:
+    if answer.status in SUCCESS_STATUSES:
         envelope = answer.json_object()
         return envelope, find(envelope)
     fields = _error_fields(answer)
@@ -117,7 +117,7 @@ def _names_a_task(envelope: Mapping[str, Any]) -> bool:
     return any(names_task(fields.get("task_id")) for fields in (envelope, data) if isinstance(fields, Mapping))
 
 
-def _error_fields(answer: ParsedResponse) -> dict[str, Any]:
+def _error_fields(answer: GatewayAnswer) -> dict[str, Any]:
     """Return the JSON object of an error; an empty one if the body is large or no JSON object."""
     if len(answer.body) > MIB:
         return {}
@@ -127,7 +127,7 @@ def _error_fields(answer: ParsedResponse) -> dict[str, Any]:
         return {}
 
 
-def refusal_error(answer: ParsedResponse, refusal: Refusal) -> GatewayError:
+def refusal_error(answer: GatewayAnswer, refusal: Refusal) -> GatewayError:
     """Return the exception for a refusal.
 
     A refusal inside a 200 whose words are not recognised becomes `GatewayUnavailable`, so that the job is in doubt:
@@ -136,14 +136,14 @@ def refusal_error(answer: ParsedResponse, refusal: Refusal) -> GatewayError:
     status = answer.status if answer.status in ERROR_BY_STATUS else _status_from_words(refusal)
     if status in (400, 401) and _BALANCE.search(slug(f"{refusal.code or ''} {refusal.message}")):
         status = 402  # defapi counts a sufficient balance as a part of valid authentication
-    message = answer.clean_text(refusal.message, MESSAGE) or NO_MESSAGE
+    message = answer.clean_text(refusal.message, MAX_MESSAGE_LENGTH) or NO_MESSAGE
     request_id = refusal.request_id or parse_word(answer.header("x-request-id"))
     if status == 429:
         limited = RateLimited(
             message,
             kind=limit_kind(refusal.code, message, answer.headers),
             status=answer.status,
-            code=answer.clean_text(refusal.code, MESSAGE),
+            code=answer.clean_text(refusal.code, MAX_MESSAGE_LENGTH),
             request_id=request_id,
             retry_after_s=throttle_wait_s(answer.headers, refusal.wait_s),
         )
@@ -156,13 +156,13 @@ def refusal_error(answer: ParsedResponse, refusal: Refusal) -> GatewayError:
     return kind(
         message,
         status=answer.status,
-        code=answer.clean_text(refusal.code, MESSAGE),
+        code=answer.clean_text(refusal.code, MAX_MESSAGE_LENGTH),
         request_id=request_id,
         retry_after_s=retry_after_s(answer.headers),
     )
 
 
-def create_refusal_error(answer: ParsedResponse, refusal: Refusal, data: object) -> GatewayError | UnexpectedResponse:
+def create_refusal_error(answer: GatewayAnswer, refusal: Refusal, data: object) -> GatewayError | UnexpectedResponse:
     """Return the exception for a create that was refused inside a 200. With a task id as well, the job is in doubt."""
     if isinstance(data, dict) and names_task(data.get("task_id")):
         return answer.unexpected_response("the answer is an error and a task id at the same time")
@@ -174,7 +174,7 @@ def _status_from_words(refusal: Refusal) -> int | None:
     if code.isdecimal() and int(code) in ERROR_BY_STATUS:
         return int(code)
     for text in (slug(code), slug(refusal.message)):
-        for status, words in _MEANINGS:
+        for status, words in _STATUS_BY_WORDS:
             if words.search(text):
                 return status
     return None

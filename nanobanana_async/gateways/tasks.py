@@ -13,21 +13,21 @@ from attrs import field, frozen
 from cattrs.gen import make_dict_structure_fn, override
 
 from nanobanana_async.gateways.failures import failure_kind
-from nanobanana_async.gateways.images import DeliveredImages, parse_delivered, parse_first_delivered
+from nanobanana_async.gateways.images import DeliveredImages, parse_first_image, parse_images
 from nanobanana_async.gateways.parsing import (
     CONVERTER,
     UNKNOWN,
-    ParsedResponse,
+    GatewayAnswer,
     TaskStatus,
     parse_nested_json,
+    parse_optional_task_id,
     parse_running,
     parse_word,
     status_word,
-    task_id_or_none,
     without_inline_images,
 )
 from nanobanana_async.gateways.progress import parse_progress
-from nanobanana_async.gateways.redaction import MESSAGE
+from nanobanana_async.gateways.redaction import MAX_MESSAGE_LENGTH
 from nanobanana_async.gateways.refusals import Refusal
 from nanobanana_async.jobs import TERMINAL_STATES, JobState, Observation
 
@@ -77,7 +77,7 @@ CONVERTER.register_structure_hook(
         _Task,
         CONVERTER,
         status=override(struct_hook=status_word),
-        task_id=override(struct_hook=task_id_or_none),
+        task_id=override(struct_hook=parse_optional_task_id),
         fail_message=override(rename="failMsg"),
     ),
 )
@@ -101,7 +101,7 @@ def has_known_status(fields: object, statuses: Statuses) -> bool:
 
 
 def parse_task(
-    answer: ParsedResponse,
+    answer: GatewayAnswer,
     envelope: dict[str, Any],
     fields: object,
     statuses: Statuses,
@@ -115,9 +115,9 @@ def parse_task(
     """
     if (running := parse_running(fields, statuses)) is not None:
         return running
-    task = answer.parse(_Task, fields, "data")
-    delivery, text = _delivery(task, answer.body)
-    reason = _reason(task, envelope, refusal) or (_Reason(text) if text else None)
+    task = answer.parse_fields(_Task, fields, "data")
+    delivery, text = _images_and_text(task, answer.body)
+    reason = _find_reason(task, envelope, refusal) or (_Reason(text) if text else None)
     status = statuses.get(task.status)
     if status is None:
         evidence = bool(delivery.images) or reason is not None
@@ -125,8 +125,8 @@ def parse_task(
     if status.state is not JobState.SUCCEEDED:
         delivery = DeliveredImages()
     failed = status.state is JobState.FAILED or (status.state is JobState.SUCCEEDED and not delivery.images)
-    message = answer.clean_text(reason.message, MESSAGE) if failed and reason else None
-    code = answer.clean_text(reason.code, MESSAGE) if failed and reason else None
+    message = answer.clean_text(reason.message, MAX_MESSAGE_LENGTH) if failed and reason else None
+    code = answer.clean_text(reason.code, MAX_MESSAGE_LENGTH) if failed and reason else None
     return Observation(
         task_id=task.task_id,
         state=status.state,
@@ -150,16 +150,16 @@ def parse_task(
     )
 
 
-def _delivery(task: _Task, body: bytes) -> tuple[DeliveredImages, str | None]:
+def _images_and_text(task: _Task, body: bytes) -> tuple[DeliveredImages, str | None]:
     """Return the images, and a text that came among them or instead of them.
 
     All of a list of several images, otherwise the first field that holds an image.
     """
     listed, text = _entries_and_text(task)
-    several = parse_delivered(listed, body) if len(listed) > 1 else DeliveredImages()
+    several = parse_images(listed, body) if len(listed) > 1 else DeliveredImages()
     if several.images:
         return several, text
-    first = parse_first_delivered((task.primary_url, task.image_url, *listed), body)
+    first = parse_first_image((task.primary_url, task.image_url, *listed), body)
     if first.images and len(listed) > 1:
         first = DeliveredImages(first.images, several.missing[1:])
     return first, text
@@ -193,7 +193,7 @@ def _image_in(entry: object) -> object:
     return next(filter(None, links), None) if links else entry
 
 
-def _reason(task: _Task, envelope: Mapping[str, Any], refusal: Refusal | None) -> _Reason | None:
+def _find_reason(task: _Task, envelope: Mapping[str, Any], refusal: Refusal | None) -> _Reason | None:
     """Return why the task failed, from the first field that says it; None if none does."""
     fields = (task.error_message, task.fail_message, task.status_reason, task.error, envelope.get("failMsg"))
     found = next((reason for value in fields for reason in _reasons_in(value)), None)

@@ -12,10 +12,10 @@ import aiohttp
 
 from nanobanana_async.errors import ConfigurationError, TransportError
 
-_NETWORK = "check {setting} and the network"
-_CERTIFICATE = "check {setting}; trust an authority of your own with tls= or SSL_CERT_FILE"
-_PASSWORD = "put the proxy's user name and password into its URL: proxy= or HTTPS_PROXY"
-_PROXY = "check proxy= or HTTPS_PROXY"
+_NETWORK_ADVICE = "check {setting} and the network"
+_CERTIFICATE_ADVICE = "check {setting}; trust an authority of your own with tls= or SSL_CERT_FILE"
+_PROXY_PASSWORD_ADVICE = "put the proxy's user name and password into its URL: proxy= or HTTPS_PROXY"
+_PROXY_ADVICE = "check proxy= or HTTPS_PROXY"
 _REFUSED_BY_PROXY = (400, 401, 403, 404, 405, 501)
 
 # The first match counts: aiohttp's classes overlap (its certificate error is a ValueError, too).
@@ -49,7 +49,7 @@ def map_exception(
 
     `port` is a port that is not the usual one. `setting` says where the host comes from, for the advice.
     """
-    lasting = _lasting(error, host)
+    lasting = _lasting_cause(error, host)
     named = f"[{host}]" if ":" in host else host
     place = host if port is None else f"{named}:{port}"
     if lasting is not None:
@@ -65,22 +65,22 @@ def map_exception(
     return TransportError(f"the request to {host} failed ({type(error).__name__})", possibly_sent=sent)
 
 
-def _lasting(error: Exception, host: str) -> tuple[str, str] | None:
+def _lasting_cause(error: Exception, host: str) -> tuple[str, str] | None:
     """Return the cause and the advice for an error that only another setting cures; None for any other error."""
     match error:
         case aiohttp.ClientConnectorDNSError() if error.host != host:
-            return f"the name of the proxy can't be resolved{_os_reason(error)}", _PROXY
+            return f"the name of the proxy can't be resolved{_os_reason(error)}", _PROXY_ADVICE
         case aiohttp.ClientConnectorDNSError():
-            return f"its name can't be resolved{_os_reason(error)}", _NETWORK
+            return f"its name can't be resolved{_os_reason(error)}", _NETWORK_ADVICE
         case aiohttp.ClientHttpProxyError(status=407):
-            return "the proxy refused with 407: it asks for a user name and a password", _PASSWORD
+            return "the proxy refused with 407: it asks for a user name and a password", _PROXY_PASSWORD_ADVICE
         case aiohttp.ClientHttpProxyError(status=status) if status in _REFUSED_BY_PROXY:
-            return f"the proxy refused with {status}", _PROXY
+            return f"the proxy refused with {status}", _PROXY_ADVICE
         case aiohttp.ClientConnectorCertificateError(certificate_error=reason):
             why = getattr(reason, "verify_message", None)  # of OpenSSL
-            return f"its TLS certificate is not trusted{f': {why}' if why else ''}", _CERTIFICATE
+            return f"its TLS certificate is not trusted{f': {why}' if why else ''}", _CERTIFICATE_ADVICE
         case aiohttp.ClientSSLError(os_error=ssl.SSLError(reason="WRONG_VERSION_NUMBER")):
-            return "it does not speak TLS", _NETWORK
+            return "it does not speak TLS", _NETWORK_ADVICE
         case _:
             return None
 

@@ -62,7 +62,7 @@ def _verifies(tls: Any) -> bool:
     return verifies(tls) if hasattr(tls, "verify_mode") else tls is not False
 
 
-class LentConnections(aiohttp.BaseConnector):
+class UnpooledLentConnector(aiohttp.BaseConnector):
     """Has each connection made by the lent connector, and keeps it out of that connector's pool.
 
     The lent connector's other users see none of these connections; its limits hold for them once more.
@@ -87,7 +87,7 @@ class LentConnections(aiohttp.BaseConnector):
         raise aiohttp.ClientConnectorError(req.connection_key, why)
 
 
-def connects_itself(connector: aiohttp.BaseConnector | None) -> bool:
+def overrides_connecting(connector: aiohttp.BaseConnector | None) -> bool:
     """Return whether a connector connects in a way of its own, for example through a SOCKS proxy."""
     if connector is None or isinstance(connector, _LOCAL):
         return False
@@ -103,11 +103,11 @@ def image_connector(
 
     A Unix socket leads to the gateway alone, so images are fetched without it.
     """
-    if lent is not None and connects_itself(lent):
-        return LentConnections(lent, force_close=False)
+    if lent is not None and overrides_connecting(lent):
+        return UnpooledLentConnector(lent, force_close=False)
     plain = lent if isinstance(lent, aiohttp.TCPConnector) else None
     used = resolver or (ThreadedResolver() if plain is None else plain._resolver)
-    connector = aiohttp.TCPConnector(ssl=tls, limit=0, resolver=used, socket_factory=sockets.make)
+    connector = aiohttp.TCPConnector(ssl=tls, limit=0, resolver=used, socket_factory=sockets.make_socket)
     if plain is not None:
         connector._family = plain._family
         connector._local_addr_infos = plain._local_addr_infos

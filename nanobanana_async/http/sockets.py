@@ -39,21 +39,21 @@ class SocketTracker:
         self._factory = factory
         self._made: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
-    def make(self, address: aiohttp.AddrInfoType) -> socket.socket:
+    def make_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
         """Return a new socket: a connector's `socket_factory`."""
         family, kind, protocol, *_ = address
         made = _SmallReads(family, kind, protocol) if self._factory is None else self._factory(address)
         self._made.add(made)
         return made
 
-    def open(self) -> list[socket.socket]:
+    def open_sockets(self) -> list[socket.socket]:
         """Return the sockets that are not closed."""
         return [made for made in self._made if made.fileno() != -1]
 
     async def wait_closed(self) -> None:
         """Wait at most about a second until all sockets are closed."""
         for turn in range(_TURNS):
-            still_open = self.open()
+            still_open = self.open_sockets()
             if not still_open:
                 return
             if turn == _POLITE_TURNS:

@@ -87,7 +87,7 @@ class Proxies:
     def __bool__(self) -> bool:
         return self._always is not None or bool(self._of_scheme)
 
-    def of(self, url: URL) -> Secret | None:
+    def proxy_for(self, url: URL) -> Secret | None:
         """Return the proxy for a URL; None for a direct connection."""
         if self._always is not None or not self._of_scheme:
             return self._always
@@ -97,7 +97,7 @@ class Proxies:
         return self._of_scheme.get(url.scheme)
 
 
-def plain_origin(gateway: Gateway) -> URL | None:
+def allowed_http_origin(gateway: Gateway) -> URL | None:
     """Return the origin of a gateway that the user has allowed to be reached without TLS; None for every other one."""
     url = URL(gateway.base_url)
     return url.origin() if url.scheme == "http" and getattr(gateway, "allow_http", False) is True else None

@@ -25,10 +25,10 @@ from nanobanana_async.gateways.large_answers import AnswerBounds, AnswerTooLarge
 from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.http.body import RequestBody, is_stale_response, possibly_sent
 from nanobanana_async.http.exceptions import map_exception
-from nanobanana_async.http.lent import LentConnections, lent_connector
+from nanobanana_async.http.lent import UnpooledLentConnector, lent_connector
 from nanobanana_async.http.sockets import SocketTracker
 from nanobanana_async.http.threads import ThreadedResolver
-from nanobanana_async.http.tls_and_proxies import Proxies, Tls, plain_origin, proxy_url
+from nanobanana_async.http.tls_and_proxies import Proxies, Tls, allowed_http_origin, proxy_url
 from nanobanana_async.loop_guard import cancel_requested
 
 _is_loopback = functools.lru_cache(maxsize=64)(is_loopback)
@@ -66,7 +66,7 @@ class AiohttpTransport:
         if not isinstance(gateway.api_key, Secret):
             raise ConfigurationError(f"the api_key of {gateway.name} must be a nanobanana_async.gateways.Secret")
         self._gateway = gateway
-        self._plain_origin = plain_origin(gateway)
+        self._plain_origin = allowed_http_origin(gateway)
         self._connect_s = timeouts.connect_s
         self._borrowed = http
         self._tls = tls
@@ -89,12 +89,12 @@ class AiohttpTransport:
         if self._pool is not None:
             return
         if self._borrowed is None:
-            self._fresh = _session(self._connector(force_close=True))
-            self._pool = _session(self._connector())
+            self._fresh = _new_client_session(self._connector(force_close=True))
+            self._pool = _new_client_session(self._connector())
         else:
             borrowed = lent_connector(self._borrowed)
-            self._fresh = _session(LentConnections(borrowed, force_close=True))
-            self._pool = _session(borrowed, owns=False)
+            self._fresh = _new_client_session(UnpooledLentConnector(borrowed, force_close=True))
+            self._pool = _new_client_session(borrowed, owns=False)
 
     async def aclose(self) -> None:
         """Close every connection that is not borrowed, and wait for its socket; idempotent."""
@@ -155,13 +155,13 @@ class AiohttpTransport:
                 headers=headers,
                 timeout=_client_timeout(self._connect_s, timeout_s),
                 allow_redirects=False,
-                proxy=proxy_url(self._proxies.of(url)),
+                proxy=proxy_url(self._proxies.proxy_for(url)),
                 upload_tracker=tracker,
             )
             try:
                 if is_stale_response(body, tracker):
                     return TransportError(f"{url.raw_host} answered before the request was sent", possibly_sent=False)
-                return await _read(response, request, self._gateway.api_key)
+                return await _read_answer(response, request, self._gateway.api_key)
             finally:
                 response.close()  # no effect after a complete body: the connection is back in the pool
         except asyncio.CancelledError:
@@ -196,7 +196,7 @@ class AiohttpTransport:
             limit=self._max_connections,
             force_close=force_close,
             resolver=self._resolver,
-            socket_factory=self._sockets.make,
+            socket_factory=self._sockets.make_socket,
         )
 
 
@@ -227,14 +227,14 @@ def _validated_url(text: str, plain: URL | None) -> URL:
 def _check_proxy(url: URL, proxies: Proxies) -> None:
     if url.scheme == "https":
         return
-    proxy = proxies.of(url)
+    proxy = proxies.proxy_for(url)
     if proxy is not None and not _is_loopback(URL(proxy.reveal()).raw_host or ""):
         raise ConfigurationError(
             "a request without TLS must not go through a proxy, since it carries the API key: list its host in NO_PROXY"
         )
 
 
-async def _read(
+async def _read_answer(
     response: aiohttp.ClientResponse, request: HttpRequest, key: Secret
 ) -> HttpResponse | UnexpectedResponse:
     """Return the answer with its complete body, or an error for a redirect or a too large answer."""
@@ -286,7 +286,7 @@ def _client_timeout(connect_s: float, timeout_s: float) -> aiohttp.ClientTimeout
     return aiohttp.ClientTimeout(total=total, connect=connect)
 
 
-def _session(connector: aiohttp.BaseConnector, *, owns: bool = True) -> aiohttp.ClientSession:
+def _new_client_session(connector: aiohttp.BaseConnector, *, owns: bool = True) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=connector,
         connector_owner=owns,

@@ -64,11 +64,11 @@ class PublicSockets(SocketTracker):
         self._loopback = loopback
         self._networks = networks
 
-    def make(self, address: aiohttp.AddrInfoType) -> socket.socket:
+    def make_socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
         """Return a new socket, or raise `AddressRefused`."""
         if not is_allowed_address(str(address[4][0]), loopback=self._loopback, networks=self._networks):
             raise AddressRefused(str(address[4][0]))
-        return super().make(address)
+        return super().make_socket(address)
 
 
 def to_networks(value: object, name: str = "allow_networks") -> Networks:
@@ -102,7 +102,7 @@ def networks_of_environment(environ: Mapping[str, str]) -> Networks:
     return to_networks([each.strip() for each in text.split(",") if each.strip()], NETWORKS_VARIABLE)
 
 
-def is_fake(text: str) -> bool:
+def is_fake_ip(text: str) -> bool:
     """Return whether an address is of the kind that VPN tools return for every name."""
     return _is_in(ipaddress.ip_address(text), _FAKE)
 

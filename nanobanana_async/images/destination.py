@@ -60,7 +60,7 @@ class PartialImage(Protocol):
 class Destination(Protocol):
     """Where images are saved. Its methods raise `SaveError` where nothing can be written, or `FetchError`."""
 
-    async def check(self) -> None:
+    async def check_writable(self) -> None:
         """Raise `SaveError` if no image can be saved here; leave nothing behind."""
 
     async def find(self, purchased: PurchasedImage) -> Saved | None:
@@ -91,7 +91,7 @@ class FolderDestination:
         self._stems: dict[tuple[str, str], tuple[str, int]] = {}
         """By key and task id of the jobs that are being saved: the stem, and how many callers save it."""
 
-    async def check(self) -> None:
+    async def check_writable(self) -> None:
         """See `Destination.check`; creates the folder."""
         try:
             await self._threads.run(check_folder, self._folder)
@@ -193,7 +193,7 @@ def is_sidecar_of(content: bytes, facts: dict[str, Any]) -> bool:
     return False
 
 
-def both_taken(where: str, names: tuple[str, str]) -> SaveError:
+def sidecar_names_taken_error(where: str, names: tuple[str, str]) -> SaveError:
     """Return the error for a sidecar whose names are taken by other files."""
     error = SaveError(f"{where} has other files named {' and '.join(names)}: move one away, then save again")
     error.one_image = True
@@ -220,4 +220,4 @@ def _write_sidecar(folder: Path, image: str, facts: dict[str, Any]) -> None:
                 return
     finally:
         part.unlink(missing_ok=True)
-    raise both_taken(str(folder), names)
+    raise sidecar_names_taken_error(str(folder), names)

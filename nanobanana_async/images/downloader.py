@@ -20,7 +20,7 @@ from nanobanana_async.http.tls_and_proxies import Proxies, Tls
 from nanobanana_async.images.addresses import Networks
 from nanobanana_async.images.destination import Destination, FolderDestination, Saved
 from nanobanana_async.images.fetch import ImageFetcher, Write
-from nanobanana_async.images.formats import verify
+from nanobanana_async.images.formats import verify_image
 from nanobanana_async.images.headers import download_headers
 from nanobanana_async.images.inline import FetchError, decode_inline, is_inline
 from nanobanana_async.images.put import put_image
@@ -139,7 +139,7 @@ class ImageDownloader:
             image = content.getvalue()
             if verified:
                 async with self._decode_slots:
-                    await self._threads.run(verify, image)
+                    await self._threads.run(verify_image, image)
             return image
 
         return await self._with_retries(url, once, fresh_s)
@@ -169,7 +169,7 @@ class ImageDownloader:
 
         return await self._with_retries(url, once, fresh_s)
 
-    async def put(
+    async def put_presigned(
         self, url: str, content: bytes, *, content_type: str, timeout_s: float, allow_http: bool = False
     ) -> None:
         """Send an image to a pre-signed URL, once; see `put_image`."""
@@ -196,9 +196,9 @@ class ImageDownloader:
             reason = error.reason
         raise SaveError(reason)
 
-    async def check(self, target: Target) -> None:
+    async def check_target(self, target: Target) -> None:
         """Raise `SaveError` if no image can be saved at the target. A folder is created if it is missing."""
-        await self._while_open(self._destination(target).check)
+        await self._while_open(self._destination(target).check_writable)
 
     def _destination(self, target: Target) -> Destination:
         if not isinstance(target, Path):

@@ -13,7 +13,7 @@ from nanobanana_async.errors import SessionClosed
 from nanobanana_async.gateways.rate_limits import retry_after_s
 from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.http.exceptions import map_exception
-from nanobanana_async.http.lent import connects_itself, image_connector
+from nanobanana_async.http.lent import image_connector, overrides_connecting
 from nanobanana_async.http.sockets import SocketTracker
 from nanobanana_async.http.tls_and_proxies import Proxies, Tls, proxy_url
 from nanobanana_async.http.transport import disown_connector
@@ -61,7 +61,7 @@ class ImageFetcher:
         self._loopback = loopback
         self._networks = networks
         self._lent = lent
-        self._through_lent = lent is not None and connects_itself(lent.connector)
+        self._through_lent = lent is not None and overrides_connecting(lent.connector)
         self._own_origin = own_origin
         self._proxies = proxies
         self._tls = tls
@@ -119,11 +119,11 @@ class ImageFetcher:
 
     async def get(self, link: str, write: Write) -> None:
         """Download a link, and pass its content to `write` in chunks."""
-        url = read_url(link)
+        url = parse_link(link)
         try:
             async with asyncio.timeout(self._total_s):
                 for _ in range(1 + MAX_REDIRECTS):
-                    target = await self._follow(url, write)
+                    target = await self._fetch_or_redirect(url, write)
                     if target is None:
                         return
                     url = target
@@ -131,9 +131,9 @@ class ImageFetcher:
             raise FetchError(f"the image did not arrive within {self._total_s:g} s", retryable=True) from None
         raise FetchError(f"too many redirects (limit {MAX_REDIRECTS})")
 
-    def connection(self, url: URL) -> tuple[aiohttp.ClientSession, Secret | None]:
+    def session_and_proxy(self, url: URL) -> tuple[aiohttp.ClientSession, Secret | None]:
         """Return the session and the proxy for a URL; raise `FetchError` if its host is not public by its name."""
-        proxy = self._proxies.of(url)
+        proxy = self._proxies.proxy_for(url)
         own = url.origin() == self._own_origin
         if not own:
             self._check_host(url)
@@ -143,18 +143,18 @@ class ImageFetcher:
         return session, proxy
 
     def _check_host(self, url: URL) -> None:
-        host, direct = url.raw_host or "", self._proxies.of(url) is None and not self._through_lent
+        host, direct = url.raw_host or "", self._proxies.proxy_for(url) is None and not self._through_lent
         if not is_allowed_host(host, loopback=self._loopback, networks=self._networks, checked=direct):
             raise _not_public(host, host)
 
-    async def _follow(self, url: URL, write: Write) -> URL | None:
+    async def _fetch_or_redirect(self, url: URL, write: Write) -> URL | None:
         """Download the image and return None, or return the target of a redirect."""
-        session, proxy = self.connection(url)
+        session, proxy = self.session_and_proxy(url)
         try:
             answer = await session.get(url, allow_redirects=False, proxy=proxy_url(proxy))
             try:
                 if answer.status in _REDIRECTS:
-                    return _target(url, answer)
+                    return _redirect_target(url, answer)
                 _check_answer(answer, self._max_bytes)
                 await self._stream(answer.content, write)
                 return None
@@ -201,7 +201,7 @@ class ImageFetcher:
         return FetchError(str(mapped), retryable=again)
 
 
-def read_url(link: str) -> URL:
+def parse_link(link: str) -> URL:
     """Return the URL of a link with its escapes unchanged: a signature may cover the exact text."""
     try:
         return _validated_url(_parse_verbatim(link))
@@ -222,7 +222,7 @@ def _validated_url(url: URL) -> URL:
     return url
 
 
-def _target(url: URL, answer: aiohttp.ClientResponse) -> URL:
+def _redirect_target(url: URL, answer: aiohttp.ClientResponse) -> URL:
     """Return the target of a redirect; raise `FetchError` if it is not allowed."""
     location = answer.headers.get("Location", "")
     if not location:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from nanobanana_async.images.formats import ImageFormat, check_decodes, inspect, verify
+from nanobanana_async.images.formats import ImageFormat, check_decodes, scan_image, verify_image
 from nanobanana_async.images.inline import FetchError
 from nanobanana_async.images.manifest import NAME as MANIFEST
 from nanobanana_async.images.manifest import Manifest
@@ -142,9 +142,9 @@ class PartialFile:
 
     def _verify(self, descriptor: int) -> ImageFormat:
         if self._size == 0:
-            return inspect(b"")  # an empty file can't be mapped
+            return scan_image(b"")  # an empty file can't be mapped
         with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as content:
-            image_format = inspect(content)
+            image_format = scan_image(content)
         with os.fdopen(os.dup(descriptor), "rb") as source:
             source.seek(0)
             check_decodes(source, image_format)
@@ -263,7 +263,7 @@ def _is_damaged(path: Path) -> bool:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
         with os.fdopen(os.open(path, os.O_RDONLY | _NO_FOLLOW), "rb") as file:
-            verify(file.read())
+            verify_image(file.read())
         return False
     except FetchError:
         return True

@@ -49,17 +49,17 @@ class ByteReader:
         self.position += count
         self._steps += 1
         if self.position > len(self.data):
-            raise truncated()
+            raise truncated_error()
         if self._steps > _MAX_STEPS:
             raise FetchError("the image has too many segments")
 
 
-def truncated() -> FetchError:
+def truncated_error() -> FetchError:
     """Return the error of an image that ends too early; another attempt may return it complete."""
     return FetchError("the image is truncated", retryable=True)
 
 
-def corrupt() -> FetchError:
+def corrupt_error() -> FetchError:
     """Return the error of an image with an invalid structure."""
     return FetchError("the image is corrupt")
 
@@ -75,10 +75,10 @@ def scan_png(data: Data) -> Size:
         reader.skip(length)
         checksum = _checksum(data, start, reader.position)
         if struct.unpack(">I", reader.take(4)) != (checksum,):
-            raise corrupt()
+            raise corrupt_error()
         if size is None:
             if kind != b"IHDR" or length != 13:
-                raise corrupt()
+                raise corrupt_error()
             size = struct.unpack(">II", data[start + 4 : start + 12])
         if kind == b"IEND":
             return size
@@ -95,7 +95,7 @@ def scan_jpeg(data: Data) -> Size:
     width = height = 0
     while True:
         if reader.take(1) != b"\xff":
-            raise corrupt()
+            raise corrupt_error()
         marker = reader.take(1)[0]
         if marker == _JPEG_END:
             return width, height
@@ -104,7 +104,7 @@ def scan_jpeg(data: Data) -> Size:
         elif marker not in _JPEG_BARE:
             (length,) = struct.unpack(">H", reader.take(2))
             if length < 2:
-                raise corrupt()
+                raise corrupt_error()
             segment = reader.take(length - 2)
             if marker in _JPEG_SIZES:
                 tall, wide = struct.unpack(">HH", segment[1:5]) if length >= 7 else (0, 0)
@@ -112,7 +112,7 @@ def scan_jpeg(data: Data) -> Size:
             if marker == _JPEG_SCAN:
                 following = _JPEG_MARKER.search(data, reader.position)
                 if following is None:
-                    raise truncated()
+                    raise truncated_error()
                 reader.position = following.start()
 
 
@@ -121,7 +121,7 @@ def scan_webp(data: Data) -> Size:
     reader = ByteReader(data, 4)
     (length,) = struct.unpack("<I", reader.take(4))
     if len(data) < 8 + length:
-        raise truncated()
+        raise truncated_error()
     reader.skip(4)
     kind = reader.take(4)
     reader.skip(4)
@@ -134,7 +134,7 @@ def scan_webp(data: Data) -> Size:
     if kind == b"VP8 " and head[3:6] == b"\x9d\x01\x2a":
         width, height = struct.unpack("<HH", head[6:10])
         return width & 0x3FFF, height & 0x3FFF
-    raise corrupt()
+    raise corrupt_error()
 
 
 def scan_gif(data: Data) -> Size:
@@ -151,7 +151,7 @@ def scan_gif(data: Data) -> Size:
             width, height = max(width, left + wide), max(height, top + tall)
             _skip_colours(reader, flags)
         elif mark != _GIF_EXTENSION:
-            raise corrupt()
+            raise corrupt_error()
         reader.skip(1)  # the extension's label, or the frame's code size
         while length := reader.take(1)[0]:
             reader.skip(length)
@@ -174,7 +174,7 @@ def scan_heif(data: Data) -> Size:
                     sizes += _image_extents(data, properties, properties_end)
         if {b"meta", b"mdat"} <= kinds:
             return max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
-    raise truncated()
+    raise truncated_error()
 
 
 def _image_extents(data: Data, start: int, end: int) -> list[Size]:
@@ -199,10 +199,10 @@ def _boxes(data: Data, position: int, end: int) -> Iterator[tuple[bytes, int, in
             length = end - begin
         start = reader.position
         if length < start - begin:
-            raise corrupt()
+            raise corrupt_error()
         reader.skip(begin + length - start)
         if reader.position > end:
-            raise corrupt()
+            raise corrupt_error()
         yield kind, start, reader.position
 
 
@@ -238,7 +238,7 @@ FORMATS = (
 )
 
 
-def inspect(data: Data) -> ImageFormat:
+def scan_image(data: Data) -> ImageFormat:
     """Return the format of a complete image of allowed size; raise `FetchError` otherwise."""
     image_format = detect(data)
     width, height = image_format.scan(data)
@@ -267,9 +267,9 @@ def check_decodes(source: BinaryIO, image_format: ImageFormat) -> None:
         raise FetchError(f"the image is corrupt: Pillow can't decode it ({type(error).__name__})") from None
 
 
-def verify(content: bytes) -> ImageFormat:
+def verify_image(content: bytes) -> ImageFormat:
     """Return the format of an image that passes `inspect` and `check_decodes`."""
-    image_format = inspect(content)
+    image_format = scan_image(content)
     check_decodes(io.BytesIO(content), image_format)
     return image_format
 
@@ -277,13 +277,13 @@ def verify(content: bytes) -> ImageFormat:
 def detect(data: Data) -> ImageFormat:
     """Return the format that the first bytes show; raise `FetchError` if they show none."""
     if not data:
-        raise truncated()
+        raise truncated_error()
     start = data[:12]
     for image_format in FORMATS:
         for signature in image_format.signatures:
             if _matches(start, signature):
                 if len(start) < len(signature):
-                    raise truncated()
+                    raise truncated_error()
                 return image_format
     raise FetchError(
         "not a PNG, JPEG, WebP, GIF, AVIF or HEIC image (`download(image, verify=False)` returns it as it is)",
@@ -299,6 +299,6 @@ def _matches(start: bytes, signature: bytes) -> bool:
 def check_size(width: int, height: int) -> None:
     """Raise `FetchError` for an image without pixels, or with more than `MAX_PIXELS`."""
     if width <= 0 or height <= 0:
-        raise corrupt()
+        raise corrupt_error()
     if width * height > MAX_PIXELS:
         raise FetchError(f"the image has {width} x {height} pixels, more than the limit of {MAX_PIXELS}")

@@ -27,7 +27,7 @@ _CHUNK = 1 << 20
 # Opening a pipe or a terminal must not wait. Windows has neither flag, and must not translate line ends.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 
-Sources = Mapping[str, LocalImage]
+LocalImagesByDigest = Mapping[str, LocalImage]
 """The local images of a request by their digests."""
 
 KnownFacts = Mapping[LocalImage, LocalFacts | NanoBananaError]
@@ -38,13 +38,13 @@ KnownFacts = Mapping[LocalImage, LocalFacts | NanoBananaError]
 class SizeLimit:
     """The most bytes that a local image may have, and what to do with a larger one."""
 
-    most: int
+    max_bytes: int
     advice: str = ""
 
     def check(self, image: LocalImage, size: int) -> None:
         """Raise `InvalidRequest` for an image that is too large."""
-        if size > self.most:
-            why = f"has {byte_count(size)}, more than the limit of {byte_count(self.most)}{self.advice}"
+        if size > self.max_bytes:
+            why = f"has {byte_count(size)}, more than the limit of {byte_count(self.max_bytes)}{self.advice}"
             raise InvalidRequest(f"reference image {image} {why}")
 
 
@@ -65,9 +65,9 @@ def size_limit(gateway: Gateway, *, published: bool) -> SizeLimit:
     )
 
 
-def identify(
+def digest_local_images(
     request: ImageRequest, gateway: Gateway, *, published: bool = False, known: KnownFacts | None = None
-) -> tuple[ImageRequest, Sources]:
+) -> tuple[ImageRequest, LocalImagesByDigest]:
     """Return the request with its local images in their stored form, and these images.
 
     `known` has images that the caller has read. Raises `InvalidRequest` for an image that can't
@@ -80,7 +80,7 @@ def identify(
     limit = size_limit(gateway, published=published)
     digests: dict[LocalImage, str] = {}
     for image in local:
-        facts = (known or {}).get(image) or facts_of(image, limit)
+        facts = (known or {}).get(image) or local_image_facts(image, limit)
         if isinstance(facts, NanoBananaError):
             raise facts
         digests[image] = facts.digest
@@ -88,7 +88,7 @@ def identify(
     return evolve(request, images=images), {digest: image for image, digest in digests.items()}
 
 
-def facts_of(image: LocalImage, limit: SizeLimit) -> LocalFacts:
+def local_image_facts(image: LocalImage, limit: SizeLimit) -> LocalFacts:
     """Return the facts of an image, read once as long as its file has the same time and size, its object its version.
 
     Raises `InvalidRequest` if there is no such file or object, if it is no image, or if it is too large, and
@@ -152,7 +152,7 @@ def _chunks(path: Path, limit: SizeLimit) -> Iterator[bytes]:
     The path may name something else by now than when it was checked: nothing is waited for, and no more is read than
     the limit and one byte, of a file that begins like an image.
     """
-    image, left = LocalImage(path), limit.most
+    image, left = LocalImage(path), limit.max_bytes
     try:
         descriptor = os.open(path, _OPEN_FLAGS)
         try:
@@ -168,14 +168,14 @@ def _chunks(path: Path, limit: SizeLimit) -> Iterator[bytes]:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable_error(path, error) from None
 
 
 def _status(path: Path) -> os.stat_result:
     try:
         status = path.stat()
     except OSError as error:
-        raise _unreadable(path, error) from None
+        raise _unreadable_error(path, error) from None
     except ValueError:  # a NUL in the name
         raise InvalidRequest(f"reference image {str(path)!r}: that is no path") from None
     _check_regular(path, status)
@@ -189,7 +189,7 @@ def _check_regular(path: Path, status: os.stat_result) -> None:
         raise InvalidRequest(f"reference image {exact(str(path))} is no regular file")
 
 
-def _unreadable(path: Path, error: OSError) -> InvalidRequest:
+def _unreadable_error(path: Path, error: OSError) -> InvalidRequest:
     if isinstance(error, FileNotFoundError):
         return InvalidRequest(f"reference image {exact(str(path))} does not exist")
     return InvalidRequest(f"reference image {exact(str(path))} can't be read: {error.strerror or error}")

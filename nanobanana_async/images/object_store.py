@@ -143,7 +143,7 @@ class StoreUrl:
         found = await self._get(name)
         return None if found is None else await self._content(found)
 
-    async def facts(self, name: str) -> ObjectFacts | None:
+    async def object_facts(self, name: str) -> ObjectFacts | None:
         """Return what the store says about an object; None if there is none.
 
         Without a digest in its metadata its content is read.
@@ -158,9 +158,9 @@ class StoreUrl:
             digest = "" if content is None else hashlib.sha256(content).hexdigest()
         return ObjectFacts(size, digest or "", attributes.get(IMAGE))
 
-    async def has(self, name: str, sha256: str) -> bool:
+    async def has_content(self, name: str, sha256: str) -> bool:
         """Return whether there is an object of this name with this content."""
-        found = await self.facts(name)
+        found = await self.object_facts(name)
         return found is not None and found.sha256 == sha256
 
     async def delete(self, name: str) -> None:

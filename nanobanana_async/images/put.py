@@ -8,10 +8,10 @@ from yarl import URL
 from nanobanana_async.errors import ConfigurationError, TransportError, UnexpectedResponse
 from nanobanana_async.http.body import RequestBody
 from nanobanana_async.http.tls_and_proxies import proxy_url
-from nanobanana_async.images.fetch import ImageFetcher, read_url
+from nanobanana_async.images.fetch import ImageFetcher, parse_link
 from nanobanana_async.images.inline import FetchError
 
-_AGAIN = frozenset({408, 425, 429})
+_RETRYABLE_STATUSES = frozenset({408, 425, 429})
 
 
 async def put_image(
@@ -24,8 +24,8 @@ async def put_image(
     `allow_http`.
     """
     try:
-        url = read_url(link)
-        session, proxy = fetcher.connection(url)
+        url = parse_link(link)
+        session, proxy = fetcher.session_and_proxy(url)
     except FetchError as error:
         raise _unusable(error.reason) from None
     if url.scheme != "https" and not allow_http:
@@ -62,7 +62,7 @@ def _check_status(url: URL, status: int) -> None:
     if 300 <= status < 400:  # a pre-signed URL holds for its own host only
         raise _unusable(f"{url.raw_host} redirects it (HTTP {status}), and it is sent to no other address")
     message = f"{url.raw_host} answered {status} to the upload"
-    if status in _AGAIN or status >= 500:
+    if status in _RETRYABLE_STATUSES or status >= 500:
         raise TransportError(message, possibly_sent=True)
     raise UnexpectedResponse(message, status=status)
 

@@ -53,9 +53,9 @@ class PurchasedImage:
         )
 
     @property
-    def beginning(self) -> bytes:
+    def line_prefix(self) -> bytes:
         """The beginning of its line, by which it is found."""
-        return _beginning(self.key, self.task_id, self.index)
+        return _make_line_prefix(self.key, self.task_id, self.index)
 
     def line(self, name: str, digest: str) -> bytes:
         """Return its line."""
@@ -68,17 +68,17 @@ class PurchasedImage:
             "resolution": self.resolution,
             "model": self.model,
         }
-        return self.beginning + json.dumps(more)[1:].encode() + b"\n"
+        return self.line_prefix + json.dumps(more)[1:].encode() + b"\n"
 
 
-def _beginning(key: str, task_id: str, index: int) -> bytes:
+def _make_line_prefix(key: str, task_id: str, index: int) -> bytes:
     return f"{json.dumps({'job_key': key, 'task_id': task_id, 'image': index + 1})[:-1]}, ".encode()
 
 
 def add_to_list(folder: Path, image: PurchasedImage, name: str, digest: str) -> None:
     """Append the line of a saved image, unless it is the last one of the image; the caller locks the folder."""
     line = image.line(name, digest)
-    if _last_line(folder, image.beginning) == line:
+    if _last_line(folder, image.line_prefix) == line:
         return
     descriptor = os.open(folder / NAME, os.O_RDWR | os.O_APPEND | os.O_CREAT | _FLAGS, 0o666)
     try:
@@ -106,7 +106,7 @@ def check_list(folder: Path) -> None:
 
 def find_saved(folder: Path, image: PurchasedImage) -> tuple[Path, str] | None:
     """Return file and digest of an image that was saved before and is intact; None if there is none."""
-    line = _last_line(folder, image.beginning)
+    line = _last_line(folder, image.line_prefix)
     facts = {} if line is None else _facts(line)
     path = _intact(folder, facts)
     return None if path is None else (path, facts["sha256"])
@@ -114,7 +114,7 @@ def find_saved(folder: Path, image: PurchasedImage) -> tuple[Path, str] | None:
 
 def listed_name(folder: Path, image: PurchasedImage) -> str | None:
     """Return the file name that the list has of an image, whether the file is still there or not."""
-    line = _last_line(folder, image.beginning)
+    line = _last_line(folder, image.line_prefix)
     name = None if line is None else _facts(line).get("file_name")
     return name if isinstance(name, str) and Path(name).name == name else None
 
@@ -137,7 +137,7 @@ class SavedImages:
             for line in file:
                 facts = _facts(line)
                 with suppress(KeyError, TypeError):
-                    beginning = _beginning(facts["job_key"], facts["task_id"], facts["image"] - 1)
+                    beginning = _make_line_prefix(facts["job_key"], facts["task_id"], facts["image"] - 1)
                     lines[beginning] = (facts["file_name"], facts["sha256"])
                     if facts["key"] is not None:
                         rows.setdefault(facts["key"], {})[facts["file_name"]] = facts["job_key"]
@@ -147,14 +147,14 @@ class SavedImages:
         """Return the files of these images of a task if all of them are intact, else None."""
         found: list[Path] = []
         for index in indexes:
-            name, digest = self._lines.get(_beginning(key, task_id, index), (None, None))
+            name, digest = self._lines.get(_make_line_prefix(key, task_id, index), (None, None))
             path = _intact(self._folder, {"file_name": name, "sha256": digest})
             if path is None:
                 return None
             found.append(path)
         return found
 
-    def earlier(self, row_key: str, job_key: str) -> list[str]:
+    def files_of_earlier_jobs(self, row_key: str, job_key: str) -> list[str]:
         """Return the names of the files of a row that belong to other jobs than this one, and exist."""
         files = self._rows.get(row_key, {})
         return [name for name, key in files.items() if key != job_key and (self._folder / name).is_file()]

@@ -4,10 +4,10 @@ from typing import Any
 
 from nanobanana_async.images.destination import Saved
 from nanobanana_async.images.saved import PurchasedImage
-from nanobanana_async.models import GenerationResult, to_json
+from nanobanana_async.models import GenerationResult, to_json_types
 
 
-def facts_of(result: GenerationResult, purchased: PurchasedImage, saved: Saved, name: str) -> dict[str, Any]:
+def sidecar_facts(result: GenerationResult, purchased: PurchasedImage, saved: Saved, name: str) -> dict[str, Any]:
     """Return the facts about a saved image, as JSON types."""
     request = None if result.request is None else result.request.to_dict()
     settings = {field: value for field, value in (request or {}).items() if field not in ("prompt", "callback_url")}
@@ -20,7 +20,7 @@ def facts_of(result: GenerationResult, purchased: PurchasedImage, saved: Saved, 
         "key": purchased.row_key,
         "prompt": purchased.prompt,
         "settings": {**settings, "model": purchased.model},
-        "credits": to_json(result.credits),
-        "created_at": to_json(result.created_at),
-        "completed_at": to_json(result.completed_at),
+        "credits": to_json_types(result.credits),
+        "created_at": to_json_types(result.created_at),
+        "completed_at": to_json_types(result.completed_at),
     }

@@ -24,12 +24,12 @@ from nanobanana_async.http.threads import ThreadLimiter
 from nanobanana_async.images.destination import (
     PartialImage,
     Saved,
-    both_taken,
     is_sidecar_of,
     sidecar_content,
     sidecar_names,
+    sidecar_names_taken_error,
 )
-from nanobanana_async.images.formats import ImageFormat, verify
+from nanobanana_async.images.formats import ImageFormat, verify_image
 from nanobanana_async.images.inline import FetchError
 from nanobanana_async.images.names import safe_name
 from nanobanana_async.images.object_store import DIGEST, IMAGE, ObjectFacts, ObjectUrl, StoreUrl
@@ -51,7 +51,7 @@ class StoreDestination:
         self._threads = threads
         self._decode_slots = decode_slots
 
-    async def check(self) -> None:
+    async def check_writable(self) -> None:
         """See `Destination.check`; puts an object, tries to put it again, reads and removes it."""
         target, name, content = self._target, f"{LISTS}/check-{secrets.token_hex(8)}", b"may this client write here?\n"
         await target.put(name, content, _TEXT)
@@ -86,12 +86,12 @@ class StoreDestination:
             content = content or await self._target.get(candidate)
             if content is not None and is_sidecar_of(content, facts):
                 return
-        raise both_taken(self._target.url, names)
+        raise sidecar_names_taken_error(self._target.url, names)
 
-    async def put(self, image: bytes, name: str, purchased: PurchasedImage | None) -> Saved:
+    async def verify_and_put(self, image: bytes, name: str, purchased: PurchasedImage | None) -> Saved:
         """Verify an image and put it, unless it is there."""
         async with self._decode_slots:
-            image_format, digest = await self._threads.run(_inspect, image)
+            image_format, digest = await self._threads.run(_verify_and_digest, image)
         stem, extension = safe_name(name), image_format.extension
         claimed = f"{stem}{extension}"
         line: _Line | None = None
@@ -104,15 +104,15 @@ class StoreDestination:
                 claimed = line.name if line.name.endswith(extension) else claimed
         metadata = {DIGEST: digest} if purchased is None else {DIGEST: digest, IMAGE: _identity(purchased)}
         for candidate in (claimed, *(f"{stem}-{number}{extension}" for number in range(2, _MAX_NUMBER))):
-            facts = await self._target.facts(candidate) if candidate != claimed else None
+            facts = await self._target.object_facts(candidate) if candidate != claimed else None
             if facts is None:
                 if await self._target.put(candidate, image, f"image/{image_format.name}", metadata):
                     facts = ObjectFacts(len(image), digest, metadata.get(IMAGE))
-                elif (facts := await self._target.facts(candidate)) is None:
+                elif (facts := await self._target.object_facts(candidate)) is None:
                     raise SaveError(
                         f"{self._target.url}: {candidate} exists and can't be read: let these credentials read"
                     )
-            if facts is not None and _is_image(facts, digest, purchased):
+            if facts is not None and _is_same_image(facts, digest, purchased):
                 if purchased is not None and line != _Line(candidate, facts.sha256):
                     content = purchased.line(candidate, facts.sha256)
                     await self._target.put(_line_name(purchased), content, _JSON, overwrite=True)
@@ -134,7 +134,7 @@ class _ObjectInMemory:
         self._content.write(content)
 
     async def finish(self, name: str, purchased: PurchasedImage | None) -> Saved:
-        return await self._destination.put(self._content.getvalue(), name, purchased)
+        return await self._destination.verify_and_put(self._content.getvalue(), name, purchased)
 
     async def discard(self) -> None:
         self._content.close()
@@ -165,8 +165,8 @@ async def _read_line(target: StoreUrl, purchased: PurchasedImage) -> _Line | Non
 
 
 async def _intact(target: StoreUrl, line: _Line, purchased: PurchasedImage) -> Saved | None:
-    facts = await target.facts(line.name)
-    fits = facts is not None and _is_image(facts, line.sha256, purchased)
+    facts = await target.object_facts(line.name)
+    fits = facts is not None and _is_same_image(facts, line.sha256, purchased)
     return _saved(target, line.name, facts) if facts is not None and fits else None
 
 
@@ -175,14 +175,14 @@ def _saved(target: StoreUrl, name: str, facts: ObjectFacts) -> Saved:
 
 
 def _identity(purchased: PurchasedImage) -> str:
-    return hashlib.sha256(purchased.beginning).hexdigest()[:32]
+    return hashlib.sha256(purchased.line_prefix).hexdigest()[:32]
 
 
 def _line_name(purchased: PurchasedImage) -> str:
     return f"{LISTS}/{_identity(purchased)}.json"
 
 
-def _is_image(facts: ObjectFacts, digest: str, purchased: PurchasedImage | None) -> bool:
+def _is_same_image(facts: ObjectFacts, digest: str, purchased: PurchasedImage | None) -> bool:
     """Return whether an object is this image: by its content, or saved as this image by another host.
 
     A host may get the same image in other bytes: some links encode it for each download.
@@ -190,5 +190,5 @@ def _is_image(facts: ObjectFacts, digest: str, purchased: PurchasedImage | None)
     return facts.sha256 == digest or (purchased is not None and facts.image == _identity(purchased))
 
 
-def _inspect(image: bytes) -> tuple[ImageFormat, str]:
-    return verify(image), hashlib.sha256(image).hexdigest()
+def _verify_and_digest(image: bytes) -> tuple[ImageFormat, str]:
+    return verify_image(image), hashlib.sha256(image).hexdigest()

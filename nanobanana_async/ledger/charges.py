@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.base import Allowance, Refusal
-from nanobanana_async.policy.prices import Basis, Price, charge_of, credits_in, price_in, units
+from nanobanana_async.policy.prices import Basis, Price, charge_of, from_billionths, price_in, to_billionths
 
 _ESTIMATED = "basis IN ('expected', 'example')"  # the same text as in the indexes, or SQLite does not use them
 _UNDER_WAY = "state IN ('submitting', 'running')"
@@ -77,8 +77,8 @@ class Charges:
 
     def allowance(self, job: JobRecord, price: Price, max_credits: Decimal | None) -> Allowance:
         """Return whether a purchase fits under the cap of its batch, at the price that the ledger knows."""
-        amount, price_class = units(price.credits), (job.account, price.price_class)
-        if price.is_users_word:
+        amount, price_class = to_billionths(price.credits), (job.account, price.price_class)
+        if price.is_user_stated:
             self._execute(_APPLY_USERS_PRICE, (amount, job.batch))
         found = self._execute(_SELECT_PRICE_AND_SPENDING, (*price_class, job.batch, job.batch)).fetchone()
         known, total, unpriced = found
@@ -86,14 +86,14 @@ class Charges:
             self._execute(_INSERT_PRICE, (*price_class, amount))
             self._execute(_REPRICE_ESTIMATES, (amount, *price_class))
             return self.allowance(job, price, max_credits)
-        spent = credits_in(total or 0)
-        if known is not None and (price.estimated or known > amount):
-            learned = Price(price.price_class, credits_in(known))
+        spent = from_billionths(total or 0)
+        if known is not None and (price.is_estimate or known > amount):
+            learned = Price(price.price_class, from_billionths(known))
             return Allowance(refusal=None if max_credits is None else Refusal.PRICE, price=learned, other_charges=spent)
         if max_credits is None:
             return Allowance(price=price, other_charges=spent)
-        blocked = price.estimated and self._has_estimates(job.batch, price, unpriced)
-        if not blocked and (total or 0) + amount <= units(max_credits):
+        blocked = price.is_estimate and self._has_estimates(job.batch, price, unpriced)
+        if not blocked and (total or 0) + amount <= to_billionths(max_credits):
             return Allowance(price=price, other_charges=spent)
         ours, others = self._keys_that_may_free_credits(job, estimated_only=blocked)
         refusal = Refusal.ESTIMATE if blocked else Refusal.SUM
@@ -101,7 +101,7 @@ class Charges:
 
     def reserve(self, job: JobRecord, price: Price) -> None:
         """Reserve the price of a purchase that is about to be sent."""
-        amount = units(price.credits)
+        amount = to_billionths(price.credits)
         row = (job.generation, job.batch, job.account, price.price_class, amount, price.basis.value, job.key)
         self._execute(_INSERT_CHARGE, row)
         if price.basis is Basis.REPORTED:
@@ -111,17 +111,17 @@ class Charges:
         """Update the charge of a job's purchase from its record."""
         purchase = (job.key, job.generation)
         sent_at_price = self._price_when_sent.pop(purchase, None)
-        if job.state is JobState.RUNNING and job.credits_used and units(job.credits_used) == sent_at_price:
+        if job.state is JobState.RUNNING and job.credits_used and to_billionths(job.credits_used) == sent_at_price:
             return
         if before.state is JobState.RUNNING and before.credits_used and job.credits == before.credits:
             return  # this price was recorded before
         charge = charge_of(job)
-        amount = None if charge is None or charge.credits is None else units(charge.credits)
+        amount = None if charge is None or charge.credits is None else to_billionths(charge.credits)
         if charge is None:
             if before.state is not JobState.PENDING or before.in_doubt:
                 self._execute(_SET_CREDITS, (0, *purchase))
         elif amount is None:
-            if charge.over:
+            if charge.is_final:
                 self._execute(_ACCEPT_EXPECTED, purchase)
             elif sent_at_price is not None:
                 self._price_when_sent[purchase] = sent_at_price
@@ -129,7 +129,7 @@ class Charges:
             self._execute(_SET_CREDITS, (amount, *purchase))
         price = price_in(job)
         if price is not None and price != price_in(before):
-            self._learn_price(units(price), purchase)
+            self._learn_price(to_billionths(price), purchase)
 
     def hand_over(self, gateway: str, old: str, new: str) -> None:
         """Move the charges of one account's jobs to another account, which also gets to know the old one's prices."""
@@ -141,11 +141,11 @@ class Charges:
     def spent_or_reserved(self, batch: str) -> Decimal:
         """Return the sum of a batch's charges."""
         found = self._execute(_SELECT_SPENT, (batch,)).fetchone()
-        return Decimal(0) if found is None else credits_in(found[0])
+        return Decimal(0) if found is None else from_billionths(found[0])
 
     def reserved(self, batch: str) -> Decimal:
         """Return the sum of the charges of purchases that have not ended and whose price the gateway has not stated."""
-        return credits_in(self._execute(_SELECT_RESERVED, (batch,)).fetchone()[0])
+        return from_billionths(self._execute(_SELECT_RESERVED, (batch,)).fetchone()[0])
 
     def _learn_price(self, amount: int, purchase: tuple[str, int]) -> None:
         """Store the price of the purchase's class, and apply it to all charges that are estimates of the class."""

@@ -11,10 +11,10 @@ from attrs import asdict, define, evolve, field, frozen
 
 from nanobanana_async.errors import IdempotencyConflict, LedgerError
 from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord, JobState
-from nanobanana_async.keys import is_generated_key, key_prefix
+from nanobanana_async.keys import batch_key_prefix, is_generated_key
 from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken, Upload
 from nanobanana_async.ledger.memory_charges import MemoryCharges
-from nanobanana_async.models import ImageRequest, identified
+from nanobanana_async.models import ImageRequest, without_transient_parts
 from nanobanana_async.policy.prices import Price
 
 # Limits, in characters, for an ended job with a caller's own key, so that it takes 1 to 3 KB and never more than 8 KB.
@@ -146,7 +146,7 @@ class MemoryLedger:
 
     async def spent_or_reserved(self, batch: str) -> Decimal:
         """Return the sum of the charges of the batch with this name, reserved ones included, after refunds."""
-        return self._charges.spent_or_reserved(key_prefix(batch))
+        return self._charges.spent_or_reserved(batch_key_prefix(batch))
 
     async def callback_secret(self) -> bytes:
         """Return 32 random bytes, the same as long as the ledger exists."""
@@ -268,7 +268,7 @@ def _restore_request(ended: EndedJob, wanted: JobRecord) -> JobRecord:
 
 
 def _canonical_text(request: ImageRequest) -> str:
-    return repr(asdict(identified(request)))
+    return repr(asdict(without_transient_parts(request)))
 
 
 def _digest(request: ImageRequest) -> bytes:

@@ -7,7 +7,7 @@ from attrs import define, evolve, field, frozen
 
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import Allowance, Refusal
-from nanobanana_async.policy.prices import NOTHING, Basis, Price, charge_of, price_in
+from nanobanana_async.policy.prices import ZERO_CREDITS, Basis, Price, charge_of, price_in
 
 
 @frozen(kw_only=True)
@@ -34,22 +34,22 @@ class MemoryCharges:
         owner_of: Callable[[str], str | None],
     ) -> Allowance:
         """Return whether a purchase fits; `owner_of` returns who owns a job: "ours", "others" or None."""
-        if price.is_users_word:
+        if price.is_user_stated:
             self._apply_users_price(job.batch, price.credits)
         known = self._prices.get((job.account, price.price_class))
         learned = None if known is None else Price(price.price_class, known)
         spent = self.spent_or_reserved(job.batch)
         if max_credits is None:
             return Allowance(price=learned or price, other_charges=spent)
-        if learned is not None and (price.estimated or learned.credits > price.credits):
+        if learned is not None and (price.is_estimate or learned.credits > price.credits):
             return Allowance(refusal=Refusal.PRICE, price=learned, other_charges=spent)
         in_batch = {key: charge for (key, _), charge in self._charges.items() if charge.batch == job.batch}
         pruned = [charge for charge in self._pruned if charge.batch == job.batch and price.basis is Basis.EXAMPLE]
-        blocked = price.estimated and any(charge.price.estimated for charge in (*in_batch.values(), *pruned))
+        blocked = price.is_estimate and any(charge.price.is_estimate for charge in (*in_batch.values(), *pruned))
         if not blocked and spent + price.credits <= max_credits:
             return Allowance(price=price, other_charges=spent)
         under_way = [
-            key for key, charge in in_batch.items() if charge.under_way and (charge.price.estimated or not blocked)
+            key for key, charge in in_batch.items() if charge.under_way and (charge.price.is_estimate or not blocked)
         ]
         return Allowance(
             refusal=Refusal.ESTIMATE if blocked else Refusal.SUM,
@@ -73,12 +73,12 @@ class MemoryCharges:
             return
         price_class = stored.price.price_class
         if charge is None:
-            self._charges[purchase] = evolve(stored, price=Price(price_class, NOTHING), under_way=False)
+            self._charges[purchase] = evolve(stored, price=Price(price_class, ZERO_CREDITS), under_way=False)
             return
         price = stored.price
         if charge.credits is not None:
             price = Price(price_class, charge.credits)
-        elif charge.over and price.basis is Basis.EXPECTED:
+        elif charge.is_final and price.basis is Basis.EXPECTED:
             price = evolve(price, basis=Basis.AGREED)
         self._charges[purchase] = evolve(stored, price=price, under_way=charge.under_way)
         reported = price_in(job)
@@ -88,7 +88,7 @@ class MemoryCharges:
     def spent_or_reserved(self, batch: str | None) -> Decimal:
         """Return the sum of a batch's charges."""
         charges = (*self._charges.values(), *self._pruned)
-        return sum((charge.price.credits for charge in charges if charge.batch == batch), NOTHING)
+        return sum((charge.price.credits for charge in charges if charge.batch == batch), ZERO_CREDITS)
 
     def forget(self, key: str) -> None:
         """Forget a job but keep its charges: the next purchase under the key adds a new one."""
@@ -99,10 +99,10 @@ class MemoryCharges:
         """Store the price of a class, and apply it to all charges that are estimates of the class."""
         self._prices[account, price_class] = amount
         for purchase, charge in self._charges.items():
-            if charge.price.estimated and (charge.account, charge.price.price_class) == (account, price_class):
+            if charge.price.is_estimate and (charge.account, charge.price.price_class) == (account, price_class):
                 self._charges[purchase] = evolve(charge, price=Price(price_class, amount))
 
     def _apply_users_price(self, batch: str | None, amount: Decimal) -> None:
         for purchase, charge in self._charges.items():
-            if charge.batch == batch and charge.price.estimated and not charge.under_way:
+            if charge.batch == batch and charge.price.is_estimate and not charge.under_way:
                 self._charges[purchase] = evolve(charge, price=Price(charge.price.price_class, amount, Basis.AGREED))

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.jobs import JobRecord, JobState
-from nanobanana_async.keys import key_prefix
+from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, Upload
 from nanobanana_async.ledger.columns import identity_values, progress_values
 from nanobanana_async.ledger.connection import open_file
@@ -170,11 +170,11 @@ class SqliteLedger:
 
         `batch` is the name that was passed to `generate_many`; 0 for a name that has bought nothing here.
         """
-        return await self._submit(lambda table: table.charges.spent_or_reserved(key_prefix(batch)))
+        return await self._submit(lambda table: table.charges.spent_or_reserved(batch_key_prefix(batch)))
 
     async def reserved(self, batch: str) -> Decimal:
         """Return the part of `spent` that is reserved: for jobs in doubt, and running ones without a stated price."""
-        return await self._submit(lambda table: table.charges.reserved(key_prefix(batch)))
+        return await self._submit(lambda table: table.charges.reserved(batch_key_prefix(batch)))
 
     async def callback_secret(self) -> bytes:
         """Return the 32 random bytes, stored in the file, that sign callback URLs."""

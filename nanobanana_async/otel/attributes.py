@@ -24,14 +24,14 @@ from nanobanana_async.otel.names import (
 Attributes = dict[str, str | int | float | bool]
 
 
-def present(facts: dict[str, Any]) -> Attributes:
+def without_none(facts: dict[str, Any]) -> Attributes:
     """Return the facts that are not None."""
     return {name: value for name, value in facts.items() if value is not None}
 
 
 def error_attributes(error: Exception) -> Attributes:
     """Return the class and status of an error, without its message, which may quote the prompt."""
-    return present({ERROR_TYPE: type(error).__name__, HTTP_STATUS: getattr(error, "status", None)})
+    return without_none({ERROR_TYPE: type(error).__name__, HTTP_STATUS: getattr(error, "status", None)})
 
 
 def error_type(record: JobRecord) -> str | None:
@@ -49,7 +49,7 @@ def error_type(record: JobRecord) -> str | None:
 
 def end_attributes(record: JobRecord) -> Attributes:
     """Return the attributes that are set when the session stops tracking the job."""
-    return present(
+    return without_none(
         {
             RESPONSE_ID: record.task_id,
             RESPONSE_MODEL: record.model,
@@ -71,7 +71,7 @@ def request_attributes(request: ImageRequest) -> dict[str, Any]:
     }
 
 
-def messages(request: ImageRequest) -> str:
+def input_messages(request: ImageRequest) -> str:
     """Return prompt and reference URLs in the shape of the semantic conventions, as JSON for a span attribute."""
     parts = [{"type": "text", "content": request.prompt}]
     parts += [{"type": "uri", "modality": "image", "uri": str(image)} for image in request.images]

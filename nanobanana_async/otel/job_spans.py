@@ -25,9 +25,9 @@ from nanobanana_async.otel.attributes import (
     end_attributes,
     error_attributes,
     error_type,
-    messages,
-    present,
+    input_messages,
     request_attributes,
+    without_none,
 )
 from nanobanana_async.otel.instruments import Instruments
 from nanobanana_async.otel.names import (
@@ -121,7 +121,7 @@ class JobSpans:
             return
         job.record = event.record
         if isinstance(event, JobReleased):
-            self._released(job, event.error)
+            self._end_span(job, event.error)
             return
         match event:
             case JobStateChanged():
@@ -147,7 +147,7 @@ class JobSpans:
         record, before = event.record, event.before
         new = record.state is JobState.PENDING and before is not JobState.SUBMITTING
         if job.span is None:
-            self._begin(job, adopted=not new)
+            self._start_span(job, adopted=not new)
         if before is JobState.UNCERTAIN:
             self._add_event(job, JOB_RESOLVED)
         match record.state:
@@ -157,7 +157,7 @@ class JobSpans:
                 self._add_event(job, CREATE_SENT)
             case JobState.RUNNING if before is JobState.SUBMITTING:
                 self._instruments.creates.add(1, job.attributes | {CREATE_OUTCOME: "accepted"})
-                self._add_event(job, CREATE_ACCEPTED, present({RESPONSE_ID: record.task_id}))
+                self._add_event(job, CREATE_ACCEPTED, without_none({RESPONSE_ID: record.task_id}))
             case state if state in TERMINAL_STATES or state is JobState.UNCERTAIN:
                 self._ended(job)
             case _:
@@ -191,7 +191,7 @@ class JobSpans:
             instruments.job_s.record(took_s, job.attributes | state)
         self._add_event(job, JOB_ENDED, state)
 
-    def _released(self, job: _LiveJob, error: Exception | None) -> None:
+    def _end_span(self, job: _LiveJob, error: Exception | None) -> None:
         """End the span: nothing more happens to the job in this session."""
         del self._jobs[job.record.key]
         self._release_slots(job)
@@ -212,7 +212,7 @@ class JobSpans:
                 span.set_status(StatusCode.ERROR)
         span.end()
 
-    def _begin(self, job: _LiveJob, *, adopted: bool) -> None:
+    def _start_span(self, job: _LiveJob, *, adopted: bool) -> None:
         """Start the span as a child of the span in which the job was requested."""
         job.adopted = adopted
         record = job.record
@@ -221,20 +221,20 @@ class JobSpans:
         if record.request is not None:
             attributes |= request_attributes(record.request)
             if self._record_prompts:
-                attributes[INPUT_MESSAGES] = messages(record.request)
+                attributes[INPUT_MESSAGES] = input_messages(record.request)
         model = job.attributes.get(REQUEST_MODEL)
         job.span = self._tracer.start_span(
             GENERATE if model is None else f"{GENERATE} {model}",
             context=job.parent,
             kind=SpanKind.CLIENT,
-            attributes=present(attributes),
+            attributes=without_none(attributes),
             start_time=job.tracked_ns,
         )
 
     def _ensure_span(self, job: _LiveJob) -> Span | None:
         """Return the job's span; start one if this session has not seen the creation of the job."""
         if job.span is None and job.record.state is not JobState.SUCCEEDED:  # in SUCCEEDED, only its images are fetched
-            self._begin(job, adopted=job.record.state is not JobState.PENDING)
+            self._start_span(job, adopted=job.record.state is not JobState.PENDING)
         return job.span
 
     def _add_event(self, job: _LiveJob, name: str, facts: Attributes | None = None) -> None:

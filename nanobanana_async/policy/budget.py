@@ -11,7 +11,7 @@ from decimal import Decimal
 
 from attrs import evolve, field, frozen
 
-from nanobanana_async.policy.prices import NOTHING, Basis, Price, Prices, why_not
+from nanobanana_async.policy.prices import ZERO_CREDITS, Basis, Price, Prices, refusal_reason
 
 NEVER_ASK_AGAIN = float("inf")
 
@@ -26,7 +26,7 @@ class Affordable(enum.IntEnum):
 
 
 @frozen
-class _Share:
+class _Reservation:
     price: Price
     under_way: bool = field(default=True, kw_only=True)
     job_ended: bool = field(default=False, kw_only=True)
@@ -38,10 +38,10 @@ class Budget:
 
     def __init__(self, max_credits: Decimal, prices: Prices) -> None:
         self.max_credits = max_credits
-        self.spent = NOTHING
+        self.spent = ZERO_CREDITS
         self._prices = prices
-        self._sum = NOTHING
-        self._shares: dict[Hashable, _Share] = {}
+        self._reserved_sum = ZERO_CREDITS
+        self._reservations: dict[Hashable, _Reservation] = {}
         self._under_way: set[Hashable] = set()
         self._estimated: set[Hashable] = set()
 
@@ -49,44 +49,44 @@ class Budget:
     def reserved(self) -> Decimal:
         """The reserved credits: the price of jobs that run, and of jobs whose cost is unknown."""
         self._take_learned_prices()
-        return self._sum
+        return self._reserved_sum
 
     def check(self, price: Price) -> Affordable:
         """Return whether a job at this price may be bought."""
         self._take_learned_prices(price)
-        if price.estimated and self._estimated:
+        if price.is_estimate and self._estimated:
             return Affordable.NEVER if self._estimated.isdisjoint(self._under_way) else Affordable.LATER
-        if self.spent + self._sum + price.credits <= self.max_credits:
+        if self.spent + self._reserved_sum + price.credits <= self.max_credits:
             return Affordable.NOW
         return Affordable.LATER if self._under_way else Affordable.NEVER
 
     def reserve(self, purchase: Hashable, price: Price) -> None:
         """Reserve the price of a job until it is released or charged."""
-        self._put(purchase, _Share(price))
+        self._set_reservation(purchase, _Reservation(price))
 
     def set_price(self, purchase: Hashable, cost: Decimal) -> None:
         """Replace the estimate of a running job by the price that the gateway stated."""
-        share = self._shares.get(purchase)
+        share = self._reservations.get(purchase)
         if share is not None:
-            self._put(purchase, _Share(Price(share.price.price_class, cost)))
+            self._set_reservation(purchase, _Reservation(Price(share.price.price_class, cost)))
 
     def suspend(self, purchase: Hashable) -> None:
         """Keep the reservation but do not wait for its end: the job is in doubt, or no longer followed."""
-        share = self._shares.get(purchase)
+        share = self._reservations.get(purchase)
         if share is not None:
-            self._put(purchase, evolve(share, under_way=False))
+            self._set_reservation(purchase, evolve(share, under_way=False))
 
     def resume(self, purchase: Hashable) -> None:
         """Wait again for the end of a suspended reservation."""
-        share = self._shares.get(purchase)
+        share = self._reservations.get(purchase)
         if share is not None:
-            self._put(purchase, evolve(share, under_way=True))
+            self._set_reservation(purchase, evolve(share, under_way=True))
 
     def release(self, purchase: Hashable) -> None:
         """Drop the reservation: nothing was bought."""
-        share = self._shares.pop(purchase, None)
+        share = self._reservations.pop(purchase, None)
         if share is not None:
-            self._sum -= share.price.credits
+            self._reserved_sum -= share.price.credits
             self._under_way.discard(purchase)
             self._estimated.discard(purchase)
 
@@ -96,39 +96,39 @@ class Budget:
         A reservation that is only the example of a reference stays an estimate until the price of its class is known.
         """
         self._take_learned_prices()
-        share = self._shares.get(purchase)
+        share = self._reservations.get(purchase)
         if share is None:
             return
         if cost is None and share.price.basis is Basis.EXAMPLE:
-            self._put(purchase, evolve(share, under_way=False, job_ended=True))
+            self._set_reservation(purchase, evolve(share, under_way=False, job_ended=True))
             return
         self.spent += share.price.credits if cost is None else cost
         self.release(purchase)
 
-    def explain(self, price: Price) -> str:
+    def explain_refusal(self, price: Price) -> str:
         """Return why a job at this price is not bought."""
-        blocked = bool(price.estimated and self._estimated)
-        return why_not(price, limit=self.max_credits, spent=self.spent, reserved=self.reserved, blocked=blocked)
+        blocked = bool(price.is_estimate and self._estimated)
+        return refusal_reason(price, limit=self.max_credits, spent=self.spent, reserved=self.reserved, blocked=blocked)
 
-    def _put(self, purchase: Hashable, share: _Share) -> None:
+    def _set_reservation(self, purchase: Hashable, share: _Reservation) -> None:
         self.release(purchase)
-        self._shares[purchase] = share
-        self._sum += share.price.credits
+        self._reservations[purchase] = share
+        self._reserved_sum += share.price.credits
         if share.under_way:
             self._under_way.add(purchase)
-        if share.price.estimated:
+        if share.price.is_estimate:
             self._estimated.add(purchase)
 
     def _take_learned_prices(self, asked: Price | None = None) -> None:
         """Replace estimates by known prices, and by the user's estimate for jobs that ended or are in doubt."""
         for purchase in list(self._estimated):
-            share = self._shares[purchase]
+            share = self._reservations[purchase]
             price_class = share.price.price_class
-            price = self._prices.of(price_class)
-            if price is None and asked is not None and asked.is_users_word and not share.under_way:
+            price = self._prices.price_of(price_class)
+            if price is None and asked is not None and asked.is_user_stated and not share.under_way:
                 price = asked.credits
             if price is not None:
-                self._put(purchase, evolve(share, price=Price(price_class, price)))
+                self._set_reservation(purchase, evolve(share, price=Price(price_class, price)))
                 if share.job_ended:
                     self.spent += price
                     self.release(purchase)
@@ -158,25 +158,25 @@ class BatchBudget:
         refusal = self._refusals.get(price.price_class)
         if refusal is not None:
             return refusal.answer
-        return Affordable.LATER if price.estimated and self._estimated else Affordable.NOW
+        return Affordable.LATER if price.is_estimate and self._estimated else Affordable.NOW
 
-    def explain(self, price: Price) -> str:
+    def explain_refusal(self, price: Price) -> str:
         """Return why a job at this price is not bought."""
         return self._refusals[price.price_class].why
 
-    def refused(self, price: Price, answer: Affordable, why: str, *, asks_at: float) -> None:
+    def on_refused(self, price: Price, answer: Affordable, why: str, *, asks_at: float) -> None:
         """Record that the ledger refused a job."""
         self._refusals[price.price_class] = _Refused(answer, why)
         self.asks_at = asks_at
 
-    def ask_again(self) -> None:
+    def forget_refusals(self) -> None:
         """Forget the refusals of the ledger."""
         self._refusals.clear()
         self.asks_at = NEVER_ASK_AGAIN
 
     def reserve(self, purchase: Hashable, price: Price) -> None:
         """Record that a job is about to be sent."""
-        if price.estimated:
+        if price.is_estimate:
             self._estimated.add(purchase)
 
     def set_price(self, purchase: Hashable, cost: Decimal) -> None:
@@ -194,7 +194,7 @@ class BatchBudget:
     def release(self, purchase: Hashable) -> None:
         """Ask the ledger again: credits may be free."""
         self._estimated.discard(purchase)
-        self.ask_again()
+        self.forget_refusals()
 
     def charge(self, purchase: Hashable, cost: Decimal | None) -> None:
         """Record that a job ended."""

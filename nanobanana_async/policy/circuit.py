@@ -16,36 +16,36 @@ class CircuitBreaker:
     """
 
     policy: RetryPolicy
-    tolerated: int = 3
+    tolerated_failures: int = 3
     """The number of failures in a row that makes the breaker half-open."""
-    opens_at: float = 0.0
+    paused_until: float = 0.0
     """When requests may leave again."""
     failures: int = 0
     """Failures since the last answer."""
 
     def allows(self, now: float, in_flight: int) -> bool:
         """Return whether one more request may leave while `in_flight` of its class have no answer yet."""
-        if now < self.opens_at:
+        if now < self.paused_until:
             return False
-        return not self.half_open or in_flight == 0
+        return not self.is_half_open or in_flight == 0
 
     @property
-    def half_open(self) -> bool:
+    def is_half_open(self) -> bool:
         """Whether only single probes may leave."""
-        return self.failures >= self.tolerated
+        return self.failures >= self.tolerated_failures
 
     def pause_for(self, now: float, wait_s: float) -> None:
         """Pause for the seconds that the gateway asked for, at most `MAX_RETRY_AFTER_S`."""
-        self.opens_at = max(self.opens_at, now + min(wait_s, MAX_RETRY_AFTER_S))
+        self.paused_until = max(self.paused_until, now + min(wait_s, MAX_RETRY_AFTER_S))
 
-    def failed(self, now: float, jitter: float) -> None:
+    def on_failed(self, now: float, jitter: float) -> None:
         """Count a failure for which `is_outage` is true."""
         self.failures += 1
-        if self.half_open:
-            wait_s = self.policy.backoff_s(self.failures - self.tolerated + 1, jitter)
-            self.opens_at = max(self.opens_at, now + wait_s)
+        if self.is_half_open:
+            wait_s = self.policy.backoff_s(self.failures - self.tolerated_failures + 1, jitter)
+            self.paused_until = max(self.paused_until, now + wait_s)
 
-    def answered(self) -> None:
+    def on_answered(self) -> None:
         """Count an answer. An error answer counts too: it shows that the gateway responds."""
         self.failures = 0
 
@@ -67,16 +67,16 @@ class CreateSpacing:
         """Return whether a create may leave while `in_flight` creates have no answer yet."""
         return not self.active or (in_flight == 0 and (repeat or now >= self.opens_at))
 
-    def lost(self, now: float, lateness_s: float) -> None:
+    def on_answer_lost(self, now: float, lateness_s: float) -> None:
         """Record that a create in doubt may have been processed until now, and may be for a little longer."""
         self.active = self.active or self._names_task is None
         self.opens_at = now + lateness_s + ROUNDING_S
 
-    def answered_repeat(self, *, named_task: bool) -> None:
+    def on_repeat_answered(self, *, named_task: bool) -> None:
         """Record whether the answer to the repeat of a processed create named the task."""
         self._names_task, self.active = named_task, not named_task
 
-    def end(self) -> None:
+    def disable(self) -> None:
         """Keep nothing apart from now on: no history can be read that would show whose a task is."""
         self._names_task, self.active = True, False
 

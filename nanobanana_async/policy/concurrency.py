@@ -37,7 +37,7 @@ from attrs import define, field, frozen
 from attrs.validators import optional
 
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.validators import at_least_one, switch
+from nanobanana_async.validators import at_least_one, validate_switch
 
 REFUSED_SHARE = 0.02
 """e above: of the creates that fill the last slot, the share that may be refused. These 429s show where L is."""
@@ -64,7 +64,7 @@ class ConcurrencyPolicy:
     """
 
     max_jobs: int | None = field(default=None, validator=optional(at_least_one))
-    learn: bool = field(default=True, validator=switch)
+    learn: bool = field(default=True, validator=validate_switch)
     max_requests: int = field(default=32, validator=at_least_one)
     max_requests_per_minute: int | None = field(default=None, validator=optional(at_least_one))
 
@@ -86,7 +86,7 @@ class Load:
 
 
 @frozen
-class Create:
+class AnsweredCreate:
     """A create that was answered: when it was sent, and how many slots its job takes."""
 
     sent_at: float
@@ -108,17 +108,17 @@ class JobLimit:
     policy: ConcurrencyPolicy
     mode: Mode = Mode.RAMP
     cap: float = math.inf
-    mean_s: float = 20.0
+    mean_job_s: float = 20.0
     """The learned mean duration of a job; it sets the time between probes."""
-    delay_s: float = 0.5
+    notice_delay_s: float = 0.5
     """The mean time until the end of a job is noticed. Unnoticed ends make a climb look successful."""
     _last_refusal_at: float = -math.inf
     """When the last refusal event came. Creates sent before that belong to the same event."""
     _events_in_a_row: int = 0
     """Refusal events since the last accept."""
-    _successes: int = 0
+    _last_slot_accepts: int = 0
     """Accepts that filled the last slot since the last refusal or probe."""
-    _held_since: float = math.inf
+    _cap_set_at: float = math.inf
     """When the present cap was set."""
     _probe_means: float = FIRST_PROBE_MEANS
     """The time from then to the next probe, in mean durations."""
@@ -134,7 +134,7 @@ class JobLimit:
     """So many slots need no ramp, by what an earlier session learned long ago."""
 
     @property
-    def slots(self) -> int | None:
+    def cap_in_slots(self) -> int | None:
         """The cap in whole slots, learned or set; None while there is none."""
         limit = min(self.cap, self.ceiling)
         return None if limit == math.inf else int(limit)
@@ -145,7 +145,7 @@ class JobLimit:
         return math.inf if self.policy.max_jobs is None else float(self.policy.max_jobs)
 
     @property
-    def learned(self) -> int | None:
+    def learned_cap(self) -> int | None:
         """The cap that the next session starts from; None before the first 429."""
         if self.cap == math.inf:
             return None
@@ -154,12 +154,12 @@ class JobLimit:
     def restore(self, cap: int, now: float, *, fresh: bool) -> None:
         """Start at the cap that an earlier session learned; if that is not fresh, begin the ramp at half of it."""
         if fresh:
-            self._hold(now, cap)
+            self._start_hold(now, cap)
             self._most_probe_means = 2.0 * PROBE_EVERY_MEANS  # fewer probes of a limit that is known so well
         else:
             self._filled_at_once = cap / 2.0
 
-    def allows(self, taken: int, weight: int) -> bool:
+    def fits_max_jobs(self, taken: int, weight: int) -> bool:
         """Return whether one more job fits into `max_jobs`. A job heavier than that is allowed alone."""
         return not taken or taken + weight <= self.ceiling
 
@@ -169,7 +169,7 @@ class JobLimit:
         `weight` is the number of slots that the job takes.
         """
         taken = held + sending
-        if not self.allows(taken, weight):
+        if not self.fits_max_jobs(taken, weight):
             return False
         if not self.policy.learn:
             return True
@@ -188,16 +188,16 @@ class JobLimit:
                 self.cap = max(self.cap, float(held))
         elif self.mode is Mode.CLIMB:
             if held > self._trusted_above:
-                self._ramp()
+                self._start_ramp()
             elif sent_at >= self._climbed_at and held + sending > self.cap:
                 self.cap, self._climbed_at = self.cap + weight, now
         elif self.mode is Mode.HOLD and self._events_in_a_row > 1:  # the limit fell to a value above this
             self._cap_before_probe, self._events_in_a_row = None, 0
-            self._climb(now, sent_at)
+            self._start_climb(now, sent_at)
         else:
             self._events_in_a_row = 0
             if held + sending + weight > self.cap:  # it filled the last slot
-                self._filled(now, sent_at, weight)
+                self._on_last_slot_filled(now, sent_at, weight)
 
     def on_throttled(self, now: float, sent_at: float, held: int) -> None:
         """Record a 429 for lack of a slot while `held` slots were held."""
@@ -207,46 +207,46 @@ class JobLimit:
         self._events_in_a_row += 1
         if self.mode is Mode.RAMP:
             self._ramp_ended_at = now
-            self._hold(now, held)
+            self._start_hold(now, held)
         elif self.mode is Mode.CLIMB:
             self._probe_means = min(2.0 * self._probe_means, self._most_probe_means)
-            self._hold(now, held if self._cap_before_probe is None else min(self._cap_before_probe, held))
+            self._start_hold(now, held if self._cap_before_probe is None else min(self._cap_before_probe, held))
         elif self._events_in_a_row == 1:
-            self._hold(now, min(self.cap - (1.0 - self._share), held))
+            self._start_hold(now, min(self.cap - (1.0 - self._refused_share), held))
         else:  # the limit fell: wait for twice as many completions as last time
             self._trusted_above = self._above_noise(held)
             awaited = min(2 ** (self._events_in_a_row - 1), max(1, held // 4))
-            self._hold(now, held - awaited + 1)
+            self._start_hold(now, held - awaited + 1)
 
     @property
-    def _share(self) -> float:
+    def _refused_share(self) -> float:
         return REFUSED_SHARE if self.cap < FEW_SLOTS else REFUSED_SHARE_OF_MANY
 
-    def _filled(self, now: float, sent_at: float, weight: int) -> None:
-        self.cap += self._share * weight
-        self._successes += 1
-        probe_at = self._held_since + self._probe_means * self.mean_s if self.cap < FEW_SLOTS else math.inf
-        if now >= probe_at or self._successes >= max(FEW_SLOTS, PROBE_AFTER_ROUNDS * self.cap):
+    def _on_last_slot_filled(self, now: float, sent_at: float, weight: int) -> None:
+        self.cap += self._refused_share * weight
+        self._last_slot_accepts += 1
+        probe_at = self._cap_set_at + self._probe_means * self.mean_job_s if self.cap < FEW_SLOTS else math.inf
+        if now >= probe_at or self._last_slot_accepts >= max(FEW_SLOTS, PROBE_AFTER_ROUNDS * self.cap):
             self._trusted_above = self._above_noise(self.cap)
-            self._cap_before_probe, self._successes = self.cap, 0
-            self._climb(now, sent_at)
+            self._cap_before_probe, self._last_slot_accepts = self.cap, 0
+            self._start_climb(now, sent_at)
 
     def _above_noise(self, held: float) -> float:
         """Return how many jobs must be held to prove a limit above `held`.
 
         Ends that are not noticed yet are Poisson distributed about their mean; allow for two standard deviations.
         """
-        unseen = held * self.delay_s / self.mean_s
+        unseen = held * self.notice_delay_s / self.mean_job_s
         return held + unseen + 2.0 * math.sqrt(unseen) + 1.0
 
-    def _climb(self, now: float, sent_at: float) -> None:
+    def _start_climb(self, now: float, sent_at: float) -> None:
         self.mode, self._climbed_at = Mode.CLIMB, now
-        self._usually_sending = self.cap * (now - sent_at) / self.mean_s
+        self._usually_sending = self.cap * (now - sent_at) / self.mean_job_s
 
-    def _ramp(self) -> None:
+    def _start_ramp(self) -> None:
         self.mode, self._cap_before_probe, self._events_in_a_row = Mode.RAMP, None, 0
         self._probe_means, self._most_probe_means = FIRST_PROBE_MEANS, PROBE_EVERY_MEANS
 
-    def _hold(self, now: float, cap: float) -> None:
-        self.mode, self.cap, self._cap_before_probe, self._successes = Mode.HOLD, max(1.0, cap), None, 0
-        self._held_since = now
+    def _start_hold(self, now: float, cap: float) -> None:
+        self.mode, self.cap, self._cap_before_probe, self._last_slot_accepts = Mode.HOLD, max(1.0, cap), None, 0
+        self._cap_set_at = now

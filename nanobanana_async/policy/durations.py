@@ -15,10 +15,10 @@ PRIOR_WEIGHT_MEDIAN = 0.5
 PRIOR_WEIGHT_SIGMA = 2.0
 """The weights of the first guesses, in completions: the median is a weak guess, the spread a better one."""
 
-BIN = 1.1
+BIN_RATIO = 1.1
 """Each bin is 10 % wider than the one before: narrower bins are noise, wider ones hide a second mode."""
 SHORTEST_S = 0.05
-BINS = 120
+BIN_COUNT = 120
 """The bins reach from `SHORTEST_S` to 0.05 s * 1.1^120, an hour and a quarter."""
 PRIOR_EVENTS = 6.0
 """This many completions in a bin weigh as much as the fitted curve."""
@@ -26,15 +26,15 @@ LEAST_HAZARD = 1e-6
 """Per second. A hazard of zero would mean that a job can't end at an age."""
 NEVER_ENDING_SHARE = 0.01
 """The share of jobs that are taken never to end, so that a job that hangs does not count as a very long one."""
-MEMORY = 400.0
+HALVED_AFTER_COMPLETIONS = 400.0
 """After this many completions the old ones count half, so that a change at the gateway is followed."""
-STEPS = 2
+FIT_STEPS = 2
 """Steps of expectation-maximisation in a fit: few, since each fit starts from the previous one."""
 
-EDGES = tuple(SHORTEST_S * BIN**number for number in range(BINS + 1))
-WIDTHS = tuple(EDGES[number + 1] - EDGES[number] for number in range(BINS))
-_LOG_EDGES = tuple(math.log(edge) for edge in EDGES)
-_LOG_BIN = math.log(BIN)
+BIN_EDGES_S = tuple(SHORTEST_S * BIN_RATIO**number for number in range(BIN_COUNT + 1))
+BIN_WIDTHS_S = tuple(BIN_EDGES_S[number + 1] - BIN_EDGES_S[number] for number in range(BIN_COUNT))
+_LOG_EDGES = tuple(math.log(edge) for edge in BIN_EDGES_S)
+_LOG_BIN_RATIO = math.log(BIN_RATIO)
 _ROOT_2 = math.sqrt(2.0)
 _ROOT_2_PI = math.sqrt(2.0 * math.pi)
 
@@ -48,40 +48,44 @@ class Durations:
     count: float = 0.0
     median_s: float = 0.0
     sigma: float = PRIOR_SIGMA
-    _sum: float = 0.0
-    _squares: float = 0.0
-    _ended: list[float] = field(factory=lambda: [0.0] * BINS, repr=False)
+    _log_sum: float = 0.0
+    _log_square_sum: float = 0.0
+    _ended_per_bin: list[float] = field(factory=lambda: [0.0] * BIN_COUNT, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self.median_s = self.expected_s
 
-    def completed(self, seconds: float) -> None:
+    def add_completed(self, seconds: float) -> None:
         """Record the duration of an ended job."""
-        seconds = min(max(seconds, SHORTEST_S), EDGES[-1])
+        seconds = min(max(seconds, SHORTEST_S), BIN_EDGES_S[-1])
         log_s = math.log(seconds)
         self.count += 1.0
-        self._sum += log_s
-        self._squares += log_s * log_s
-        middle = min(BINS - 1, int((log_s - _LOG_EDGES[0]) / _LOG_BIN))
+        self._log_sum += log_s
+        self._log_square_sum += log_s * log_s
+        middle = min(BIN_COUNT - 1, int((log_s - _LOG_EDGES[0]) / _LOG_BIN_RATIO))
         for number, share in (
             (middle - 1, 0.25),
             (middle, 0.5),
             (middle + 1, 0.25),
         ):  # smooth: no end is noticed exactly
-            self._ended[min(BINS - 1, max(0, number))] += share
-        if self.count > MEMORY:
+            self._ended_per_bin[min(BIN_COUNT - 1, max(0, number))] += share
+        if self.count > HALVED_AFTER_COMPLETIONS:
             self._forget_half()
 
     @property
     def log_moments(self) -> tuple[float, float]:
         """The mean and variance of the logarithms of the durations; meaningless before the first."""
-        mean = self._sum / max(self.count, 1e-9)
-        return mean, max(0.0, self._squares / max(self.count, 1e-9) - mean * mean)
+        mean = self._log_sum / max(self.count, 1e-9)
+        return mean, max(0.0, self._log_square_sum / max(self.count, 1e-9) - mean * mean)
 
     def restore(self, count: float, log_mean: float, log_variance: float) -> None:
         """Start from the durations of an earlier session, which weigh `count` completions."""
         log_mean = min(max(log_mean, _LOG_EDGES[0]), _LOG_EDGES[-1])
-        self.count, self._sum, self._squares = count, count * log_mean, count * (log_variance + log_mean * log_mean)
+        self.count, self._log_sum, self._log_square_sum = (
+            count,
+            count * log_mean,
+            count * (log_variance + log_mean * log_mean),
+        )
         self.fit(())
 
     def fit(self, running_s: Sequence[float]) -> None:
@@ -93,9 +97,9 @@ class Durations:
         """
         mu, sigma = math.log(self.median_s), self.sigma
         prior_mu = math.log(self.expected_s)
-        logs = [math.log(min(age, EDGES[-1])) for age in running_s if age > SHORTEST_S]
-        for _ in range(STEPS if logs else 1):
-            total, squares, seen = self._sum, self._squares, self.count
+        logs = [math.log(min(age, BIN_EDGES_S[-1])) for age in running_s if age > SHORTEST_S]
+        for _ in range(FIT_STEPS if logs else 1):
+            total, squares, seen = self._log_sum, self._log_square_sum, self.count
             for log_s in logs:
                 z = (log_s - mu) / sigma
                 mills = _inverse_mills(z)
@@ -115,16 +119,16 @@ class Durations:
         mu = math.log(self.median_s)
         # Widen the spread by the uncertainty of the median (the predictive distribution).
         sigma = self.sigma * math.sqrt(1.0 + 1.0 / (self.count + PRIOR_WEIGHT_MEDIAN))
-        left = sum(self._ended)
+        left = sum(self._ended_per_bin)
         tail, fitted = 1.0, LEAST_HAZARD
         hazards = []
-        for number, ended in enumerate(self._ended):
+        for number, ended in enumerate(self._ended_per_bin):
             z = (_LOG_EDGES[number + 1] - mu) / sigma
             if -5.0 < z < 5.0:  # before that almost nothing ends; beyond it the last hazard is kept
                 before, tail = tail, 0.5 * math.erfc(z / _ROOT_2)
-                fitted = max(math.log(before / tail) / WIDTHS[number], LEAST_HAZARD)
+                fitted = max(math.log(before / tail) / BIN_WIDTHS_S[number], LEAST_HAZARD)
             if ended or left > 0.5:
-                exposure = (left - 0.5 * ended) * WIDTHS[number]
+                exposure = (left - 0.5 * ended) * BIN_WIDTHS_S[number]
                 left -= ended
                 hazards.append((ended + PRIOR_EVENTS) / (exposure + PRIOR_EVENTS / fitted))
             else:
@@ -133,9 +137,9 @@ class Durations:
 
     def _forget_half(self) -> None:
         self.count /= 2.0
-        self._sum /= 2.0
-        self._squares /= 2.0
-        self._ended = [share / 2.0 for share in self._ended]
+        self._log_sum /= 2.0
+        self._log_square_sum /= 2.0
+        self._ended_per_bin = [share / 2.0 for share in self._ended_per_bin]
 
 
 def _inverse_mills(z: float) -> float:

@@ -34,9 +34,9 @@ from attrs.validators import optional
 from cattrs.preconf.json import make_converter
 
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.policy.durations import EDGES, SHORTEST_S
-from nanobanana_async.policy.prices import as_credits
-from nanobanana_async.validators import DAY_S, at_least_one, switch, within
+from nanobanana_async.policy.durations import BIN_EDGES_S, SHORTEST_S
+from nanobanana_async.policy.prices import parse_credits
+from nanobanana_async.validators import DAY_S, at_least_one, validate_switch, within
 
 FRESH_S = DAY_S
 """How long a job limit is believed; see the theory at the top of the module."""
@@ -50,15 +50,15 @@ LEAST_WEIGHT = 0.5
 """Durations that weigh less than this are forgotten."""
 MOST_CLASSES = 50
 """How many price classes are kept: those learned last. Models may be named freely, so their number is not bounded."""
-SLOWEST = 0.1
+SLOWEST_PER_S = 0.1
 """Requests per second. A slower pace is a damaged record, or a gateway's bad hour, and no budget that is sold."""
-FASTEST = 1e6
+FASTEST_PER_S = 1e6
 """Requests per second, more than any pace."""
-LOG_BOUNDS = math.log(SHORTEST_S) - 0.01, math.log(EDGES[-1]) + 0.01
+LOG_BOUNDS = math.log(SHORTEST_S) - 0.01, math.log(BIN_EDGES_S[-1]) + 0.01
 """Between them is the mean of logarithms of durations, which are bounded when they are recorded; rounding moves it."""
 
 
-def _aware(_: object, attribute: "Attribute[datetime]", value: datetime) -> None:
+def _check_aware(_: object, attribute: "Attribute[datetime]", value: datetime) -> None:
     if value.tzinfo is None:
         raise ConfigurationError(f"{attribute.name} must have a time zone")
 
@@ -67,8 +67,8 @@ def _aware(_: object, attribute: "Attribute[datetime]", value: datetime) -> None
 class LearnedPace:
     """What a pacer learned (`policy.rate`)."""
 
-    rate: float = field(validator=within(least=SLOWEST, most=FASTEST))
-    windowed: bool = field(default=False, validator=switch)
+    rate: float = field(validator=within(least=SLOWEST_PER_S, most=FASTEST_PER_S))
+    windowed: bool = field(default=False, validator=validate_switch)
     """The limit is one per window of time."""
 
 
@@ -86,7 +86,7 @@ class LearnedRates:
 class LearnedLimits:
     """What the limiter learned (`policy.limiter`), and when."""
 
-    at: datetime = field(validator=_aware, eq=False)
+    at: datetime = field(validator=_check_aware, eq=False)
     job_limit: int | None = field(default=None, validator=optional(at_least_one))
     """The learned cap in whole slots; None if no 429 showed one."""
     full_at: int | None = field(default=None, validator=optional(at_least_one))
@@ -99,7 +99,7 @@ class LearnedLimits:
 class LearnedClass:
     """What was learned about the jobs of a price class, and when."""
 
-    at: datetime = field(validator=_aware, eq=False)
+    at: datetime = field(validator=_check_aware, eq=False)
     count: float = field(default=0.0, validator=within())
     """The weight of the durations, in completions."""
     log_mean: float = field(default=0.0, validator=within(least=LOG_BOUNDS[0], most=LOG_BOUNDS[1]))
@@ -107,7 +107,7 @@ class LearnedClass:
     """The mean and variance of the logarithms of the durations in seconds."""
     price: Decimal | None = None
 
-    def faded(self, now: datetime) -> float:
+    def faded_weight(self, now: datetime) -> float:
         """Return what the durations weigh by now; 0 if they are forgotten."""
         age_s = _age_s(self.at, now)
         weight = min(self.count, MOST_WEIGHT) * 0.5 ** (age_s / HALVED_S)
@@ -122,7 +122,7 @@ class LearnedAccount:
     classes: Mapping[str, LearnedClass] = field(factory=dict)
     """By price class."""
 
-    def updated(self, before: "LearnedAccount", after: "LearnedAccount") -> "LearnedAccount":
+    def merge_changes(self, before: "LearnedAccount", after: "LearnedAccount") -> "LearnedAccount":
         """Return these facts, with those of `after` that a session changed since `before`."""
         changed = {name: facts for name, facts in after.classes.items() if facts != before.classes.get(name)}
         classes = sorted({**self.classes, **changed}.items(), key=lambda item: item[1].at, reverse=True)
@@ -171,4 +171,4 @@ def _to_classes(found: Any, _: object) -> Mapping[str, LearnedClass]:
 _CONVERTER = make_converter(omit_if_default=True)
 _CONVERTER.register_structure_hook_func(lambda kind: kind == Mapping[str, LearnedClass], _to_classes)
 _CONVERTER.register_unstructure_hook(Decimal, str)
-_CONVERTER.register_structure_hook(Decimal, lambda text, _: as_credits("price", Decimal(text)))
+_CONVERTER.register_structure_hook(Decimal, lambda text, _: parse_credits("price", Decimal(text)))

@@ -39,7 +39,7 @@ from datetime import datetime
 from attrs import define, field
 
 from nanobanana_async.errors import LimitKind
-from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Create, JobLimit, Load
+from nanobanana_async.policy.concurrency import AnsweredCreate, ConcurrencyPolicy, JobLimit, Load
 from nanobanana_async.policy.learned import LearnedLimits, is_fresh, is_kept
 from nanobanana_async.policy.rate import Pacer
 from nanobanana_async.policy.request_budget import RequestBudget
@@ -58,11 +58,11 @@ REFUSED_AFTER_END_IF_JOBS = 0.06
 LEAST_LIKELY_ENDS = 0.02
 """Lower bound of m: keeps the evidence of one trial finite."""
 
-BELOW = 0.95
+BELOW_FULL_SHARE = 0.95
 """With fewer held slots than this share of those at which slots were refused before, a slot should be free."""
-BELOW_FULL = math.log(0.3 / 0.06)
+BELOW_FULL_LOG_ODDS = math.log(0.3 / 0.06)
 """What that shows: under a limit of slots such a refusal means that the limit fell."""
-FULL = math.log(0.2)
+FULL_LOG_ODDS = math.log(0.2)
 """With as many held slots, a refusal for slots is likely."""
 TRIAL_WAIT_S = 0.5
 """The wait before the first trial; it doubles with each further one."""
@@ -73,13 +73,13 @@ LONGEST_WAIT_S = 30.0
 
 
 @define
-class _Undecided:
+class _UnexplainedRefusal:
     """An unexplained 429, and the state before it was treated as one of slots."""
 
     sent_at: float
-    at: float
+    refused_at: float
     held: int
-    before: JobLimit
+    limit_before: JobLimit
     """A copy of the job limit, to restore if the verdict is the rate."""
     ends_before: int
     log_odds: float
@@ -93,7 +93,7 @@ class AdmissionLimiter:
     """Decides whether a create may leave, and learns from the answer of each."""
 
     policy: ConcurrencyPolicy
-    jobs: JobLimit = field(init=False)
+    job_limit: JobLimit = field(init=False)
     budget: RequestBudget = field(factory=RequestBudget)
     rate_log_odds: float = 0.0
     throttled: int = 0
@@ -104,17 +104,17 @@ class AdmissionLimiter:
     _refused_in_a_row: int = 0
     _max_creates_in_flight: float = math.inf
     """Bound of creates in flight if nothing is learned: 1 after a refusal, one more with each accept."""
-    _full_at: float = math.inf
+    _full_at_held: float = math.inf
     """The fewest slots that were held when a create was refused for lack of one."""
     _ramp_ended_at: float = -math.inf
     """When that happened for the first time. Creates sent before may still be accepted."""
     _jobs_ended: int = 0
-    _undecided: _Undecided | None = None
+    _undecided: _UnexplainedRefusal | None = None
     _trials: int = 0
     """Unexplained refusals so far; the wait before a trial doubles with each."""
 
     def __attrs_post_init__(self) -> None:
-        self.jobs = JobLimit(self.policy)
+        self.job_limit = JobLimit(self.policy)
 
     @property
     def pacer(self) -> Pacer:
@@ -122,9 +122,9 @@ class AdmissionLimiter:
         return self.budget.pacer("create")
 
     @property
-    def verdict(self) -> LimitKind | None:
+    def limit_kind(self) -> LimitKind | None:
         """The limit that unexplained 429s are attributed to; None while undecided."""
-        return _verdict(self.rate_log_odds)
+        return _limit_kind_of(self.rate_log_odds)
 
     def admits(self, now: float, load: Load, weight: int = 1) -> bool:
         """Return whether a job that takes `weight` slots may be sent under this load."""
@@ -133,8 +133,8 @@ class AdmissionLimiter:
         if now < self.blocked_until or not self.budget.admits("create", now, load.in_flight):
             return False
         if self._trial_at <= now:
-            return not load.in_flight and self.jobs.allows(load.held, weight)
-        return load.in_flight < self._max_creates_in_flight and self.jobs.admits(load.held, load.in_flight, weight)
+            return not load.in_flight and self.job_limit.fits_max_jobs(load.held, weight)
+        return load.in_flight < self._max_creates_in_flight and self.job_limit.admits(load.held, load.in_flight, weight)
 
     def opens_at(self, now: float) -> float:
         """Return when a create may leave by the passing of time; a past time if other events are awaited."""
@@ -146,49 +146,49 @@ class AdmissionLimiter:
     @property
     def was_throttled(self) -> bool:
         """Whether any create was answered with 429, in this session or the one whose limits it started from."""
-        return self.throttled > 0 or self.jobs.cap < math.inf
+        return self.throttled > 0 or self.job_limit.cap < math.inf
 
     @property
     def undecided_since(self) -> float | None:
         """When the refusal came whose kind is undecided; None if there is none."""
-        return None if self._undecided is None else self._undecided.at
+        return None if self._undecided is None else self._undecided.refused_at
 
-    def sent(self, now: float) -> None:
+    def on_sent(self, now: float) -> None:
         """Record that a create left."""
-        self.budget.sent("create", now)
+        self.budget.on_sent("create", now)
 
     def on_ended(self) -> None:
         """Record that the end of a job was noticed, which makes room for another."""
         self._jobs_ended += 1
         self.blocked_until = -math.inf
 
-    def on_accepted(self, now: float, create: Create, load: Load) -> None:
+    def on_accepted(self, now: float, create: AnsweredCreate, load: Load) -> None:
         """Record that a create was accepted; `load.held` includes its job."""
         self._refused_in_a_row = 0
         if create.sent_at <= self._ramp_ended_at:  # in the burst that met the limit
-            self._full_at = max(self._full_at, load.held)
+            self._full_at_held = max(self._full_at_held, load.held)
         self._max_creates_in_flight += 1.0
         event = self._undecided
-        if event is not None and create.sent_at > event.at:
+        if event is not None and create.sent_at > event.refused_at:
             if self._jobs_ended == event.ends_before:
                 evidence = math.log(ACCEPTED_IF_RATE / -math.expm1(-max(load.likely_ended, LEAST_LIKELY_ENDS)))
-                if self.verdict is None:
-                    self._weigh(evidence)
+                if self.limit_kind is None:
+                    self._add_evidence(evidence)
                 event.log_odds += evidence
-            if event.log_odds > (0.0 if self.budget.limited else SURELY_RATE):
+            if event.log_odds > (0.0 if self.budget.is_limited else SURELY_RATE):
                 self._attribute_to_rate(event)
             self._undecided = None
-        self.jobs.on_accepted(now, create.sent_at, load.held, load.in_flight, create.weight)
+        self.job_limit.on_accepted(now, create.sent_at, load.held, load.in_flight, create.weight)
         self.budget.on_accepted("create", now, create.sent_at)
 
     def on_throttled(
-        self, now: float, create: Create, load: Load, kind: LimitKind | None = None, wait_s: float | None = None
+        self, now: float, create: AnsweredCreate, load: Load, kind: LimitKind | None = None, wait_s: float | None = None
     ) -> None:
         """Record a 429 to a create; `kind` and `wait_s` are what the gateway stated, if it did."""
         sent_at = create.sent_at
         self.throttled += 1
         if kind is None:
-            kind = self._judge(now, sent_at, load)
+            kind = self._attribute_refusal(now, sent_at, load)
         if sent_at > self._refused_at:  # one event per round trip
             self._refused_at = now
             self._refused_in_a_row += 1
@@ -198,50 +198,50 @@ class AdmissionLimiter:
             self.budget.on_throttled("create", now, sent_at, wait_s)
         else:
             if kind == "jobs":  # the request counted all the same
-                if self._full_at == math.inf:
+                if self._full_at_held == math.inf:
                     self._ramp_ended_at = now
-                self._full_at = min(self._full_at, load.held)
+                self._full_at_held = min(self._full_at_held, load.held)
                 self._undecided, self._trials = None, 0
                 self.budget.on_accepted("create", now, sent_at)
-            self._refused_for_slots(now, sent_at, load.held)
+            self._on_refused_for_slots(now, sent_at, load.held)
 
     @property
     def _trial_at(self) -> float:
-        if self._undecided is None or (self.verdict is not None and not self.budget.limited):
+        if self._undecided is None or (self.limit_kind is not None and not self.budget.is_limited):
             return math.inf
-        return self._undecided.at + min(LONGEST_WAIT_S, TRIAL_WAIT_S * 2.0 ** (self._trials - 1))
+        return self._undecided.refused_at + min(LONGEST_WAIT_S, TRIAL_WAIT_S * 2.0 ** (self._trials - 1))
 
-    def _refused_for_slots(self, now: float, sent_at: float, held: int) -> None:
-        self.jobs.on_throttled(now, sent_at, held)
+    def _on_refused_for_slots(self, now: float, sent_at: float, held: int) -> None:
+        self.job_limit.on_throttled(now, sent_at, held)
         if not self.policy.learn:
             self._max_creates_in_flight = 1.0
         if not held or not self.policy.learn:
             wait_s = min(LONGEST_WAIT_S, TRIAL_WAIT_S * 2.0 ** min(self._refused_in_a_row - 1, 5))
             self.blocked_until = now + wait_s
 
-    def _judge(self, now: float, sent_at: float, load: Load) -> LimitKind | None:
+    def _attribute_refusal(self, now: float, sent_at: float, load: Load) -> LimitKind | None:
         """Return which limit an unexplained refusal reports; None, and remember it, if that is unclear."""
         polls, slots = self.budget.rate_log_odds_of_refused_create(sent_at), self._rate_log_odds_of_load(load.held)
         if slots > 0.0:  # polls may have a budget of their own
             polls = max(0.0, polls)
         evidence = self._weigh_refusal(sent_at, load) + polls
-        self._weigh(polls)
+        self._add_evidence(polls)
         event = self._undecided
-        if event is not None and sent_at > event.at:
+        if event is not None and sent_at > event.refused_at:
             odds = event.log_odds + evidence
         else:
             usual = max(SURELY_JOBS, min(SURELY_RATE, self.rate_log_odds))
-            if self._full_at < math.inf and self.budget.limited:  # its odds were learned at a full account
+            if self._full_at_held < math.inf and self.budget.is_limited:  # its odds were learned at a full account
                 doubtful = load.held and self._refused_in_a_row >= 4 * MAX_PACED_REFUSALS
                 usual = math.log(REFUSED_IF_RATE) if doubtful else 0.0
             odds = usual + polls + slots
-        kind = _verdict(odds) or ("rate" if odds > 0.0 and self.verdict == "rate" else None)
+        kind = _limit_kind_of(odds) or ("rate" if odds > 0.0 and self.limit_kind == "rate" else None)
         if kind is None:
-            before = copy.copy(self.jobs) if event is None else event.before
+            before = copy.copy(self.job_limit) if event is None else event.limit_before
             refusals = [*(() if event is None else event.refusals), (now, sent_at)]
-            if event is None or sent_at > event.at:
+            if event is None or sent_at > event.refused_at:
                 self._trials += 1
-                self._undecided = _Undecided(sent_at, now, load.held, before, self._jobs_ended, odds, refusals)
+                self._undecided = _UnexplainedRefusal(sent_at, now, load.held, before, self._jobs_ended, odds, refusals)
             else:
                 event.refusals = refusals
         return kind
@@ -249,47 +249,47 @@ class AdmissionLimiter:
     def _weigh_refusal(self, sent_at: float, load: Load) -> float:
         """Weigh a refusal as the outcome of a trial; return what it shows about the refusal that is undecided."""
         event = self._undecided
-        if event is None or sent_at <= event.at:
-            if self.verdict == "rate" and self._refused_in_a_row >= MAX_PACED_REFUSALS:
-                self._weigh(math.log(REFUSED_IF_RATE))
+        if event is None or sent_at <= event.refused_at:
+            if self.limit_kind == "rate" and self._refused_in_a_row >= MAX_PACED_REFUSALS:
+                self._add_evidence(math.log(REFUSED_IF_RATE))
             return 0.0
         if self._jobs_ended == event.ends_before:
             evidence = math.log(REFUSED_IF_RATE) + load.likely_ended
-            self._weigh(evidence)
+            self._add_evidence(evidence)
             return evidence
         if -0.5 < self.rate_log_odds < SURELY_RATE and load.held < event.held - 1:
             # Jobs ended and fewer are held than before, and still there was no room.
-            self._weigh(math.log(REFUSED_IF_RATE / REFUSED_AFTER_END_IF_JOBS))
+            self._add_evidence(math.log(REFUSED_IF_RATE / REFUSED_AFTER_END_IF_JOBS))
         return math.log(max(event.held, 1) / max(1, min(load.held, event.held)))  # a slot limit would have fallen again
 
     def _rate_log_odds_of_load(self, held: int) -> float:
         """Return what the held slots show: with fewer than at any refusal for slots, a slot should be free."""
-        if self._full_at == math.inf:
+        if self._full_at_held == math.inf:
             return 0.0
-        if held >= self._full_at:
-            return FULL
-        if held >= BELOW * self._full_at:
+        if held >= self._full_at_held:
+            return FULL_LOG_ODDS
+        if held >= BELOW_FULL_SHARE * self._full_at_held:
             return 0.0
-        return BELOW_FULL
+        return BELOW_FULL_LOG_ODDS
 
-    def _weigh(self, evidence: float) -> None:
+    def _add_evidence(self, evidence: float) -> None:
         self.rate_log_odds = max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, self.rate_log_odds + evidence))
 
-    def _attribute_to_rate(self, event: _Undecided) -> None:
+    def _attribute_to_rate(self, event: _UnexplainedRefusal) -> None:
         """Restore the job limit from before the refusal, and let the pacer handle the refusal."""
-        self.jobs, self._undecided, self._trials = event.before, None, 0
+        self.job_limit, self._undecided, self._trials = event.limit_before, None, 0
         for at, sent_at in event.refusals:
             self.budget.on_throttled("create", at, sent_at)
 
     def learned(self, *, now: float, at: datetime) -> LearnedLimits | None:
         """Return what the next session starts from; None before the first 429."""
-        jobs = self.jobs if self._undecided is None else self._undecided.before
+        jobs = self.job_limit if self._undecided is None else self._undecided.limit_before
         rates = self.budget.learned(now)
-        if jobs.learned is None and rates is None:
+        if jobs.learned_cap is None and rates is None:
             return None
-        full_at = None if self._full_at == math.inf else int(self._full_at)
+        full_at = None if self._full_at_held == math.inf else int(self._full_at_held)
         odds = self.rate_log_odds
-        return LearnedLimits(at=at, job_limit=jobs.learned, full_at=full_at, rate_log_odds=odds, rates=rates)
+        return LearnedLimits(at=at, job_limit=jobs.learned_cap, full_at=full_at, rate_log_odds=odds, rates=rates)
 
     def restore(self, limits: LearnedLimits, *, now: float, at: datetime) -> None:
         """Start from what an earlier session learned, as far as it is believed at the wall clock's time `at`."""
@@ -300,9 +300,9 @@ class AdmissionLimiter:
             self.budget.restore(limits.rates, now)
         if limits.job_limit is not None and self.policy.learn:
             fresh = is_fresh(limits.at, at)
-            self.jobs.restore(limits.job_limit, now, fresh=fresh)
-            self._full_at = math.inf if limits.full_at is None or not fresh else limits.full_at
+            self.job_limit.restore(limits.job_limit, now, fresh=fresh)
+            self._full_at_held = math.inf if limits.full_at is None or not fresh else limits.full_at
 
 
-def _verdict(rate_log_odds: float) -> LimitKind | None:
+def _limit_kind_of(rate_log_odds: float) -> LimitKind | None:
     return "rate" if rate_log_odds >= SURELY_RATE else "jobs" if rate_log_odds <= SURELY_JOBS else None

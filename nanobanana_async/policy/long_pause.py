@@ -11,7 +11,7 @@ from attrs import define
 
 from nanobanana_async.errors import MAX_RETRY_AFTER_S
 
-LATER_S = 2.0
+MARGIN_S = 2.0
 """Requests go on so much after the stated time: clocks differ, and waits are rounded."""
 PROBE_EVERY_S = 60.0
 """The time after which another request leaves if the one that should show the end of the pause has no answer yet."""
@@ -35,22 +35,22 @@ class LongPause:
         """Whether the budget is used up."""
         return self.ends_at > -math.inf
 
-    def refused(self, now: float, sent_at: float, for_s: float) -> bool:
+    def on_refused(self, now: float, sent_at: float, for_s: float) -> bool:
         """Record a refusal that states how long nothing is taken; return whether it is the first of its pause."""
         if sent_at <= self._refused_at:
             return False
         first = not self.used_up
         self.confirmed = not first
         self.ends_at, self._refused_at = now + for_s, now
-        self.opens_at = now + (min(for_s, MAX_RETRY_AFTER_S) if first else for_s + LATER_S)
+        self.opens_at = now + (min(for_s, MAX_RETRY_AFTER_S) if first else for_s + MARGIN_S)
         return first
 
-    def sent(self, now: float) -> None:
+    def on_sent(self, now: float) -> None:
         """Record that a request left: no other does until it is answered, or `PROBE_EVERY_S` have passed."""
         if self.used_up and now >= self.opens_at:
             self.opens_at = now + PROBE_EVERY_S
 
-    def answered(self, sent_at: float) -> None:
+    def on_answered(self, sent_at: float) -> None:
         """Record that a request was answered, and not with such a refusal: the pause is over."""
         if sent_at > self._refused_at:
             self.ends_at = self.opens_at = -math.inf

@@ -6,14 +6,14 @@ MOST_TOGETHER = 200
 """About more jobs whose windows share tasks nothing is decided: so many are never distinguished."""
 
 
-def agreed(possible: Mapping[str, Collection[str]], alike: Mapping[str, Hashable]) -> dict[str, str]:
+def agreed_tasks(possible: Mapping[str, Collection[str]], alike: Mapping[str, Hashable]) -> dict[str, str]:
     """Return the task of each job on which all explanations agree.
 
     An explanation gives each job one of its possible tasks, no task twice. Jobs that are `alike` may be exchanged.
     """
     found: dict[str, str] = {}
     for jobs in _components(possible):
-        explanation = _explain({job: possible[job] for job in jobs}) if len(jobs) <= MOST_TOGETHER else None
+        explanation = _find_matching({job: possible[job] for job in jobs}) if len(jobs) <= MOST_TOGETHER else None
         if explanation is None:
             continue
         for job, task in explanation.items():
@@ -21,7 +21,7 @@ def agreed(possible: Mapping[str, Collection[str]], alike: Mapping[str, Hashable
                 other: [each for each in possible[other] if each != task or alike[other] != alike[job]]
                 for other in jobs
             }
-            if _explain(without) is None:
+            if _find_matching(without) is None:
                 found[job] = task
     return found
 
@@ -47,7 +47,7 @@ def _components(possible: Mapping[str, Collection[str]]) -> list[list[str]]:
     return groups
 
 
-def _explain(possible: Mapping[str, Collection[str]]) -> dict[str, str] | None:
+def _find_matching(possible: Mapping[str, Collection[str]]) -> dict[str, str] | None:
     """Return one explanation, or None if there is none: Kuhn's algorithm for bipartite matching."""
     job_of: dict[str, str] = {}
 

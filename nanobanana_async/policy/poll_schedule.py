@@ -30,7 +30,7 @@ from typing import Generic, TypeVar
 
 from attrs import define, field
 
-from nanobanana_async.policy.durations import BINS, EDGES, SHORTEST_S, WIDTHS, Durations
+from nanobanana_async.policy.durations import BIN_COUNT, BIN_EDGES_S, BIN_WIDTHS_S, SHORTEST_S, Durations
 from nanobanana_async.policy.polling import PollPolicy
 
 DELAY_SHARE = 0.04
@@ -41,7 +41,7 @@ LEAST_DELAY_S = 0.5
 """The least mean delay that follows from `DELAY_SHARE`."""
 FEW_SECONDS_S = 3.0
 """The least gap while durations are unknown. Both references ask for polls every few seconds."""
-KNOWN = 3.0
+KNOWN_AFTER_COMPLETIONS = 3.0
 """From so many completions on, durations count as known."""
 UNKNOWN_GROWTH = 0.22
 """While durations are unknown each gap is at least this share of the age: 12 polls for a job of 66 s."""
@@ -56,7 +56,7 @@ NETWORK_S = 0.025
 """The part of the wanted delay that round trips and timers use up; the polls aim at the rest."""
 DELAY_WEIGHT = 0.1
 """The weight of the last delay in the mean of late."""
-SAMPLE = 32
+FIT_SAMPLE_JOBS = 32
 """The number of running jobs that enter a fit: more cost processor time and change little."""
 REFIT_SHARE = 0.25
 """A fit is repeated when the new evidence is this share of all completions."""
@@ -78,14 +78,14 @@ class PollSchedule(Generic[Job]):
     mean_s: float = 0.0
     p99_s: float = 0.0
     """The learned 99th percentile of the duration."""
-    delay_s: float = 0.0
+    wanted_delay_s: float = 0.0
     """The wanted mean delay."""
     seen_delay_s: float = 0.0
     """The mean delay of late: it is longer than the wanted one where polls must wait for their turn."""
     _p90_s: float = 0.0
-    _polls: list[float] = field(factory=list, repr=False)
+    _poll_table: list[float] = field(factory=list, repr=False)
     """N above: how many polls a job should have had at the age of each bin's edge."""
-    _hazard: list[float] = field(factory=list, repr=False)
+    _cumulative_hazard: list[float] = field(factory=list, repr=False)
     """The cumulative hazard at each bin's edge."""
     _running: dict[Job, float] = field(factory=dict, repr=False)
     """The age of each job at the last poll that found it running. Its age now says nothing: it may have ended."""
@@ -96,17 +96,17 @@ class PollSchedule(Generic[Job]):
     def __attrs_post_init__(self) -> None:
         self._rebuild()
 
-    def began(self, job: Job) -> None:
+    def on_began(self, job: Job) -> None:
         """Record that a job runs."""
         self._running[job] = 0.0
 
-    def running(self) -> ItemsView[Job, float]:
+    def running_jobs(self) -> ItemsView[Job, float]:
         """Return the jobs that run, with the age of each at the last poll that found it running."""
         return self._running.items()
 
     def ended_probability(self, job: Job, age_s: float) -> float:
         """Return the probability that a job of this age has ended since its last poll."""
-        return self.ended_chance(self._running.get(job, 0.0), age_s)
+        return self.ended_between_probability(self._running.get(job, 0.0), age_s)
 
     def on_running(self, job: Job, age_s: float) -> None:
         """Record that a poll found a job running at this age."""
@@ -121,36 +121,36 @@ class PollSchedule(Generic[Job]):
         last_s = self._running.pop(job, 0.0)
         ended_s = (last_s + age_s) / 2.0 if took_s is None else took_s
         self.seen_delay_s += DELAY_WEIGHT * (max(0.0, age_s - ended_s) - self.seen_delay_s)
-        self.durations.completed(ended_s)
+        self.durations.add_completed(ended_s)
         self._new_evidence += 1.0
 
     def forget(self, job: Job) -> None:
         """Record that a job is no longer followed."""
         self._running.pop(job, None)
 
-    def learn(self) -> None:
+    def refit_if_due(self) -> None:
         """Repeat the fit if there is enough new evidence."""
         if self._new_evidence >= max(1.0, REFIT_SHARE * self.durations.count):
             self._refit()
 
-    def next_poll_s(self, age_s: float) -> float:
+    def next_poll_age_s(self, age_s: float) -> float:
         """Return the age at which a job of this age is polled next."""
-        self.learn()
+        self.refit_if_due()
         poll_s = self._age_one_poll_later(age_s)
         if age_s < self.mean_s:  # jobs shorter than the target delay: one poll, that delay after their mean
-            poll_s = min(poll_s, self.mean_s + self.delay_s)
+            poll_s = min(poll_s, self.mean_s + self.wanted_delay_s)
         return max(age_s + self._least_gap_s(age_s), poll_s)
 
     def _least_gap_s(self, age_s: float) -> float:
         least_s, most_s = self.policy.min_gap_s, self.policy.max_gap_s
-        if self.policy.target_delay_s is None and self.durations.count < KNOWN:
+        if self.policy.target_delay_s is None and self.durations.count < KNOWN_AFTER_COMPLETIONS:
             return max(least_s, min(most_s, max(FEW_SECONDS_S, UNKNOWN_GROWTH * age_s)))
-        if age_s <= self.straggler_s:
+        if age_s <= self.straggler_age_s:
             return least_s
-        return max(least_s, min(most_s, STRAGGLER_GROWTH * age_s * math.sqrt(age_s / self.straggler_s)))
+        return max(least_s, min(most_s, STRAGGLER_GROWTH * age_s * math.sqrt(age_s / self.straggler_age_s)))
 
     @property
-    def straggler_s(self) -> float:
+    def straggler_age_s(self) -> float:
         """The age from which a job that still runs is polled less and less often, once durations are known."""
         if self.policy.target_delay_s is not None:
             return self.p99_s
@@ -158,80 +158,86 @@ class PollSchedule(Generic[Job]):
         return min(self._p90_s, STRAGGLER_MEDIANS * math.exp(self.durations.log_moments[0]))
 
     def _age_one_poll_later(self, age_s: float) -> float:
-        wanted = _interpolate(self._polls, age_s) + 1.0
-        number = bisect_right(self._polls, wanted) - 1
-        if number >= BINS:
+        wanted = _interpolate(self._poll_table, age_s) + 1.0
+        number = bisect_right(self._poll_table, wanted) - 1
+        if number >= BIN_COUNT:
             return age_s + self.policy.max_gap_s
-        share = (wanted - self._polls[number]) / (self._polls[number + 1] - self._polls[number])
-        return EDGES[number] + share * WIDTHS[number]
+        share = (wanted - self._poll_table[number]) / (self._poll_table[number + 1] - self._poll_table[number])
+        return BIN_EDGES_S[number] + share * BIN_WIDTHS_S[number]
 
-    def ended_chance(self, seen_s: float, age_s: float) -> float:
+    def ended_between_probability(self, seen_s: float, age_s: float) -> float:
         """Return the probability that a job found running at age `seen_s` has ended by `age_s`."""
-        return -math.expm1(_interpolate(self._hazard, seen_s) - _interpolate(self._hazard, age_s))
+        return -math.expm1(_interpolate(self._cumulative_hazard, seen_s) - _interpolate(self._cumulative_hazard, age_s))
 
-    def median_end_s(self, age_s: float) -> float:
+    def median_end_age_s(self, age_s: float) -> float:
         """Return the age by which half of the jobs that run at this age have ended.
 
         The median residual life (Schmittlein and Morrison 1981): with H the cumulative hazard, H(end) = H(age) + ln 2.
         """
-        wanted = _interpolate(self._hazard, age_s) + LN_2
-        number = bisect_right(self._hazard, wanted) - 1
-        if number < BINS:
-            share = (wanted - self._hazard[number]) / (self._hazard[number + 1] - self._hazard[number])
-            return EDGES[number] + share * WIDTHS[number]
-        last_hazard = (self._hazard[BINS] - self._hazard[BINS - 1]) / WIDTHS[BINS - 1]  # it goes on beyond the table
-        return max(age_s, EDGES[BINS]) + (wanted - self._hazard[BINS]) / last_hazard
+        wanted = _interpolate(self._cumulative_hazard, age_s) + LN_2
+        number = bisect_right(self._cumulative_hazard, wanted) - 1
+        if number < BIN_COUNT:
+            share = (wanted - self._cumulative_hazard[number]) / (
+                self._cumulative_hazard[number + 1] - self._cumulative_hazard[number]
+            )
+            return BIN_EDGES_S[number] + share * BIN_WIDTHS_S[number]
+        last_hazard = (self._cumulative_hazard[BIN_COUNT] - self._cumulative_hazard[BIN_COUNT - 1]) / BIN_WIDTHS_S[
+            BIN_COUNT - 1
+        ]  # it goes on beyond the table
+        return max(age_s, BIN_EDGES_S[BIN_COUNT]) + (wanted - self._cumulative_hazard[BIN_COUNT]) / last_hazard
 
     def _refit(self) -> None:
         self._new_evidence = 0.0
-        stride = max(1, len(self._running) // SAMPLE)
+        stride = max(1, len(self._running) // FIT_SAMPLE_JOBS)
         self.durations.fit(list(islice(self._running.values(), 0, None, stride)))
         self._rebuild()
 
     def _rebuild(self) -> None:
         hazards = self.durations.hazards()
         survival, a_integral = 1.0, 0.0
-        self._hazard = [0.0]
-        self.mean_s, self._p90_s, self.p99_s, median_s = SHORTEST_S, EDGES[-1], EDGES[-1], EDGES[-1]
+        self._cumulative_hazard = [0.0]
+        self.mean_s, self._p90_s, self.p99_s, median_s = SHORTEST_S, BIN_EDGES_S[-1], BIN_EDGES_S[-1], BIN_EDGES_S[-1]
         for number, hazard in enumerate(hazards):
-            self._hazard.append(self._hazard[-1] + hazard * WIDTHS[number])
-            after = math.exp(-self._hazard[-1])
+            self._cumulative_hazard.append(self._cumulative_hazard[-1] + hazard * BIN_WIDTHS_S[number])
+            after = math.exp(-self._cumulative_hazard[-1])
             inside = (survival - after) / hazard  # the integral of the survival over the bin
             self.mean_s += inside
             a_integral += math.sqrt(hazard) * inside
             if survival > 0.5 >= after:
-                median_s = EDGES[number + 1]
+                median_s = BIN_EDGES_S[number + 1]
             if survival > 0.1 >= after:
-                self._p90_s = EDGES[number + 1]
+                self._p90_s = BIN_EDGES_S[number + 1]
             if survival > 0.01 >= after:
-                self.p99_s = EDGES[number + 1]
+                self.p99_s = BIN_EDGES_S[number + 1]
             survival = after
-        self._first_round = self._first_round and self.durations.count < max(KNOWN, len(self._running))
+        self._first_round = self._first_round and self.durations.count < max(
+            KNOWN_AFTER_COMPLETIONS, len(self._running)
+        )
         share = FIRST_DELAY_SHARE if self._first_round else DELAY_SHARE
-        self.delay_s = self.policy.target_delay_s or max(LEAST_DELAY_S, share * self.mean_s)
-        k = a_integral / (2.0 * max(self.delay_s - NETWORK_S, 0.8 * self.delay_s))
-        self._polls = self._cumulative_polls(hazards, k, median_s)
+        self.wanted_delay_s = self.policy.target_delay_s or max(LEAST_DELAY_S, share * self.mean_s)
+        k = a_integral / (2.0 * max(self.wanted_delay_s - NETWORK_S, 0.8 * self.wanted_delay_s))
+        self._poll_table = self._cumulative_polls(hazards, k, median_s)
 
     def _cumulative_polls(self, hazards: Sequence[float], k: float, median_s: float) -> list[float]:
         policy = self.policy
         densest = 1.0 / policy.min_gap_s
         # Past the median a job can end at any moment: no gap is longer than four target delays.
-        thinnest = 1.0 / max(policy.min_gap_s, min(policy.max_gap_s, 4.0 * self.delay_s))
+        thinnest = 1.0 / max(policy.min_gap_s, min(policy.max_gap_s, 4.0 * self.wanted_delay_s))
         polls = [0.0]
         for number, hazard in enumerate(hazards):
-            if EDGES[number] >= median_s:
+            if BIN_EDGES_S[number] >= median_s:
                 density = max(k * math.sqrt(max(hazard, STRAGGLER_HAZARD)), thinnest)
             else:
                 density = k * math.sqrt(hazard)
-            polls.append(polls[-1] + min(density, densest) * WIDTHS[number])
+            polls.append(polls[-1] + min(density, densest) * BIN_WIDTHS_S[number])
         return polls
 
 
 def _interpolate(sums: Sequence[float], age_s: float) -> float:
     """Return the value of a cumulative table at an age, linear within the bin."""
-    number = bisect_right(EDGES, age_s) - 1
+    number = bisect_right(BIN_EDGES_S, age_s) - 1
     if number < 0:
         return 0.0
-    if number >= BINS:
+    if number >= BIN_COUNT:
         return sums[-1]
-    return sums[number] + (age_s - EDGES[number]) / WIDTHS[number] * (sums[number + 1] - sums[number])
+    return sums[number] + (age_s - BIN_EDGES_S[number]) / BIN_WIDTHS_S[number] * (sums[number + 1] - sums[number])

@@ -10,7 +10,7 @@ from attrs import frozen
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.jobs import JobRecord, JobState
 
-NOTHING = Decimal(0)
+ZERO_CREDITS = Decimal(0)
 
 # The ledger counts billionths of a credit, up to a billion credits: the sums fit into 63 bits.
 BILLIONTH = Decimal("1e-9")
@@ -39,12 +39,12 @@ class Price:
     basis: Basis = Basis.REPORTED
 
     @property
-    def estimated(self) -> bool:
+    def is_estimate(self) -> bool:
         """Whether the price is an estimate."""
         return self.basis in (Basis.EXPECTED, Basis.EXAMPLE)
 
     @property
-    def is_users_word(self) -> bool:
+    def is_user_stated(self) -> bool:
         """Whether the price is `expected_credits`, which also counts for jobs whose cost stays unknown."""
         return self.basis in (Basis.EXPECTED, Basis.AGREED)
 
@@ -56,7 +56,7 @@ class Charge:
     credits: Decimal | None
     under_way: bool
     """The job runs: it may still be refunded, or make its price known."""
-    over: bool
+    is_final: bool
     """The job ended: the gateway will report no other cost."""
 
 
@@ -70,7 +70,7 @@ def charge_of(record: JobRecord) -> Charge | None:
     if not over and not record.possibly_bought:
         return None
     cost = record.credits if over else price_in(record)
-    return Charge(credits=cost, under_way=record.state in (JobState.SUBMITTING, JobState.RUNNING), over=over)
+    return Charge(credits=cost, under_way=record.state in (JobState.SUBMITTING, JobState.RUNNING), is_final=over)
 
 
 def price_in(record: JobRecord) -> Decimal | None:
@@ -84,9 +84,9 @@ class Prices:
     def __init__(self) -> None:
         self._known: dict[str, Decimal] = {}
         self._earlier: dict[str, Decimal] = {}
-        self._silent: set[str] = set()
+        self._unstated_classes: set[str] = set()
 
-    def of(self, price_class: str) -> Decimal | None:
+    def price_of(self, price_class: str) -> Decimal | None:
         """Return the price of a class; None if it is not known."""
         return self._known.get(price_class)
 
@@ -104,7 +104,7 @@ class Prices:
         if price is not None:
             self._known[price_class] = price
         else:
-            self._silent.add(price_class)
+            self._unstated_classes.add(price_class)
 
     def estimate(self, price_class: str, example: Decimal, expected: Decimal | None) -> Price:
         """Return the known price of a class, or the user's estimate, or what an earlier session paid, or the example.
@@ -115,7 +115,9 @@ class Prices:
         if known is not None:
             return Price(price_class, known)
         if expected is not None:
-            return Price(price_class, expected, Basis.AGREED if price_class in self._silent else Basis.EXPECTED)
+            return Price(
+                price_class, expected, Basis.AGREED if price_class in self._unstated_classes else Basis.EXPECTED
+            )
         return Price(price_class, self._earlier.get(price_class, example), Basis.EXAMPLE)
 
 
@@ -128,28 +130,30 @@ _ADVICE = {
 }
 
 
-def why_not(price: Price, *, limit: Decimal, spent: Decimal, reserved: Decimal = NOTHING, blocked: bool = False) -> str:
+def refusal_reason(
+    price: Price, *, limit: Decimal, spent: Decimal, reserved: Decimal = ZERO_CREDITS, blocked: bool = False
+) -> str:
     """Return why a job is not bought under a cap."""
-    cost = f"{'estimated at' if price.estimated else 'for'} {plain(price.credits)}"
+    cost = f"{'estimated at' if price.is_estimate else 'for'} {format_amount(price.credits)}"
     if blocked:
         return (
-            f"max_credits is {plain(limit)}, and a job {cost} is not bought: an earlier job was bought at an estimate,"
-            " and its cost is still unknown; set expected_credits to what such jobs cost"
+            f"max_credits is {format_amount(limit)}, and a job {cost} is not bought: an earlier job was bought at an"
+            " estimate, and its cost is still unknown; set expected_credits to what such jobs cost"
         )
-    in_doubt = f", {plain(reserved)} are reserved for jobs in doubt" if reserved else ""
+    in_doubt = f", {format_amount(reserved)} are reserved for jobs in doubt" if reserved else ""
+    spent_so_far = f"{format_amount(spent)} are spent{in_doubt}"
     return (
-        f"max_credits is {plain(limit)}, {plain(spent)} are spent{in_doubt}, and a job {cost} would pass it"
-        f"{_ADVICE[price.basis]}"
+        f"max_credits is {format_amount(limit)}, {spent_so_far}, and a job {cost} would pass it{_ADVICE[price.basis]}"
     )
 
 
-def plain(amount: Decimal) -> str:
+def format_amount(amount: Decimal) -> str:
     """Return an amount without an exponent and without trailing zeros."""
     text = f"{amount:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def as_credits(name: str, value: Decimal | float | None) -> Decimal | None:
+def parse_credits(name: str, value: Decimal | float | None) -> Decimal | None:
     """Return a number of credits as the decimal that was written; raise `ConfigurationError` for anything else."""
     if value is None:
         return None
@@ -161,19 +165,20 @@ def as_credits(name: str, value: Decimal | float | None) -> Decimal | None:
         raise ConfigurationError(f"{name} must be a number of at least 0, not {_short_repr(value)}")
     if number > MAX_CREDITS or (number and number < BILLIONTH):
         raise ConfigurationError(
-            f"{name} must be 0, or from {plain(BILLIONTH)} to {plain(MAX_CREDITS)} credits, not {_short_repr(value)}"
+            f"{name} must be 0, or from {format_amount(BILLIONTH)} to {format_amount(MAX_CREDITS)} credits,"
+            f" not {_short_repr(value)}"
         )
     rounded = number.quantize(BILLIONTH, ROUND_DOWN)
     return number if number == rounded else rounded
 
 
 @functools.lru_cache(maxsize=256)
-def units(amount: Decimal) -> int:
+def to_billionths(amount: Decimal) -> int:
     """Return an amount in billionths of a credit, rounded up: whole numbers are summed without error."""
-    return int((min(max(amount, NOTHING), MAX_CREDITS) / BILLIONTH).to_integral_value(ROUND_UP))
+    return int((min(max(amount, ZERO_CREDITS), MAX_CREDITS) / BILLIONTH).to_integral_value(ROUND_UP))
 
 
-def credits_in(amount: int) -> Decimal:
+def from_billionths(amount: int) -> Decimal:
     """Return the credits of an amount in billionths."""
     return amount * BILLIONTH
 

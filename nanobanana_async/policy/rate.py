@@ -44,12 +44,12 @@ import math
 
 from attrs import define, field
 
-from nanobanana_async.policy.learned import FASTEST, SLOWEST, LearnedPace
+from nanobanana_async.policy.learned import FASTEST_PER_S, SLOWEST_PER_S, LearnedPace
 from nanobanana_async.policy.request_counts import WINDOW_S, SentLately
 
 REFUSED_SHARE = 0.01
 """e above: the share of requests at the limit that may be refused. These probes show when the limit rises."""
-TOO_FEW = 8
+FEW_ACCEPTED = 8
 """Fewer accepted requests than this between two refusals measure the rate too badly to make the steps finer."""
 CLEAN_RUN = 200
 """This many requests in a row without a 429 mean that the limit rose: at the limit the chance is 0.99^200, 1 in 7."""
@@ -64,11 +64,11 @@ COARSEST_STEP = 0.4
 """g above is `COARSEST_STEP` divided by the step level, and at least `FINEST_STEP`."""
 LONGEST_PROBE_S = 10.0
 """The longest wait between two probes of a limit that refuses, until it has refused for four times as long."""
-RESTORED = 0.985
+RESTORED_SHARE = 0.985
 """The pace of a session's start, as a share of the rate that an earlier one learned: few refusals, hardly slower."""
-MEASURED = 3
+MEASURED_STEP_LEVEL = 3
 """The step level from which the rate of a bucket was measured between two refusals."""
-FINE = 10
+RESTORED_STEP_LEVEL = 10
 """The step level of a session that starts from a learned rate."""
 
 WAIT_UNIT_S = 1.0
@@ -100,37 +100,37 @@ class Pacer:
     _sent: SentLately = field(factory=SentLately)
     _emptied_at: float = -math.inf
     """When the last refused request was sent: the gateway's bucket was empty then."""
-    _handled_at: float = -math.inf
+    _refused_at: float = -math.inf
     """When the last refusal came. Requests sent before that belong to the same event."""
     _accepted_at: float = -math.inf
     """When the last accepted request was sent."""
-    _began_at: float = math.inf
+    _first_sent_at: float = math.inf
     """When the first request left."""
     _refused_since: float = math.inf
     """When the first request of the current run of refusals was sent; infinite while requests are accepted."""
-    _refusals: int = 0
+    _refusals_in_run: int = 0
     """Events in this run."""
-    _taken: int = 0
+    _accepted_before: int = 0
     """The requests accepted in the minute before this run: the quota of a window."""
     _first_run: bool = True
     """Whether this is the first run of refusals."""
-    _closed_s: float = 0.0
+    _refusing_s: float = 0.0
     """How long the gateway has refused in this run, or says that it will."""
     _measured_rate: float = 0.0
     """The rate after the last refusal, or at the last opening of a window; 0 during the search."""
-    _clean_run: int = CLEAN_RUN
+    _clean_run_length: int = CLEAN_RUN
     _restored_at: float = -math.inf
     """When a session began that knows the window: what left in the minute before that counts, and is not known."""
     _least_rate: float = 0.0
     """The bound of the rate of the theory, at the start of this run."""
-    _holds_back: bool = False
+    _held_back_lately: bool = False
     """Whether requests lately waited for the pace."""
     _raise_at: float = math.inf
     """When the rate of a window is raised next."""
     _growth: float = WINDOW_STEP
     _patience: float = 1.0
     """The minutes without a refusal before the next raise."""
-    _remembered: float = 0.0
+    _restored_rate: float = 0.0
     """The rate of a bucket that an earlier session learned: the pace after the first refusal."""
 
     @property
@@ -143,22 +143,22 @@ class Pacer:
         if not self.active:
             return True
         self._sent.forget(now)
-        if (now < self.next_at and not (urgent and self._waits_for_room)) or self._full:
-            self._holds_back = True
+        if (now < self.next_at and not (urgent and self._waits_for_room)) or self._is_window_full:
+            self._held_back_lately = True
             return False
         return self.step_level > 0 or not sending
 
     def opens_at(self, *, urgent: bool = False) -> float:
         """Return when a request may leave by the passing of time."""
         paced = -math.inf if urgent and self._waits_for_room else self.next_at
-        return max(paced, self._sent.next_expiry) if self._full else paced
+        return max(paced, self._sent.next_expiry) if self._is_window_full else paced
 
-    def sent(self, now: float) -> None:
+    def on_sent(self, now: float) -> None:
         """Record that a request left. If it left late, the next ones make up for some of the lost time."""
-        self._began_at = min(self._began_at, now)
+        self._first_sent_at = min(self._first_sent_at, now)
         self._sent.add(now)
         if self.active:
-            self._holds_back = self._holds_back and now < self.next_at + 2.0 / self.rate
+            self._held_back_lately = self._held_back_lately and now < self.next_at + 2.0 / self.rate
             made_up_s = max(0.5 / self.rate, WINDOW_BURST * WINDOW_S if self._waits_for_room else 0.0)
             self.next_at = max(self.next_at, now - made_up_s) + 1.0 / self.rate
 
@@ -168,60 +168,60 @@ class Pacer:
         if not self.active or sent_at <= self._emptied_at:
             return
         self.accepted_since_refusal += 1
-        if sent_at <= self._handled_at:  # in flight when the limit was met
+        if sent_at <= self._refused_at:  # in flight when the limit was met
             return
-        if self._refused_since < math.inf and self._opened(now):
+        if self._refused_since < math.inf and self._end_refusal_run(now):
             return
         if self.windowed:
-            self._grow(now)
+            self._raise_window_rate(now)
             return
-        if not self._holds_back:
+        if not self._held_back_lately:
             pass
         elif not self.step_level:
             self.rate *= 2.0
             if self.rate * (now - sent_at) > 1.0:  # the round trip limits single creates: the search ends
                 self.step_level, self.accepted_since_refusal, self._emptied_at = 2, CLEAN_RUN, -math.inf
-        elif self.accepted_since_refusal >= self._clean_run:
+        elif self.accepted_since_refusal >= self._clean_run_length:
             self.rate *= CLEAN_GROWTH
         else:
-            self.rate *= math.exp(REFUSED_SHARE * self._step)
+            self.rate *= math.exp(REFUSED_SHARE * self._step_size)
         self.next_at = min(self.next_at, now + 1.0 / self.rate)
 
     def on_throttled(self, now: float, sent_at: float, wait_s: float | None = None) -> None:
         """Record a 429 for the rate; `wait_s` is the wait that the gateway asked for."""
         counted = self._sent.remove(sent_at)
-        if sent_at <= self._handled_at:
-            self._taken -= counted and self._refused_since < math.inf  # it was counted when the run began
+        if sent_at <= self._refused_at:
+            self._accepted_before -= counted and self._refused_since < math.inf  # it was counted when the run began
             return
         if self._refused_since == math.inf:
-            self._begin_run(sent_at)
-        self._refusals += 1
+            self._begin_refusal_run(sent_at)
+        self._refusals_in_run += 1
         closed_since = max(self._refused_since, self._accepted_at)
-        self._closed_s = max(self._closed_s, sent_at - closed_since, (wait_s or 0.0) - WAIT_UNIT_S)
+        self._refusing_s = max(self._refusing_s, sent_at - closed_since, (wait_s or 0.0) - WAIT_UNIT_S)
         if not self.windowed:
             self._step_down(sent_at, wait_s)
             self._measured_rate = self.rate if self.step_level else 0.0
-        self._handled_at, self._emptied_at, self.accepted_since_refusal = now, sent_at, 0
-        self.next_at = now + max(self._probe_s(now), wait_s or 0.0)
+        self._refused_at, self._emptied_at, self.accepted_since_refusal = now, sent_at, 0
+        self.next_at = now + max(self._probe_wait_s(now), wait_s or 0.0)
 
-    def keep_above(self, rate: float) -> None:
+    def raise_to(self, rate: float) -> None:
         """Raise the rate to one that is proven to be allowed."""
         if self.active and rate > self.rate:
             self.rate = rate
             self.step_level = max(self.step_level, 2)
 
-    def _begin_run(self, sent_at: float) -> None:
-        self._refused_since, self._refusals, self._closed_s = sent_at, 0, 0.0
+    def _begin_refusal_run(self, sent_at: float) -> None:
+        self._refused_since, self._refusals_in_run, self._refusing_s = sent_at, 0, 0.0
         self._sent.forget(sent_at)
-        self._taken = self._sent.total
-        passed_s = max(0.0, min(sent_at - self._began_at, WINDOW_S))
-        self._least_rate = self._taken / (passed_s + WINDOW_S)
+        self._accepted_before = self._sent.total
+        passed_s = max(0.0, min(sent_at - self._first_sent_at, WINDOW_S))
+        self._least_rate = self._accepted_before / (passed_s + WINDOW_S)
         self._first_run = not self.active
 
     def _step_down(self, sent_at: float, wait_s: float | None) -> None:
         passed_s = max(sent_at - self._emptied_at, 1e-3)
-        if not self.active and self._remembered:
-            self.rate, self.step_level = self._remembered, FINE
+        if not self.active and self._restored_rate:
+            self.rate, self.step_level = self._restored_rate, RESTORED_STEP_LEVEL
         elif not self.active:
             self.rate = max(self._least_rate, 1.0 / max(wait_s or 0.0, FIRST_WAIT_S))
         elif not self.accepted_since_refusal:  # no token came in since the last refusal
@@ -231,31 +231,31 @@ class Pacer:
             self.rate = max(self.accepted_since_refusal / passed_s, self.rate / 2.0)
             self.step_level = 2
         else:
-            stepped = self.rate * math.exp(-(1.0 - REFUSED_SHARE) * self._step)
-            if self.accepted_since_refusal < TOO_FEW:  # still above the limit, perhaps by far
+            stepped = self.rate * math.exp(-(1.0 - REFUSED_SHARE) * self._step_size)
+            if self.accepted_since_refusal < FEW_ACCEPTED:  # still above the limit, perhaps by far
                 self.rate = max(self.rate / 2.0, min(stepped, 2.0 * self.accepted_since_refusal / passed_s))
             else:
                 self.rate = max(stepped, min(self.rate, 0.99 * self.accepted_since_refusal / passed_s))
                 self.step_level += 1
         self.rate = max(self.rate, MIN_RATE)
 
-    def _probe_s(self, now: float) -> float:
+    def _probe_wait_s(self, now: float) -> float:
         """Return how long to wait after a refusal: one gap, then twice as long each time; no longer than a window."""
         wait_s = 1.0 / self.rate
-        if self._refusals > 1:
-            wait_s = max(wait_s, FIRST_WAIT_S * 2.0 ** min(self._refusals - 2, 16))
+        if self._refusals_in_run > 1:
+            wait_s = max(wait_s, FIRST_WAIT_S * 2.0 ** min(self._refusals_in_run - 2, 16))
         wait_s = min(wait_s, max(LONGEST_PROBE_S, (now - self._refused_since) / 4.0), 1.0 / MIN_RATE)
         opens_s = self._sent.next_expiry - now
         return min(wait_s, opens_s) if opens_s > 0.0 else wait_s
 
-    def _opened(self, now: float) -> bool:
+    def _end_refusal_run(self, now: float) -> bool:
         """End a run of refusals; return whether the limit is one per window, and so its quota was measured."""
         unknown = self._refused_since < self._restored_at + WINDOW_S
         self._refused_since = math.inf
         if not self.windowed and not self._is_window(now):
             return False
         highest = self.rate if self.windowed else math.inf
-        measured = highest if unknown else self._taken / self._counted_s(now)
+        measured = highest if unknown else self._accepted_before / self._counted_s(now)
         self.windowed, self.step_level = True, max(self.step_level, 2)
         self.rate = max(MIN_RATE, (1.0 - WINDOW_STEP) * min(highest, measured))
         self._measured_rate = self.rate
@@ -267,14 +267,15 @@ class Pacer:
     def _is_window(self, now: float) -> bool:
         """Return whether the gateway refused for longer than a bucket does, and long after the first request."""
         closed_s = max(FIRST_WAIT_S, WINDOW_GAPS / max(self._least_rate, MIN_RATE))
-        return self._taken >= TOO_FEW and self._closed_s >= closed_s and now >= self._began_at + WINDOW_S / 2.0
+        late = self._refusing_s >= closed_s and now >= self._first_sent_at + WINDOW_S / 2.0
+        return late and self._accepted_before >= FEW_ACCEPTED
 
     def _counted_s(self, now: float) -> float:
         """Return the time in which a window took what was counted: a whole one, if this was the first run."""
-        return WINDOW_S if self._first_run else min(WINDOW_S, now - self._began_at)
+        return WINDOW_S if self._first_run else min(WINDOW_S, now - self._first_sent_at)
 
-    def _grow(self, now: float) -> None:
-        if now >= self._raise_at and self._holds_back:
+    def _raise_window_rate(self, now: float) -> None:
+        if now >= self._raise_at and self._held_back_lately:
             if self._growth > WINDOW_STEP:  # the gateway took more than before
                 self._patience = 1.0
             self.rate *= 1.0 + self._growth
@@ -286,11 +287,11 @@ class Pacer:
         return self.windowed and self._refused_since == math.inf
 
     @property
-    def _full(self) -> bool:
+    def _is_window_full(self) -> bool:
         return self._waits_for_room and self._sent.total >= self.rate * WINDOW_S / (1.0 - WINDOW_STEP)
 
     @property
-    def _step(self) -> float:
+    def _step_size(self) -> float:
         return max(FINEST_STEP, COARSEST_STEP / self.step_level)
 
     def learned(self, proven: float) -> LearnedPace | None:
@@ -298,10 +299,11 @@ class Pacer:
 
         A rate that grew since it was measured was not met by a refusal, and counts as far as it is proven.
         """
-        known = self.windowed or self._remembered or self.step_level >= MEASURED
+        known = self.windowed or self._restored_rate or self.step_level >= MEASURED_STEP_LEVEL
         # So few refusals show no bucket: what the best minute took is kept as the quota of a window.
         rate = max(self._measured_rate, min(self.rate, proven) if known else proven)
-        return LearnedPace(rate=min(rate, FASTEST), windowed=self.windowed or not known) if rate >= SLOWEST else None
+        known_rate = min(rate, FASTEST_PER_S) if rate >= SLOWEST_PER_S else None
+        return None if known_rate is None else LearnedPace(rate=known_rate, windowed=self.windowed or not known)
 
     def restore(self, pace: LearnedPace, now: float) -> None:
         """Start from what an earlier session learned: with few probes, as the limit is known well.
@@ -309,10 +311,10 @@ class Pacer:
         A window is kept from the first request on. A bucket is full by now, and only paced once it is empty.
         """
         self._measured_rate = max(pace.rate, MIN_RATE)
-        self._clean_run = 4 * CLEAN_RUN  # it starts below the limit, so that more of them have to be accepted
+        self._clean_run_length = 4 * CLEAN_RUN  # it starts below the limit, so that more of them have to be accepted
         if pace.windowed:
-            self.windowed, self.rate, self.step_level = True, self._measured_rate, FINE
+            self.windowed, self.rate, self.step_level = True, self._measured_rate, RESTORED_STEP_LEVEL
             self._emptied_at = self._restored_at = now
             self._patience, self._raise_at = LONGEST_PATIENCE, now + LONGEST_PATIENCE * WINDOW_S
         else:
-            self._remembered = max(RESTORED * pace.rate, MIN_RATE)
+            self._restored_rate = max(RESTORED_SHARE * pace.rate, MIN_RATE)

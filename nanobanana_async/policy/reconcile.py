@@ -38,7 +38,7 @@ from decimal import Decimal
 
 from attrs import frozen
 
-from nanobanana_async.policy.matching import agreed
+from nanobanana_async.policy.matching import agreed_tasks
 
 ROUNDING_S = 1.0
 """By how much `created_at` may be cut."""
@@ -86,7 +86,7 @@ class UnclaimedTask:
 
 
 @frozen(kw_only=True)
-class Doubt:
+class JobInDoubt:
     """A job whose create got no usable answer. Times are those of our clock."""
 
     key: str
@@ -103,7 +103,7 @@ class Doubt:
 
 
 @frozen(kw_only=True)
-class HistoryRead:
+class HistoryEvidence:
     """What one reading of the history has shown, and how exact it is."""
 
     read_at: float
@@ -113,7 +113,7 @@ class HistoryRead:
     unclaimed: Sequence[UnclaimedTask]
     claimed: Sequence[ClaimedTask] = ()
     offset: ClockOffset
-    offset_until: float = math.inf
+    offset_known_until: float = math.inf
     """Nothing shows what the offset is after this time of our clock."""
     zone_known: bool = True
     """A task of known time shows the zone of `created_at`; by the dates of the answers it may be any."""
@@ -122,7 +122,7 @@ class HistoryRead:
 
 
 @frozen
-class Found:
+class FoundTask:
     """The job has this task."""
 
     task_id: str
@@ -141,7 +141,7 @@ class Undecided:
     may_change: bool
 
 
-Verdict = Found | NotBought | Undecided
+Verdict = FoundTask | NotBought | Undecided
 
 
 def estimate_offset(claimed: Iterable[ClaimedTask], answered: ClockOffset | None) -> ClockOffset | None:
@@ -166,7 +166,7 @@ def estimate_offset(claimed: Iterable[ClaimedTask], answered: ClockOffset | None
     return ClockOffset(min(low for low, _ in bounds), max(high for _, high in bounds))
 
 
-def lateness_s(longest_answer_s: float | None, delay_s: float) -> float:
+def estimate_lateness_s(longest_answer_s: float | None, delay_s: float) -> float:
     """Return how long after its connection was lost a create may still be processed."""
     if longest_answer_s is None:
         return delay_s
@@ -178,19 +178,19 @@ def ready_after_s(late_s: float, delay_s: float, *, processed: bool) -> float:
     return late_s + delay_s if processed else 3 * delay_s
 
 
-def decide(doubts: Sequence[Doubt], read: HistoryRead) -> dict[str, Verdict]:
+def decide_doubts(doubts: Sequence[JobInDoubt], read: HistoryEvidence) -> dict[str, Verdict]:
     """Return the verdict on each job in doubt, by its key."""
     return _Decision(doubts, read).verdicts()
 
 
 class _Decision:
-    def __init__(self, doubts: Sequence[Doubt], read: HistoryRead) -> None:
+    def __init__(self, doubts: Sequence[JobInDoubt], read: HistoryEvidence) -> None:
         self._doubts = doubts
         self._read = read
         self._marks = _Marks(read.claimed)
         self._zones = _possible_zones(read)
         tasks = sorted(read.unclaimed, key=lambda task: (task.created_at, task.task_id))
-        self._possible = {
+        self._candidates = {
             doubt.key: tuple(
                 task.task_id
                 for task in tasks
@@ -198,64 +198,68 @@ class _Decision:
             )
             for doubt in doubts
         }
-        self._perhaps = {
+        self._wide_candidates = {
             doubt.key: tuple(task.task_id for task in tasks if self._in_window(doubt, task, wide=True))
             for doubt in doubts
         }
 
     def verdicts(self) -> dict[str, Verdict]:
         required = [doubt for doubt in self._doubts if doubt.processed and self._is_ready(doubt)]
-        found = agreed({doubt.key: self._possible[doubt.key] for doubt in required}, self._interchangeable(required))
+        found = agreed_tasks(
+            {doubt.key: self._candidates[doubt.key] for doubt in required}, self._interchangeable(required)
+        )
         return {doubt.key: self._verdict(doubt, found) for doubt in self._doubts}
 
-    def _verdict(self, doubt: Doubt, found: Mapping[str, str]) -> Verdict:
+    def _verdict(self, doubt: JobInDoubt, found: Mapping[str, str]) -> Verdict:
         if doubt.key in found:
-            return Found(found[doubt.key])
+            return FoundTask(found[doubt.key])
         taken = set(found.values())
         unknown = not (doubt.processed or doubt.in_progress)
-        if unknown and self._is_ready(doubt) and not set(self._perhaps[doubt.key]) - taken:
+        if unknown and self._is_ready(doubt) and not set(self._wide_candidates[doubt.key]) - taken:
             return NotBought()
-        candidates = tuple(task for task in self._possible[doubt.key] if task not in taken)
+        candidates = tuple(task for task in self._candidates[doubt.key] if task not in taken)
         if not candidates:  # it is not known as not bought because of these
-            candidates = tuple(task for task in self._perhaps[doubt.key] if task not in taken)
+            candidates = tuple(task for task in self._wide_candidates[doubt.key] if task not in taken)
         return Undecided(candidates, self._may_change(doubt))
 
-    def _in_window(self, doubt: Doubt, task: UnclaimedTask, *, wide: bool) -> bool:
+    def _in_window(self, doubt: JobInDoubt, task: UnclaimedTask, *, wide: bool) -> bool:
         late_s = 3 * self._read.delay_s if wide else self._read.lateness_s
         until = doubt.lost_at + late_s + self._read.offset.most
         first = math.ceil((task.created_at - until) / ZONE_STEP_S)
-        last = math.floor((task.created_at - self._since(doubt, wide=wide)) / ZONE_STEP_S)
+        last = math.floor((task.created_at - self._window_start(doubt, wide=wide)) / ZONE_STEP_S)
         in_time = max(first, self._zones[0]) <= min(last, self._zones[1])
         return in_time and self._marks.allow_model(doubt, task)
 
-    def _since(self, doubt: Doubt, *, wide: bool) -> float:
+    def _window_start(self, doubt: JobInDoubt, *, wide: bool) -> float:
         margin_s = 3 * self._read.delay_s if wide else 0.0
         return doubt.sent_at + self._read.offset.least - ROUNDING_S - margin_s
 
-    def _is_ready(self, doubt: Doubt) -> bool:
+    def _is_ready(self, doubt: JobInDoubt) -> bool:
         """Return whether all tasks that could be the job's were listed."""
         after_s = ready_after_s(self._read.lateness_s, self._read.delay_s, processed=doubt.processed)
-        late_enough = self._read.read_at >= doubt.lost_at + after_s and doubt.lost_at <= self._read.offset_until
+        late_enough = self._read.read_at >= doubt.lost_at + after_s and doubt.lost_at <= self._read.offset_known_until
         return late_enough and self._is_covered(doubt)
 
-    def _is_covered(self, doubt: Doubt) -> bool:
-        since = self._since(doubt, wide=not doubt.processed)
+    def _is_covered(self, doubt: JobInDoubt) -> bool:
+        since = self._window_start(doubt, wide=not doubt.processed)
         return since + self._zones[0] * ZONE_STEP_S >= self._read.complete_since
 
-    def _may_change(self, doubt: Doubt) -> bool:
+    def _may_change(self, doubt: JobInDoubt) -> bool:
         """Return whether a later reading may list more tasks of this job, or of one that shares a task with it."""
-        perhaps = set(self._perhaps[doubt.key])
+        perhaps = set(self._wide_candidates[doubt.key])
         complete_until = self._read.read_at - 3 * self._read.delay_s
         if not self._is_covered(doubt):
             return False
-        related = (other for other in self._doubts if other is doubt or perhaps.intersection(self._perhaps[other.key]))
+        related = (
+            other for other in self._doubts if other is doubt or perhaps.intersection(self._wide_candidates[other.key])
+        )
         return any(other.lost_at > complete_until for other in related)
 
-    def _interchangeable(self, doubts: Iterable[Doubt]) -> dict[str, Hashable]:
-        return {doubt.key: (doubt.request, self._possible[doubt.key]) for doubt in doubts}
+    def _interchangeable(self, doubts: Iterable[JobInDoubt]) -> dict[str, Hashable]:
+        return {doubt.key: (doubt.request, self._candidates[doubt.key]) for doubt in doubts}
 
 
-def _possible_zones(read: HistoryRead) -> tuple[int, int]:
+def _possible_zones(read: HistoryEvidence) -> tuple[int, int]:
     """Return the least and the greatest number of steps by which the zone of `created_at` may be wrong.
 
     No task can have been created after the reading: the newest one shows how far the zone is behind at most.
@@ -286,7 +290,7 @@ class _Marks:
             if task.credits is not None:
                 self._prices.setdefault(task.price_class, set()).add(task.credits)
 
-    def allow_model(self, doubt: Doubt, task: UnclaimedTask) -> bool:
+    def allow_model(self, doubt: JobInDoubt, task: UnclaimedTask) -> bool:
         """Return whether the task's model can be the job's: a name that is not known is taken to be."""
         if doubt.model is None or task.model is None:
             return True
@@ -296,7 +300,7 @@ class _Marks:
             return True
         return not any(task.model in names for names in self._names.values())
 
-    def allow_price(self, doubt: Doubt, task: UnclaimedTask) -> bool:
+    def allow_price(self, doubt: JobInDoubt, task: UnclaimedTask) -> bool:
         """Return whether the task's price can be the job's: not if only other classes were seen to cost that."""
         own = self._prices.get(doubt.price_class)
         if own is None or task.credits is None or task.credits in own:

@@ -27,7 +27,7 @@ from nanobanana_async.policy.request_counts import WINDOW_S, AcceptedLately
 
 RequestKind = Literal["create", "poll"]
 
-_OTHER: dict[RequestKind, RequestKind] = {"create": "poll", "poll": "create"}
+_OTHER_KIND: dict[RequestKind, RequestKind] = {"create": "poll", "poll": "create"}
 
 SURELY_SHARED = 1.5
 """Log-odds (4.5 to 1) from which the budget counts as shared; they begin there."""
@@ -43,12 +43,12 @@ POLLS_ACCEPTED = math.log(0.1 / 0.7)
 """What polls show about an unexplained 429 to a create: that they are refused too, or not although both share."""
 SOON_S = 0.5
 """A poll that was accepted so shortly before a create shows that the rate of both was not exceeded."""
-PROVEN = 0.9
+PROVEN_SHARE = 0.9
 """No pace is below this share of the rate that the last minute proves."""
 
 
 @define
-class _Kind:
+class _KindState:
     """One kind of requests: its own pacer, and what it met since it was last accepted."""
 
     pacer: Pacer = field(factory=Pacer)
@@ -76,48 +76,48 @@ class _Kind:
 class RequestBudget:
     """The pacers of creates and polls, which may be one; see the theory at the top of the module."""
 
-    log_odds: float = SURELY_SHARED
+    shared_log_odds: float = SURELY_SHARED
     """Of a shared budget. It is assumed at first, since accounts are sold with one limit of requests."""
-    _kinds: dict[RequestKind, _Kind] = field(factory=lambda: {"create": _Kind(), "poll": _Kind()})
-    _both: _Kind = field(factory=_Kind)
+    _kinds: dict[RequestKind, _KindState] = field(factory=lambda: {"create": _KindState(), "poll": _KindState()})
+    _both: _KindState = field(factory=_KindState)
 
     @property
-    def shared(self) -> bool:
+    def is_shared(self) -> bool:
         """Whether creates and polls share one budget."""
-        return self.log_odds >= SURELY_SHARED
+        return self.shared_log_odds >= SURELY_SHARED
 
     @property
-    def limited(self) -> bool:
+    def is_limited(self) -> bool:
         """Whether any request was refused for its rate."""
         return self._both.pacer.active
 
     def pacer(self, kind: RequestKind) -> Pacer:
         """Return the pacer of a kind of requests."""
-        return self._both.pacer if self.shared else self._kinds[kind].pacer
+        return self._both.pacer if self.is_shared else self._kinds[kind].pacer
 
     def admits(self, kind: RequestKind, now: float, in_flight: int) -> bool:
         """Return whether a request may leave now while `in_flight` of its kind have no answer yet."""
         own = self._kinds[kind]
-        if not self.shared:
+        if not self.is_shared:
             return own.pacer.admits(now, in_flight, urgent=kind == "create")
-        if self._may_try(kind):
+        if self._may_probe_sharing(kind):
             return not in_flight
         return self._both.pacer.admits(now, in_flight, urgent=kind == "create")
 
     def opens_at(self, kind: RequestKind) -> float:
         """Return when a request may leave by the passing of time."""
-        if self.shared and self._may_try(kind):
+        if self.is_shared and self._may_probe_sharing(kind):
             return -math.inf
         return self.pacer(kind).opens_at(urgent=kind == "create")
 
-    def sent(self, kind: RequestKind, now: float) -> None:
+    def on_sent(self, kind: RequestKind, now: float) -> None:
         """Record that a request left."""
-        self._kinds[kind].pacer.sent(now)
-        self._both.pacer.sent(now)
+        self._kinds[kind].pacer.on_sent(now)
+        self._both.pacer.on_sent(now)
 
     def on_accepted(self, kind: RequestKind, now: float, sent_at: float) -> None:
         """Record that a request was answered, and not with a 429 for its rate."""
-        self._meanwhile(kind, sent_at, accepted=True)
+        self._count_for_other_kind(kind, sent_at, accepted=True)
         this = self._kinds[kind]
         if this.refused_since is not None and sent_at > this.refused_since:
             this.refused_since = None
@@ -129,55 +129,55 @@ class RequestBudget:
     def on_throttled(self, kind: RequestKind, now: float, sent_at: float, wait_s: float | None = None) -> None:
         """Record a 429 for the rate; `wait_s` is the wait that the gateway asked for."""
         this = self._kinds[kind]
-        if self._meanwhile(kind, sent_at, accepted=False):
-            self._weigh(REFUSED_TOO)
+        if self._count_for_other_kind(kind, sent_at, accepted=False):
+            self._add_evidence(REFUSED_TOO)
         if this.refused_since is None:
             this.refused_since, this.refused_in_a_row, this.other_kind_tried, this.other_kind_accepted = now, 1, 0, 0
         elif sent_at > this.refused_since:
             this.refused_in_a_row += 1
             if this.refused_in_a_row >= LONG_RUN and this.other_kind_accepted:
                 share = (this.other_kind_accepted + 0.5) / (this.other_kind_tried + 1.0)
-                self._weigh(math.log(1.0 - share))
+                self._add_evidence(math.log(1.0 - share))
         for each in (this, self._both):
             each.limited_since = min(each.limited_since, now)
             each.pacer.on_throttled(now, sent_at, wait_s)
-            each.pacer.keep_above(PROVEN * each.accepted.proven_rate(each.accepted_at))
+            each.pacer.raise_to(PROVEN_SHARE * each.accepted.proven_rate(each.accepted_at))
 
     def rate_log_odds_of_refused_create(self, sent_at: float) -> float:
         """Return what polls show about an unexplained 429 to a create: log P(polls | rate) / P(polls | slots)."""
         polls = self._kinds["poll"]
-        if polls.refused_since is not None and self.log_odds >= 0.0:
+        if polls.refused_since is not None and self.shared_log_odds >= 0.0:
             return POLLS_REFUSED
-        if self.limited or sent_at - polls.accepted_at > SOON_S:  # at a known limit single requests are refused
+        if self.is_limited or sent_at - polls.accepted_at > SOON_S:  # at a known limit single requests are refused
             return 0.0
-        shared = 1.0 / (1.0 + math.exp(-self.log_odds))  # otherwise they show nothing
+        shared = 1.0 / (1.0 + math.exp(-self.shared_log_odds))  # otherwise they show nothing
         return math.log(shared * math.exp(POLLS_ACCEPTED) + 1.0 - shared)
 
     def polls_refused_after(self, sent_at: float) -> bool:
         """Return whether polls are refused for their rate, the first of them after a request of both."""
         refused_at = self._kinds["poll"].refused_since
-        return self.shared and refused_at is not None and refused_at > sent_at
+        return self.is_shared and refused_at is not None and refused_at > sent_at
 
-    def _may_try(self, kind: RequestKind) -> bool:
+    def _may_probe_sharing(self, kind: RequestKind) -> bool:
         """Return whether one request may show, at once, whether it is refused as the other kind was."""
-        other = self._kinds[_OTHER[kind]]
+        other = self._kinds[_OTHER_KIND[kind]]
         untried = other.refused_since is not None and other.other_kind_tried < other.refused_in_a_row
-        return untried and self._kinds[kind].refused_since is None and self.log_odds < WELL_KNOWN
+        return untried and self._kinds[kind].refused_since is None and self.shared_log_odds < WELL_KNOWN
 
-    def _meanwhile(self, kind: RequestKind, sent_at: float, *, accepted: bool) -> bool:
+    def _count_for_other_kind(self, kind: RequestKind, sent_at: float, *, accepted: bool) -> bool:
         """Count a request for the other kind; return whether that was being refused when this one was sent."""
-        other = self._kinds[_OTHER[kind]]
+        other = self._kinds[_OTHER_KIND[kind]]
         if other.refused_since is None or sent_at <= other.refused_since:
             return False
         other.other_kind_tried += 1
         other.other_kind_accepted += accepted
         return True
 
-    def _weigh(self, evidence: float) -> None:
-        before = self.shared
-        self.log_odds = max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, self.log_odds + evidence))
-        if self.shared and not before:
-            self._both.pacer.keep_above(self._both.accepted.proven_rate(self._both.accepted_at))
+    def _add_evidence(self, evidence: float) -> None:
+        before = self.is_shared
+        self.shared_log_odds = max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, self.shared_log_odds + evidence))
+        if self.is_shared and not before:
+            self._both.pacer.raise_to(self._both.accepted.proven_rate(self._both.accepted_at))
 
     def learned(self, now: float) -> LearnedRates | None:
         """Return what the next session starts from; None before the first refusal for the rate.
@@ -187,16 +187,16 @@ class RequestBudget:
         for each in (*self._kinds.values(), self._both):
             if now >= each.limited_since + WINDOW_S:  # what a bucket held at first is no rate
                 each.best_minute = max(each.best_minute, each.accepted.in_last_minute(now) / WINDOW_S)
-        rates = LearnedRates(log_odds=self.log_odds, both=self._both.learned())
-        if not self.limited and rates.both is None:
+        rates = LearnedRates(log_odds=self.shared_log_odds, both=self._both.learned())
+        if not self.is_limited and rates.both is None:
             return None
-        if self.shared:
+        if self.is_shared:
             return rates
         return evolve(rates, create=self._kinds["create"].learned(), poll=self._kinds["poll"].learned())
 
     def restore(self, rates: LearnedRates, now: float) -> None:
         """Start from what an earlier session learned."""
-        self.log_odds = rates.log_odds
+        self.shared_log_odds = rates.log_odds
         kinds = (self._kinds["create"], self._kinds["poll"], self._both)
         for each, pace in zip(kinds, (rates.create, rates.poll, rates.both), strict=True):
             if pace is not None:

@@ -10,7 +10,7 @@ from collections import deque
 
 from attrs import define, field
 
-COUNTED_S = 61.0
+CAP_WINDOW_S = 61.0
 """A minute and a second: a gateway counts when requests arrive, and one may be on its way longer than the next."""
 MAKE_UP_S = 6.0
 """The requests of a tenth of a minute may leave at once; in simulation more did not shorten the makespan."""
@@ -33,9 +33,9 @@ class RequestCap:
         """When the next request may leave."""
         if len(self._last_minute) < self.per_minute:
             return self._next_at
-        return max(self._next_at, self._last_minute[0] + COUNTED_S)
+        return max(self._next_at, self._last_minute[0] + CAP_WINDOW_S)
 
-    def sent(self, now: float) -> None:
+    def on_sent(self, now: float) -> None:
         """Count a request."""
-        self._next_at = max(self._next_at, now - MAKE_UP_S) + COUNTED_S / self.per_minute
+        self._next_at = max(self._next_at, now - MAKE_UP_S) + CAP_WINDOW_S / self.per_minute
         self._last_minute.append(now)

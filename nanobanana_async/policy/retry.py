@@ -22,15 +22,15 @@ from nanobanana_async.errors import (
     TransportError,
     UnexpectedResponse,
 )
-from nanobanana_async.validators import DAY_S, at_least_one, switch, within
+from nanobanana_async.validators import DAY_S, at_least_one, validate_switch, within
 
 # Final refusals, by status or by the code of an error envelope inside a 200.
-_REFUSALS = (InvalidRequest, AuthenticationError, InsufficientCredits, AccessDenied, TaskNotFound, PromptBlocked)
+_REFUSAL_ERRORS = (InvalidRequest, AuthenticationError, InsufficientCredits, AccessDenied, TaskNotFound, PromptBlocked)
 # Errors of the gateway itself. A 502 or 504 comes from a proxy, so the create may or may not have reached the gateway.
-_GATEWAY_ERRORS = (500, 503)
+_GATEWAY_ERROR_STATUSES = (500, 503)
 
 # Without the gateway's envelope: the server has no such path or method, or sends the request to another URL.
-_WRONG_PATH = (301, 307, 308, 404, 405, 501)
+_WRONG_PATH_STATUSES = (301, 307, 308, 404, 405, 501)
 
 LATE_REPLICA_S = 30.0
 """How long after the create a 404 may come from a replica of the gateway's database that lags behind."""
@@ -50,8 +50,8 @@ class RetryPolicy:
     max_wait_s: float = field(default=900.0, validator=within(above=0, endless=True))
     first_backoff_s: float = field(default=0.5, validator=within(above=0, most=DAY_S))
     max_backoff_s: float = field(default=30.0, validator=within(above=0, most=DAY_S))
-    retry_uncertain: bool = field(default=False, validator=switch)
-    retry_unkeyed_5xx: bool = field(default=False, validator=switch)
+    retry_uncertain: bool = field(default=False, validator=validate_switch)
+    retry_unkeyed_5xx: bool = field(default=False, validator=validate_switch)
 
     def backoff_s(self, attempt: int, jitter: float) -> float:
         """Return the seconds to wait after the n-th attempt.
@@ -105,7 +105,7 @@ class Attempt:
     """The failure lasts as long as the settings stay the same, and enough was tried."""
 
     @property
-    def key_lives(self) -> bool:
+    def is_key_alive(self) -> bool:
         """Whether the gateway still recognises a repeat; False if the wall clock went backwards."""
         return self.keyed and 0 <= self.key_age_s < self.key_lifetime_s
 
@@ -130,7 +130,7 @@ def classify_failure(error: NanoBananaError, attempt: Attempt) -> FailureKind:
         # The transport raises the last two before it sends anything.
         case TransportError(possibly_sent=False) | ConfigurationError() | SessionClosed():
             return FailureKind.NOT_SENT
-        case UnexpectedResponse(status=status) if attempt.unmet and status in _WRONG_PATH:
+        case UnexpectedResponse(status=status) if attempt.unmet and status in _WRONG_PATH_STATUSES:
             return FailureKind.NOT_SENT
         case RateLimited():
             return FailureKind.THROTTLED
@@ -139,9 +139,9 @@ def classify_failure(error: NanoBananaError, attempt: Attempt) -> FailureKind:
         # A 409 without the gateway's envelope may mean the same: the key of a first send must not be sent again.
         case UnexpectedResponse(status=409) if attempt.keyed and not attempt.sent_before:
             return FailureKind.KEY_TAKEN
-        case GatewayError() if isinstance(error, _REFUSALS):
+        case GatewayError() if isinstance(error, _REFUSAL_ERRORS):
             return FailureKind.REFUSED
-        case GatewayUnavailable(status=status) if status in _GATEWAY_ERRORS:
+        case GatewayUnavailable(status=status) if status in _GATEWAY_ERROR_STATUSES:
             return FailureKind.SERVER_ERROR
         case _:
             return FailureKind.NO_ANSWER
@@ -168,7 +168,7 @@ def decide_failed_create(error: NanoBananaError, attempt: Attempt, policy: Retry
         _costs_attempt(kind) and attempt.number >= policy.max_attempts
     )
     if attempt.in_doubt or doubtful:
-        safe = attempt.key_lives if attempt.keyed else policy.retry_uncertain
+        safe = attempt.is_key_alive if attempt.keyed else policy.retry_uncertain
         action = RetryAction.REPEAT if safe and not exhausted else RetryAction.PARK
         if action is RetryAction.REPEAT and attempt.hopeless:
             action = RetryAction.GIVE_UP
@@ -209,7 +209,7 @@ def is_lasting(error: NanoBananaError) -> bool:
             return lasting
         case UnexpectedResponse(status=status, body=body):
             page = status in (200, 201, 202) and body.lower().startswith(("<!doctype", "<html"))
-            return page or status in _WRONG_PATH
+            return page or status in _WRONG_PATH_STATUSES
         case _:
             return False
 

@@ -17,28 +17,28 @@ class SessionBudget(RequestBudget):
     pause: LongPause = field(factory=LongPause, kw_only=True)
 
     @property
-    def gate_opens_at(self) -> float:
+    def cap_and_pause_end_at(self) -> float:
         """When the cap and the pause let a request leave."""
         return self.pause.opens_at if self.cap is None else max(self.pause.opens_at, self.cap.opens_at)
 
     def admits(self, kind: RequestKind, now: float, in_flight: int) -> bool:
         """Return whether a request may leave now while `in_flight` of its kind have no answer yet."""
-        return now >= self.gate_opens_at and super().admits(kind, now, in_flight)
+        return now >= self.cap_and_pause_end_at and super().admits(kind, now, in_flight)
 
     def opens_at(self, kind: RequestKind) -> float:
         """Return when a request may leave by the passing of time."""
-        return max(self.gate_opens_at, super().opens_at(kind))
+        return max(self.cap_and_pause_end_at, super().opens_at(kind))
 
-    def sent(self, kind: RequestKind, now: float) -> None:
+    def on_sent(self, kind: RequestKind, now: float) -> None:
         """Record that a request left."""
-        self.count(now)
-        super().sent(kind, now)
+        self.count_unpaced(now)
+        super().on_sent(kind, now)
 
-    def count(self, now: float) -> None:
+    def count_unpaced(self, now: float) -> None:
         """Count a request that no pace held back."""
-        self.pause.sent(now)
+        self.pause.on_sent(now)
         if self.cap is not None:
-            self.cap.sent(now)
+            self.cap.on_sent(now)
 
     def cap_wait_s(self, now: float) -> float:
         """Return how long the cap holds a request back that leaves even during a pause."""
@@ -46,10 +46,10 @@ class SessionBudget(RequestBudget):
 
     def on_accepted(self, kind: RequestKind, now: float, sent_at: float) -> None:
         """Record that a request was answered, and not with a 429 for its rate."""
-        self.pause.answered(sent_at)
+        self.pause.on_answered(sent_at)
         super().on_accepted(kind, now, sent_at)
 
     def on_throttled(self, kind: RequestKind, now: float, sent_at: float, wait_s: float | None = None) -> None:
         """Record a 429 for the rate; it shows that no budget of a day is used up any more."""
-        self.pause.answered(sent_at)
+        self.pause.on_answered(sent_at)
         super().on_throttled(kind, now, sent_at, wait_s)

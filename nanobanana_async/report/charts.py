@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from attrs import frozen
 
-from nanobanana_async.formatting import count, duration, number
+from nanobanana_async.formatting import duration, number, plural
 from nanobanana_async.report.recorder import Recorder
 from nanobanana_async.report.summary import Summary
 from nanobanana_async.report.timeline import BusyTimeAxis, Step, levels, sums
@@ -68,20 +68,20 @@ def charts_of(summary: Summary, run: Recorder | None) -> tuple[list[Chart], Busy
     if axis.empty:
         return [], axis
     charts = [
-        _slots(held, run, axis) if held or (run is not None and run.samples) else None,
-        _credits(summary, axis),
+        _slots_chart(held, run, axis) if held or (run is not None and run.samples) else None,
+        _credits_chart(summary, axis),
         _histogram("Time per job", durations_s, "from sent to ended"),
         _histogram("Detection delay", [] if run is None else run.delays_s(), "at most: between the last two polls"),
     ]
     return [chart for chart in charts if chart is not None], axis
 
 
-def _slots(held: Sequence[tuple[float, float, int]], run: Recorder | None, axis: BusyTimeAxis) -> Chart:
+def _slots_chart(held: Sequence[tuple[float, float, int]], run: Recorder | None, axis: BusyTimeAxis) -> Chart:
     steps = levels(held, axis)
-    limit, throttled, paused = _learned(run, axis)
+    limit, throttled, paused = _limits_over_time(run, axis)
     limits = [value for _, value in limit if value is not None]
     max_held = max((value for _, value in steps), default=0.0)
-    top, y_ticks = _ceiling(max(max_held, *limits, 1.0), whole=True)
+    top, y_ticks = _axis_top_and_ticks(max(max_held, *limits, 1.0), whole=True)
     y = _scale(top)
     layers = [("paused", _bands(paused)), ("held", _area(steps, y)), ("edge", _line(steps, y))]
     legend = [("held", "held")]
@@ -91,11 +91,11 @@ def _slots(held: Sequence[tuple[float, float, int]], run: Recorder | None, axis:
         legend.append(("limit", "learned limit"))
         notes.append(f"limit {number(limits[-1])} learned")
     if throttled:
-        marks = "".join(f"M{_n(place * _WIDTH)} {_n(y(_value_at(limit, steps, place)))}h0" for place in throttled)
+        marks = "".join(f"M{_n(place * _WIDTH)} {_n(y(_refusal_height(limit, steps, place)))}h0" for place in throttled)
         layers.append(("throttled", marks))
         legend.append(("throttled", "refused (429)"))
     if run is not None:
-        notes.append(count(run.throttled_count, "refusal"))
+        notes.append(plural(run.throttled_count, "refusal"))
     if paused:
         legend.append(("paused", "paused"))
     return Chart(
@@ -111,7 +111,7 @@ def _slots(held: Sequence[tuple[float, float, int]], run: Recorder | None, axis:
     )
 
 
-def _learned(
+def _limits_over_time(
     run: Recorder | None, axis: BusyTimeAxis
 ) -> tuple[list[tuple[float, float | None]], list[float], list[tuple[float, float]]]:
     """Return the limit over time, where creates were refused with 429, and where creates were paused."""
@@ -137,7 +137,7 @@ def _learned(
     return [*limit, (end, None)], throttled, paused
 
 
-def _value_at(limit: Sequence[tuple[float, float | None]], steps: Sequence[Step], place: float) -> float:
+def _refusal_height(limit: Sequence[tuple[float, float | None]], steps: Sequence[Step], place: float) -> float:
     """Return the height of a refusal mark: the limit, or the held slots while the limit was unknown."""
     known = [value for at, value in limit if at <= place]
     if known and known[-1] is not None:
@@ -145,11 +145,11 @@ def _value_at(limit: Sequence[tuple[float, float | None]], steps: Sequence[Step]
     return next((value for at, value in reversed(steps) if at <= place), 0.0)
 
 
-def _credits(summary: Summary, axis: BusyTimeAxis) -> Chart | None:
+def _credits_chart(summary: Summary, axis: BusyTimeAxis) -> Chart | None:
     if not summary.price_sum or not len(summary.paid):
         return None
     steps = sums(zip(summary.paid_at, summary.paid, strict=True), axis)
-    top, y_ticks = _ceiling(max(value for _, value in steps))
+    top, y_ticks = _axis_top_and_ticks(max(value for _, value in steps))
     y = _scale(top)
     return Chart(
         title="Credits",
@@ -171,7 +171,7 @@ def _histogram(title: str, values: Sequence[float], note: str) -> Chart | None:
     counts = [0] * bars
     for value in values:
         counts[min(bars - 1, int(value / width))] += 1
-    top, y_ticks = _ceiling(max(counts), whole=True)
+    top, y_ticks = _axis_top_and_ticks(max(counts), whole=True)
     y, step = _scale(top), _WIDTH / bars
     path = "".join(
         f"M{_n(bar * step + step * 0.1)} 100V{_n(y(jobs))}H{_n((bar + 1) * step - step * 0.1)}V100Z"
@@ -214,7 +214,7 @@ def _time_ticks(axis: BusyTimeAxis, max_ticks: int = _MAX_TICKS) -> tuple[Tick, 
     )
 
 
-def _ceiling(value: float, *, whole: bool = False) -> tuple[float, tuple[Tick, ...]]:
+def _axis_top_and_ticks(value: float, *, whole: bool = False) -> tuple[float, tuple[Tick, ...]]:
     """Return the next round number, and labels for it and its half; `whole`: for jobs, both are whole numbers."""
     if whole and 1 < value <= 10:
         value = 2.0 * math.ceil(value / 2)

@@ -18,7 +18,7 @@ from attrs import frozen
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from nanobanana_async.formatting import count, duration, moment, number, period
+from nanobanana_async.formatting import duration, moment, number, period, plural
 from nanobanana_async.report.charts import charts_of
 from nanobanana_async.report.filters import Filters
 from nanobanana_async.report.phrases import PHRASES, Advice
@@ -121,7 +121,7 @@ def _card(row: ReportRow, folder: Path, advice: Advice | None, filtered: dict[in
             settings=_short_settings(row),
             took="" if row.seconds is None else duration(row.seconds),
             price="" if row.credits is None else f"{number(row.credits)} cr",
-            facts=json.dumps({**_facts(row), "f": filtered}, ensure_ascii=False),
+            facts=json.dumps({**_script_data(row), "f": filtered}, ensure_ascii=False),
         )
     )
 
@@ -149,7 +149,7 @@ def _page(
             rows=summary.rows,
             shown=summary.shown.total(),
             group=_GROUP,
-            when=_when(summary, axis),
+            when=_run_period(summary, axis),
             cards=(Markup(chunk) for chunk in iter(lambda: cards.read(_CHUNK), "")),
         )
     )
@@ -173,7 +173,7 @@ def _header(summary: Summary, cost: Credits | None, axis: BusyTimeAxis) -> list[
     facts = [
         None
         if not summary.rows
-        else Fact(label="succeeded", value=f"{counts['succeeded']:,}", note=f"of {count(summary.rows, 'row')}"),
+        else Fact(label="succeeded", value=f"{counts['succeeded']:,}", note=f"of {plural(summary.rows, 'row')}"),
         Fact(label="images", value=f"{summary.images:,}") if summary.images != counts["succeeded"] else None,
         Fact(label=", ".join(failed), value=f"{sum(counts[s] for s in failed):,}", tone="bad") if failed else None,
         Fact(label="uncertain", value=f"{counts['uncertain']:,}", tone="doubt") if counts["uncertain"] else None,
@@ -187,7 +187,7 @@ def _header(summary: Summary, cost: Credits | None, axis: BusyTimeAxis) -> list[
     return [fact for fact in facts if fact is not None]
 
 
-def _when(summary: Summary, axis: BusyTimeAxis) -> str:
+def _run_period(summary: Summary, axis: BusyTimeAxis) -> str:
     """Return when the run began; a period for several runs, whose length is no running time."""
     moments = [*summary.began, *summary.ended]
     if not moments:
@@ -223,11 +223,11 @@ def _short_settings(row: ReportRow) -> list[str]:
     found += [str(known[name])[:24] for name in ("resolution", "aspect_ratio") if known.get(name)]
     references = known.get("images")
     if isinstance(references, (list, tuple)) and references:
-        found.append(count(len(references), "reference"))
+        found.append(plural(len(references), "reference"))
     return found
 
 
-def _facts(row: ReportRow) -> dict[str, Any]:
+def _script_data(row: ReportRow) -> dict[str, Any]:
     """Return the data of the page's script, for sorting and for the large view."""
     facts: dict[str, Any] = {"i": row.index}
     if row.credits is not None:
@@ -288,7 +288,7 @@ def _templates() -> Environment:
         undefined=StrictUndefined,
     )
     environment.filters["exactly"] = _exactly
-    environment.filters["count"] = count
+    environment.filters["count"] = plural
     environment.filters["options"] = _options
     return environment
 

@@ -22,7 +22,7 @@ MAX_NESTING = 100
 _MAX_INT = 10**4000  # Python neither writes nor reads longer integers (`sys.set_int_max_str_digits`)
 
 
-def _status(_: Any, __: Any, status: object) -> None:
+def _check_status(_: Any, __: Any, status: object) -> None:
     if status not in STATUSES:
         raise ValueError(f"status must be one of {', '.join(STATUSES)}, not {status!r}")
 
@@ -39,7 +39,7 @@ class ReportRow:
     """The key of its job; empty if the row was invalid and had no key."""
     key: str | None = None
     """The row's own key, of the input file."""
-    status: Status = field(validator=_status)
+    status: Status = field(validator=_check_status)
     prompt: str = ""
     settings: Mapping[str, Any] = field(factory=dict)
     """The given fields of the request except the prompt, and the model that was used."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nanobanana_async import ImageRequest
 from nanobanana_async.batch.rows import RowReader
-from nanobanana_async.keys import key_prefix, validate_key
+from nanobanana_async.keys import batch_key_prefix, validate_key
 
 MANY = ImageRequest(
     "a boat",
@@ -78,8 +78,8 @@ def test_own_key_replaces_the_request() -> None:
 
 def test_keys_of_a_batch_share_a_prefix() -> None:
     found = keys("a boat", "a boat", {"prompt": "fog", "key": "k"})
-    assert all(key.startswith(key_prefix("spring")) for key in found)
-    assert key_prefix("spring") != key_prefix("Spring")
+    assert all(key.startswith(batch_key_prefix("spring")) for key in found)
+    assert batch_key_prefix("spring") != batch_key_prefix("Spring")
 
 
 def test_row_without_a_batch_has_its_own_or_a_new_key() -> None:

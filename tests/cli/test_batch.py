@@ -435,7 +435,7 @@ async def test_a_used_up_daily_budget_stops_the_batch_with_the_time_to_go_on(
     batch: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(long_pause, "MAX_RETRY_AFTER_S", 0.1)
-    monkeypatch.setattr(long_pause, "LATER_S", 0.1)
+    monkeypatch.setattr(long_pause, "MARGIN_S", 0.1)
     async with emulated(batch, requests_per_day=12, rate_window="clock") as emulator:
         said = await batch(batch.prompts(30), "--max-wait", "0")
     assert said.code == 3

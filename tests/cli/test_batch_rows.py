@@ -142,7 +142,7 @@ def test_the_batch_derives_the_same_keys_as_the_file(tmp_path: Path) -> None:
     rows = rows_of(tmp_path, "a.jsonl", '{"prompt": "a"}\n{"prompt": "a"}\n{"prompt": "a", "key": "k"}')
     as_batch = RowReader("a")
     # In another order.
-    assert [as_batch.read(row.item).key for row in reversed(rows)] == [row.key for row in reversed(rows)]
+    assert [as_batch.read(row.batch_input).key for row in reversed(rows)] == [row.key for row in reversed(rows)]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ async def test_events_and_board_fit_an_ascii_terminal_of_80_columns() -> None:
             display(CreateFailed(record=job(), error=lost, action="repeat", wait_s=0.4, in_doubt=True))
             display(JobStateChanged(before=JobState.SUBMITTING, record=running))
         stats = evolve(STATS, job_limit=6, slots_held=5, credits_spent=Decimal(96), credits_remaining=Decimal(1104))
-        display.console.print(display._boarded(stats))
+        display.console.print(display._render_board(stats))
         display.print_facts(stats, [0.1, 0.2, 0.4])
     printed = output.getvalue().decode("ascii")
     assert all(len(line.rstrip()) <= 80 for line in printed.splitlines())
@@ -68,4 +68,4 @@ def test_polls_are_compared_with_a_fixed_interval_of_the_same_delay(delay_s: flo
     jobs = [SimpleNamespace(polls=5, created_at=10.0, ends_at=35.0, first_seen_done_at=36.0) for _ in range(2)]
     running = SimpleNamespace(polls=3, created_at=10.0, ends_at=90.0, first_seen_done_at=None)
     seen: Any = SimpleNamespace(jobs=lambda: [*jobs, running], stats=lambda: SimpleNamespace(seen_delay_mean_s=delay_s))
-    assert DemoDisplay.polled(cast(Emulator, seen)) == said
+    assert DemoDisplay.describe_polls(cast(Emulator, seen)) == said

@@ -85,7 +85,7 @@ def test_jobs_that_are_bought_and_run_are_counted() -> None:
         *state_changes("four", S.SUBMITTING, S.RUNNING, S.FAILED),
     ]:
         display(event)
-    assert display.bought() == 2
+    assert display.count_unended_purchases() == 2
 
 
 @pytest.mark.parametrize("total", [1, 2])

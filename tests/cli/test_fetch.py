@@ -58,7 +58,7 @@ async def test_refused_key_is_one_line() -> None:
 async def test_timeout_names_the_command_again() -> None:
     async with Emulator(duration=Fixed(30)) as emulator:
         async with Session(emulator.apimall()) as session:
-            task_id = await (await session.submit("a fox")).accepted()
+            task_id = await (await session.submit("a fox")).wait_for_task_id()
         said = await nanobanana("jobs", "fetch", task_id, "--timeout", "0.5", environ=environment(emulator))
     assert said.code == 1
     assert f"`nanobanana jobs fetch {task_id} --gateway apimall" in said.complaint

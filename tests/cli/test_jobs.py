@@ -138,7 +138,7 @@ async def bought(jobs: Command, gateway: ApiMall, *names: str) -> None:
     """Buy jobs and close the session before they end."""
     async with Session(gateway, ledger=jobs.ledger) as session:
         for name in names:
-            await (await session.submit("a fox", idempotency_key=name)).accepted()
+            await (await session.submit("a fox", idempotency_key=name)).wait_for_task_id()
 
 
 async def in_doubt(jobs: Command, gateway: DefApi) -> None:

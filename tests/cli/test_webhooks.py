@@ -11,7 +11,7 @@ from attrs import frozen
 from nanobanana_async import Session
 from nanobanana_async.cli.app import run
 from nanobanana_async.emulator import API_KEY, Emulator
-from nanobanana_async.gateways.capabilities import MOST_WEBHOOKS
+from nanobanana_async.gateways.capabilities import MAX_WEBHOOKS_READ
 from nanobanana_async.webhooks import CallbackReceiver
 from tests.support.command import Said, TerminalStream, environment, nanobanana
 from tests.support.loopback import until
@@ -181,16 +181,16 @@ async def test_table_shows_hostile_urls_cut_and_without_markup(
 
 
 async def test_thousands_of_webhooks_are_listed_to_a_bound(account: Account) -> None:
-    for number in range(MOST_WEBHOOKS + 100):
+    for number in range(MAX_WEBHOOKS_READ + 100):
         account.emulator.simulator._state.add_webhook(
             0.0, f"https://other.example/{number}", ("job.failed",), None, None
         )
     said = await account()
-    assert len(said.out.splitlines()) == MOST_WEBHOOKS
+    assert len(said.out.splitlines()) == MAX_WEBHOOKS_READ
     assert said.err.strip().endswith("; only so many are read")
     wrong = await account("remove", "wh_0" + "x" * 5000, "--yes")
     assert len(wrong.complaint) < 1000
-    assert f" and {MOST_WEBHOOKS - 10} more" in wrong.complaint
+    assert f" and {MAX_WEBHOOKS_READ - 10} more" in wrong.complaint
 
 
 async def test_removal_of_many_names_the_first_and_counts_the_others(account: Account) -> None:

@@ -162,7 +162,7 @@ def engine_of(session: Session) -> Engine:
 
 def budget_of(session: Session) -> Budget:
     """The session's own limit."""
-    (budget,) = engine_of(session)._budgets
+    (budget,) = engine_of(session)._session_caps
     assert isinstance(budget, Budget)
     return budget
 
@@ -170,8 +170,8 @@ def budget_of(session: Session) -> Budget:
 def nothing_is_left(session: Session) -> bool:
     """Whether nothing is set aside, and no trace of money is kept of any job."""
     budget = budget_of(session)
-    left = budget.reserved or budget._shares
-    return not (left or engine_of(session).store.credits._reserved_in or engine_of(session).tracked)
+    left = budget.reserved or budget._reservations
+    return not (left or engine_of(session).store.credits._reservations or engine_of(session).tracked)
 
 
 def budgets_now(session: Session) -> list[Budget]:

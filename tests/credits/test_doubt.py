@@ -56,7 +56,7 @@ async def test_next_job_waits_for_a_possible_refund(refunds: bool) -> None:
     gateway = ChargingGateway(refunds=refunds)
     async with a_session("apimall", gateway.transport(), max_credits=8) as session:
         first = await session.submit("a [fail] fox")
-        await first.accepted()
+        await first.wait_for_task_id()
         second = await session.submit("an owl")
         await asyncio.sleep(gateway.job_s / 2)
         assert (first.state, second.state) == (JobState.RUNNING, JobState.PENDING)

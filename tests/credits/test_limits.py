@@ -234,8 +234,8 @@ async def test_ended_batch_leaves_no_reservation() -> None:
                 pass
         assert [budget.reserved for budget in budgets] == [0, 0]
         assert [budget.spent for budget in budgets] == [64, 64]
-        assert not any(budget._shares for budget in budgets)
-        assert not engine_of(session).store.credits._reserved_in
+        assert not any(budget._reservations for budget in budgets)
+        assert not engine_of(session).store.credits._reservations
 
 
 def by_images(body: dict[str, Any]) -> Decimal:

@@ -93,7 +93,7 @@ class Spending(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_remembered_of_jobs_that_are_over(self) -> None:
-        assert set(self.budget._shares) == {*self.under_way, *self.in_doubt}
+        assert set(self.budget._reservations) == {*self.under_way, *self.in_doubt}
         assert self.budget._under_way == set(self.under_way)
         assert not self.budget._estimated
 
@@ -121,13 +121,13 @@ class Learning(RuleBasedStateMachine):
 
     @property
     def unknown(self) -> list[str]:
-        return [key for key, name in self.jobs.items() if self.prices.of(name) is None]
+        return [key for key, name in self.jobs.items() if self.prices.price_of(name) is None]
 
     @rule(name=NAMES)
     def buy(self, name: str) -> None:
         price = self._price(name)
         consent = self.budget.check(price)
-        if price.estimated and self.unknown:
+        if price.is_estimate and self.unknown:
             assert consent is (LATER if set(self.unknown) & self.under_way else NEVER)
         if consent is NOW:
             self.bought += 1
@@ -164,7 +164,7 @@ class Learning(RuleBasedStateMachine):
 
     @invariant()
     def all_that_was_perhaps_bought_counts_at_its_price(self) -> None:
-        counted = sum((self.prices.of(name) or self.GUESS[name] for name in self.jobs.values()), Decimal(0))
+        counted = sum((self.prices.price_of(name) or self.GUESS[name] for name in self.jobs.values()), Decimal(0))
         assert self.budget.spent + self.budget.reserved == counted
 
 

@@ -71,7 +71,7 @@ async def test_purchases_of_others_do_not_count_for_a_session() -> None:
         a_session("apimall", gateway.transport(), ledger=LedgerView(shared)) as theirs,
     ):
         bought = await theirs.submit("a fox", idempotency_key="fox-1")
-        await bought.accepted()
+        await bought.wait_for_task_id()
         assert isinstance(await ours.generate("a fox", idempotency_key="fox-1"), GenerationResult)
         assert budget_of(ours).spent == 0
         assert ours.stats().credits_spent == 0

@@ -150,7 +150,7 @@ async def test_gateway_without_prices_sells_one_job(name: GatewayName) -> None:
         run = await run_batch(session, foxes(20), max_credits=80, expected_credits=8)
         assert (gateway.sold, run.results) == (11, 10)
         assert "max_credits is 80, 80 are spent, and a job for 8 would pass it" in str(run.why)
-        assert not engine_of(session).store.credits._reserved_in
+        assert not engine_of(session).store.credits._reservations
 
 
 @virtually

@@ -17,7 +17,7 @@ from nanobanana_async import (
     Session,
 )
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.policy.prices import plain
+from nanobanana_async.policy.prices import format_amount
 from nanobanana_async.testing import FakeTransport
 from tests.credits.fakes import (
     BOTH,
@@ -72,7 +72,7 @@ async def test_job_refused_by_the_cap_can_be_bought_later(way: str) -> None:
                 await session.generate("an owl", idempotency_key="owl-1")
         else:
             job = await session.submit("an owl", idempotency_key="owl-1")
-            for waiting in (job.accepted(), job.result(), job.result()):
+            for waiting in (job.wait_for_task_id(), job.result(), job.result()):
                 with pytest.raises(CreditLimitReached) as caught:
                     await waiting
             assert job.state is JobState.WITHDRAWN
@@ -125,7 +125,7 @@ async def test_tighter_of_two_caps_holds(name: GatewayName, of_session: int, of_
     async with a_session(name, gateway.transport(), max_credits=of_session * price) as session:
         run = await run_batch(session, foxes(40), max_credits=of_batch * price)
         assert (gateway.sold, run.results) == (10, 10)
-        assert f"max_credits is {plain(min(of_session, of_batch) * price)}," in str(run.why)
+        assert f"max_credits is {format_amount(min(of_session, of_batch) * price)}," in str(run.why)
         more = await together(session, foxes(20, word="owl"))
         assert sum(isinstance(answer, GenerationResult) for answer in more) == of_session - 10
         assert budget_of(session).reserved == 0
@@ -179,7 +179,7 @@ async def test_followed_job_costs_the_session_nothing() -> None:
     gateway = ChargingGateway()
     ledger = RecordingLedger()
     async with a_session("apimall", gateway.transport(), ledger=ledger) as first:
-        await (await first.submit("a fox", idempotency_key="fox-1")).accepted()
+        await (await first.submit("a fox", idempotency_key="fox-1")).wait_for_task_id()
     async with a_session("apimall", gateway.transport(), ledger=ledger, max_credits=0) as second:
         (job,) = await second.resume()
         assert (await job).credits == 8
@@ -243,7 +243,7 @@ async def test_cancelled_unsent_job_leaves_nothing_reserved() -> None:
     gateway = ChargingGateway()
     async with a_session("apimall", gateway.transport(), max_credits=8) as session:
         running = await session.submit("a fox")
-        await running.accepted()
+        await running.wait_for_task_id()
         waiting = asyncio.Task(session.generate("an owl"))
         await asyncio.sleep(1.0)
         waiting.cancel()

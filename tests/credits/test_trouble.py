@@ -111,7 +111,7 @@ async def test_first_unpriced_job_can_be_withdrawn() -> None:
             if seen.state is JobState.PENDING:
                 break
         assert await first.cancel()
-        await second.accepted()  # nothing was bought yet, so this one goes alone
+        await second.wait_for_task_id()  # nothing was bought yet, so this one goes alone
         third = await session.submit("a crow")
         await asyncio.sleep(60.0)
         assert (gateway.sold, third.state) == (1, JobState.PENDING)

@@ -136,7 +136,7 @@ async def test_waiting_job_is_not_sent_when_the_ledger_fails(path: Path, name: G
         quick(emulator, name, ledger=quickly(path), concurrency=one) as session,
     ):
         first = await session.submit("a fox", idempotency_key="first")
-        await first.accepted()
+        await first.wait_for_task_id()
         second = await session.submit("a crow", idempotency_key="second")
         with trouble(path):
             assert (await first).images  # the bought image is still returned

@@ -26,9 +26,9 @@ from tests.support.fakes import REAL_TIME
 STEPS: dict[str, tuple[type, str, bool]] = {
     "identified": (References, "identify", True),
     "claimed": (SqliteLedger, "claim", True),
-    "upload asked for": (Uploader, "_ask", False),
-    "upload prepared": (Uploader, "_ask", True),
-    "bytes stored": (ImageDownloader, "put", True),
+    "upload asked for": (Uploader, "_request_upload", False),
+    "upload prepared": (Uploader, "_request_upload", True),
+    "bytes stored": (ImageDownloader, "put_presigned", True),
     "upload remembered": (SqliteLedger, "remember_upload", True),
     "images loaded": (References, "load_body", True),
     "intent written": (JobStore, "advance_and_reserve", True),

@@ -89,8 +89,8 @@ async def test_no_connections_returns_when_all_are_closed() -> None:
         async with aiohttp.ClientSession() as http:
             await (await http.get(f"{emulator.url}/api/task/query")).read()
             with pytest.raises(TimeoutError):
-                await emulator.no_connections(timeout_s=0.05)
-        await emulator.no_connections()
+                await emulator.wait_for_no_connections(timeout_s=0.05)
+        await emulator.wait_for_no_connections()
         assert emulator.stats().open_connections == 0
 
 

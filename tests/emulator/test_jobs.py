@@ -73,7 +73,7 @@ def test_defapi_can_return_data_uris() -> None:
     caller.now = 10.0
     image = caller.polled_defapi(task_id)["result"][0]["image"]
     assert image.startswith("data:image/png;base64,iVBOR")
-    (callback,) = caller.simulator.due(10.0)
+    (callback,) = caller.simulator.take_due(10.0)
     assert json.loads(callback.body)["result"] == [{"image": image}]
 
 
@@ -233,8 +233,8 @@ def test_a_callback_is_due_when_the_job_ends() -> None:
     assert caller.simulator.next_due() is None
     task_id = caller.bought_defapi(callback_url="http://localhost:8/hook")
     assert caller.simulator.next_due() == 12.0
-    assert caller.simulator.due(11.9) == []
-    (callback,) = caller.simulator.due(12.0)
+    assert caller.simulator.take_due(11.9) == []
+    (callback,) = caller.simulator.take_due(12.0)
     assert (callback.url, callback.task_id) == ("http://localhost:8/hook", task_id)
     body = json.loads(callback.body)
     assert set(body) == {"result", "status", "task_id", "consumed", "status_reason"}
@@ -248,7 +248,7 @@ def test_callbacks_can_be_dropped_or_repeated_on_loopback_only() -> None:
     for caller in (dropped, doubled):
         caller.buy_defapi(callback_url="http://127.0.0.1:8/hook")
         caller.buy_defapi("abroad", callback_url="https://example.com/hook")
-    assert [len(caller.simulator.due(10.0)) for caller in (dropped, doubled)] == [0, 2]
+    assert [len(caller.simulator.take_due(10.0)) for caller in (dropped, doubled)] == [0, 2]
     assert (dropped.stats().callbacks_dropped, dropped.stats().callbacks_refused) == (1, 1)
 
 

@@ -188,10 +188,10 @@ def test_delivery_is_due_when_any_task_of_the_account_ends() -> None:
     caller.buy_defapi()
     (foreign,) = caller.simulator.add_foreign_tasks(0.0, [5.0], duration_s=4.0)
     assert caller.simulator.next_due() == 9.0
-    assert caller.simulator.due(9.0) == []
-    (delivery,) = caller.simulator.due(11.0)
+    assert caller.simulator.take_due(9.0) == []
+    (delivery,) = caller.simulator.take_due(11.0)
     assert (delivery.task_id, delivery.url) == (foreign, "http://127.0.0.1:1/hook")
-    assert len(caller.simulator.due(12.0)) == 1
+    assert len(caller.simulator.take_due(12.0)) == 1
 
 
 def test_webhook_gets_only_its_events_and_none_after_its_removal() -> None:
@@ -202,7 +202,7 @@ def test_webhook_gets_only_its_events_and_none_after_its_removal() -> None:
     caller.simulator.stats(10.0)
     path = f"/api/v1/webhooks/{removed}"
     assert caller.simulator.handle(10.0, EmulatedRequest("DELETE", path, {}, HEADERS)).status == 200
-    (delivery,) = caller.simulator.due(10.0)
+    (delivery,) = caller.simulator.take_due(10.0)
     assert (delivery.webhook_id, json.loads(delivery.body)["event"]) == (kept, "job.failed")
 
 
@@ -212,7 +212,7 @@ def test_deliveries_can_be_dropped_or_repeated_on_loopback_only() -> None:
         hooked(caller)
         hooked(caller, url=HOOK)
         caller.buy()
-    assert [len(caller.simulator.due(10.0)) for caller in (dropped, doubled)] == [0, 2]
+    assert [len(caller.simulator.take_due(10.0)) for caller in (dropped, doubled)] == [0, 2]
     assert (dropped.stats().callbacks_dropped, dropped.stats().callbacks_refused) == (1, 1)
 
 
@@ -222,7 +222,7 @@ def test_signature_may_be_wrong_unknown_or_absent() -> None:
         caller = Caller(webhook_signatures=manner)
         hooked(caller)
         caller.buy()
-        (delivery,) = caller.simulator.due(10.0)
+        (delivery,) = caller.simulator.take_due(10.0)
         signed = f"{delivery.headers['X-Nano-Timestamp']}.".encode() + delivery.body
         right = hmac.new(SECRET.encode(), signed, hashlib.sha256).hexdigest()
         sent = delivery.headers.get("X-Nano-Signature", "")

@@ -112,7 +112,7 @@ async def test_cancel_returns_whether_it_was_in_time() -> None:
     async with emulated(duration=Fixed(0.2)) as emulator:
         async with quick(emulator, concurrency=ONE_AT_A_TIME) as session:
             sent = await session.submit("a fox")
-            await sent.accepted()
+            await sent.wait_for_task_id()
             waiting = await session.submit("an owl")
             assert await waiting.cancel() is True
             assert await sent.cancel() is False
@@ -175,7 +175,7 @@ async def test_result_can_be_awaited_from_many_tasks() -> None:
         async with asyncio.TaskGroup() as group:
             waiters = [group.create_task(job.result()) for _ in range(10)]
         assert {waiter.result() for waiter in waiters} == {await job}
-        assert await job.accepted() == job.task_id
+        assert await job.wait_for_task_id() == job.task_id
         assert emulator.stats().creates_received == 1
 
 

@@ -233,7 +233,7 @@ async def attached(session: Session, task_id: str) -> Job:
 async def test_attach_buys_nothing(name: GatewayName, fault: Fault | None) -> None:
     async with emulated() as emulator:
         async with quick(emulator, name) as session:
-            task_id = await (await session.submit("a fox")).accepted()
+            task_id = await (await session.submit("a fox")).wait_for_task_id()
         emulator.queue_faults(QUERY[name], fault)
         async with quick(emulator, name) as other:
             job = await attached(other, task_id)

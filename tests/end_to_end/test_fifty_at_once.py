@@ -22,7 +22,7 @@ async def test_fifty_jobs_against_a_hidden_limit_of_ten(name: GatewayName, state
             results = await together(session, [f"fox {number}" for number in range(50)])
             stats = session.stats()
         assert session.stats().requests_in_flight == 0
-        await emulator.no_connections()
+        await emulator.wait_for_no_connections()
         seen = emulator.stats()
     assert all(isinstance(result, GenerationResult) for result in results)
     assert len({result.task_id for result in results if isinstance(result, GenerationResult)}) == 50

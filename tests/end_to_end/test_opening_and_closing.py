@@ -70,7 +70,7 @@ async def test_cancelled_owner_leaves_nothing_open() -> None:
         owner.cancel()
         with pytest.raises(asyncio.CancelledError):
             await owner
-        await emulator.no_connections()
+        await emulator.wait_for_no_connections()
         assert emulator.stats().open_connections == 0
 
 
@@ -143,7 +143,7 @@ async def test_running_job_is_polled_by_the_next_session(name: GatewayName) -> N
     async with emulated(duration=Fixed(0.2)) as emulator:
         async with quick(emulator, name, ledger=ledger) as session:
             job = await session.submit("a fox", idempotency_key="fox-1")
-            task_id = await job.accepted()
+            task_id = await job.wait_for_task_id()
         with pytest.raises(SessionClosed):
             await job
         async with quick(emulator, name, ledger=ledger) as other:
@@ -218,7 +218,7 @@ async def test_gateway_comes_from_the_environment(
     monkeypatch.setenv("DEFAPI_API_KEY", "emulator-key")
     monkeypatch.setenv("NANOBANANA_BASE_URL", nanobanana_emulator.url)
     async with Session() as session:
-        assert (await (await session.submit("a fox")).accepted()).startswith("ta")
+        assert (await (await session.submit("a fox")).wait_for_task_id()).startswith("ta")
 
 
 SCRIPT = """

@@ -100,7 +100,7 @@ async def test_each_waiter_gets_the_refusal(name: GatewayName) -> None:
         emulator.queue_faults(CREATE[name], said(451, "prompt_blocked", "Prompt blocked"))
         async with quick(emulator, name) as session:
             job = await session.submit("a fox")
-            for wait in (job.accepted, job.result, job.accepted):
+            for wait in (job.wait_for_task_id, job.result, job.wait_for_task_id):
                 with pytest.raises(PromptBlocked, match="Prompt blocked"):
                     await wait()
             assert job.state is JobState.REFUSED

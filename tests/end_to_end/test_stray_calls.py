@@ -161,7 +161,7 @@ async def test_forked_child_does_not_touch_its_parents_session(tmp_path: Path) -
     async with emulated(duration=Fixed(0.1)) as emulator, quick(emulator, ledger=tmp_path / "jobs.sqlite") as session:
         await session.generate("a fox")
         job = await session.submit("another fox")
-        await job.accepted()
+        await job.wait_for_task_id()
         reading, writing = os.pipe()
         shown = repr(job)  # here the job may end while the child runs
         child = os.fork()

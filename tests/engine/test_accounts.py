@@ -22,7 +22,7 @@ def session_of(gateway: GatewaySettings, transport: FakeTransport, path: Path) -
 async def leave_running(gateway: GatewaySettings, transport: FakeTransport, path: Path) -> None:
     async with session_of(gateway, transport, path) as session:
         assert [outcome.ok async for outcome in session.generate_many(["a", "b"], batch="spring")] == [True, True]
-        await (await session.submit("c", idempotency_key="order-17")).accepted()
+        await (await session.submit("c", idempotency_key="order-17")).wait_for_task_id()
 
 
 async def goes_on(gateway: GatewaySettings, transport: FakeTransport, path: Path) -> None:

@@ -44,7 +44,7 @@ async def test_transition_is_stored_before_request_and_event() -> None:
     transport = FakeTransport(log.recording_requests(in_turn([created()], [completed()])))
     async with apimall(transport, ledger=RecordingLedger(log=log), observers=[log.observe]) as session:
         job = await session.submit("a fox")
-        await job.accepted()
+        await job.wait_for_task_id()
         log.append("the caller has the task id")
         await job
     assert log == [

@@ -200,7 +200,7 @@ async def test_retry_after_pauses_all_creates() -> None:
     transport = Clocked(slow_down, created("img_1"))
     async with apimall(transport) as session:
         first = await session.submit("a fox")
-        await first.accepted()
+        await first.wait_for_task_id()
         assert transport.left_at["POST"] == [0.0, pytest.approx(40.0, abs=0.1)]
 
 

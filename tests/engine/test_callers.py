@@ -62,7 +62,7 @@ async def test_key_of_another_request_is_a_local_conflict() -> None:
     transport = FakeTransport(FakeGateway(job_s=10.0).answer)
     async with apimall(transport) as session:
         job = await session.submit("a fox", idempotency_key="order-1")
-        await job.accepted()
+        await job.wait_for_task_id()
         asked = len(transport.requests)
         for _ in range(2):
             with pytest.raises(IdempotencyConflict, match="another request") as caught:
@@ -124,12 +124,12 @@ async def test_accepted_returns_the_task_id_or_raises() -> None:
     async with apimall(scripted_creates(created("img_9"), refused(402))) as session:
         job = await session.submit("a fox")
         assert job.task_id is None
-        assert await job.accepted() == await job.accepted() == "img_9"
+        assert await job.wait_for_task_id() == await job.wait_for_task_id() == "img_9"
         poor = await session.submit("a wolf")
         with pytest.raises(InsufficientCredits):
-            await poor.accepted()
+            await poor.wait_for_task_id()
         with pytest.raises(InsufficientCredits):
-            await poor.accepted()
+            await poor.wait_for_task_id()
 
 
 @virtually
@@ -147,7 +147,7 @@ async def test_updates_yield_each_state_once_per_listener() -> None:
         async with asyncio.TaskGroup() as group:
             for states in listeners[:2]:
                 group.create_task(listen(states))
-            await job.accepted()
+            await job.wait_for_task_id()
             group.create_task(listen(listeners[2]))
         assert await states_of(job) == [JobState.SUCCEEDED]
     whole = [JobState.PENDING, JobState.SUBMITTING, JobState.RUNNING, JobState.SUCCEEDED]
@@ -202,7 +202,7 @@ async def test_generate_without_a_key_is_a_new_job() -> None:
 async def test_withdrawal_raises_for_all_waiters() -> None:
     transport = FakeTransport(FakeGateway(job_s=60.0).answer)
     async with apimall(transport, concurrency=ONE) as session:
-        await (await session.submit("first")).accepted()
+        await (await session.submit("first")).wait_for_task_id()
         job = await session.submit("a fox", idempotency_key="order-1")
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
         await asyncio.sleep(1.0)

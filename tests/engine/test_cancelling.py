@@ -25,7 +25,7 @@ async def cancelled(caller: "asyncio.Task[Any]") -> None:
 async def test_generate_cancelled_before_the_create_is_withdrawn() -> None:
     gateway, ledger = FakeGateway(job_s=60.0), RecordingLedger(keep_ended=True)
     async with apimall(FakeTransport(gateway.answer), ledger=ledger, concurrency=ONE) as session:
-        await (await session.submit("first")).accepted()
+        await (await session.submit("first")).wait_for_task_id()
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
         await asyncio.sleep(1.0)
         assert session.stats().queued == 1
@@ -75,7 +75,7 @@ async def test_generate_during_a_withdrawal_buys_once() -> None:
     gateway, ledger = FakeGateway(job_s=10.0), RecordingLedger(delay_s=0.5)
     async with apimall(FakeTransport(gateway.answer), ledger=ledger, concurrency=ONE) as session:
         first = await session.submit("first")
-        await first.accepted()
+        await first.wait_for_task_id()
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
         await asyncio.sleep(2.0)
         await cancelled(caller)
@@ -91,7 +91,7 @@ async def test_cancelled_caller_does_not_withdraw_an_adopted_running_job(
 ) -> None:
     gateway, ledger = FakeGateway(job_s=30.0), RecordingLedger()
     async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
-        await (await session.submit("a fox", idempotency_key="order-1")).accepted()
+        await (await session.submit("a fox", idempotency_key="order-1")).wait_for_task_id()
     ledger.delay_s = 0.5
     async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
@@ -123,7 +123,7 @@ async def test_submit_cancelled_before_the_write_is_withdrawn() -> None:
 async def test_submitted_job_outlives_its_callers() -> None:
     gateway = FakeGateway(job_s=5.0)
     async with apimall(FakeTransport(gateway.answer), concurrency=ONE) as session:
-        await (await session.submit("first")).accepted()
+        await (await session.submit("first")).wait_for_task_id()
         job = await session.submit("a fox", idempotency_key="order-1")
         caller = asyncio.Task(session.generate("a fox", idempotency_key="order-1"))
         await asyncio.sleep(1.0)

@@ -55,7 +55,7 @@ async def test_unanswered_create_at_close_stays_submitting(session_of: Opening) 
     ledger, transport = RecordingLedger(), answering_after(100.0, created())
     async with session_of(transport, ledger=ledger, timeouts=Timeouts(close_s=3.0)) as session:
         job = await session.submit("a fox", idempotency_key="order-1")
-        waiting = [asyncio.Task(job.result()), asyncio.Task(job.accepted())]
+        waiting = [asyncio.Task(job.result()), asyncio.Task(job.wait_for_task_id())]
         await asyncio.sleep(1.0)
     assert now() == pytest.approx(4.0)
     assert ledger.states() == {"order-1": JobState.SUBMITTING}
@@ -72,7 +72,7 @@ async def test_unsent_job_stays_pending_and_safe_to_repeat() -> None:
     gateway, ledger = FakeGateway(job_s=99.0), RecordingLedger()
     one = ConcurrencyPolicy(max_jobs=1, learn=False)
     async with apimall(FakeTransport(gateway.answer), ledger=ledger, concurrency=one) as session:
-        await (await session.submit("first", idempotency_key="order-1")).accepted()
+        await (await session.submit("first", idempotency_key="order-1")).wait_for_task_id()
         caller = asyncio.Task(session.generate("second", idempotency_key="order-2"))
         await asyncio.sleep(1.0)
     with pytest.raises(SessionClosed) as caught:
@@ -86,12 +86,12 @@ async def test_unsent_job_stays_pending_and_safe_to_repeat() -> None:
 async def test_handle_after_closing_says_possibly_bought() -> None:
     async with apimall(FakeTransport(FakeGateway(job_s=99.0).answer)) as session:
         job = await session.submit("a fox", idempotency_key="order-1")
-        await job.accepted()
+        await job.wait_for_task_id()
     for _ in range(2):
         with pytest.raises(SessionClosed) as caught:
             await job
         assert (caught.value.key, caught.value.safe_to_repeat) == ("order-1", False)
-    assert await job.accepted() == "t1"
+    assert await job.wait_for_task_id() == "t1"
     assert not await job.cancel()
     assert job.state is JobState.RUNNING
 
@@ -115,7 +115,7 @@ async def test_close_ends_updates() -> None:
 @virtually
 async def test_close_does_not_wait_for_polls() -> None:
     async with apimall(FakeTransport(FakeGateway(job_s=99.0).answer)) as session:
-        await (await session.submit("a fox")).accepted()
+        await (await session.submit("a fox")).wait_for_task_id()
         await asyncio.sleep(10.0)
         before = now()
     assert now() - before < 0.2

@@ -54,7 +54,7 @@ async def test_generate_timeout_after_the_create_leaves_the_job_running() -> Non
 async def test_generate_timeout_before_the_create_withdraws() -> None:
     transport, ledger = FakeTransport(FakeGateway(job_s=60.0).answer), RecordingLedger(keep_ended=True)
     async with apimall(transport, ledger=ledger, concurrency=ONE) as session:
-        await (await session.submit("first")).accepted()
+        await (await session.submit("first")).wait_for_task_id()
         with pytest.raises(JobUnfinished) as caught:
             await session.generate("a fox", idempotency_key="order-1", timeout=5.0)
         assert caught.value.safe_to_repeat

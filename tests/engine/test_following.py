@@ -204,7 +204,7 @@ async def test_429_on_a_poll_slows_polls_only(asked: float | None) -> None:
         await asked_first.wait()
         limited_at = now()
         second = await session.submit("two")
-        await second.accepted()
+        await second.wait_for_task_id()
         assert now() - limited_at < 1.0
         await first
         await second

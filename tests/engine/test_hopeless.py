@@ -159,7 +159,7 @@ async def test_resumed_job_on_a_wrong_setting_ends_its_waiting_only() -> None:
     switch.wrong = None
     ledger = RecordingLedger()
     async with apimall(FakeTransport(switch), ledger=ledger) as session:
-        await (await session.submit("a fox", idempotency_key="order-1")).accepted()
+        await (await session.submit("a fox", idempotency_key="order-1")).wait_for_task_id()
     began, switch.wrong = now(), UNKNOWN
     async with apimall(FakeTransport(switch), ledger=ledger) as session:
         (job,) = await session.resume()

@@ -28,7 +28,7 @@ ONE = ConcurrencyPolicy(max_jobs=1, learn=False)
 
 async def queued_behind_another(first: FakeProcess) -> None:
     """Let the key wait for the one slot of a session."""
-    await (await first.session.submit("another")).accepted()
+    await (await first.session.submit("another")).wait_for_task_id()
     await first.session.submit("a fox", idempotency_key=KEY)
 
 
@@ -58,7 +58,7 @@ async def test_running_job_is_adopted_when_its_owner_exits(session_of: Opening, 
     gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
     async with FakeProcess(shared, gateway.answer, session_of=session_of) as b:
         async with FakeProcess(shared, gateway.answer, session_of=session_of) as a:
-            await (await a.session.submit("a fox", idempotency_key=KEY)).accepted()
+            await (await a.session.submit("a fox", idempotency_key=KEY)).wait_for_task_id()
             theirs = fox(b.session)
             await asyncio.sleep(5.0)
             assert (b.held, len(b.transport.requests)) == (0, 0)
@@ -198,7 +198,7 @@ async def test_caller_cancelled_during_the_claim_does_not_buy() -> None:
 async def test_job_of_others_without_waiters_is_not_checked() -> None:
     gateway, shared = FakeGateway(job_s=300.0), SharedLedger()
     async with two_processes(shared, gateway.answer, session_of=apimall) as (a, b):
-        await (await a.session.submit("a fox", idempotency_key=KEY)).accepted()
+        await (await a.session.submit("a fox", idempotency_key=KEY)).wait_for_task_id()
         with pytest.raises(JobUnfinished):
             await b.session.generate("a fox", idempotency_key=KEY, timeout=3.0)
         await asyncio.sleep(2.0)
@@ -233,7 +233,7 @@ async def test_accepted_returns_a_task_id_of_another_session() -> None:
     ):
         await queued_behind_another(a)
         job = await b.session.submit("a fox", idempotency_key=KEY)
-        assert await job.accepted() == "t2"
+        assert await job.wait_for_task_id() == "t2"
         with pytest.raises(JobUnfinished):
             await job.result(timeout=0.5)
         assert (await job).task_id == "t2"
@@ -244,7 +244,7 @@ async def test_accepted_returns_a_task_id_of_another_session() -> None:
 async def test_job_pruned_during_the_wait_is_a_ledger_error() -> None:
     gateway, shared = FakeGateway(job_s=30.0), SharedLedger()
     async with two_processes(shared, gateway.answer, session_of=apimall) as (a, b):
-        await (await a.session.submit("a fox", idempotency_key=KEY)).accepted()
+        await (await a.session.submit("a fox", idempotency_key=KEY)).wait_for_task_id()
         theirs = fox(b.session)
         await asyncio.sleep(1.5)
         shared.forget(KEY)

@@ -63,12 +63,12 @@ async def test_unstored_task_id_is_in_the_error_and_polling_continues() -> None:
 async def test_each_waiter_gets_the_unstored_task_id() -> None:
     async with apimall(scripted_creates(created()), ledger=RecordingLedger(failing_writes=[ANSWER])) as session:
         job = await session.submit("a fox")
-        waiting = [asyncio.Task(job.accepted()), asyncio.Task(job.result())]
+        waiting = [asyncio.Task(job.wait_for_task_id()), asyncio.Task(job.result())]
         await asyncio.wait(waiting)
         errors = [waiter.exception() for waiter in waiting]
         assert all(isinstance(error, LedgerError) for error in errors)
         assert errors[0] is not errors[1]
-        assert await job.accepted() == "img_1"
+        assert await job.wait_for_task_id() == "img_1"
         assert (await job).task_id == "img_1"
 
 
@@ -124,7 +124,7 @@ async def test_unstored_withdrawal_sends_nothing() -> None:
     gateway = FakeGateway(job_s=50.0, limit=1)
     ledger = RecordingLedger()
     async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
-        await (await session.submit("one")).accepted()
+        await (await session.submit("one")).wait_for_task_id()
         waiting = await session.submit("two", idempotency_key="order-2")
         await asyncio.sleep(5.0)
         ledger.fails = {ledger.writes + 1}

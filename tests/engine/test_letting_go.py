@@ -223,7 +223,7 @@ async def test_job_with_an_unstored_task_id_is_not_released() -> None:
         await asyncio.sleep(0.01)
         a.ledger.fails["advance"] = 1
         with pytest.raises(LedgerError):
-            await job.accepted()
+            await job.wait_for_task_id()
         with pytest.raises(AuthenticationError):
             await job
         theirs = fox(b.session)

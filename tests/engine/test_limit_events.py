@@ -54,7 +54,7 @@ async def test_slots_that_others_held_at_the_start_are_filled_soon_afterwards() 
     ours, other = (Session(ApiMall(api_key=API_KEY), http=EmulatorTransport(world, api_key=API_KEY)) for _ in range(2))
     async with ours, other:
         for number in range(20):
-            await (await other.submit(f"an owl, number {number}")).accepted()
+            await (await other.submit(f"an owl, number {number}")).wait_for_task_id()
         began = now()
         async with asyncio.TaskGroup() as group:
             for number in range(61):

@@ -178,13 +178,13 @@ async def test_running_job_with_any_due_time_is_kept(due: float, monkeypatch: py
     async with apimall(FakeTransport(gateway.answer)) as session:
         engine = session._session_task.engine
         assert engine is not None
-        begin = engine.poller.begin
+        begin = engine.poller.begin_polling
 
         def never(job: TrackedJob) -> float:
             begin(job)
             return due
 
-        monkeypatch.setattr(engine.poller, "begin", never)
+        monkeypatch.setattr(engine.poller, "begin_polling", never)
         result = await session.generate("a fox", idempotency_key="order-1")
         assert result.task_id == "t1"
         assert 86_000 < now() < 90_000
@@ -194,7 +194,7 @@ async def test_running_job_with_any_due_time_is_kept(due: float, monkeypatch: py
 async def test_bought_job_is_never_reported_as_not_bought(monkeypatch: pytest.MonkeyPatch) -> None:
     async with apimall(FakeTransport(FakeGateway(job_s=1e9).answer)) as session:
         job = await session.submit("a fox")
-        await job.accepted()
+        await job.wait_for_task_id()
         monkeypatch.setattr(TrackedJob, "is_followed", False)  # however it came to that
         with pytest.raises(JobUnfinished, match="is running and no longer polled here: await it again") as caught:
             await job._wait_for_change()

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from nanobanana_async.engine.phases import LIVE_PHASES, PHASES, Phase
+from nanobanana_async.engine.phases import FOLLOWED_PHASES, PHASES, Phase
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.testing import FakeTransport
@@ -23,20 +23,20 @@ def test_every_phase_has_transitions_and_is_reachable() -> None:
 
 
 def test_every_live_phase_can_end() -> None:
-    assert all(Phase.DONE in PHASES[phase] for phase in LIVE_PHASES)
+    assert all(Phase.DONE in PHASES[phase] for phase in FOLLOWED_PHASES)
 
 
 def test_transition_outside_the_table_raises() -> None:
     job = found_job()
     with pytest.raises(RuntimeError, match="job order-1 cannot go KNOWN -> IN_FLIGHT"):
-        job.move(Phase.IN_FLIGHT)
+        job.enter_phase(Phase.IN_FLIGHT)
     assert job.phase is Phase.KNOWN
 
 
 def test_transition_cancels_the_due_time() -> None:
     job = found_job()
     job.due = 3.0
-    job.move(Phase.CLAIMING)
+    job.enter_phase(Phase.CLAIMING)
     assert job.due == float("inf")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nanobanana_async import Job, JobFailed, JobState
-from nanobanana_async.engine.progress import COUNTED, progress_of_all
+from nanobanana_async.engine.progress import MOST_COUNTED_JOBS, sum_of_progress
 from nanobanana_async.engine.tracked_job import MOST_PROGRESS, StatedProgress
 from nanobanana_async.jobs import JobSnapshot
 from nanobanana_async.ledger.memory import MemoryLedger
@@ -43,7 +43,7 @@ async def test_progress_rises_smoothly_and_is_one_only_at_the_end() -> None:
             await session.generate(prompt)
         job = await session.submit("a fox")
         assert (job.progress, job.expected_end) == (0.0, None)
-        await job.accepted()
+        await job.wait_for_task_id()
         shares = await watched(job, lambda: job.state is not JobState.RUNNING)
         assert (job.progress, job.expected_end) == (1.0, None)
     assert shares == sorted(shares)
@@ -61,7 +61,7 @@ async def test_expected_end_is_learned_and_moves_with_a_late_job() -> None:
             await session.generate(f"fox {number}")
         gateway.job_s = 300.0
         job = await session.submit("a slow fox")
-        await job.accepted()
+        await job.wait_for_task_id()
         began = EPOCH + timedelta(seconds=now())
         early = job.expected_end
         assert early is not None
@@ -90,7 +90,7 @@ async def test_number_of_the_gateway_counts_and_never_goes_back() -> None:
 async def test_gateway_that_states_progress_is_not_overruled_by_age() -> None:
     async with apimall(stating(5, then=task("processing", progress=5))) as session:
         job = await session.submit("a fox")
-        await job.accepted()
+        await job.wait_for_task_id()
         await asyncio.sleep(600.0)
         assert job.progress == 0.05
 
@@ -143,7 +143,7 @@ async def test_job_of_another_process_has_progress_too() -> None:
     a_process = partial(FakeProcess, shared, gateway.answer, session_of=apimall)
     async with a_process() as a, a_process() as b:
         mine = await a.session.submit("a fox", idempotency_key="order-17")
-        await mine.accepted()
+        await mine.wait_for_task_id()
         await asyncio.sleep(8.0)
         theirs = await found(b.session, "order-17")
         assert 0.1 < theirs.progress < 0.9
@@ -160,7 +160,7 @@ async def test_reading_progress_writes_and_asks_nothing() -> None:
         async with apimall(transport, ledger=ledger) as session:
             before = len(transport.requests)
             job = await session.submit("a fox")
-            await job.accepted()
+            await job.wait_for_task_id()
             while job.state is JobState.RUNNING:
                 if read:
                     assert 0.0 <= job.progress < 1.0
@@ -175,16 +175,16 @@ async def test_reading_progress_writes_and_asks_nothing() -> None:
 async def test_sum_over_many_jobs_costs_no_more_than_over_a_few() -> None:
     reads = 0
     async with apimall(FakeTransport(FakeGateway(job_s=20.0).answer)) as session:
-        jobs = [(await session.submit(f"fox {number}"))._tracked for number in range(COUNTED * 3 + 1)]
+        jobs = [(await session.submit(f"fox {number}"))._tracked for number in range(MOST_COUNTED_JOBS * 3 + 1)]
         await asyncio.sleep(12.0)
-        engine = session._engine()
+        engine = session._require_engine()
         wanted = sum(engine.estimates.schedule_of(job) is not None for job in jobs)
         assert wanted == len(jobs)
-        total = progress_of_all(engine, jobs)
+        total = sum_of_progress(engine, jobs)
         assert 0 < total < len(jobs)
         reads = sum(1 for job in jobs if job.progress > 0.0)
-        assert progress_of_all(engine, []) == 0.0
-    assert reads <= COUNTED
+        assert sum_of_progress(engine, []) == 0.0
+    assert reads <= MOST_COUNTED_JOBS
 
 
 def test_stated_progress_holds_nothing_but_its_number() -> None:

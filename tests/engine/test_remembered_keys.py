@@ -117,7 +117,7 @@ async def test_withdrawn_key_is_bought_again() -> None:
     one = ConcurrencyPolicy(max_jobs=1, learn=False)
     async with apimall(FakeTransport(gateway.answer), concurrency=one) as session:
         first = await session.submit("a crow")
-        await first.accepted()
+        await first.wait_for_task_id()
         job = await session.submit("a fox", idempotency_key=KEY)
         assert await job.cancel()
         with pytest.raises(JobWithdrawn):

@@ -191,7 +191,7 @@ async def test_invalid_resolution_is_refused_and_writes_nothing() -> None:
     async with a_process(shared, gateway) as process:
         session = process.session
         running = await session.submit("a crow", idempotency_key="running")
-        await running.accepted()
+        await running.wait_for_task_id()
         doubtful = await uncertain(process, gateway)
         written = len(process.ledger.changes)
         none_or_two: list[dict[str, Any]] = [
@@ -323,7 +323,7 @@ async def test_not_bought_job_holds_no_slot_before_its_repurchase() -> None:
     async with a_process(shared, gateway, concurrency=one) as a, a_process(shared, gateway) as b:
         await uncertain(a, gateway)
         first = await a.session.submit("a crow")
-        await first.accepted()
+        await first.wait_for_task_id()
         await b.session.resolve(KEY, not_bought=True)
         second = await a.session.submit("a hen")
         caller = asyncio.Task(a.session.generate("a fox", idempotency_key=KEY))

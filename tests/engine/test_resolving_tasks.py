@@ -128,7 +128,7 @@ async def test_task_of_another_job_is_refused_with_its_key() -> None:
     gateway, shared = Gateway(), SharedLedger()
     async with FakeProcess(shared, gateway.answer, session_of=defapi) as process:
         other = await process.session.submit("a crow", idempotency_key="other")
-        assert await other.accepted() == "t1"
+        assert await other.wait_for_task_id() == "t1"
         job = await uncertain(process.session, gateway)
         held = process.held
         with pytest.raises(ConfigurationError, match="task t1 belongs to job other already: nothing was changed"):
@@ -234,7 +234,7 @@ async def test_known_or_followed_running_job_is_not_resolved() -> None:
     gateway, shared = Gateway(job_s=5000.0), SharedLedger()
     async with two_processes(shared, gateway.answer, session_of=defapi) as (a, b):
         job = await a.session.submit("a fox", idempotency_key=KEY)
-        await job.accepted()
+        await job.wait_for_task_id()
         for way in DECISIONS.values():
             with pytest.raises(ConfigurationError, match="polled by this session: nothing to resolve"):
                 await a.session.resolve(KEY, **way)

@@ -137,7 +137,7 @@ async def test_jobs_of_a_living_owner_are_not_resumed(session_of: Opening) -> No
         FakeProcess(shared, gateway.answer, session_of=session_of) as second,
     ):
         running, waiting = await first.session.submit("one"), await first.session.submit("two")
-        await running.accepted()
+        await running.wait_for_task_id()
         assert await second.session.resume(buy=True) == []
         await asyncio.sleep(10.0)
         assert not second.transport.requests

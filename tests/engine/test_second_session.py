@@ -37,7 +37,7 @@ KEY = "order-1"
 
 async def left_running(session_of: Opening, ledger: RecordingLedger, gateway: FakeGateway) -> None:
     async with session_of(FakeTransport(gateway.answer), ledger=ledger) as session:
-        await (await session.submit("a fox", idempotency_key=KEY)).accepted()
+        await (await session.submit("a fox", idempotency_key=KEY)).wait_for_task_id()
 
 
 async def left_submitting(session_of: Opening, ledger: RecordingLedger, gateway: FakeGateway) -> FakeTransport:
@@ -114,7 +114,7 @@ async def test_apimall_submitting_job_is_repeated_with_its_key(way: str) -> None
         job = await session.job(KEY)
         assert job is not None
         if way == "accepted":
-            assert await job.accepted() == "t1"
+            assert await job.wait_for_task_id() == "t1"
         result = await (session.generate("a fox", idempotency_key=KEY) if way == "generate" else job)
     assert result.task_id == "t1"
     assert gateway.sold == 1
@@ -188,7 +188,7 @@ async def test_pending_job_is_bought_only_by_generate() -> None:
     async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
         job = await session.job(KEY)
         assert job is not None
-        for wait in (job.result, job.accepted):
+        for wait in (job.result, job.wait_for_task_id):
             with pytest.raises(JobUnfinished, match="never bought") as caught:
                 await wait()
             assert caught.value.safe_to_repeat

@@ -205,7 +205,7 @@ def test_ledger_used_on_another_loop_can_be_reused() -> None:
 
     async def begin() -> None:
         async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:
-            await (await session.submit("a fox", idempotency_key="order-1")).accepted()
+            await (await session.submit("a fox", idempotency_key="order-1")).wait_for_task_id()
 
     async def go_on() -> str:
         async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:

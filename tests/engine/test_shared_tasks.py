@@ -124,7 +124,7 @@ async def test_key_is_not_attached_to_another_task() -> None:
     gateway = FakeGateway(job_s=50.0)
     async with session_on(FakeTransport(gateway.answer), None) as session:
         job = await session.submit("a fox", idempotency_key="k")
-        await job.accepted()
+        await job.wait_for_task_id()
         gateway.tasks["t9"] = 0.0
         with pytest.raises(IdempotencyConflict, match="belongs to a job of task t1"):
             await session.attach("t9", key="k", request=job.request)

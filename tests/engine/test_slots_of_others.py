@@ -24,7 +24,7 @@ async def test_slots_of_other_sessions_count_until_their_jobs_end() -> None:
     four = ConcurrencyPolicy(max_jobs=4, learn=False)
     async with FakeProcess(shared, gateway.answer, session_of=apimall, concurrency=four) as a:
         for number in range(3):
-            await (await a.session.submit(f"crow {number}")).accepted()
+            await (await a.session.submit(f"crow {number}")).wait_for_task_id()
         async with FakeProcess(shared, gateway.answer, session_of=apimall, concurrency=four) as b:
             jobs = [await b.session.submit(f"fox {number}") for number in range(4)]
             await asyncio.sleep(20.0)

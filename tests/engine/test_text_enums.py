@@ -13,7 +13,7 @@ from nanobanana_async.images.addresses import to_networks
 from nanobanana_async.images.headers import download_headers
 from nanobanana_async.images.names import NameFacts, NameTemplate
 from nanobanana_async.images.target import as_target
-from nanobanana_async.keys import key_prefix
+from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.models import same_request
 from nanobanana_async.testing import FakeTransport, Reply
 from nanobanana_async.validators import as_file, as_folder
@@ -128,7 +128,7 @@ def test_paths_have_the_values(read: object) -> None:
 def test_settings_have_the_values() -> None:
     gateway = ApiMall(api_key=Text.PROMPT.replace(" ", "-"), account=Text.BATCH, model=Text.MODEL)
     assert (gateway.account, gateway.model) == ("apimall:spring", "nano-banana")
-    assert key_prefix(Text.BATCH) == key_prefix("spring")
+    assert batch_key_prefix(Text.BATCH) == batch_key_prefix("spring")
     assert [str(each) for each in to_networks([Text.NETWORK])] == ["10.0.0.5/32"]
     proxy = to_proxy_secret(Text.URL)
     assert proxy.reveal() == "http://gateway.example:3128"  # type: ignore[union-attr]

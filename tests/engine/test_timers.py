@@ -46,9 +46,9 @@ async def test_due_jobs_are_ordered_by_time() -> None:
     timers = RecordedTimer().timers
     jobs: list[Timed] = [job_number(number) for number in range(4)]
     for job, due in zip(jobs, (3.0, 1.0, 2.0, 9.0), strict=True):
-        timers.set(job, due)
-    assert [jobs.index(job) for job in timers.due(3.0)] == [1, 2, 0]
-    assert list(timers.due(3.0)) == []
+        timers.set_due(job, due)
+    assert [jobs.index(job) for job in timers.take_due(3.0)] == [1, 2, 0]
+    assert list(timers.take_due(3.0)) == []
     assert jobs[0].due == NEVER
 
 
@@ -56,30 +56,30 @@ async def test_due_jobs_are_ordered_by_time() -> None:
 async def test_rescheduled_job_is_due_once() -> None:
     timers, job = RecordedTimer().timers, job_number()
     for due in (1.0, 5.0, 2.0):
-        timers.set(job, due)
-    assert list(timers.due(1.5)) == []
-    assert list(timers.due(2.0)) == [job]
-    assert list(timers.due(9.0)) == []
+        timers.set_due(job, due)
+    assert list(timers.take_due(1.5)) == []
+    assert list(timers.take_due(2.0)) == [job]
+    assert list(timers.take_due(9.0)) == []
 
 
 @virtually
 async def test_job_due_within_a_tick_is_due_now() -> None:
     timers, job = RecordedTimer().timers, job_number()
-    timers.set(job, 1.0)
-    assert list(timers.due(1.0 - 2 * TICK_S)) == []
-    assert list(timers.due(1.0 - TICK_S / 2)) == [job]
+    timers.set_due(job, 1.0)
+    assert list(timers.take_due(1.0 - 2 * TICK_S)) == []
+    assert list(timers.take_due(1.0 - TICK_S / 2)) == [job]
 
 
 @virtually
 async def test_timer_fires_at_the_earliest_due_time() -> None:
     timer = RecordedTimer()
-    timer.timers.set(job_number(1), 30.0)
+    timer.timers.set_due(job_number(1), 30.0)
     timer.timers.set_loop_timer(now())
-    timer.timers.set(job_number(2), 10.0)
+    timer.timers.set_due(job_number(2), 10.0)
     timer.timers.set_loop_timer(now())
     await asyncio.sleep(15.0)
     assert timer.fired_at == [10.0]
-    list(timer.timers.due(now()))
+    list(timer.timers.take_due(now()))
     timer.timers.set_loop_timer(now(), also_at=20.0)
     timer.timers.set_loop_timer(now(), also_at=25.0)
     await asyncio.sleep(100.0)
@@ -90,7 +90,7 @@ async def test_timer_fires_at_the_earliest_due_time() -> None:
 async def test_stopped_or_empty_timer_does_not_fire() -> None:
     timer = RecordedTimer()
     timer.timers.set_loop_timer(now())
-    timer.timers.set(job_number(), 10.0)
+    timer.timers.set_due(job_number(), 10.0)
     timer.timers.set_loop_timer(now())
     timer.timers.stop()
     await asyncio.sleep(100.0)
@@ -100,7 +100,7 @@ async def test_stopped_or_empty_timer_does_not_fire() -> None:
 @virtually
 async def test_timer_fires_at_most_once_per_tick() -> None:
     timer = RecordedTimer()
-    timer.timers.set(job_number(), 0.0)
+    timer.timers.set_due(job_number(), 0.0)
     timer.timers.set_loop_timer(now())
     await asyncio.sleep(1.0)
     assert timer.fired_at == [TICK_S]

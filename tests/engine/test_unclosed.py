@@ -40,7 +40,7 @@ async def forgets_after_work() -> None:
     session = apimall(FakeTransport(FakeGateway().answer))
     await session.open()
     await session.generate("a fox")
-    await (await session.submit("another")).accepted()
+    await (await session.submit("another")).wait_for_task_id()
 
 
 async def forgets_during_a_post() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from nanobanana_async.errors import UnexpectedResponse
 from nanobanana_async.gateways import ApiMall, DefApi, HttpResponse
-from nanobanana_async.policy.prices import as_credits
+from nanobanana_async.policy.prices import parse_credits
 
 mall = ApiMall(api_key="mall-key-0123456789")
 defapi = DefApi(api_key="dk-0123456789abcdef")
@@ -66,4 +66,4 @@ def test_senseless_count_is_unknown_in_webhooks(number: str) -> None:
 @pytest.mark.parametrize("amount", [Decimal("1e999999999"), Decimal("-1e999999999"), Decimal("1e-999999999")])
 def test_senseless_option_is_refused(amount: Decimal) -> None:
     with pytest.raises(ValueError, match="max_credits must be"):
-        as_credits("max_credits", amount)
+        parse_credits("max_credits", amount)

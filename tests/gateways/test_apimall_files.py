@@ -8,7 +8,7 @@ import pytest
 
 from nanobanana_async.errors import AuthenticationError, ConfigurationError, InvalidRequest, UnexpectedResponse
 from nanobanana_async.gateways import ApiMall, HttpResponse
-from nanobanana_async.gateways.apimall_files import INLINE_BYTES
+from nanobanana_async.gateways.apimall_files import MAX_BASE64_UPLOAD_BYTES
 from nanobanana_async.gateways.capabilities import HasUploads, TakesInlineImages, UploadTarget
 
 mall: ApiMall = ApiMall(api_key="mall-key-0123456789")
@@ -40,15 +40,15 @@ def test_small_image_is_uploaded_in_one_request() -> None:
 
 
 def test_large_image_gets_a_presigned_url() -> None:
-    request = mall.build_upload(bytes(INLINE_BYTES + 1), content_type="image/png", filename="a.png")
+    request = mall.build_upload(bytes(MAX_BASE64_UPLOAD_BYTES + 1), content_type="image/png", filename="a.png")
     assert request.url == "https://gateway.apimall.ai/api/v1/files/upload-url"
     assert json.loads(request.body or b"") == {
         "filename": "a.png",
         "content_type": "image/png",
-        "file_size": INLINE_BYTES + 1,
+        "file_size": MAX_BASE64_UPLOAD_BYTES + 1,
         "expires_in": 900,
     }
-    at_most = mall.build_upload(bytes(INLINE_BYTES), content_type="image/png", filename="a.png")
+    at_most = mall.build_upload(bytes(MAX_BASE64_UPLOAD_BYTES), content_type="image/png", filename="a.png")
     assert at_most.url.endswith("/base64")
 
 

@@ -195,7 +195,7 @@ def test_right_signature_is_recognised(prefix: str, upper: bool) -> None:
     headers = {"x-nano-timestamp": TIMESTAMP, "x-nano-signature": prefix + digest}
     found = mall.read_signature(headers, BODY, secret=SECRET)
     assert found is not None
-    assert (found.is_right, found.signed_at) == (True, datetime.fromtimestamp(int(TIMESTAMP), UTC))
+    assert (found.is_valid, found.signed_at) == (True, datetime.fromtimestamp(int(TIMESTAMP), UTC))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_right_signature_is_recognised(prefix: str, upper: bool) -> None:
 def test_wrong_signature_is_recognised(digest: str, timestamp: str, body: bytes) -> None:
     found = mall.read_signature({"x-nano-timestamp": timestamp, "x-nano-signature": digest}, body, secret=SECRET)
     assert found is not None
-    assert not found.is_right
+    assert not found.is_valid
 
 
 @pytest.mark.parametrize(

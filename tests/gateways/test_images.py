@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nanobanana_async.gateways import ApiMall, DefApi, HttpResponse
-from nanobanana_async.gateways.images import parse_delivered
+from nanobanana_async.gateways.images import parse_images
 from nanobanana_async.jobs import JobState, Observation, with_indexes
 
 GOOD = [f"https://cdn.example/{number}.png" for number in range(6)]
@@ -58,6 +58,6 @@ def test_only_invalid_images_is_success_without_image(gateway: str) -> None:
 
 
 def test_at_most_100_images_are_read() -> None:
-    delivery = parse_delivered([GOOD[0]] * 5000, b"")
+    delivery = parse_images([GOOD[0]] * 5000, b"")
     assert len(delivery.images) == 100
     assert delivery.missing == ((100, "the gateway lists 5000 images, of which only 100 are read"),)

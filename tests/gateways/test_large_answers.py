@@ -9,10 +9,10 @@ from nanobanana_async.errors import GatewayUnavailable, UnexpectedResponse
 from nanobanana_async.gateways import ApiMall, DefApi, HttpResponse
 from nanobanana_async.gateways.large_answers import (
     LARGE,
-    MAX_PARTS,
+    MAX_VALUES,
     AnswerBounds,
     AnswerTooLarge,
-    lift_inline_images,
+    lift_images,
     lifted_length,
     restore_inline_image,
 )
@@ -43,9 +43,9 @@ def test_excess_text_is_refused_at_once(size: int) -> None:
 
 @pytest.mark.parametrize("opener", [b"[", b"{", b",", b":"])
 def test_values_are_counted_by_their_openers(opener: bytes) -> None:
-    AnswerBounds().feed(opener * MAX_PARTS)
+    AnswerBounds().feed(opener * MAX_VALUES)
     with pytest.raises(AnswerTooLarge, match="more than 50000 values"):
-        AnswerBounds().feed(opener * (MAX_PARTS + 20))
+        AnswerBounds().feed(opener * (MAX_VALUES + 20))
     with pytest.raises(AnswerTooLarge, match="more than 50000 values"):
         AnswerBounds().feed(b'";base64,' * 1002)
 
@@ -64,7 +64,7 @@ def test_lifted_image_is_restored_exactly(spelling: str, folds: int) -> None:
         body = body.replace("=", "\\u003d") if spelling == "equals signs" else body
         value = body
     raw = body.encode()
-    found = json.loads(lift_inline_images(raw))["image"]
+    found = json.loads(lift_images(raw))["image"]
     for _ in range(folds):
         found = json.loads(found)["image"]
     assert len(found) < 100
@@ -74,9 +74,9 @@ def test_lifted_image_is_restored_exactly(spelling: str, folds: int) -> None:
 
 def test_text_without_token_is_unchanged() -> None:
     assert restore_inline_image("https://a.example/lifted-1-2", b"x" * 100) == "https://a.example/lifted-1-2"
-    assert json.loads(lift_inline_images(b'{"a":"data:image/png;base64,"}')) == {"a": "data:image/png;base64,"}
+    assert json.loads(lift_images(b'{"a":"data:image/png;base64,"}')) == {"a": "data:image/png;base64,"}
     with pytest.raises(ValueError, match="ends inside an image"):
-        lift_inline_images(b'{"a":"data:image/png;base64,AAAA')
+        lift_images(b'{"a":"data:image/png;base64,AAAA')
     with pytest.raises(ValueError, match="ascii"):
         restore_inline_image("data:image/png;base64,lifted-0-2", "ää".encode())
 

@@ -9,18 +9,18 @@ import pytest
 
 from nanobanana_async.errors import UnexpectedResponse
 from nanobanana_async.gateways import ApiMall
-from nanobanana_async.gateways.images import image_url, parse_first_delivered
+from nanobanana_async.gateways.images import parse_first_image, parse_image_url
 from nanobanana_async.gateways.parsing import (
-    ParsedResponse,
+    GatewayAnswer,
     TaskStatus,
     parse_decimal,
     parse_nested_json,
+    parse_optional_task_id,
     parse_running,
+    parse_task_id,
     parse_time,
     parse_word,
     status_word,
-    task_id,
-    task_id_or_none,
     without_inline_images,
 )
 from nanobanana_async.jobs import JobState
@@ -31,7 +31,7 @@ NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
 
 
 def read(body: bytes) -> dict[str, Any]:
-    return ParsedResponse(GATEWAY, body).json_object()
+    return GatewayAnswer(GATEWAY, body).json_object()
 
 
 # JSON
@@ -172,19 +172,19 @@ def test_parse_word_returns_short_printable_text_or_none(value: object, expected
 
 @pytest.mark.parametrize("value", ["ta-1", "a b", "ä", "x" * 512, 7])
 def test_valid_task_id_is_unchanged(value: object) -> None:
-    assert task_id(value) == str(value)
-    assert task_id_or_none(value) == str(value)
+    assert parse_task_id(value) == str(value)
+    assert parse_optional_task_id(value) == str(value)
 
 
 @pytest.mark.parametrize("value", ["", " ", ".", "..", "a\x00", "a\ud800", "x" * 513, True, None, [], {}])
 def test_invalid_task_id_raises(value: object) -> None:
     with pytest.raises(ValueError, match="a task id is"):
-        task_id(value)
-    assert task_id_or_none(value) is None
+        parse_task_id(value)
+    assert parse_optional_task_id(value) is None
 
 
 def test_task_id_with_replacement_character_is_invalid() -> None:
-    assert task_id_or_none("a\N{REPLACEMENT CHARACTER}") is None
+    assert parse_optional_task_id("a\N{REPLACEMENT CHARACTER}") is None
 
 
 def test_status_is_lower_case_and_short() -> None:
@@ -218,7 +218,7 @@ def test_invalid_status_raises(value: object) -> None:
     ],
 )
 def test_image_is_a_url_or_a_data_uri(value: object, expected: str | None) -> None:
-    assert image_url(value) == expected
+    assert parse_image_url(value) == expected
 
 
 @pytest.mark.parametrize(
@@ -252,9 +252,9 @@ def test_image_is_a_url_or_a_data_uri(value: object, expected: str | None) -> No
 )
 def test_other_values_are_no_image(value: object) -> None:
     with pytest.raises(ValueError, match="an image"):
-        image_url(value)
-    assert parse_first_delivered([value, "https://a.example/1.png"], b"").images == ("https://a.example/1.png",)
-    nothing = parse_first_delivered([None, value, value], b"")
+        parse_image_url(value)
+    assert parse_first_image([value, "https://a.example/1.png"], b"").images == ("https://a.example/1.png",)
+    nothing = parse_first_image([None, value, value], b"")
     assert nothing.images == ()
     assert [why for _, why in nothing.missing if "an image" in why] == [why for _, why in nothing.missing]
 
@@ -297,4 +297,4 @@ def test_parse_running_reads_only_the_status_of_running_tasks() -> None:
 
 def test_task_id_with_the_masked_api_key_is_refused() -> None:
     with pytest.raises(ValueError, match="contains the API key"):
-        task_id("img_***_1")
+        parse_task_id("img_***_1")

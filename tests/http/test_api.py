@@ -372,7 +372,7 @@ async def test_close_leaves_no_open_socket() -> None:
         for fresh in (False, True, True):
             await api.send(create(peer.url), timeout_s=2, fresh_connection=fresh)
         await api.aclose()
-        assert api._sockets.open() == []
+        assert api._sockets.open_sockets() == []
         await peer.all_ended(3)
 
 
@@ -385,7 +385,7 @@ async def test_close_ends_requests_in_flight() -> None:
         await peer.all_accepted(2)
         await asyncio.sleep(0.02)
         await api.aclose()
-        assert api._sockets.open() == []
+        assert api._sockets.open_sockets() == []
         for error in [await task for task in sending]:
             assert isinstance(error, TransportError)
             assert error.possibly_sent is True
@@ -410,7 +410,7 @@ async def test_close_does_not_wait_for_a_peer_that_stops_reading() -> None:
         assert caught.value.possibly_sent is True
         async with asyncio.timeout(1.5):
             await api.aclose()
-        assert api._sockets.open() == []
+        assert api._sockets.open_sockets() == []
 
 
 @pytest.mark.parametrize("timeout_s", [math.inf, 5])

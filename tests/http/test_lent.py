@@ -11,7 +11,7 @@ from aiohttp_socks import ProxyConnector
 
 from nanobanana_async import ApiMall, DefApi, Gateway, GeneratedImage, RetryPolicy, Session
 from nanobanana_async.errors import DownloadError, TransportError
-from nanobanana_async.http.lent import connects_itself
+from nanobanana_async.http.lent import overrides_connecting
 from tests.support.images import StaticResolver, make_image, reply
 from tests.support.peers import KEY, Connection, Peer, copy_stream, trusting, unused_port
 
@@ -158,6 +158,6 @@ async def test_subclass_that_does_not_connect_itself_is_a_plain_connector() -> N
     unix = aiohttp.UnixConnector("/nowhere/at.all")
     socks = ProxyConnector.from_url("socks5://127.0.0.1:1")
     plain = Counting()
-    assert [connects_itself(each) for each in (plain, unix, None, socks)] == [False, False, False, True]
+    assert [overrides_connecting(each) for each in (plain, unix, None, socks)] == [False, False, False, True]
     for connector in (unix, socks, plain):
         await connector.close()

@@ -240,17 +240,17 @@ def test_environment_is_read_once_with_its_no_proxy_entries(monkeypatch: pytest.
     monkeypatch.setenv("NO_PROXY", "inside.example, 10.0.0.0/8, .dotted.example,ported.example:8443,[fd00::1],")
     proxies = Proxies(trust_env=True)
     monkeypatch.delenv("HTTPS_PROXY")
-    assert proxies.of(URL("https://a.example/")) == Secret("http://me:hidden@secure.example:3128")
-    assert proxies.of(URL("http://a.example/")) == Secret("http://plain.example:8080")
+    assert proxies.proxy_for(URL("https://a.example/")) == Secret("http://me:hidden@secure.example:3128")
+    assert proxies.proxy_for(URL("http://a.example/")) == Secret("http://plain.example:8080")
     for host in ("inside.example", "a.INSIDE.example", "10.1.2.3", "127.0.0.1", "[fd00::1]", "ported.example:8443"):
-        assert proxies.of(URL(f"https://{host}/")) is None
+        assert proxies.proxy_for(URL(f"https://{host}/")) is None
     for host in ("outside.example", "notinside.example", "11.1.2.3", "ported.example", "[fd00::2]"):
-        assert proxies.of(URL(f"https://{host}/")) is not None
-    assert proxies.of(URL("https://a.dotted.example/")) is None
+        assert proxies.proxy_for(URL(f"https://{host}/")) is not None
+    assert proxies.proxy_for(URL("https://a.dotted.example/")) is None
     assert "hidden" not in repr(proxies)
     assert not Proxies()
     assert not Proxies(trust_env=False)
-    assert Proxies("http://p.example:1", trust_env=True).of(URL("https://inside.example/")) == Secret(
+    assert Proxies("http://p.example:1", trust_env=True).proxy_for(URL("https://inside.example/")) == Secret(
         "http://p.example:1"
     )
 

@@ -119,10 +119,10 @@ def test_private_host_is_refused(host: str, loopback: bool) -> None:
 def test_socket_to_a_private_address_is_not_made() -> None:
     sockets = PublicSockets(loopback=False)
     with pytest.raises(AddressRefused):
-        sockets.make((socket.AF_INET6, socket.SOCK_STREAM, 0, "", ("::ffff:10.0.0.1", 80, 0, 0)))
-    assert sockets.open() == []
-    with sockets.make((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("8.8.8.8", 80))) as made:
-        assert sockets.open() == [made]
+        sockets.make_socket((socket.AF_INET6, socket.SOCK_STREAM, 0, "", ("::ffff:10.0.0.1", 80, 0, 0)))
+    assert sockets.open_sockets() == []
+    with sockets.make_socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("8.8.8.8", 80))) as made:
+        assert sockets.open_sockets() == [made]
 
 
 @pytest.mark.parametrize(

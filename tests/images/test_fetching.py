@@ -492,7 +492,7 @@ async def test_close_ends_running_downloads(script: Script) -> None:
         assert fetching.done()
         with pytest.raises(SessionClosed, match="the session is closed"):
             await fetching
-    assert downloader._fetcher._direct_sockets.open() == []
+    assert downloader._fetcher._direct_sockets.open_sockets() == []
 
 
 async def test_cancelled_fetch_leaves_no_connection() -> None:

@@ -10,7 +10,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from nanobanana_async.images.formats import MAX_PIXELS, check_decodes, inspect, scan_gif, scan_heif, verify
+from nanobanana_async.images.formats import MAX_PIXELS, check_decodes, scan_gif, scan_heif, scan_image, verify_image
 from nanobanana_async.images.inline import FetchError
 from tests.support.images import FORMATS, chunk, make_image, png_claiming
 
@@ -19,13 +19,13 @@ LARGE = 8193, 8192
 
 def refusal(content: bytes) -> FetchError:
     with pytest.raises(FetchError) as caught:
-        verify(content)
+        verify_image(content)
     return caught.value
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_format_is_detected_from_the_bytes(kind: str) -> None:
-    assert verify(make_image(kind)).name == kind
+    assert verify_image(make_image(kind)).name == kind
 
 
 @pytest.mark.parametrize(
@@ -44,16 +44,16 @@ def test_format_is_detected_from_the_bytes(kind: str) -> None:
 def test_format_variants_are_accepted(kind: str, options: dict[str, object]) -> None:
     out = io.BytesIO()
     Image.new("RGB", (24, 16), "blue").save(out, kind.upper(), **options)
-    assert verify(out.getvalue()).name == kind
+    assert verify_image(out.getvalue()).name == kind
     for cut in range(len(out.getvalue())):
         with pytest.raises(FetchError):
-            inspect(out.getvalue()[:cut])
+            scan_image(out.getvalue()[:cut])
 
 
 def test_heic_is_detected_and_measured() -> None:
     image = make_image("avif")
     heic = image.replace(b"ftypavif", b"ftypheic", 1)
-    assert (verify(heic).name, verify(heic).extension) == ("heif", ".heic")
+    assert (verify_image(heic).name, verify_image(heic).extension) == ("heif", ".heic")
     assert scan_heif(heic) == (24, 16)
     at = heic.index(b"ispe")
     huge = heic[: at + 8] + struct.pack(">II", *LARGE) + heic[at + 16 :]
@@ -78,13 +78,13 @@ def test_image_cut_at_any_byte_is_truncated(kind: str) -> None:
     whole = make_image(kind)
     for cut in range(len(whole)):
         with pytest.raises(FetchError) as caught:
-            inspect(whole[:cut])
+            scan_image(whole[:cut])
         assert caught.value.retryable is True, cut
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_bytes_after_the_end_are_ignored(kind: str) -> None:
-    assert verify(make_image(kind) + b"and a video").name == kind
+    assert verify_image(make_image(kind) + b"and a video").name == kind
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_png_with_a_wrong_byte_is_refused(at: int) -> None:
     spoiled = bytearray(make_image())
     spoiled[at] ^= 0x10
     with pytest.raises(FetchError):
-        inspect(bytes(spoiled))
+        scan_image(bytes(spoiled))
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -132,7 +132,7 @@ def test_damaged_image_is_refused_or_decodes(kind: str) -> None:
         for _ in range(3):
             spoiled[rng.randrange(12, len(spoiled))] = rng.randrange(256)
         try:
-            verify(bytes(spoiled))
+            verify_image(bytes(spoiled))
         except FetchError as error:
             assert error.reason  # noqa: PT017 - it may also pass
 
@@ -159,7 +159,7 @@ BOMBS = {"png": png_claiming, "jpeg": jpeg_claiming, "webp": webp_claiming, "gif
 @pytest.mark.parametrize("kind", BOMBS)
 def test_too_many_pixels_are_refused_before_decoding(kind: str) -> None:
     with pytest.raises(FetchError, match="8193 x 8192 pixels, more than"):
-        inspect(BOMBS[kind](*LARGE))
+        scan_image(BOMBS[kind](*LARGE))
 
 
 def test_image_bomb_is_refused() -> None:
@@ -176,7 +176,7 @@ def test_gif_frames_count_towards_the_size() -> None:
 
 
 def test_size_read_by_pillow_is_limited_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = inspect(make_image())
+    kind = scan_image(make_image())
     monkeypatch.setattr("nanobanana_async.images.formats.MAX_PIXELS", 24 * 16 - 1)
     with pytest.raises(FetchError, match="24 x 16 pixels"):
         check_decodes(io.BytesIO(make_image()), kind)
@@ -200,13 +200,13 @@ def test_lower_pillow_limit_of_the_user_applies(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_missing_pixels_are_found_by_pillow() -> None:
-    assert inspect(png_claiming(50, 50)).name == "png"
+    assert scan_image(png_claiming(50, 50)).name == "png"
     assert refusal(png_claiming(50, 50)).reason.startswith("the image is corrupt: Pillow can't decode it")
 
 
 def test_without_pillow_the_structure_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
-    assert verify(png_claiming(50, 50)).name == "png"
+    assert verify_image(png_claiming(50, 50)).name == "png"
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_broken_structure_is_corrupt(content: bytes) -> None:
 
 def test_jpeg_fill_bytes_and_bare_markers_are_skipped() -> None:
     whole = make_image("jpeg")
-    assert inspect(whole[:2] + b"\xff\xff\xff\x01" + whole[2:]).name == "jpeg"
+    assert scan_image(whole[:2] + b"\xff\xff\xff\x01" + whole[2:]).name == "jpeg"
 
 
 def test_scan_has_a_maximum_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:

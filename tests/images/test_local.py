@@ -8,7 +8,13 @@ import pytest
 from nanobanana_async import ApiMall, ConfigurationError, DefApi, InvalidRequest
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.images import local
-from nanobanana_async.images.local import SizeLimit, facts_of, identify, size_limit, unchanged_content
+from nanobanana_async.images.local import (
+    SizeLimit,
+    digest_local_images,
+    local_image_facts,
+    size_limit,
+    unchanged_content,
+)
 from nanobanana_async.models import ImageInput, ImageRequest
 from nanobanana_async.references import LocalImage
 from tests.support.images import ENDINGS, FORMATS, make_image
@@ -20,7 +26,7 @@ MALL, DEFAPI = ApiMall(api_key="sk-1"), DefApi(api_key="dk-1")
 @pytest.mark.parametrize("kind", FORMATS)
 def test_format_is_that_of_the_content(kind: str, tmp_path: Path) -> None:
     content = make_image(kind)
-    facts = facts_of(LocalImage(written(tmp_path / "a.txt", content)), SizeLimit(1 << 20))
+    facts = local_image_facts(LocalImage(written(tmp_path / "a.txt", content)), SizeLimit(1 << 20))
     assert (facts.digest, facts.size) == (sha256(content), len(content))
     assert (facts.content_type, facts.extension) == (f"image/{kind}", ENDINGS[kind])
 
@@ -29,11 +35,11 @@ def test_file_is_read_once_until_it_changes(tmp_path: Path) -> None:
     file = written(tmp_path / "cat.png", make_image())
     local._facts_of_file.cache_clear()
     for _ in range(3):
-        identify(ImageRequest("x", images=[file]), MALL)
+        digest_local_images(ImageRequest("x", images=[file]), MALL)
     assert local._facts_of_file.cache_info().misses == 1
     file.write_bytes(make_image(seed=2))
     os.utime(file, ns=(1, 1))
-    request, sources = identify(ImageRequest("x", images=[file]), MALL)
+    request, sources = digest_local_images(ImageRequest("x", images=[file]), MALL)
     assert local._facts_of_file.cache_info().misses == 2
     digest = sha256(make_image(seed=2))
     assert request.images == (f"sha256:{digest}",)
@@ -42,13 +48,13 @@ def test_file_is_read_once_until_it_changes(tmp_path: Path) -> None:
 
 def test_request_without_local_images_is_returned_as_it_is() -> None:
     request = ImageRequest("x", images=["https://a.example/1.png"])
-    assert identify(request, MALL) == (request, {})
+    assert digest_local_images(request, MALL) == (request, {})
 
 
 def test_equal_content_is_one_source_and_keeps_its_places(tmp_path: Path) -> None:
     content = make_image()
     images: list[ImageInput] = [content, "https://a.example/1.png", written(tmp_path / "a.png", content)]
-    request, sources = identify(ImageRequest("x", images=images), DEFAPI)
+    request, sources = digest_local_images(ImageRequest("x", images=images), DEFAPI)
     stored = f"sha256:{sha256(content)}"
     assert request.images == (stored, "https://a.example/1.png", stored)
     assert list(sources) == [sha256(content)]
@@ -61,11 +67,11 @@ class NoImages:
 
 
 def test_limit_is_that_of_the_way_to_the_gateway() -> None:
-    assert size_limit(MALL, published=False).most == MALL.max_upload_bytes == 100 << 20
-    assert size_limit(DEFAPI, published=False).most == DEFAPI.max_inline_bytes == 32 << 20
-    assert size_limit(DEFAPI, published=True).most == local.MAX_BYTES
+    assert size_limit(MALL, published=False).max_bytes == MALL.max_upload_bytes == 100 << 20
+    assert size_limit(DEFAPI, published=False).max_bytes == DEFAPI.max_inline_bytes == 32 << 20
+    assert size_limit(DEFAPI, published=True).max_bytes == local.MAX_BYTES
     plain: Gateway = NoImages()  # type: ignore[assignment]
-    assert size_limit(plain, published=True).most == local.MAX_BYTES
+    assert size_limit(plain, published=True).max_bytes == local.MAX_BYTES
     with pytest.raises(ConfigurationError, match=r"plain takes no local images.*references="):
         size_limit(plain, published=False)
 
@@ -75,18 +81,18 @@ def test_image_over_the_limit_is_refused_by_its_size_alone(tmp_path: Path) -> No
     with file.open("wb") as sparse:
         sparse.truncate(101 << 20)
     with pytest.raises(InvalidRequest, match=r"large.png has 101 MiB, more than the limit of 100 MiB for uploads to"):
-        identify(ImageRequest("x", images=[file]), MALL)
+        digest_local_images(ImageRequest("x", images=[file]), MALL)
     with pytest.raises(InvalidRequest, match=r"has 101 MiB, more than the limit of 32 MiB .*publish them"):
-        identify(ImageRequest("x", images=[file]), DEFAPI)
+        digest_local_images(ImageRequest("x", images=[file]), DEFAPI)
     with pytest.raises(InvalidRequest, match="more than the limit of 10 bytes"):
-        facts_of(LocalImage(make_image()), SizeLimit(10))
+        local_image_facts(LocalImage(make_image()), SizeLimit(10))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
 def test_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(InvalidRequest, match="is no regular file"):
-        identify(ImageRequest("x", images=[tmp_path / "pipe.png"]), MALL)
+        digest_local_images(ImageRequest("x", images=[tmp_path / "pipe.png"]), MALL)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
@@ -96,7 +102,7 @@ def test_pipe_in_place_of_a_checked_file_is_not_waited_for(tmp_path: Path, monke
     os.mkfifo(tmp_path / "cat.png")
     monkeypatch.setattr(local, "_status", lambda path: checked)
     with pytest.raises(InvalidRequest, match="is no regular file"):
-        facts_of(LocalImage(tmp_path / "cat.png"), SizeLimit(1 << 20))
+        local_image_facts(LocalImage(tmp_path / "cat.png"), SizeLimit(1 << 20))
     with pytest.raises(InvalidRequest, match="is no regular file"):
         unchanged_content(LocalImage(tmp_path / "cat.png"), sha256(make_image()))
 
@@ -111,7 +117,7 @@ def test_file_of_another_size_than_it_states_is_refused(tmp_path: Path, differen
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc")
 def test_file_of_the_kernel_is_no_image() -> None:
     with pytest.raises(InvalidRequest, match=r"no image|empty"):
-        facts_of(LocalImage(Path("/proc/self/status")), SizeLimit(1 << 20))
+        local_image_facts(LocalImage(Path("/proc/self/status")), SizeLimit(1 << 20))
 
 
 def test_no_more_than_the_start_of_another_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,19 +132,19 @@ def test_no_more_than_the_start_of_another_file_is_read(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(os, "read", counted)
     with pytest.raises(InvalidRequest, match="is no image of a known format"):
-        facts_of(LocalImage(tmp_path / "video.png"), SizeLimit(100 << 20))
+        local_image_facts(LocalImage(tmp_path / "video.png"), SizeLimit(100 << 20))
     assert len(reads) == 1
 
 
 def test_path_with_a_nul_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="that is no path"):
-        identify(ImageRequest("x", images=[Path("cat\0.png")]), MALL)
+        digest_local_images(ImageRequest("x", images=[Path("cat\0.png")]), MALL)
 
 
 def test_file_that_can_not_be_read_is_refused(tmp_path: Path) -> None:
     (loop := tmp_path / "cat.png").symlink_to(tmp_path / "cat.png")
     with pytest.raises(InvalidRequest, match="can't be read: Too many levels"):
-        identify(ImageRequest("x", images=[loop]), MALL)
+        digest_local_images(ImageRequest("x", images=[loop]), MALL)
 
 
 def test_content_must_be_that_of_the_digest(tmp_path: Path) -> None:
@@ -161,6 +167,6 @@ def test_name_of_a_file_is_escaped_in_errors(tmp_path: Path, name: str, shown: s
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(InvalidRequest) as caught:
-        facts_of(LocalImage(file), SizeLimit(1 << 20))
+        local_image_facts(LocalImage(file), SizeLimit(1 << 20))
     assert shown in str(caught.value)
     assert str(caught.value).isprintable()

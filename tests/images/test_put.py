@@ -39,7 +39,9 @@ async def put(
     url: str, content: bytes = PNG, *, loopback: bool = True, timeout_s: float = 5.0, allow_http: bool = True
 ) -> None:
     async with opened(ImageDownloader(allow_loopback=loopback)) as downloads:
-        await downloads.put(url, content, content_type="image/png", timeout_s=timeout_s, allow_http=allow_http)
+        await downloads.put_presigned(
+            url, content, content_type="image/png", timeout_s=timeout_s, allow_http=allow_http
+        )
 
 
 async def test_content_arrives_whole_with_its_type_and_no_credentials() -> None:
@@ -149,4 +151,4 @@ async def test_storage_that_cannot_be_reached_is_a_transport_error() -> None:
 async def test_closed_downloader_sends_nothing() -> None:
     downloads = ImageDownloader(allow_loopback=True)
     with pytest.raises(SessionClosed):
-        await downloads.put("http://127.0.0.1:9/a.png", PNG, content_type="image/png", timeout_s=1.0)
+        await downloads.put_presigned("http://127.0.0.1:9/a.png", PNG, content_type="image/png", timeout_s=1.0)

@@ -303,12 +303,12 @@ async def test_too_many_open_files_are_retried(tmp_path: Path, monkeypatch: pyte
 
 async def test_check_writes_a_test_file_and_removes_it(tmp_path: Path) -> None:
     async with opened() as downloader:
-        await downloader.check(tmp_path / "new" / "out")
+        await downloader.check_target(tmp_path / "new" / "out")
         assert held(tmp_path / "new" / "out") == set()
         (tmp_path / NAME).hardlink_to(SAVER)
         for folder in (tmp_path, tmp_path / ("x" * 300), SAVER):
             with pytest.raises(SaveError, match="can't be written"):
-                await downloader.check(folder)
+                await downloader.check_target(folder)
         assert held(tmp_path) == {NAME, "new"}
 
 

@@ -8,7 +8,7 @@ from attrs import evolve
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
-from nanobanana_async.keys import key_prefix
+from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Upload
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.policy.prices import Price
@@ -97,7 +97,7 @@ async def test_known_price_of_the_new_account_stays(path: Path) -> None:
 async def test_estimates_of_handed_over_jobs_are_repriced(path: Path) -> None:
     async with ledger_at(path) as ledger:
         for key, estimate in (("b-1", GUESS), ("c-1", OWL_GUESS)):
-            record, _ = await about_to_be_sent(ledger, key, estimate, batch=key_prefix(key[0]), account="old")
+            record, _ = await about_to_be_sent(ledger, key, estimate, batch=batch_key_prefix(key[0]), account="old")
             record = await moved(ledger, record, JobState.UNCERTAIN, in_doubt=True)
         await priced(ledger, "d-1", account="new", credits_used=9)
         assert [await ledger.spent_or_reserved(batch) for batch in ("b", "c")] == [8, 2]
@@ -109,7 +109,7 @@ async def test_estimates_of_handed_over_jobs_are_repriced(path: Path) -> None:
 
 async def priced(ledger: SqliteLedger, key: str, *, account: str, credits_used: int, estimate: Price = GUESS) -> None:
     """Buy a job at a price that the gateway states, and let it end."""
-    record, _ = await about_to_be_sent(ledger, key, estimate, batch=key_prefix(key[0]), account=account)
+    record, _ = await about_to_be_sent(ledger, key, estimate, batch=batch_key_prefix(key[0]), account=account)
     record = await moved(ledger, record, JobState.RUNNING, task_id=key, credits_used=Decimal(credits_used))
     await moved(ledger, record, JobState.SUCCEEDED)
 

@@ -166,7 +166,7 @@ async def test_a_job_shows_its_state_then_its_images_without_a_request() -> None
         assert before.images == []
         for words in ("a fox", "state pending", "16:9", "order-17", "await it for its images"):
             assert words in before.text
-        await job.accepted()
+        await job.wait_for_task_id()
         assert "state running" in page(job).text
         assert "task t1" in page(job).text
         await asyncio.sleep(1.0)

@@ -128,7 +128,7 @@ async def test_a_job_is_logged_from_tracked_to_released(caplog: pytest.LogCaptur
     with caplog.at_level(logging.DEBUG, "nanobanana_async"):
         async with apimall(FakeTransport(in_turn([created()], [failing]))) as session:
             job = await session.submit("a fox")
-            await job.accepted()
+            await job.wait_for_task_id()
             session._callback_urls.enable("https://app.example", b"0123456789abcdef")
             assert await session._callback_urls.handle_verified(job.key, b"")
             with pytest.raises(Exception, match="failed"):

@@ -73,7 +73,7 @@ async def test_a_job_holds_a_slot_for_each_image_if_the_gateway_counts_images() 
     transport = FakeTransport(FakeGateway(job_s=30.0).answer)
     async with Session(gateway, http=transport, observers=[collector.telemetry]) as session:
         job = await session.submit("a fox", num_images=3)
-        await job.accepted()
+        await job.wait_for_task_id()
         assert collector.value("nanobanana.slot.held") == session.stats().slots_held == 3
     assert collector.value("nanobanana.slot.held") == 0
 

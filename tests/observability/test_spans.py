@@ -297,7 +297,7 @@ async def test_closing_ends_the_span_and_the_next_session_starts_another() -> No
     async with apimall(
         FakeTransport(gateway.answer), ledger=LedgerView(shared), observers=[first.telemetry]
     ) as session:
-        await (await session.submit("a fox", idempotency_key="order-1")).accepted()
+        await (await session.submit("a fox", idempotency_key="order-1")).wait_for_task_id()
     assert facts(first.span)["nanobanana.job.state"] == "running"
     assert first.span.status.status_code is StatusCode.UNSET
     async with apimall(

@@ -11,7 +11,7 @@ from typing import Protocol
 from attrs import define, field
 
 from nanobanana_async.errors import LimitKind
-from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Create, Load, Mode
+from nanobanana_async.policy.concurrency import AnsweredCreate, ConcurrencyPolicy, Load, Mode
 from nanobanana_async.policy.durations import Durations
 from nanobanana_async.policy.limiter import AdmissionLimiter
 from nanobanana_async.policy.poll_schedule import PollSchedule
@@ -210,7 +210,7 @@ class Client:
             if not limiter.admits(self.now, Load(len(self.held), self.sending)):
                 self._wake_at(limiter.opens_at(self.now))
                 return
-            limiter.sent(self.now)
+            limiter.on_sent(self.now)
             self.sending += 1
             self.sent_at.append(self.now)
             rtt_s = self.rtt_s * self._chance.uniform(1.0 - self.jitter, 1.0 + self.jitter)
@@ -244,7 +244,9 @@ class Client:
         self.held[number] = self.now
         self.most_held = max(self.most_held, len(self.held))
         self.taken_at.append(self.now)
-        self.limiter.on_accepted(self.now, Create(sent_at), Load(len(self.held), self.sending, self._likely_ends()))
+        self.limiter.on_accepted(
+            self.now, AnsweredCreate(sent_at), Load(len(self.held), self.sending, self._likely_ends())
+        )
         self._note_verdict()
         noticed_at = max(self.now, ends_at) + self._chance.uniform(0.0, 2.0 * self.unnoticed_s)
         self.later(noticed_at, partial(self._notice_end, number))
@@ -252,10 +254,10 @@ class Client:
 
     def _refused(self, sent_at: float, kind: LimitKind, wait_s: float | None) -> None:
         self.sending -= 1
-        self.refusals.append(Refusal(sent_at, self.now, self.limiter.jobs.mode))
+        self.refusals.append(Refusal(sent_at, self.now, self.limiter.job_limit.mode))
         stated = kind if self.stated else None
         self.limiter.on_throttled(
-            self.now, Create(sent_at), Load(len(self.held), likely_ended=self._likely_ends()), stated, wait_s
+            self.now, AnsweredCreate(sent_at), Load(len(self.held), likely_ended=self._likely_ends()), stated, wait_s
         )
         self._note_verdict()
         self._send()
@@ -265,8 +267,11 @@ class Client:
         self.ended += 1
         self._schedule.on_ended(number, age_s, age_s - self.unnoticed_s)
         if self.ended % 20 == 1:
-            self._schedule.next_poll_s(0.0)
-        self.limiter.jobs.mean_s, self.limiter.jobs.delay_s = self._schedule.mean_s, self.unnoticed_s
+            self._schedule.next_poll_age_s(0.0)
+        self.limiter.job_limit.mean_job_s, self.limiter.job_limit.notice_delay_s = (
+            self._schedule.mean_s,
+            self.unnoticed_s,
+        )
         self.limiter.on_ended()
         self._send()
 
@@ -274,11 +279,11 @@ class Client:
         since = self.limiter.undecided_since
         if since is None:
             return 0.0
-        chance = self._schedule.ended_chance
+        chance = self._schedule.ended_between_probability
         return sum(chance(max(0.0, since - at), self.now - at) for at in self.held.values())
 
     def _note_verdict(self) -> None:
-        verdict = self.limiter.verdict
+        verdict = self.limiter.limit_kind
         if verdict != self.verdicts[-1]:
             if len(self.verdicts) == 1:
                 self.refusals_before_verdict = len(self.refusals)
@@ -292,7 +297,7 @@ def poll_jobs(schedule: PollSchedule[int], draw: Draw, jobs: int, seed: int = 5)
     for _ in range(jobs):
         took_s, age_s = draw(chance), 0.0
         while age_s < took_s:
-            age_s = schedule.next_poll_s(age_s)
+            age_s = schedule.next_poll_age_s(age_s)
             count += 1
         delay_s += age_s - took_s
         total_s += took_s

@@ -18,12 +18,12 @@ from nanobanana_async.policy.prices import (
     Charge,
     Price,
     Prices,
-    as_credits,
     charge_of,
-    credits_in,
-    plain,
-    units,
-    why_not,
+    format_amount,
+    from_billionths,
+    parse_credits,
+    refusal_reason,
+    to_billionths,
 )
 
 NOW, LATER, NEVER = Affordable.NOW, Affordable.LATER, Affordable.NEVER
@@ -51,7 +51,7 @@ def test_jobs_fit_up_to_the_cap_and_the_next_waits() -> None:
     assert budget.spent == 24
     assert budget.reserved == 0
     assert budget.check(FOX) is NEVER
-    assert budget.explain(FOX) == "max_credits is 24, 24 are spent, and a job for 8 would pass it"
+    assert budget.explain_refusal(FOX) == "max_credits is 24, 24 are spent, and a job for 8 would pass it"
 
 
 @pytest.mark.parametrize(("cost", "spent"), [(EIGHT, 8), (Decimal(0), 0), (Decimal(3), 3), (None, 8)])
@@ -92,12 +92,12 @@ def test_estimates_run_one_at_a_time_across_classes(price: Price) -> None:
 def test_estimate_above_the_cap_is_refused() -> None:
     budget, _ = a_budget("7")
     assert budget.check(GUESS) is NEVER
-    assert budget.explain(GUESS) == (
+    assert budget.explain_refusal(GUESS) == (
         "max_credits is 7, 0 are spent, and a job estimated at 8 would pass it: the estimate is what such jobs cost"
         " earlier or in the gateway's reference, their price is not known yet; expected_credits sets another estimate"
     )
-    assert "the estimate is expected_credits" in budget.explain(EXPECTED)
-    assert "the gateway does not state what such jobs cost" in budget.explain(AGREED)
+    assert "the estimate is expected_credits" in budget.explain_refusal(EXPECTED)
+    assert "the gateway does not state what such jobs cost" in budget.explain_refusal(AGREED)
 
 
 @pytest.mark.parametrize("end", ["suspend", "charge"])
@@ -109,11 +109,13 @@ def test_unknown_cost_blocks_estimates_until_expected_credits_is_set(end: str) -
     else:
         budget.charge("a", None)
     assert budget.check(GUESS) is NEVER
-    assert "a job estimated at 8 is not bought: an earlier job was bought at an estimate" in budget.explain(GUESS)
+    assert "a job estimated at 8 is not bought: an earlier job was bought at an estimate" in budget.explain_refusal(
+        GUESS
+    )
     assert budget.check(Price("fox", Decimal(30), Basis.EXPECTED)) is NOW
     assert budget.spent + budget.reserved == 30  # the user's estimate counts for the first job too
     assert budget.check(Price("owl", Decimal(51))) is NEVER
-    assert prices.of("fox") is None
+    assert prices.price_of("fox") is None
 
 
 @pytest.mark.parametrize("end", ["suspend", "charge"])
@@ -131,7 +133,7 @@ def test_price_learned_later_applies_to_earlier_jobs(end: str) -> None:
     budget.reserve("b", FOX)
     budget.charge("b", EIGHT)
     assert budget.check(FOX) is NEVER
-    assert budget.explain(FOX).startswith(
+    assert budget.explain_refusal(FOX).startswith(
         "max_credits is 16, 16 are spent" if end == "charge" else "max_credits is 16, 8"
     )
 
@@ -142,7 +144,7 @@ def test_job_in_doubt_stays_reserved_and_is_not_awaited() -> None:
     budget.suspend("a")
     assert budget.check(FOX) is NEVER
     assert budget.reserved == 8
-    assert "8 are reserved for jobs in doubt" in budget.explain(FOX)
+    assert "8 are reserved for jobs in doubt" in budget.explain_refusal(FOX)
     budget.resume("a")
     assert budget.check(FOX) is LATER
     budget.suspend("a")
@@ -193,7 +195,7 @@ def test_prices_start_as_estimates_and_are_learned() -> None:
     prices.learn("fox", EIGHT)
     assert prices.estimate("fox", Decimal(1), Decimal(2)) == FOX
     prices.learn("fox", None)
-    assert prices.of("fox") == 8
+    assert prices.price_of("fox") == 8
 
 
 def test_batch_budget_asks_the_ledger_until_a_refusal() -> None:
@@ -205,17 +207,17 @@ def test_batch_budget_asks_the_ledger_until_a_refusal() -> None:
     cap.resume("a")
     cap.set_price("a", EIGHT)
     assert cap.check(GUESS) is NOW
-    cap.refused(FOX, NEVER, "no room", asks_at=7.0)
-    assert (cap.check(FOX), cap.explain(FOX), cap.asks_at) == (NEVER, "no room", 7.0)
+    cap.on_refused(FOX, NEVER, "no room", asks_at=7.0)
+    assert (cap.check(FOX), cap.explain_refusal(FOX), cap.asks_at) == (NEVER, "no room", 7.0)
     assert cap.check(Price("owl", EIGHT)) is NOW
     changes: list[Callable[[], None]] = [
         partial(cap.charge, "a", None),
         partial(cap.suspend, "a"),
         partial(cap.release, "a"),
-        cap.ask_again,
+        cap.forget_refusals,
     ]
     for change in changes:
-        cap.refused(FOX, LATER, "no room", asks_at=7.0)
+        cap.on_refused(FOX, LATER, "no room", asks_at=7.0)
         assert cap.check(FOX) is LATER
         change()
         assert (cap.check(FOX), cap.asks_at) == (NOW, NEVER_ASK_AGAIN)
@@ -267,11 +269,11 @@ def test_charge_follows_from_the_record(record: JobRecord, charge: tuple[int | N
     else:
         cost, under_way, over = charge
         wanted = None if cost is None else Decimal(cost)
-        assert charge_of(record) == Charge(credits=wanted, under_way=under_way, over=over)
+        assert charge_of(record) == Charge(credits=wanted, under_way=under_way, is_final=over)
 
 
 def test_decimal_amounts_add_up_exactly() -> None:
-    limit = as_credits("max_credits", 0.3)
+    limit = parse_credits("max_credits", 0.3)
     assert limit is not None
     budget, price = Budget(limit, Prices()), Price("fox", Decimal("0.100000"))
     for key in "abc":
@@ -297,16 +299,16 @@ def test_decimal_amounts_add_up_exactly() -> None:
     ],
 )
 def test_amount_is_kept_as_written_to_the_billionth(value: Any, amount: str) -> None:
-    assert as_credits("max_credits", value) == Decimal(amount)
+    assert parse_credits("max_credits", value) == Decimal(amount)
 
 
 def test_refused_decimal_is_shown_as_written() -> None:
     with pytest.raises(ConfigurationError, match=r"max_credits must be a number of at least 0, not NaN$"):
-        as_credits("max_credits", Decimal("NaN"))
+        parse_credits("max_credits", Decimal("NaN"))
 
 
 def test_none_is_no_limit() -> None:
-    assert as_credits("max_credits", None) is None
+    assert parse_credits("max_credits", None) is None
 
 
 @pytest.mark.parametrize(
@@ -314,7 +316,7 @@ def test_none_is_no_limit() -> None:
 )
 def test_invalid_amount_is_refused_by_name(bad: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        as_credits("expected_credits", bad)
+        parse_credits("expected_credits", bad)
     assert str(caught.value) == f"expected_credits must be a number of at least 0, not {bad!r}"
 
 
@@ -331,13 +333,13 @@ def test_amount_out_of_range_gives_a_short_message(bad: Any) -> None:
     with pytest.raises(
         ConfigurationError, match=r"max_credits must be 0, or from 0\.000000001 to 1000000000"
     ) as caught:
-        as_credits("max_credits", bad)
+        parse_credits("max_credits", bad)
     assert len(str(caught.value)) < 200
 
 
 def test_long_text_is_cut_in_the_message() -> None:
     with pytest.raises(ConfigurationError) as caught:
-        as_credits("max_credits", "8" * 500 + "x")  # type: ignore[arg-type]
+        parse_credits("max_credits", "8" * 500 + "x")  # type: ignore[arg-type]
     assert len(str(caught.value)) < 200
 
 
@@ -346,16 +348,16 @@ def test_long_text_is_cut_in_the_message() -> None:
     [("0", 0), ("0.5", 500_000_000), ("1e-9", 1), ("1e-12", 1), ("-3", 0), ("1e20", 10**18)],
 )
 def test_units_count_billionths_rounded_up(amount: str, whole: int) -> None:
-    assert units(Decimal(amount)) == whole
-    assert credits_in(10**18) == MAX_CREDITS
+    assert to_billionths(Decimal(amount)) == whole
+    assert from_billionths(10**18) == MAX_CREDITS
 
 
 @pytest.mark.parametrize(("amount", "text"), [("0.500000", "0.5"), ("8", "8"), ("1e9", "1000000000"), ("0.000", "0")])
 def test_plain_shows_amounts_without_exponent(amount: str, text: str) -> None:
-    assert plain(Decimal(amount)) == text
+    assert format_amount(Decimal(amount)) == text
 
 
 def test_message_of_a_passed_cap() -> None:
-    assert why_not(FOX, limit=Decimal(10), spent=Decimal(28)) == (
+    assert refusal_reason(FOX, limit=Decimal(10), spent=Decimal(28)) == (
         "max_credits is 10, 28 are spent, and a job for 8 would pass it"
     )

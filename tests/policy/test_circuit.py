@@ -9,12 +9,12 @@ from nanobanana_async.policy.retry import RetryPolicy
 
 def test_breaker_tolerates_two_failures_and_pauses_after_three() -> None:
     breaker = CircuitBreaker(RetryPolicy(first_backoff_s=2.0))
-    breaker.failed(10.0, jitter=1.0)
-    breaker.failed(10.0, jitter=1.0)
-    assert not breaker.half_open
+    breaker.on_failed(10.0, jitter=1.0)
+    breaker.on_failed(10.0, jitter=1.0)
+    assert not breaker.is_half_open
     assert breaker.allows(10.0, in_flight=9)
-    breaker.failed(10.0, jitter=1.0)
-    assert breaker.half_open
+    breaker.on_failed(10.0, jitter=1.0)
+    assert breaker.is_half_open
     assert not breaker.allows(11.9, in_flight=0)
 
 
@@ -23,13 +23,13 @@ def test_half_open_breaker_admits_single_probes_after_growing_waits() -> None:
     waits: list[float] = []
     now = 0.0
     for _ in range(4):
-        breaker.failed(now, jitter=1.0)
-        waits.append(breaker.opens_at - now)
-        now = breaker.opens_at
+        breaker.on_failed(now, jitter=1.0)
+        waits.append(breaker.paused_until - now)
+        now = breaker.paused_until
         assert breaker.allows(now, in_flight=0)
         assert not breaker.allows(now, in_flight=1)
     assert waits == [2.0, 4.0, 5.0, 5.0]
-    breaker.answered()
+    breaker.on_answered()
     assert breaker.allows(now, in_flight=99)
 
 
@@ -40,8 +40,8 @@ def test_retry_after_pauses_all_requests_and_is_capped() -> None:
     assert breaker.allows(105.0, in_flight=50)
     breaker.pause_for(100.0, math.inf)
     breaker.pause_for(100.0, 1.0)
-    assert breaker.opens_at == 100.0 + MAX_RETRY_AFTER_S
-    breaker.answered()
+    assert breaker.paused_until == 100.0 + MAX_RETRY_AFTER_S
+    breaker.on_answered()
     assert not breaker.allows(219.9, in_flight=0)
 
 
@@ -72,16 +72,16 @@ def test_spacing_lets_all_creates_leave_before_an_answer_is_lost() -> None:
 
 def test_spacing_ends_where_no_history_can_be_read() -> None:
     spacing = CreateSpacing()
-    spacing.lost(10.0, lateness_s=2.0)
-    spacing.end()
+    spacing.on_answer_lost(10.0, lateness_s=2.0)
+    spacing.disable()
     assert spacing.allows(10.0, in_flight=9, repeat=False)
-    spacing.lost(20.0, lateness_s=2.0)
+    spacing.on_answer_lost(20.0, lateness_s=2.0)
     assert spacing.allows(20.0, in_flight=9, repeat=False)
 
 
 def test_spacing_holds_creates_back_while_a_lost_one_may_be_processed() -> None:
     spacing = CreateSpacing()
-    spacing.lost(10.0, lateness_s=2.0)
+    spacing.on_answer_lost(10.0, lateness_s=2.0)
     assert not spacing.allows(12.9, in_flight=0, repeat=False)
     assert spacing.allows(13.0, in_flight=0, repeat=False)
     assert not spacing.allows(13.0, in_flight=1, repeat=False)
@@ -91,9 +91,9 @@ def test_spacing_holds_creates_back_while_a_lost_one_may_be_processed() -> None:
 
 def test_spacing_ends_when_a_repeat_names_the_task_and_begins_again_when_one_does_not() -> None:
     spacing = CreateSpacing()
-    spacing.lost(10.0, lateness_s=2.0)
-    spacing.answered_repeat(named_task=True)
-    spacing.lost(20.0, lateness_s=2.0)
+    spacing.on_answer_lost(10.0, lateness_s=2.0)
+    spacing.on_repeat_answered(named_task=True)
+    spacing.on_answer_lost(20.0, lateness_s=2.0)
     assert spacing.allows(20.0, in_flight=9, repeat=False)
-    spacing.answered_repeat(named_task=False)
+    spacing.on_repeat_answered(named_task=False)
     assert not spacing.allows(20.0, in_flight=0, repeat=False)

@@ -109,7 +109,7 @@ def test_learn_false_holds_exactly_max_jobs(max_jobs: int) -> None:
     limit.on_throttled(1.0, 0.5, max_jobs - 1)
     assert limit.admits(max_jobs - 1, 0)
     assert not limit.admits(max_jobs, 0)
-    assert limit.slots == max_jobs
+    assert limit.cap_in_slots == max_jobs
 
 
 def test_learn_false_requires_max_jobs() -> None:
@@ -118,11 +118,11 @@ def test_learn_false_requires_max_jobs() -> None:
 
 
 def test_slots_is_none_until_the_limit_is_met_or_set() -> None:
-    assert JobLimit(ConcurrencyPolicy()).slots is None
-    assert JobLimit(ConcurrencyPolicy(max_jobs=8)).slots == 8
+    assert JobLimit(ConcurrencyPolicy()).cap_in_slots is None
+    assert JobLimit(ConcurrencyPolicy(max_jobs=8)).cap_in_slots == 8
     met = JobLimit(ConcurrencyPolicy(max_jobs=8))
     met.on_throttled(1.0, 0.5, 5)
-    assert met.slots == 5
+    assert met.cap_in_slots == 5
 
 
 def test_all_429s_of_one_round_trip_are_one_event() -> None:
@@ -154,8 +154,8 @@ def test_heavy_job_waits_for_all_its_slots_or_runs_alone() -> None:
     assert limit.admits(4, 0, 4)
     assert not limit.admits(4, 1, 4)
     assert limit.admits(0, 0, 40)
-    assert limit.allows(6, 4)
-    assert not limit.allows(7, 4)
+    assert limit.fits_max_jobs(6, 4)
+    assert not limit.fits_max_jobs(7, 4)
 
 
 def test_failed_probe_restores_the_learned_cap() -> None:
@@ -198,7 +198,7 @@ def test_at_least_one_and_at_most_max_jobs_are_admitted(
             limit.on_throttled(at + took_s, at, of_held)
         assert limit.cap >= 1.0
         assert limit.admits(0, 0, weight)
-        assert limit.slots is None or 1 <= limit.slots <= limit.ceiling
+        assert limit.cap_in_slots is None or 1 <= limit.cap_in_slots <= limit.ceiling
         if held + sending and held + sending + weight > limit.ceiling:
             assert not limit.admits(held, sending, weight)
 

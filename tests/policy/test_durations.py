@@ -9,32 +9,32 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nanobanana_async.policy.durations import (
-    BINS,
-    EDGES,
-    MEMORY,
+    BIN_COUNT,
+    BIN_EDGES_S,
+    BIN_WIDTHS_S,
+    HALVED_AFTER_COMPLETIONS,
     PRIOR_SIGMA,
     PRIOR_WEIGHT_MEDIAN,
     SHORTEST_S,
-    WIDTHS,
     Durations,
 )
 from tests.policy.simulation import Draw, bimodal, floor_and_tail, lognormal
 
 SEEDS = range(20)
-SECONDS = st.floats(min_value=0.0, max_value=1e300) | st.sampled_from([0.0, SHORTEST_S, 10.0, EDGES[-1], 1e12])
+SECONDS = st.floats(min_value=0.0, max_value=1e300) | st.sampled_from([0.0, SHORTEST_S, 10.0, BIN_EDGES_S[-1], 1e12])
 
 
 def learned(draw: Draw, completions: int, seed: int = 0, expected_s: float = 20.0) -> Durations:
     chance = random.Random(seed)
     durations = Durations(expected_s)
     for _ in range(completions):
-        durations.completed(draw(chance))
+        durations.add_completed(draw(chance))
     durations.fit([])
     return durations
 
 
 def hazard_at(durations: Durations, age_s: float) -> float:
-    number = next(number for number in range(BINS) if EDGES[number + 1] > age_s)
+    number = next(number for number in range(BIN_COUNT) if BIN_EDGES_S[number + 1] > age_s)
     return durations.hazards()[number]
 
 
@@ -60,7 +60,7 @@ def test_first_guess_holds_before_the_first_completion() -> None:
 def test_wrong_first_guess_fades_after_three_completions(expected_s: float) -> None:
     durations = Durations(expected_s)
     for _ in range(3):
-        durations.completed(20.0)
+        durations.add_completed(20.0)
     durations.fit([])
     assert abs(math.log(durations.median_s / 20.0)) <= 0.2 * abs(math.log(expected_s / 20.0))
 
@@ -72,8 +72,8 @@ def test_running_jobs_prevent_a_short_estimate(seed: int) -> None:
     first_half, age_s = took[:50], took[49]
     censored, naive = Durations(20.0), Durations(20.0)
     for seconds in first_half:
-        censored.completed(seconds)
-        naive.completed(seconds)
+        censored.add_completed(seconds)
+        naive.add_completed(seconds)
     censored.fit([age_s] * 50)
     naive.fit([])
     truth_s = took[49]
@@ -108,12 +108,12 @@ def test_slower_gateway_is_followed() -> None:
     assert durations.median_s == pytest.approx(10.0, rel=0.1)
     chance = random.Random(1)
     for _ in range(800):
-        durations.completed(lognormal(40.0, 0.3)(chance))
+        durations.add_completed(lognormal(40.0, 0.3)(chance))
     durations.fit([])
     assert durations.median_s == pytest.approx(40.0, rel=0.15)
-    assert durations.count <= MEMORY
+    assert durations.count <= HALVED_AFTER_COMPLETIONS
     # With the old distribution half of all jobs would end before 12 s.
-    assert sum(hazard * width for hazard, width in zip(durations.hazards()[:57], WIDTHS, strict=False)) < 0.2
+    assert sum(hazard * width for hazard, width in zip(durations.hazards()[:57], BIN_WIDTHS_S, strict=False)) < 0.2
 
 
 @example(20.0, [], [1e300, 0.06] * 10, 1)
@@ -128,7 +128,7 @@ def test_hazards_are_finite_and_positive_for_any_input(
 ) -> None:
     durations = Durations(expected_s)
     for seconds in took * times:
-        durations.completed(seconds)
+        durations.add_completed(seconds)
     for _ in range(3):
         durations.fit(running)
     assert all(0.0 < hazard < math.inf for hazard in durations.hazards())

@@ -8,7 +8,7 @@ import pytest
 from attrs import evolve
 
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Create, JobLimit, Load, Mode
+from nanobanana_async.policy.concurrency import AnsweredCreate, ConcurrencyPolicy, JobLimit, Load, Mode
 from nanobanana_async.policy.durations import Durations
 from nanobanana_async.policy.learned import (
     FRESH_S,
@@ -16,7 +16,7 @@ from nanobanana_async.policy.learned import (
     KEPT_S,
     MOST_CLASSES,
     MOST_WEIGHT,
-    SLOWEST,
+    SLOWEST_PER_S,
     LearnedAccount,
     LearnedClass,
     LearnedLimits,
@@ -106,7 +106,7 @@ def test_class_that_cannot_be_true_is_ignored_alone(facts: str) -> None:
 def test_durations_of_any_size_can_be_read_again(seconds: float) -> None:
     learned = Durations(30.0)
     for _ in range(401):
-        learned.completed(seconds)
+        learned.add_completed(seconds)
     mean, variance = learned.log_moments
     facts = LearnedAccount(
         classes={"foxes": LearnedClass(at=NOON, count=learned.count, log_mean=mean, log_variance=variance)}
@@ -116,11 +116,11 @@ def test_durations_of_any_size_can_be_read_again(seconds: float) -> None:
 
 def test_durations_fade_with_age() -> None:
     many = evolve(FOXES, count=400.0)
-    assert many.faded(NOON) == MOST_WEIGHT
-    assert many.faded(later(HALVED_S)) == MOST_WEIGHT / 2
-    assert many.faded(later(-HALVED_S)) == MOST_WEIGHT / 2  # a clock was wrong
-    assert many.faded(later(KEPT_S + 1)) == 0
-    assert evolve(FOXES, count=0.9).faded(later(HALVED_S)) == 0
+    assert many.faded_weight(NOON) == MOST_WEIGHT
+    assert many.faded_weight(later(HALVED_S)) == MOST_WEIGHT / 2
+    assert many.faded_weight(later(-HALVED_S)) == MOST_WEIGHT / 2  # a clock was wrong
+    assert many.faded_weight(later(KEPT_S + 1)) == 0
+    assert evolve(FOXES, count=0.9).faded_weight(later(HALVED_S)) == 0
 
 
 def test_only_changed_facts_are_replaced() -> None:
@@ -129,33 +129,33 @@ def test_only_changed_facts_are_replaced() -> None:
     began = LearnedAccount(limits=LIMITS, classes={"foxes": evolve(FOXES, count=3.0), "owls": owls})
     slower = evolve(FOXES, at=later(60), log_mean=3.5)
     ended = LearnedAccount(limits=evolve(LIMITS, at=later(60)), classes={**began.classes, "foxes": slower})
-    updated = stored.updated(began, ended)
+    updated = stored.merge_changes(began, ended)
     assert updated.limits is LIMITS
     assert updated.classes == {"foxes": slower, "owls": owls}
     assert updated.classes["owls"].at == NOON
     fewer = evolve(LIMITS, at=later(60), job_limit=4)
-    assert stored.updated(began, evolve(ended, limits=fewer)).limits is fewer
-    assert stored.updated(began, began) == stored
+    assert stored.merge_changes(began, evolve(ended, limits=fewer)).limits is fewer
+    assert stored.merge_changes(began, began) == stored
 
 
 def test_classes_learned_last_are_kept() -> None:
     old = {f"class {number}": evolve(FOXES, at=later(number)) for number in range(MOST_CLASSES)}
     new = LearnedAccount(classes={"new": evolve(FOXES, at=later(1000))})
-    kept = LearnedAccount(classes=old).updated(LearnedAccount(), new).classes
+    kept = LearnedAccount(classes=old).merge_changes(LearnedAccount(), new).classes
     assert len(kept) == MOST_CLASSES
     assert "new" in kept
     assert "class 0" not in kept
 
 
 def test_fresh_job_limit_is_held_from_the_first_create() -> None:
-    limit = JobLimit(ConcurrencyPolicy(), mean_s=10.0)
+    limit = JobLimit(ConcurrencyPolicy(), mean_job_s=10.0)
     limit.restore(5, 100.0, fresh=True)
-    assert (limit.mode, limit.learned) == (Mode.HOLD, 5)
+    assert (limit.mode, limit.learned_cap) == (Mode.HOLD, 5)
     assert all(limit.admits(0, sending) for sending in range(5))
     assert not limit.admits(0, 5)
     limit.on_accepted(120.0, 119.9, 5, 0)  # one early probe
     assert limit.admits(5, 0)
-    assert limit.learned == 5
+    assert limit.learned_cap == 5
     limit.on_throttled(121.0, 120.1, 5)
     assert not limit.admits(5, 0)
     held_since, probes_s = 121.0, (20.0, 40.0, 60.0, 60.0)  # after each refused probe the next one comes later
@@ -179,7 +179,7 @@ def test_old_job_limit_fills_half_at_once_and_ramps_on() -> None:
     limit = JobLimit(ConcurrencyPolicy())
     limit.restore(20, 0.0, fresh=False)
     assert limit.mode is Mode.RAMP
-    assert limit.learned is None
+    assert limit.learned_cap is None
     assert limit.admits(0, 9)
     assert not limit.admits(0, 10)
     assert limit.admits(10, 2)
@@ -188,21 +188,21 @@ def test_old_job_limit_fills_half_at_once_and_ramps_on() -> None:
 
 def test_job_limit_is_learned_only_from_a_429() -> None:
     limit = JobLimit(ConcurrencyPolicy())
-    assert limit.learned is None
+    assert limit.learned_cap is None
     limit.on_throttled(1.0, 0.9, 7)
-    assert limit.learned == 7
+    assert limit.learned_cap == 7
 
 
 @pytest.mark.parametrize(("rates", "pace"), [(SHARED, SHARED.both), (APART, APART.create)])
 def test_restored_budget_paces_from_the_first_request(rates: LearnedRates, pace: LearnedPace) -> None:
     budget = RequestBudget()
     budget.restore(rates, 10.0)
-    assert budget.shared is (rates is SHARED)
+    assert budget.is_shared is (rates is SHARED)
     assert budget.learned(10.0) == rates
     assert 0.97 * pace.rate < budget.pacer("create").rate <= pace.rate
     sent = 0
     while budget.admits("create", 10.0, 0):
-        budget.sent("create", 10.0)
+        budget.on_sent("create", 10.0)
         sent += 1
     assert sent == pytest.approx(60.0 * pace.rate, abs=2)
     assert not budget.admits("create", 60.0, 0)
@@ -212,9 +212,9 @@ def test_restored_budget_paces_from_the_first_request(rates: LearnedRates, pace:
 
 def test_pace_of_a_search_is_not_learned() -> None:
     budget = RequestBudget()
-    budget.sent("poll", 0.0)
+    budget.on_sent("poll", 0.0)
     budget.on_throttled("poll", 0.05, 0.0)
-    assert budget.learned(1.0) == LearnedRates(log_odds=budget.log_odds)
+    assert budget.learned(1.0) == LearnedRates(log_odds=budget.shared_log_odds)
 
 
 @pytest.mark.parametrize(("every_s", "learned"), [(10.0, 1.0), (0.5, 2.0), (0.1, 5.0)])
@@ -234,25 +234,25 @@ def test_single_refusal_lowers_a_restored_pace_of_a_window_a_little() -> None:
     pacer = Pacer()
     pacer.restore(LearnedPace(rate=2.0, windowed=True), 5.0)
     for number in range(9):
-        pacer.sent(5.0 + number)
+        pacer.on_sent(5.0 + number)
         pacer.on_accepted(5.05 + number, 5.0 + number)
-    pacer.sent(14.0)
+    pacer.on_sent(14.0)
     pacer.on_throttled(14.05, 14.0)  # the minute before the session was not empty
-    pacer.sent(50.0)
+    pacer.on_sent(50.0)
     pacer.on_accepted(50.05, 50.0)
     assert 1.9 < pacer.rate < 2.0
     slow = Pacer()
-    slow.restore(LearnedPace(rate=SLOWEST, windowed=True), 0.0)
-    assert slow.rate == SLOWEST
+    slow.restore(LearnedPace(rate=SLOWEST_PER_S, windowed=True), 0.0)
+    assert slow.rate == SLOWEST_PER_S
 
 
 def test_full_bucket_is_paced_after_its_first_refusal() -> None:
     budget = RequestBudget()
     rates = LearnedRates(log_odds=3.0, both=LearnedPace(rate=2.0))
     budget.restore(rates, 0.0)
-    assert not budget.limited
+    assert not budget.is_limited
     assert budget.learned(0.0) == rates
-    budget.sent("poll", 0.0)
+    budget.on_sent("poll", 0.0)
     assert budget.admits("poll", 0.0, 7)
     budget.on_throttled("poll", 0.05, 0.0)
     assert budget.pacer("poll").rate == pytest.approx(2.0, rel=0.05)
@@ -261,23 +261,23 @@ def test_full_bucket_is_paced_after_its_first_refusal() -> None:
 
 def test_limiter_learns_nothing_without_a_429() -> None:
     limiter = AdmissionLimiter(ConcurrencyPolicy())
-    limiter.sent(0.0)
-    limiter.on_accepted(0.1, Create(0.0), Load(1))
+    limiter.on_sent(0.0)
+    limiter.on_accepted(0.1, AnsweredCreate(0.0), Load(1))
     assert limiter.learned(now=0.2, at=NOON) is None
 
 
 def test_undecided_429_is_not_learned_as_a_job_limit() -> None:
     limiter = AdmissionLimiter(ConcurrencyPolicy())
-    limiter.on_throttled(0.1, Create(0.0), Load(7))
-    assert limiter.jobs.cap == 7
+    limiter.on_throttled(0.1, AnsweredCreate(0.0), Load(7))
+    assert limiter.job_limit.cap == 7
     assert limiter.learned(now=0.2, at=NOON) is None
 
 
 def test_limiter_starts_from_learned_limits() -> None:
     limiter = AdmissionLimiter(ConcurrencyPolicy())
     limiter.restore(LIMITS, now=0.0, at=later(60))
-    assert (limiter.jobs.slots, limiter.verdict, limiter.was_throttled) == (5, "jobs", True)
-    assert limiter.budget.limited
+    assert (limiter.job_limit.cap_in_slots, limiter.limit_kind, limiter.was_throttled) == (5, "jobs", True)
+    assert limiter.budget.is_limited
     learned = limiter.learned(now=0.0, at=later(60))
     assert learned is not None
     assert (learned.at, learned.job_limit) == (later(60), 5)
@@ -286,20 +286,20 @@ def test_limiter_starts_from_learned_limits() -> None:
 def test_age_decides_which_limits_are_used() -> None:
     limiter = AdmissionLimiter(ConcurrencyPolicy())
     limiter.restore(LIMITS, now=0.0, at=later(FRESH_S + 1))
-    assert limiter.jobs.cap == math.inf
-    assert limiter.budget.limited
+    assert limiter.job_limit.cap == math.inf
+    assert limiter.budget.is_limited
     limiter = AdmissionLimiter(ConcurrencyPolicy())
     limiter.restore(LIMITS, now=0.0, at=later(KEPT_S + 1))
-    assert not limiter.budget.limited
+    assert not limiter.budget.is_limited
 
 
 def test_limits_without_facts_and_fixed_limits_restore_nothing() -> None:
     limiter = AdmissionLimiter(ConcurrencyPolicy(max_jobs=9, learn=False))
     limiter.restore(evolve(LIMITS, rates=None), now=0.0, at=NOON)
-    assert (limiter.jobs.slots, limiter.budget.limited) == (9, False)
+    assert (limiter.job_limit.cap_in_slots, limiter.budget.is_limited) == (9, False)
     limiter = AdmissionLimiter(ConcurrencyPolicy())
     limiter.restore(LearnedLimits(at=NOON), now=0.0, at=NOON)
-    assert limiter.jobs.slots is None
+    assert limiter.job_limit.cap_in_slots is None
 
 
 def test_new_durations_win_over_restored_ones_after_a_few_jobs() -> None:
@@ -308,7 +308,7 @@ def test_new_durations_win_over_restored_ones_after_a_few_jobs() -> None:
     assert durations.median_s == pytest.approx(60.0, rel=0.1)
     assert durations.log_moments == pytest.approx((math.log(60.0), 0.04))
     for _ in range(16):
-        durations.completed(20.0)
+        durations.add_completed(20.0)
     durations.fit(())
     assert durations.median_s < 32.0
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.errors import LimitKind
-from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Create, Load, Mode
+from nanobanana_async.policy.concurrency import AnsweredCreate, ConcurrencyPolicy, Load, Mode
 from nanobanana_async.policy.limiter import LONGEST_WAIT_S, TRIAL_WAIT_S, AdmissionLimiter
 from tests.policy.simulation import Bucket, Client, Gateway
 
@@ -24,28 +24,28 @@ def in_doubt(held: int = 20, odds: float = 0.0) -> AdmissionLimiter:
     """Return a limiter that met an unexplained 429 at 10 s."""
     undecided = limiter()
     undecided.rate_log_odds = odds
-    undecided.sent(9.9)
-    undecided.on_throttled(10.0, Create(9.9), Load(held))
+    undecided.on_sent(9.9)
+    undecided.on_throttled(10.0, AnsweredCreate(9.9), Load(held))
     return undecided
 
 
 def test_stated_kind_is_routed_to_its_limit() -> None:
     slots, rate = limiter(), limiter()
-    slots.on_throttled(1.0, Create(0.9), Load(5), "jobs")
-    rate.on_throttled(1.0, Create(0.9), Load(5), "rate", 7.0)
-    assert (slots.jobs.mode, slots.jobs.cap, slots.pacer.active) == (Mode.HOLD, 5.0, False)
-    assert (rate.jobs.mode, rate.jobs.cap, rate.pacer.active) == (Mode.RAMP, math.inf, True)
+    slots.on_throttled(1.0, AnsweredCreate(0.9), Load(5), "jobs")
+    rate.on_throttled(1.0, AnsweredCreate(0.9), Load(5), "rate", 7.0)
+    assert (slots.job_limit.mode, slots.job_limit.cap, slots.pacer.active) == (Mode.HOLD, 5.0, False)
+    assert (rate.job_limit.mode, rate.job_limit.cap, rate.pacer.active) == (Mode.RAMP, math.inf, True)
     assert rate.opens_at(5.0) == 8.0
-    assert (slots.verdict, slots.undecided_since, rate.verdict, rate.undecided_since) == (None, None, None, None)
+    assert (slots.limit_kind, slots.undecided_since, rate.limit_kind, rate.undecided_since) == (None, None, None, None)
     assert slots.was_throttled
     assert not limiter().was_throttled
 
 
 def test_stated_rate_resolves_an_undecided_429() -> None:
     undecided = in_doubt()
-    assert (undecided.jobs.cap, undecided.undecided_since) == (20.0, 10.0)
-    undecided.on_throttled(11.0, Create(10.6), Load(20), "rate")
-    assert undecided.jobs.mode is Mode.RAMP
+    assert (undecided.job_limit.cap, undecided.undecided_since) == (20.0, 10.0)
+    undecided.on_throttled(11.0, AnsweredCreate(10.6), Load(20), "rate")
+    assert undecided.job_limit.mode is Mode.RAMP
     assert undecided.undecided_since is None
 
 
@@ -58,7 +58,7 @@ def test_hidden_rate_is_recognised_and_the_slots_are_restored(rate: float, burst
         client = Client(Gateway(limiter=bucket), jobs=creates, stated=False, seed=seed).run()
         assert client.verdicts == [None, "rate"]
         assert client.refusals_before_verdict <= 5
-        assert client.limiter.jobs.mode is Mode.RAMP
+        assert client.limiter.job_limit.mode is Mode.RAMP
         assert client.taken_at[-1] <= 1.2 * bucket.ideal_s(creates)
         assert len(client.refusals) <= 0.06 * creates
 
@@ -100,17 +100,17 @@ def test_trial_accepted_soon_is_evidence_for_the_rate() -> None:
     assert undecided.opens_at(10.1) == 10.0 + TRIAL_WAIT_S
     assert undecided.admits(10.5, Load(20, 0))
     assert not undecided.admits(10.5, Load(20, 1))
-    undecided.on_accepted(10.6, Create(10.5), Load(21, 0))
-    assert undecided.verdict == "rate"
-    assert undecided.jobs.mode is Mode.RAMP
+    undecided.on_accepted(10.6, AnsweredCreate(10.5), Load(21, 0))
+    assert undecided.limit_kind == "rate"
+    assert undecided.job_limit.mode is Mode.RAMP
     assert undecided.pacer.active
 
 
 @pytest.mark.parametrize("likely_ends", [3.0, 50.0])
 def test_trial_accepted_after_likely_ends_is_weak_evidence(likely_ends: float) -> None:
     undecided = in_doubt()
-    undecided.on_accepted(10.6, Create(10.5), Load(21, 0, likely_ends))
-    assert undecided.verdict is None
+    undecided.on_accepted(10.6, AnsweredCreate(10.5), Load(21, 0, likely_ends))
+    assert undecided.limit_kind is None
     assert -0.5 < undecided.rate_log_odds <= 0.0
     assert undecided.undecided_since is None
 
@@ -118,25 +118,25 @@ def test_trial_accepted_after_likely_ends_is_weak_evidence(likely_ends: float) -
 def test_trial_accepted_after_a_noticed_end_is_no_evidence() -> None:
     undecided = in_doubt()
     undecided.on_ended()
-    undecided.on_accepted(10.6, Create(10.5), Load(20, 0))
+    undecided.on_accepted(10.6, AnsweredCreate(10.5), Load(20, 0))
     assert undecided.rate_log_odds == 0.0
 
 
 def test_create_in_flight_during_the_429_is_no_evidence() -> None:
     undecided = in_doubt()
-    undecided.on_accepted(10.1, Create(9.95), Load(21, 0))
-    undecided.on_throttled(10.1, Create(9.95), Load(21))
+    undecided.on_accepted(10.1, AnsweredCreate(9.95), Load(21, 0))
+    undecided.on_throttled(10.1, AnsweredCreate(9.95), Load(21))
     assert undecided.rate_log_odds == 0.0
     assert undecided.undecided_since == 10.0
 
 
 def test_two_refused_trials_are_evidence_for_the_slots() -> None:
     undecided = in_doubt()
-    undecided.on_throttled(10.6, Create(10.5), Load(20))
-    assert undecided.verdict is None
+    undecided.on_throttled(10.6, AnsweredCreate(10.5), Load(20))
+    assert undecided.limit_kind is None
     assert undecided.opens_at(10.7) == 10.6 + 2.0 * TRIAL_WAIT_S
-    undecided.on_throttled(11.7, Create(11.6), Load(20))
-    assert undecided.verdict == "jobs"
+    undecided.on_throttled(11.7, AnsweredCreate(11.6), Load(20))
+    assert undecided.limit_kind == "jobs"
     assert not undecided.admits(FOREVER, Load(20, 0))
 
 
@@ -144,15 +144,15 @@ def test_trial_refused_after_ended_jobs_is_evidence_for_the_rate() -> None:
     undecided = in_doubt(held=20)
     for _ in range(4):
         undecided.on_ended()
-    undecided.on_throttled(14.0, Create(13.9), Load(16))
-    assert undecided.verdict == "rate"
-    assert undecided.jobs.mode is Mode.RAMP
+    undecided.on_throttled(14.0, AnsweredCreate(13.9), Load(16))
+    assert undecided.limit_kind == "rate"
+    assert undecided.job_limit.mode is Mode.RAMP
 
 
 def test_lowered_limit_does_not_change_a_near_verdict_of_slots() -> None:
     sure = in_doubt(odds=-1.4)
     sure.on_ended()
-    sure.on_throttled(14.0, Create(13.9), Load(10))
+    sure.on_throttled(14.0, AnsweredCreate(13.9), Load(10))
     assert sure.rate_log_odds == -1.4
 
 
@@ -160,16 +160,16 @@ def test_repeated_paced_429s_weaken_the_rate_verdict() -> None:
     paced = limiter()
     paced.rate_log_odds = 2.0
     for number in range(8):
-        paced.on_throttled(100.0 * number + 0.1, Create(100.0 * number), Load(5))
+        paced.on_throttled(100.0 * number + 0.1, AnsweredCreate(100.0 * number), Load(5))
     assert paced.rate_log_odds < 2.0
-    assert paced.verdict != "rate"
+    assert paced.limit_kind != "rate"
 
 
 def test_429s_of_one_round_trip_keep_the_rate_verdict() -> None:
     paced = limiter()
     paced.rate_log_odds = 2.0
     for number in range(30):
-        paced.on_throttled(1.0 + number / 100.0, Create(0.9), Load(5))
+        paced.on_throttled(1.0 + number / 100.0, AnsweredCreate(0.9), Load(5))
     assert paced.rate_log_odds == 2.0
 
 
@@ -196,18 +196,18 @@ def test_fixed_max_jobs_above_the_limit_causes_no_429_storm(limit: int, stated: 
 
 def test_ended_job_ends_the_backoff_for_slots() -> None:
     shut = limiter(10, learn=False)
-    shut.on_throttled(1.0, Create(0.9), Load(5), "jobs")
+    shut.on_throttled(1.0, AnsweredCreate(0.9), Load(5), "jobs")
     assert not shut.admits(1.1, Load(5, 0))
     shut.on_ended()
     assert shut.admits(1.1, Load(4, 0))
     assert not shut.admits(1.1, Load(4, 1))
-    shut.on_accepted(1.2, Create(1.1), Load(5, 0))
+    shut.on_accepted(1.2, AnsweredCreate(1.1), Load(5, 0))
     assert shut.admits(1.2, Load(5, 1))
 
 
 def test_ended_job_does_not_end_a_wait_for_the_rate() -> None:
     shut = limiter()
-    shut.on_throttled(1.0, Create(0.9), Load(5), "rate", 30.0)
+    shut.on_throttled(1.0, AnsweredCreate(0.9), Load(5), "rate", 30.0)
     shut.on_ended()
     assert not shut.admits(30.9, Load(4, 0))
     assert shut.admits(31.0, Load(4, 0))
@@ -215,7 +215,7 @@ def test_ended_job_does_not_end_a_wait_for_the_rate() -> None:
 
 def test_trial_respects_max_jobs() -> None:
     undecided = limiter(10)
-    undecided.on_throttled(1.0, Create(0.9), Load(8))
+    undecided.on_throttled(1.0, AnsweredCreate(0.9), Load(8))
     assert undecided.admits(9.0, Load(8, 0), 2)
     assert not undecided.admits(9.0, Load(8, 0), 3)
     assert not undecided.admits(9.0, Load(10, 0))
@@ -243,18 +243,20 @@ def test_opens_at_is_exact_when_only_time_is_missing(make: partial[AdmissionLimi
     for what, passed_s, weight, kind, wait_s in events:
         now += passed_s
         if what == "sent" and limiting.admits(now, Load(held, len(in_flight)), weight):
-            limiting.sent(now)
+            limiting.on_sent(now)
             in_flight.append(now)
         elif what == "accepted" and in_flight:
             held += 1
-            limiting.on_accepted(now, Create(in_flight.pop()), Load(held, len(in_flight), passed_s / 10.0))
+            limiting.on_accepted(now, AnsweredCreate(in_flight.pop()), Load(held, len(in_flight), passed_s / 10.0))
         elif what == "refused" and in_flight:
-            limiting.on_throttled(now, Create(in_flight.pop(0)), Load(held, likely_ended=passed_s / 10.0), kind, wait_s)
+            limiting.on_throttled(
+                now, AnsweredCreate(in_flight.pop(0)), Load(held, likely_ended=passed_s / 10.0), kind, wait_s
+            )
         elif what == "ended" and held:
             held -= 1
             limiting.on_ended()
         state = (Load(held, len(in_flight)), weight)
-        assert held + len(in_flight) <= limiting.jobs.ceiling
+        assert held + len(in_flight) <= limiting.job_limit.ceiling
         if not limiting.admits(now, *state) and limiting.admits(FOREVER, *state):
             opens_at = limiting.opens_at(now)
             assert now < opens_at <= now + 120.0
@@ -265,12 +267,12 @@ def full_account(jobs: int = 5, *, limited: bool) -> AdmissionLimiter:
     """Return the limiter of an account that was full with these jobs; a rate may be known too."""
     known = limiter()
     for number in range(jobs - 1):
-        known.sent(0.0)
-        known.on_accepted(0.1, Create(0.0), Load(number + 1))
-    known.on_throttled(0.2, Create(0.05), Load(jobs - 1), "jobs")
-    known.on_accepted(0.3, Create(0.1), Load(jobs))  # in the same burst
+        known.on_sent(0.0)
+        known.on_accepted(0.1, AnsweredCreate(0.0), Load(number + 1))
+    known.on_throttled(0.2, AnsweredCreate(0.05), Load(jobs - 1), "jobs")
+    known.on_accepted(0.3, AnsweredCreate(0.1), Load(jobs))  # in the same burst
     if limited:
-        known.budget.sent("poll", 1.0)
+        known.budget.on_sent("poll", 1.0)
         known.budget.on_throttled("poll", 1.1, 1.0)
         known.budget.on_accepted("poll", 5.1, 5.0)
     known.rate_log_odds = -4.0
@@ -279,16 +281,16 @@ def full_account(jobs: int = 5, *, limited: bool) -> AdmissionLimiter:
 
 def test_429_with_fewer_jobs_than_at_a_full_account_is_of_the_known_rate() -> None:
     known = full_account(limited=True)
-    cap = known.jobs.cap
-    known.on_throttled(10.1, Create(10.0), Load(4))
+    cap = known.job_limit.cap
+    known.on_throttled(10.1, AnsweredCreate(10.0), Load(4))
     assert known.undecided_since is None
     assert not known.pacer.admits(10.2, 0)
-    assert known.jobs.cap == cap
+    assert known.job_limit.cap == cap
 
 
 def test_429_at_a_full_account_is_of_the_slots_although_a_rate_is_known() -> None:
     known = full_account(limited=True)
-    known.on_throttled(10.1, Create(10.0), Load(5))
+    known.on_throttled(10.1, AnsweredCreate(10.0), Load(5))
     assert known.undecided_since is None
     assert known.pacer.admits(10.2, 0)
 
@@ -296,33 +298,33 @@ def test_429_at_a_full_account_is_of_the_slots_although_a_rate_is_known() -> Non
 def test_many_429s_below_a_full_account_are_doubted_although_a_rate_is_known() -> None:
     known, now = full_account(limited=True), 10.0
     for _ in range(30):
-        known.on_throttled(now + 0.1, Create(now), Load(3))
+        known.on_throttled(now + 0.1, AnsweredCreate(now), Load(3))
         now += 1.0
-    assert known.jobs.cap <= 3.0
+    assert known.job_limit.cap <= 3.0
 
 
 def test_429s_while_ever_fewer_jobs_are_held_are_of_an_unknown_rate() -> None:
     known = full_account(20, limited=False)
-    cap = known.jobs.cap
+    cap = known.job_limit.cap
     for number, held in enumerate((18, 14, 10, 6, 3, 0)):
         known.on_ended()
-        known.on_throttled(10.1 + number, Create(10.0 + number), Load(held))
+        known.on_throttled(10.1 + number, AnsweredCreate(10.0 + number), Load(held))
     assert known.pacer.active
-    assert known.jobs.cap == cap
+    assert known.job_limit.cap == cap
 
 
 def test_poll_refused_after_an_unexplained_429_shows_the_rate() -> None:
     undecided = in_doubt()
-    undecided.budget.sent("poll", 11.0)
+    undecided.budget.on_sent("poll", 11.0)
     undecided.budget.on_throttled("poll", 11.1, 11.0)
     assert not undecided.admits(11.2, Load(20))
     assert undecided.undecided_since is None
-    assert undecided.jobs.mode is Mode.RAMP
+    assert undecided.job_limit.mode is Mode.RAMP
 
 
 def test_trial_accepted_when_the_account_is_known_for_slots_does_not_change_its_verdict() -> None:
     known = full_account(limited=False)
-    known.on_throttled(10.1, Create(10.0), Load(4))
-    known.on_accepted(11.1, Create(11.0), Load(5))
-    assert known.verdict == "jobs"
+    known.on_throttled(10.1, AnsweredCreate(10.0), Load(4))
+    known.on_accepted(11.1, AnsweredCreate(11.0), Load(5))
+    assert known.limit_kind == "jobs"
     assert known.admits(11.2, Load(3))

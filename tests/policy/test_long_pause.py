@@ -2,7 +2,7 @@
 
 import math
 
-from nanobanana_async.policy.long_pause import LATER_S, PROBE_EVERY_S, LongPause
+from nanobanana_async.policy.long_pause import MARGIN_S, PROBE_EVERY_S, LongPause
 from nanobanana_async.policy.session_budget import SessionBudget
 
 HOURS_S = 36_000.0
@@ -10,38 +10,38 @@ HOURS_S = 36_000.0
 
 def test_first_refusal_pauses_for_two_minutes_and_the_second_is_believed() -> None:
     pause = LongPause()
-    assert pause.refused(10.0, 9.9, HOURS_S)
+    assert pause.on_refused(10.0, 9.9, HOURS_S)
     assert (pause.used_up, pause.confirmed) == (True, False)
     assert pause.opens_at == 10.0 + 120.0
-    assert not pause.refused(10.1, 9.95, HOURS_S)  # in flight when the first came
+    assert not pause.on_refused(10.1, 9.95, HOURS_S)  # in flight when the first came
     assert not pause.confirmed
-    assert not pause.refused(140.0, 139.0, HOURS_S)
+    assert not pause.on_refused(140.0, 139.0, HOURS_S)
     assert pause.confirmed
-    assert pause.opens_at == 140.0 + HOURS_S + LATER_S
+    assert pause.opens_at == 140.0 + HOURS_S + MARGIN_S
 
 
 def test_single_request_shows_the_end_of_a_pause() -> None:
     budget = SessionBudget()
-    budget.pause.refused(0.0, -0.1, 60.0)
+    budget.pause.on_refused(0.0, -0.1, 60.0)
     opens_at = 60.0
     assert not budget.admits("poll", opens_at - 0.1, 0)
     assert budget.opens_at("create") == opens_at
     assert budget.admits("create", opens_at, 0)
-    budget.sent("create", opens_at)
+    budget.on_sent("create", opens_at)
     assert not budget.admits("poll", opens_at + 1.0, 0)
-    budget.count(opens_at + 1.0)  # a query that no pause holds back
+    budget.count_unpaced(opens_at + 1.0)  # a query that no pause holds back
     assert budget.opens_at("poll") == opens_at + PROBE_EVERY_S
     budget.on_accepted("create", opens_at + 2.0, -1.0)  # sent before the refusal: it shows nothing
     assert budget.pause.used_up
     budget.on_accepted("create", opens_at + 2.0, opens_at)
     assert not budget.pause.used_up
     assert budget.admits("poll", opens_at + 2.0, 5)
-    assert budget.gate_opens_at == -math.inf
+    assert budget.cap_and_pause_end_at == -math.inf
 
 
 def test_refusal_for_the_rate_ends_a_pause() -> None:
     budget = SessionBudget()
-    budget.pause.refused(0.0, -0.1, HOURS_S)
+    budget.pause.on_refused(0.0, -0.1, HOURS_S)
     budget.on_throttled("poll", 200.0, 199.0, 5.0)
     assert not budget.pause.used_up
     assert budget.cap_wait_s(0.0) == -math.inf

@@ -5,13 +5,13 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanobanana_async.policy.matching import MOST_TOGETHER, agreed
+from nanobanana_async.policy.matching import MOST_TOGETHER, agreed_tasks
 
 Possible = Mapping[str, Sequence[str]]
 
 
 def found(possible: Possible, **alike: Hashable) -> dict[str, str]:
-    return agreed(possible, {job: alike.get(job, job) for job in possible})
+    return agreed_tasks(possible, {job: alike.get(job, job) for job in possible})
 
 
 def explanations(possible: Possible) -> Iterator[dict[str, str]]:

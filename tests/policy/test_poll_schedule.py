@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanobanana_async.policy.durations import EDGES, SHORTEST_S, Durations
+from nanobanana_async.policy.durations import BIN_EDGES_S, SHORTEST_S, Durations
 from nanobanana_async.policy.poll_schedule import STRAGGLER_GROWTH, UNKNOWN_GROWTH, PollSchedule
 from nanobanana_async.policy.polling import PollPolicy
 from tests.policy.simulation import Draw, bimodal, floor_and_tail, lognormal, poll_jobs
@@ -27,13 +27,15 @@ def learned(
     for job in range(completions):
         took_s = draw(chance)
         schedule.on_ended(job, took_s, took_s)
-        schedule.next_poll_s(0.0)
+        schedule.next_poll_age_s(0.0)
     return schedule
 
 
 def median_s(schedule: PollSchedule[int]) -> float:
     """Return the age by which half of the jobs have ended, by the schedule."""
-    return next(edge for edge in EDGES if edge == EDGES[-1] or schedule.ended_chance(0.0, edge) >= 0.5)
+    return next(
+        edge for edge in BIN_EDGES_S if edge == BIN_EDGES_S[-1] or schedule.ended_between_probability(0.0, edge) >= 0.5
+    )
 
 
 POLICIES = st.builds(
@@ -49,31 +51,31 @@ SCHEDULES = st.builds(
     POLICIES,
     st.floats(min_value=1.0, max_value=300.0),
 )
-AGES = st.floats(min_value=0.0, max_value=3.0 * EDGES[-1])
+AGES = st.floats(min_value=0.0, max_value=3.0 * BIN_EDGES_S[-1])
 
 
 @given(SCHEDULES, AGES)
 def test_half_of_the_jobs_of_an_age_end_by_their_median_end(schedule: PollSchedule[int], age_s: float) -> None:
-    end_s = schedule.median_end_s(age_s)
+    end_s = schedule.median_end_age_s(age_s)
     assert age_s < end_s < math.inf
-    if end_s < EDGES[-1]:
-        assert math.isclose(schedule.ended_chance(age_s, end_s), 0.5, rel_tol=1e-6)
+    if end_s < BIN_EDGES_S[-1]:
+        assert math.isclose(schedule.ended_between_probability(age_s, end_s), 0.5, rel_tol=1e-6)
 
 
 @given(SCHEDULES, AGES, AGES)
 def test_median_end_moves_forward_with_age(schedule: PollSchedule[int], one_s: float, other_s: float) -> None:
-    assert schedule.median_end_s(min(one_s, other_s)) <= schedule.median_end_s(max(one_s, other_s)) + 1e-9
+    assert schedule.median_end_age_s(min(one_s, other_s)) <= schedule.median_end_age_s(max(one_s, other_s)) + 1e-9
 
 
 def test_median_end_of_a_new_job_is_the_median_duration() -> None:
     schedule = learned(LN_10, WORTH_LEARNING)
-    assert math.isclose(schedule.median_end_s(0.0), 10.0, rel_tol=0.1)
-    assert 20.0 < schedule.median_end_s(20.0) < 30.0
+    assert math.isclose(schedule.median_end_age_s(0.0), 10.0, rel_tol=0.1)
+    assert 20.0 < schedule.median_end_age_s(20.0) < 30.0
 
 
 def test_share_of_the_median_end_rises_with_age() -> None:
     schedule = learned(LN_10, WORTH_LEARNING)
-    shares = [age_s / schedule.median_end_s(age_s) for age_s in (0.0, 1.0, 4.0, 8.0, 10.0, 15.0, 25.0, 40.0)]
+    shares = [age_s / schedule.median_end_age_s(age_s) for age_s in (0.0, 1.0, 4.0, 8.0, 10.0, 15.0, 25.0, 40.0)]
     assert shares == sorted(shares)
     assert shares[0] == 0.0
     assert 0.35 < shares[2] < 0.45
@@ -82,38 +84,41 @@ def test_share_of_the_median_end_rises_with_age() -> None:
 
 @given(SCHEDULES, AGES)
 def test_next_poll_keeps_min_gap(schedule: PollSchedule[int], age_s: float) -> None:
-    assert schedule.next_poll_s(age_s) - age_s >= schedule.policy.min_gap_s - 1e-9 * age_s > 0.0
+    assert schedule.next_poll_age_s(age_s) - age_s >= schedule.policy.min_gap_s - 1e-9 * age_s > 0.0
 
 
-@given(SCHEDULES, st.floats(min_value=0.0, max_value=EDGES[-1] / 2.0))
+@given(SCHEDULES, st.floats(min_value=0.0, max_value=BIN_EDGES_S[-1] / 2.0))
 def test_gap_past_the_median_is_at_most_four_target_delays(schedule: PollSchedule[int], beyond_s: float) -> None:
     policy = schedule.policy
     age_s = median_s(schedule) + beyond_s
-    wanted_s = 4.0 * schedule.delay_s
-    if age_s > schedule.straggler_s:
-        wanted_s = max(wanted_s, STRAGGLER_GROWTH * age_s * math.sqrt(age_s / schedule.straggler_s))
+    wanted_s = 4.0 * schedule.wanted_delay_s
+    if age_s > schedule.straggler_age_s:
+        wanted_s = max(wanted_s, STRAGGLER_GROWTH * age_s * math.sqrt(age_s / schedule.straggler_age_s))
     longest_s = max(policy.min_gap_s, min(policy.max_gap_s, wanted_s))
-    assert schedule.next_poll_s(age_s) - age_s <= longest_s * (1.0 + 1e-6)
+    assert schedule.next_poll_age_s(age_s) - age_s <= longest_s * (1.0 + 1e-6)
 
 
 @given(SCHEDULES, AGES.filter(lambda age: age >= SHORTEST_S), st.floats(min_value=1e-3, max_value=100.0))
 def test_older_job_is_not_polled_earlier(schedule: PollSchedule[int], age_s: float, older_s: float) -> None:
-    assert schedule.next_poll_s(age_s + older_s) >= schedule.next_poll_s(age_s)
+    assert schedule.next_poll_age_s(age_s + older_s) >= schedule.next_poll_age_s(age_s)
 
 
 def test_straggler_is_polled_every_max_gap() -> None:
     schedule = learned(LN_10, 60)
-    age_s = 2.0 * EDGES[-1]
-    assert schedule.next_poll_s(age_s) == age_s + schedule.policy.max_gap_s
+    age_s = 2.0 * BIN_EDGES_S[-1]
+    assert schedule.next_poll_age_s(age_s) == age_s + schedule.policy.max_gap_s
 
 
 @pytest.mark.slow
 @given(SCHEDULES, st.tuples(AGES, AGES, AGES))
 def test_ended_chance_grows_with_age(schedule: PollSchedule[int], ages: tuple[float, float, float]) -> None:
     seen_s, age_s, later_s = sorted(ages)
-    chance, later = schedule.ended_chance(seen_s, age_s), schedule.ended_chance(seen_s, later_s)
+    chance, later = (
+        schedule.ended_between_probability(seen_s, age_s),
+        schedule.ended_between_probability(seen_s, later_s),
+    )
     assert 0.0 <= chance <= later <= 1.0
-    assert schedule.ended_chance(age_s, age_s) == 0.0
+    assert schedule.ended_between_probability(age_s, age_s) == 0.0
 
 
 @pytest.mark.parametrize("target_s", [0.25, 0.5, 2.0])
@@ -178,33 +183,33 @@ def test_midpoint_of_two_polls_replaces_a_missing_duration() -> None:
 def test_running_lists_jobs_until_they_end_or_are_forgotten() -> None:
     schedule = PollSchedule[int](PollPolicy(), Durations(20.0))
     for job in range(6):
-        schedule.began(job)
+        schedule.on_began(job)
     schedule.on_running(1, 5.0)
-    assert dict(schedule.running()) == {0: 0.0, 1: 5.0, 2: 0.0, 3: 0.0, 4: 0.0, 5: 0.0}
+    assert dict(schedule.running_jobs()) == {0: 0.0, 1: 5.0, 2: 0.0, 3: 0.0, 4: 0.0, 5: 0.0}
     for job in range(3):
         schedule.on_ended(job, 6.0)
     for job in (3, 4, 5, 5, 99):
         schedule.forget(job)
-    assert not schedule.running()
+    assert not schedule.running_jobs()
     assert schedule.durations.count == 3.0
 
 
 def test_ended_probability_is_higher_for_jobs_polled_longer_ago() -> None:
     schedule = PollSchedule[str](PollPolicy(), Durations(20.0))
     schedule.on_running("polled", 19.0)
-    schedule.began("not polled")
+    schedule.on_began("not polled")
     assert 0.0 < schedule.ended_probability("polled", 20.0) < schedule.ended_probability("not polled", 20.0) < 1.0
     assert schedule.ended_probability("unknown", 20.0) == schedule.ended_probability("not polled", 20.0)
 
 
 def test_running_jobs_lengthen_the_schedule_before_any_ends() -> None:
     schedule = PollSchedule[int](HALF_A_SECOND, Durations(5.0))
-    first_s = schedule.next_poll_s(0.0)
+    first_s = schedule.next_poll_age_s(0.0)
     for age_s in (6.0, 12.0, 24.0, 60.0):
         for job in range(200):
             schedule.on_running(job, age_s)
-        schedule.learn()
-    assert schedule.next_poll_s(0.0) > 10.0 * first_s
+        schedule.refit_if_due()
+    assert schedule.next_poll_age_s(0.0) > 10.0 * first_s
     assert schedule.mean_s > 60.0
 
 
@@ -213,7 +218,7 @@ def test_job_far_older_than_all_others_does_not_lengthen_the_schedule() -> None:
     mean_s = schedule.mean_s
     for _ in range(100):
         schedule.on_running(1, 1000.0)
-    schedule.learn()
+    schedule.refit_if_due()
     assert schedule.mean_s == pytest.approx(mean_s, rel=0.05)
 
 
@@ -224,31 +229,31 @@ def test_job_far_older_than_all_others_does_not_lengthen_the_schedule() -> None:
 def test_default_delay_is_four_percent_of_the_mean_and_at_least_half_a_second(typical_s: float, most: float) -> None:
     draw = lognormal(typical_s, 0.4)
     schedule = learned(draw, 100, PollPolicy())
-    assert schedule.delay_s == max(0.5, 0.04 * schedule.mean_s)
+    assert schedule.wanted_delay_s == max(0.5, 0.04 * schedule.mean_s)
     a_job, delay_s, _ = poll_jobs(schedule, draw, 300)
     assert a_job <= most
-    assert delay_s == pytest.approx(schedule.delay_s, rel=0.25)
+    assert delay_s == pytest.approx(schedule.wanted_delay_s, rel=0.25)
 
 
 def test_gaps_grow_with_age_while_durations_are_unknown() -> None:
     schedule = PollSchedule[int](PollPolicy(), Durations(5.0))
-    gaps = [schedule.next_poll_s(age_s) - age_s for age_s in (0.0, 5.0, 10.0, 100.0, 200.0, 1000.0)]
+    gaps = [schedule.next_poll_age_s(age_s) - age_s for age_s in (0.0, 5.0, 10.0, 100.0, 200.0, 1000.0)]
     assert gaps == pytest.approx([3.0, 3.0, 3.0, UNKNOWN_GROWTH * 100.0, UNKNOWN_GROWTH * 200.0, 60.0])
     for job in range(3):
         schedule.on_ended(job, 5.0, 5.0)
-    assert schedule.next_poll_s(5.0) - 5.0 < 2.0
+    assert schedule.next_poll_age_s(5.0) - 5.0 < 2.0
 
 
 def test_gaps_of_stragglers_are_a_share_of_their_age() -> None:
     by_default, given_target = learned(LN_10, 60, PollPolicy()), learned(LN_10, 60, PollPolicy(target_delay_s=0.5))
     age_s = by_default.p99_s - 1.0
-    assert by_default.next_poll_s(age_s) - age_s >= STRAGGLER_GROWTH * age_s
-    assert given_target.next_poll_s(age_s) - age_s < STRAGGLER_GROWTH * age_s
+    assert by_default.next_poll_age_s(age_s) - age_s >= STRAGGLER_GROWTH * age_s
+    assert given_target.next_poll_age_s(age_s) - age_s < STRAGGLER_GROWTH * age_s
     for schedule in (by_default, given_target):
-        shares = [schedule.next_poll_s(age_s) / age_s - 1.0 for age_s in (30.0, 50.0, 100.0)]
+        shares = [schedule.next_poll_age_s(age_s) / age_s - 1.0 for age_s in (30.0, 50.0, 100.0)]
         assert shares == sorted(shares)
         assert shares[0] >= STRAGGLER_GROWTH
-        assert schedule.next_poll_s(1000.0) - 1000.0 == 60.0
+        assert schedule.next_poll_age_s(1000.0) - 1000.0 == 60.0
 
 
 @pytest.mark.parametrize("ended", [0, 3, 20, 100])
@@ -257,6 +262,6 @@ def test_job_that_never_ends_is_polled_rarely(ended: int) -> None:
     polled_at = [0.0]
     while polled_at[-1] < 3600.0:
         schedule.on_running(-1, polled_at[-1])
-        polled_at.append(schedule.next_poll_s(polled_at[-1]))
+        polled_at.append(schedule.next_poll_age_s(polled_at[-1]))
     assert sum(0.0 < age_s <= 60.0 for age_s in polled_at) <= 25
     assert len(polled_at) <= 120

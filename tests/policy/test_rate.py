@@ -76,7 +76,7 @@ def test_changed_rate_is_followed(rate: float, to: float) -> None:
 
 def test_no_pacing_before_the_first_429() -> None:
     pacer = Pacer()
-    pacer.sent(1.0)
+    pacer.on_sent(1.0)
     pacer.on_accepted(1.1, 1.0)
     assert not pacer.active
     assert pacer.admits(1.1, 99)
@@ -103,7 +103,7 @@ def test_half_of_a_lost_gap_is_made_up_for() -> None:
     pacer.on_throttled(1.0, 0.9)
     pacer.on_throttled(3.0, 2.9)
     gap_s = 1.0 / pacer.rate
-    pacer.sent(pacer.next_at + 100.0)
+    pacer.on_sent(pacer.next_at + 100.0)
     assert pacer.next_at == pytest.approx(3.0 + gap_s + 100.0 + gap_s / 2.0)
 
 
@@ -115,7 +115,7 @@ def test_long_outage_is_probed_every_half_minute_and_the_rate_recovers() -> None
         now = pacer.next_at
     for _ in range(8):
         assert not pacer.admits(now - 0.01, 0)  # a request waits: only then does a success show that more is allowed
-        pacer.sent(now)
+        pacer.on_sent(now)
         pacer.on_accepted(now + 0.1, now)
         now = max(now + 0.1, pacer.next_at)
     assert pacer.rate >= 2.0
@@ -128,7 +128,7 @@ def minute_window(pacer: Pacer, quota: int, until_s: float) -> tuple[list[float]
     now = 0.0
     while now < until_s:
         if pacer.admits(now, 0):
-            pacer.sent(now)
+            pacer.on_sent(now)
             if sum(at > now - 60.0 for at in taken) < quota:
                 taken.append(now)
                 pacer.on_accepted(now + 0.05, now)
@@ -157,7 +157,7 @@ def test_urgent_requests_of_a_window_do_not_wait_for_the_pace_but_for_its_quota(
     assert pacer.admits(now, 0)
     sent = 0
     while pacer.admits(now, 0, urgent=True):
-        pacer.sent(now)
+        pacer.on_sent(now)
         sent += 1
     assert 50 <= sent <= 70
     assert pacer.opens_at() > now
@@ -171,7 +171,7 @@ def test_rate_of_a_window_that_rose_is_found() -> None:
     for number in range(40_000):
         now = 300.0 + number * 0.05
         if pacer.admits(now, 0):
-            pacer.sent(now)
+            pacer.on_sent(now)
             pacer.on_accepted(now + 0.04, now)
             taken += 1
     assert pacer.rate > 4.0
@@ -180,15 +180,15 @@ def test_rate_of_a_window_that_rose_is_found() -> None:
 def test_refusal_in_the_same_round_trip_is_not_counted_as_taken() -> None:
     pacer = Pacer()
     for number in range(20):
-        pacer.sent(number * 0.01)
+        pacer.on_sent(number * 0.01)
     for number in range(10):
         pacer.on_accepted(0.3, number * 0.01)
     for number in range(10, 20):
         pacer.on_throttled(0.3, number * 0.01)
     for at in (1.0, 3.0, 8.0, 20.0, 40.0):
-        pacer.sent(at)
+        pacer.on_sent(at)
         pacer.on_throttled(at + 0.05, at)
-    pacer.sent(61.0)
+    pacer.on_sent(61.0)
     pacer.on_accepted(61.05, 61.0)
     assert pacer.windowed
     assert pacer.rate == pytest.approx(0.98 * 10 / 60.0)
@@ -212,7 +212,7 @@ def test_rate_stays_positive_for_any_event_sequence(
     for what, passed_s, took_s, wait_s in events:
         now += passed_s
         if what == "sent":
-            pacer.sent(now)
+            pacer.on_sent(now)
         elif what == "accepted":
             pacer.on_accepted(now, now - took_s)
         else:

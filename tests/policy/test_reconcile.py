@@ -12,15 +12,15 @@ from nanobanana_async.policy.reconcile import (
     ZONE_STEP_S,
     ClaimedTask,
     ClockOffset,
-    Doubt,
-    Found,
-    HistoryRead,
+    FoundTask,
+    HistoryEvidence,
+    JobInDoubt,
     NotBought,
     UnclaimedTask,
     Undecided,
-    decide,
+    decide_doubts,
+    estimate_lateness_s,
     estimate_offset,
-    lateness_s,
     ready_after_s,
 )
 
@@ -29,9 +29,9 @@ LATE_S = 2.0
 EXACT = ClockOffset(0.0, 0.0)
 
 
-def doubt(key: str = "A", sent_at: float = 1000.0, lost_at: float = 1001.0, **facts: Any) -> Doubt:
+def doubt(key: str = "A", sent_at: float = 1000.0, lost_at: float = 1001.0, **facts: Any) -> JobInDoubt:
     usual: dict[str, Any] = {"processed": True, "request": key, "model": "nano", "price_class": "1K"}
-    return Doubt(key=key, sent_at=sent_at, lost_at=lost_at, **{**usual, **facts})
+    return JobInDoubt(key=key, sent_at=sent_at, lost_at=lost_at, **{**usual, **facts})
 
 
 def task(task_id: str, created_at: float, **facts: Any) -> UnclaimedTask:
@@ -39,89 +39,91 @@ def task(task_id: str, created_at: float, **facts: Any) -> UnclaimedTask:
     return UnclaimedTask(task_id=task_id, created_at=created_at, **{**usual, **facts})
 
 
-def read(*unclaimed: UnclaimedTask, read_at: float = 2000.0, **facts: Any) -> HistoryRead:
+def read(*unclaimed: UnclaimedTask, read_at: float = 2000.0, **facts: Any) -> HistoryEvidence:
     usual: dict[str, Any] = {"complete_since": 0.0, "offset": EXACT, "delay_s": DELAY_S, "lateness_s": LATE_S}
-    return HistoryRead(read_at=read_at, unclaimed=unclaimed, **{**usual, **facts})
+    return HistoryEvidence(read_at=read_at, unclaimed=unclaimed, **{**usual, **facts})
 
 
 def test_processed_job_gets_the_only_task_of_its_window() -> None:
     tasks = (task("before", 998.9), task("own", 1000.5), task("after", 1003.1))
-    assert decide([doubt()], read(*tasks)) == {"A": Found("own")}
+    assert decide_doubts([doubt()], read(*tasks)) == {"A": FoundTask("own")}
 
 
 @pytest.mark.parametrize("created_at", [999.0, 1000.0, 1001.0, 1003.0])
 def test_window_reaches_a_second_back_and_the_lateness_on(created_at: float) -> None:
-    assert decide([doubt()], read(task("own", created_at))) == {"A": Found("own")}
+    assert decide_doubts([doubt()], read(task("own", created_at))) == {"A": FoundTask("own")}
 
 
 def test_window_is_moved_to_the_gateways_clock() -> None:
     hour_ahead = ClockOffset(3600.0, 3600.5)
     tasks = (task("own", 4600.5), task("other", 1000.5))
-    assert decide([doubt()], read(*tasks, offset=hour_ahead)) == {"A": Found("own")}
+    assert decide_doubts([doubt()], read(*tasks, offset=hour_ahead)) == {"A": FoundTask("own")}
 
 
 def test_job_that_may_still_be_in_progress_is_left_undecided() -> None:
     job = doubt(processed=False, in_progress=True)
-    assert decide([job], read()) == {"A": Undecided((), may_change=False)}
-    assert decide([job], read(task("a", 1000.5))) == {"A": Undecided(("a",), may_change=False)}
+    assert decide_doubts([job], read()) == {"A": Undecided((), may_change=False)}
+    assert decide_doubts([job], read(task("a", 1000.5))) == {"A": Undecided(("a",), may_change=False)}
 
 
 def test_two_tasks_in_the_window_leave_the_job_undecided() -> None:
     tasks = (task("a", 1000.1), task("b", 1000.9))
-    assert decide([doubt()], read(*tasks)) == {"A": Undecided(("a", "b"), may_change=False)}
+    assert decide_doubts([doubt()], read(*tasks)) == {"A": Undecided(("a", "b"), may_change=False)}
 
 
 def test_unprocessed_job_gets_no_task_but_a_candidate() -> None:
-    verdict = decide([doubt(processed=False)], read(task("a", 1000.5)))
+    verdict = decide_doubts([doubt(processed=False)], read(task("a", 1000.5)))
     assert verdict == {"A": Undecided(("a",), may_change=False)}
 
 
 def test_processed_job_without_a_task_is_undecided() -> None:
-    assert decide([doubt()], read()) == {"A": Undecided((), may_change=False)}
+    assert decide_doubts([doubt()], read()) == {"A": Undecided((), may_change=False)}
 
 
 def test_unprocessed_job_without_a_task_was_not_bought() -> None:
     tasks = (task("long before", 870.0), task("long after", 1200.0))
-    assert decide([doubt(processed=False)], read(*tasks)) == {"A": NotBought()}
+    assert decide_doubts([doubt(processed=False)], read(*tasks)) == {"A": NotBought()}
 
 
 @pytest.mark.parametrize("created_at", [880.0, 1121.0])
 def test_task_near_the_window_forbids_not_bought(created_at: float) -> None:
-    verdict = decide([doubt(processed=False)], read(task("near", created_at)))
+    verdict = decide_doubts([doubt(processed=False)], read(task("near", created_at)))
     assert verdict == {"A": Undecided(("near",), may_change=False)}
 
 
 def test_task_that_another_job_must_have_does_not_forbid_not_bought() -> None:
     doubts = [doubt("A"), doubt("B", processed=False)]
-    assert decide(doubts, read(task("a", 1000.5))) == {"A": Found("a"), "B": NotBought()}
+    assert decide_doubts(doubts, read(task("a", 1000.5))) == {"A": FoundTask("a"), "B": NotBought()}
 
 
 @pytest.mark.parametrize(("processed", "after_s"), [(True, LATE_S + DELAY_S), (False, 3 * DELAY_S)])
 def test_reading_too_soon_after_the_loss_decides_nothing(processed: bool, after_s: float) -> None:
     tasks = [task("own", 1000.5)] if processed else []
     job = doubt(processed=processed)
-    early, late = (decide([job], read(*tasks, read_at=1001.0 + wait_s))["A"] for wait_s in (after_s - 0.1, after_s))
+    early, late = (
+        decide_doubts([job], read(*tasks, read_at=1001.0 + wait_s))["A"] for wait_s in (after_s - 0.1, after_s)
+    )
     assert early == Undecided(tuple(each.task_id for each in tasks), may_change=True)
-    assert isinstance(late, Found if processed else NotBought)
+    assert isinstance(late, FoundTask if processed else NotBought)
     assert ready_after_s(LATE_S, DELAY_S, processed=processed) == after_s
 
 
 @pytest.mark.parametrize(("processed", "since"), [(True, 999.5), (False, 900.0)])
 def test_reading_not_far_enough_back_decides_nothing(processed: bool, since: float) -> None:
-    verdict = decide([doubt(processed=processed)], read(complete_since=since))
+    verdict = decide_doubts([doubt(processed=processed)], read(complete_since=since))
     assert verdict == {"A": Undecided((), may_change=False)}
 
 
 def test_undecided_job_may_change_while_a_related_one_is_recent() -> None:
     doubts = [doubt("A"), doubt("B", 1000.2, 1950.0, processed=False)]
-    verdicts = decide(doubts, read(task("a", 1000.1), task("b", 1000.9)))
+    verdicts = decide_doubts(doubts, read(task("a", 1000.1), task("b", 1000.9)))
     assert verdicts["A"] == Undecided(("a", "b"), may_change=True)
 
 
 def test_alike_jobs_may_have_their_tasks_in_any_order() -> None:
     doubts = [doubt("A", request="fox"), doubt("B", request="fox")]
-    verdicts = decide(doubts, read(task("a", 1000.1), task("b", 1000.9)))
-    assert {verdict.task_id for verdict in verdicts.values() if isinstance(verdict, Found)} == {"a", "b"}
+    verdicts = decide_doubts(doubts, read(task("a", 1000.1), task("b", 1000.9)))
+    assert {verdict.task_id for verdict in verdicts.values() if isinstance(verdict, FoundTask)} == {"a", "b"}
 
 
 # Models, prices and clocks
@@ -141,7 +143,7 @@ KNOWN = (
 @pytest.mark.parametrize("facts", [{"model": "z-image"}, {"credits": Decimal(16)}])
 def test_task_of_another_model_or_price_is_left_out(facts: dict[str, Any]) -> None:
     tasks = (task("own", 1000.5, credits=Decimal(8)), task("other", 1000.6, **facts))
-    assert decide([doubt()], read(*tasks, claimed=KNOWN)) == {"A": Found("own")}
+    assert decide_doubts([doubt()], read(*tasks, claimed=KNOWN)) == {"A": FoundTask("own")}
 
 
 @pytest.mark.parametrize(
@@ -156,17 +158,17 @@ def test_task_of_another_model_or_price_is_left_out(facts: dict[str, Any]) -> No
     ],
 )
 def test_task_of_an_unknown_model_or_price_may_be_the_jobs(facts: dict[str, Any], job: dict[str, Any]) -> None:
-    verdict = decide([doubt(**job)], read(task("a", 1000.5, **facts), claimed=KNOWN))
-    assert verdict == {"A": Found("a")}
+    verdict = decide_doubts([doubt(**job)], read(task("a", 1000.5, **facts), claimed=KNOWN))
+    assert verdict == {"A": FoundTask("a")}
 
 
 def test_model_of_other_jobs_is_left_out_before_the_own_one_is_seen() -> None:
-    verdict = decide([doubt(model="pro", processed=False)], read(task("a", 1000.5), claimed=KNOWN))
+    verdict = decide_doubts([doubt(model="pro", processed=False)], read(task("a", 1000.5), claimed=KNOWN))
     assert verdict == {"A": NotBought()}
 
 
 def test_price_does_not_make_a_job_not_bought() -> None:
-    verdict = decide([doubt(processed=False)], read(task("a", 1000.5, credits=Decimal(16)), claimed=KNOWN))
+    verdict = decide_doubts([doubt(processed=False)], read(task("a", 1000.5, credits=Decimal(16)), claimed=KNOWN))
     assert verdict == {"A": Undecided(("a",), may_change=False)}
 
 
@@ -193,7 +195,7 @@ def test_dates_of_the_answers_widen_an_offset_that_they_contradict() -> None:
 
 def test_job_after_the_last_known_offset_is_left_undecided() -> None:
     for job, tasks in ((doubt(), [task("own", 1000.5)]), (doubt(processed=False), [])):
-        verdict = decide([job], read(*tasks, offset_until=1000.9))["A"]
+        verdict = decide_doubts([job], read(*tasks, offset_known_until=1000.9))["A"]
         assert isinstance(verdict, Undecided)
 
 
@@ -209,7 +211,8 @@ HOUR_S = 3600.0
 def test_task_of_another_zone_may_be_the_jobs_while_the_zone_is_unknown(zone_s: float) -> None:
     tasks, job = [task("own", 1000.5 + zone_s)], doubt(processed=False)
     unknown, known = (
-        decide([job], read(*tasks, zone_known=zone_known, complete_since=-1e6))["A"] for zone_known in (False, True)
+        decide_doubts([job], read(*tasks, zone_known=zone_known, complete_since=-1e6))["A"]
+        for zone_known in (False, True)
     )
     assert unknown == Undecided(("own",), may_change=False)
     assert known == NotBought()
@@ -217,20 +220,22 @@ def test_task_of_another_zone_may_be_the_jobs_while_the_zone_is_unknown(zone_s: 
 
 def test_two_tasks_are_possible_if_one_is_of_another_zone() -> None:
     tasks = (task("a", 1000.5), task("b", 1000.7 + HOUR_S))
-    assert decide([doubt()], read(*tasks, zone_known=False, read_at=5000.0)) == {"A": Undecided(("a", "b"), False)}
+    assert decide_doubts([doubt()], read(*tasks, zone_known=False, read_at=5000.0)) == {
+        "A": Undecided(("a", "b"), False)
+    }
 
 
 def test_newest_task_shows_that_the_zone_is_not_behind() -> None:
     tasks = (task("earlier", 1000.5 - HOUR_S), task("own", 1000.5))
-    assert decide([doubt()], read(*tasks, zone_known=False, read_at=1060.0)) == {"A": Found("own")}
-    verdict = decide([doubt()], read(*tasks, zone_known=False, read_at=9000.0, complete_since=-1e6))["A"]
+    assert decide_doubts([doubt()], read(*tasks, zone_known=False, read_at=1060.0)) == {"A": FoundTask("own")}
+    verdict = decide_doubts([doubt()], read(*tasks, zone_known=False, read_at=9000.0, complete_since=-1e6))["A"]
     assert verdict == Undecided(("earlier", "own"), may_change=False)
 
 
 def test_reading_must_reach_back_by_the_zone_as_well() -> None:
     job = doubt(processed=False)
     for complete_since, verdict in ((-1e6, NotBought()), (0.0, Undecided((), may_change=False))):
-        assert decide([job], read(zone_known=False, complete_since=complete_since)) == {"A": verdict}
+        assert decide_doubts([job], read(zone_known=False, complete_since=complete_since)) == {"A": verdict}
 
 
 EDIT = "nano-edit"
@@ -246,12 +251,12 @@ def test_names_of_a_model_are_known_by_price_class() -> None:
         ("edit", (*KNOWN, edit), ("a", "b")),
     ):
         job = doubt(price_class=price_class, processed=False)
-        assert decide([job], read(*tasks, claimed=marks)) == {"A": Undecided(left, may_change=False)}
+        assert decide_doubts([job], read(*tasks, claimed=marks)) == {"A": Undecided(left, may_change=False)}
 
 
 @pytest.mark.parametrize(("longest_s", "late_s"), [(None, 40.0), (0.1, 2.0), (3.0, 9.0), (60.0, 40.0)])
 def test_lateness_follows_the_longest_answer(longest_s: float | None, late_s: float) -> None:
-    assert lateness_s(longest_s, DELAY_S) == late_s
+    assert estimate_lateness_s(longest_s, DELAY_S) == late_s
 
 
 # The truth
@@ -261,7 +266,7 @@ def test_lateness_follows_the_longest_answer(longest_s: float | None, late_s: fl
 class Truth:
     """One job in doubt and what became of it, which only the gateway knows."""
 
-    doubt: Doubt
+    doubt: JobInDoubt
     created_at: float | None
     """When its task was created, by our clock; None if it never was."""
 
@@ -300,12 +305,12 @@ def test_no_verdict_contradicts_the_truth(
     tasks += [task(f"foreign {number}", dated(at)) for number, at in enumerate(foreign)]
     offset = ClockOffset(shift - slack, shift + slack)
     facts: dict[str, Any] = {"offset": offset, "zone_known": zone is None, "complete_since": -1e9}
-    verdicts = decide([job.doubt for job in jobs], read(*tasks, **facts))
-    given_tasks = [verdict.task_id for verdict in verdicts.values() if isinstance(verdict, Found)]
+    verdicts = decide_doubts([job.doubt for job in jobs], read(*tasks, **facts))
+    given_tasks = [verdict.task_id for verdict in verdicts.values() if isinstance(verdict, FoundTask)]
     assert len(given_tasks) == len(set(given_tasks))
     for job in jobs:
         verdict = verdicts[job.doubt.key]
-        if isinstance(verdict, Found):
+        if isinstance(verdict, FoundTask):
             assert verdict.task_id in own, "another client's task"
             assert own[verdict.task_id].doubt.request == job.doubt.request
             assert job.created_at is not None
@@ -322,4 +327,4 @@ def test_separate_processed_jobs_all_get_their_own_task(jobs: list[Truth]) -> No
         for n, job in enumerate(jobs)
     ]
     tasks = [task(f"of {each.key}", each.sent_at + 1.0) for each in apart]
-    assert decide(apart, read(*tasks)) == {each.key: Found(f"of {each.key}") for each in apart}
+    assert decide_doubts(apart, read(*tasks)) == {each.key: FoundTask(f"of {each.key}") for each in apart}

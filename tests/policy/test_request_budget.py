@@ -11,53 +11,53 @@ BOTH: tuple[RequestKind, RequestKind] = ("create", "poll")
 @pytest.mark.parametrize(("refused", "other"), [BOTH, BOTH[::-1]])
 def test_one_request_of_the_other_kind_may_leave_after_a_refusal(refused: RequestKind, other: RequestKind) -> None:
     budget = RequestBudget()
-    budget.sent(refused, 0.0)
+    budget.on_sent(refused, 0.0)
     budget.on_throttled(refused, 0.1, 0.0)
     assert not budget.admits(refused, 0.2, 0)
     assert budget.admits(other, 0.2, 0)
     assert not budget.admits(other, 0.2, 1)
-    budget.sent(other, 0.2)
+    budget.on_sent(other, 0.2)
     budget.on_throttled(other, 0.3, 0.2)
     assert not budget.admits(other, 0.3, 0)
-    assert budget.shared
-    assert budget.log_odds > 3.0
+    assert budget.is_shared
+    assert budget.shared_log_odds > 3.0
 
 
 def test_other_kind_that_is_accepted_during_a_run_of_refusals_has_its_own_budget() -> None:
     budget, now = RequestBudget(), 0.0
     for _ in range(6):
-        budget.sent("create", now)
+        budget.on_sent("create", now)
         budget.on_throttled("create", now + 0.05, now)
-        budget.sent("poll", now + 0.1)
+        budget.on_sent("poll", now + 0.1)
         budget.on_accepted("poll", now + 0.15, now + 0.1)
         now += 2.0
-    assert not budget.shared
+    assert not budget.is_shared
     assert budget.admits("poll", now, 5)
     assert not budget.pacer("poll").active
     assert budget.pacer("create").active
     for number in range(4):  # and shared again, once both are refused
         budget.on_throttled("create", now + number, now + number - 0.05)
         budget.on_throttled("poll", now + number + 0.2, now + number + 0.1)
-    assert budget.shared
+    assert budget.is_shared
 
 
 def test_single_refusals_are_no_evidence_against_a_shared_budget() -> None:
     budget, now = RequestBudget(), 0.0
     for _ in range(30):
-        budget.sent("poll", now)
+        budget.on_sent("poll", now)
         budget.on_throttled("poll", now + 0.05, now)
-        budget.sent("create", now + 0.1)
+        budget.on_sent("create", now + 0.1)
         budget.on_accepted("create", now + 0.15, now + 0.1)
-        budget.sent("poll", now + 1.0)
+        budget.on_sent("poll", now + 1.0)
         budget.on_accepted("poll", now + 1.05, now + 1.0)
         now += 2.0
-    assert budget.shared
+    assert budget.is_shared
 
 
 def test_no_pace_falls_far_below_what_the_last_minute_took() -> None:
     budget = RequestBudget()
     for second in range(120):
-        budget.sent("poll", float(second))
+        budget.on_sent("poll", float(second))
         budget.on_accepted("poll", second + 0.05, float(second))
     for number in range(8):
         budget.on_throttled("poll", 120.1 + 2.0 * number, 120.0 + 2.0 * number)
@@ -87,6 +87,6 @@ def test_polls_are_evidence_about_an_unexplained_refusal_of_a_create() -> None:
 
 def test_other_kind_that_may_be_tried_opens_at_once() -> None:
     budget = RequestBudget()
-    budget.sent("poll", 0.0)
+    budget.on_sent("poll", 0.0)
     budget.on_throttled("poll", 0.1, 0.0)
     assert budget.opens_at("create") < 0.1 < budget.opens_at("poll")

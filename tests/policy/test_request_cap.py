@@ -29,7 +29,7 @@ def test_no_minute_has_more_requests(per_minute: int, pauses: list[float], burst
         now += pause
         for _ in range(burst):
             now = max(now, cap.opens_at)
-            cap.sent(now)
+            cap.on_sent(now)
             sent.append(now)
     assert most_in_a_minute(sent) <= per_minute
 
@@ -38,7 +38,7 @@ def test_no_minute_has_more_requests(per_minute: int, pauses: list[float], burst
 def test_busy_session_sends_nearly_as_many(per_minute: int) -> None:
     cap, sent = RequestCap(per_minute), 0
     while cap.opens_at < 600.0:
-        cap.sent(max(cap.opens_at, 0.0) + 0.005)
+        cap.on_sent(max(cap.opens_at, 0.0) + 0.005)
         sent += 1
     assert 0.95 * 10 * per_minute <= sent
 
@@ -47,16 +47,16 @@ def test_requests_leave_evenly_after_a_small_burst() -> None:
     cap, now = RequestCap(60), 0.0
     for _ in range(6):
         assert cap.opens_at <= now
-        cap.sent(now)
+        cap.on_sent(now)
     assert cap.opens_at == pytest.approx(6 * 61 / 60 - 6)
-    cap.sent(0.1)
+    cap.on_sent(0.1)
     assert cap.opens_at == pytest.approx(7 * 61 / 60 - 6)
 
 
 def test_learned_pace_stays_below_the_cap() -> None:
     budget = SessionBudget(cap=RequestCap(2))
     assert budget.opens_at("poll") == -math.inf
-    budget.sent("create", 0.0)
+    budget.on_sent("create", 0.0)
     assert not budget.admits("poll", 24.0, 0)
     assert budget.opens_at("poll") == pytest.approx(24.5)
     assert budget.admits("poll", 25.0, 0)

@@ -223,7 +223,7 @@ def test_doubt_without_a_live_key_is_parked_by_default(
     error: NanoBananaError, known: Attempt, policy: RetryPolicy
 ) -> None:
     decision = decide_failed_create(error, known, policy)
-    if decision.in_doubt and not known.key_lives and not (policy.retry_uncertain and not known.keyed):
+    if decision.in_doubt and not known.is_key_alive and not (policy.retry_uncertain and not known.keyed):
         assert decision.action is PARK
 
 

@@ -163,7 +163,7 @@ class ProcessLife:
     async def _submit(self, session: Session, key: str, prompt: str, timeout: float | None) -> Any:
         job = await session.submit(prompt, idempotency_key=key)
         if self._draw.random() < 0.5:
-            task_id = await job.accepted()
+            task_id = await job.wait_for_task_id()
             record = self._shared.disk.record(key)
             if key not in self._shared.disk.failed_keys and (record is None or record.task_id != task_id):
                 self._shared.oracle.find_fault("reported early", f"{key} is {task_id}, and the ledger does not say so")

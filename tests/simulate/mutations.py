@@ -22,7 +22,7 @@ from nanobanana_async.gateways.contract import Gateway, HttpRequest
 from nanobanana_async.jobs import Accepted, JobRecord, JobState, Observation
 from nanobanana_async.ledger.statements import JobTable
 from nanobanana_async.policy import reconcile
-from nanobanana_async.policy.reconcile import Doubt, HistoryRead, NotBought, Undecided, Verdict
+from nanobanana_async.policy.reconcile import HistoryEvidence, JobInDoubt, NotBought, Undecided, Verdict
 from nanobanana_async.policy.retry import (
     Attempt,
     FailureKind,
@@ -109,7 +109,7 @@ def _adopts_from_the_living() -> list[Change]:
 
 
 def _expired_key_repeated() -> list[Change]:
-    return [(Attempt, "key_lives", property(lambda attempt: attempt.keyed))]
+    return [(Attempt, "is_key_alive", property(lambda attempt: attempt.keyed))]
 
 
 def _swap_without_comparing() -> list[Change]:
@@ -165,7 +165,7 @@ def _refused_is_renewed_in_memory_only() -> list[Change]:
 
 
 def _uncertain_is_bought_again() -> list[Change]:
-    claim_of = Claims._claim
+    claim_of = Claims._claim_and_check
 
     async def claimed(self: Any, job: TrackedJob) -> Any:
         claim = await claim_of(self, job)
@@ -173,7 +173,7 @@ def _uncertain_is_bought_again() -> list[Change]:
             return evolve(claim, record=evolve(claim.record, state=JobState.REFUSED))
         return claim
 
-    return [(Claims, "_claim", claimed)]
+    return [(Claims, "_claim_and_check", claimed)]
 
 
 def _ended_jobs_are_forgotten() -> list[Change]:
@@ -220,15 +220,15 @@ def _one_task_for_two_jobs() -> list[Change]:
 def _every_create_was_processed() -> list[Change]:
     to_doubt = evidence.to_doubt
 
-    def to_processed(record: JobRecord, gateway: Gateway, lateness_s: float, *, shared: bool) -> Doubt:
+    def to_processed(record: JobRecord, gateway: Gateway, lateness_s: float, *, shared: bool) -> JobInDoubt:
         return evolve(to_doubt(record, gateway, lateness_s, shared=shared), processed=True)
 
     return [(reconciler, "to_doubt", to_processed), (reconciler, "was_processed", lambda *_: True)]
 
 
 def _undecided_is_not_bought() -> list[Change]:
-    def decide(doubts: Sequence[Doubt], read: HistoryRead) -> dict[str, Verdict]:
-        verdicts = reconcile.decide(doubts, read)
+    def decide(doubts: Sequence[JobInDoubt], read: HistoryEvidence) -> dict[str, Verdict]:
+        verdicts = reconcile.decide_doubts(doubts, read)
         return {key: NotBought() if isinstance(each, Undecided) else each for key, each in verdicts.items()}
 
     return [(reconciler, "decide", decide)]

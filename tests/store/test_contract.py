@@ -133,7 +133,7 @@ async def test_images_of_one_name_saved_together_are_all_kept(shelf: Shelf) -> N
 
 async def test_check_leaves_nothing_behind(shelf: Shelf) -> None:
     async with opened() as downloader:
-        await downloader.check(shelf.target)
+        await downloader.check_target(shelf.target)
     assert await shelf.everything() == {}
 
 

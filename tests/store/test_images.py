@@ -14,7 +14,7 @@ from obstore.store import LocalStore, MemoryStore, S3Store
 
 from nanobanana_async import ApiMall, ConfigurationError, DefApi, ImageRequest, InvalidRequest, NanoBananaError
 from nanobanana_async.images import local, store_images
-from nanobanana_async.images.local import identify
+from nanobanana_async.images.local import digest_local_images
 from nanobanana_async.images.target import as_target, store_of
 from nanobanana_async.references import LocalImage, StoreObject, stored_form, text_to_reference
 from tests.store.server import ACCESS_KEY, SECRET_KEY, variables
@@ -44,7 +44,7 @@ def _nothing_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def images_of(*images: Any, gateway: Any = GATEWAY) -> tuple[str, ...]:
     """Return the images of a request as it is registered."""
-    request, _ = identify(ImageRequest("a fox", images=list(images)), gateway)
+    request, _ = digest_local_images(ImageRequest("a fox", images=list(images)), gateway)
     return tuple(map(str, request.images))
 
 

@@ -194,7 +194,7 @@ async def test_twenty_rows_in_a_row_that_can_not_be_saved_stop_the_batch(s3: S3)
 
 async def test_check_puts_one_object_and_removes_it(s3: S3) -> None:
     async with opened() as downloader:
-        await downloader.check(as_target("save_to", f"s3://{s3.bucket}/spring"))
+        await downloader.check_target(as_target("save_to", f"s3://{s3.bucket}/spring"))
     assert s3.counts() == {"PUT": 2, "GET": 1, "POST": 1}  # the second put must fail; S3 deletes by a POST
     assert await s3.objects() == {}
 

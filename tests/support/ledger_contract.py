@@ -11,7 +11,7 @@ from nanobanana_async.candidates import Candidate
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.failures import Failure
 from nanobanana_async.jobs import JobRecord, JobState
-from nanobanana_async.keys import generate_key, key_prefix
+from nanobanana_async.keys import batch_key_prefix, generate_key
 from nanobanana_async.ledger.base import Allowance, Ledger, Refusal, TaskTaken, Upload
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.policy.prices import Basis, Price
@@ -282,7 +282,7 @@ OWL_GUESS = Price("owl", Decimal(2), Basis.EXAMPLE)
 
 
 async def about_to_be_sent(
-    ledger: Ledger, key: str, price: Price, cap: int | None = None, *, batch: str = key_prefix("b"), **facts: Any
+    ledger: Ledger, key: str, price: Price, cap: int | None = None, *, batch: str = batch_key_prefix("b"), **facts: Any
 ) -> tuple[JobRecord, Allowance]:
     """Claim a job of a batch, and try to reserve its price for a create."""
     first = (await ledger.claim(job(key, batch=batch, **facts))).record
@@ -306,7 +306,7 @@ async def charge_is_reserved_within_the_cap_and_refused_beyond(ledger: Ledger) -
     _, allowance = await about_to_be_sent(ledger, "b-3", EIGHT, 20)
     assert (allowance.refusal, allowance.other_charges) == (Refusal.SUM, Decimal(16))
     assert (set(allowance.ours_may_free), allowance.others_may_free) == ({"b-1", "b-2"}, False)
-    _, allowance = await about_to_be_sent(ledger, "c-1", EIGHT, 8, batch=key_prefix("c"))
+    _, allowance = await about_to_be_sent(ledger, "c-1", EIGHT, 8, batch=batch_key_prefix("c"))
     assert allowance.refusal is None  # another batch
     assert [await ledger.spent_or_reserved(name) for name in ("b", "c", "d")] == [16, 8, 0]
 
@@ -334,7 +334,7 @@ async def charge_stays_when_the_job_is_bought_again(ledger: Ledger) -> None:
     for generation in (2, 3):
         next_generation = doubt.next_generation(body=b"{}", created_at=NOON)
         await ledger.advance(doubt, next_generation)
-        assert next_generation.batch == key_prefix("b")
+        assert next_generation.batch == batch_key_prefix("b")
         sent_job = next_generation.transition_to(JobState.SUBMITTING)
         assert (
             await ledger.advance_and_reserve(next_generation, sent_job, EIGHT, Decimal(8 * generation))
@@ -353,7 +353,7 @@ async def one_estimate_is_reserved_at_a_time_across_classes(ledger: Ledger) -> N
         False,
     )
     assert (await about_to_be_sent(ledger, "b-3", Price("crow", Decimal(1)), 100))[1].refusal is None
-    assert (await about_to_be_sent(ledger, "c-1", OWL_GUESS, 100, batch=key_prefix("c")))[1].refusal is None
+    assert (await about_to_be_sent(ledger, "c-1", OWL_GUESS, 100, batch=batch_key_prefix("c")))[1].refusal is None
     await moved(ledger, first, JobState.RUNNING, task_id="t1", credits_used=Decimal(8))
     assert (await about_to_be_sent(ledger, "b-4", OWL_GUESS, 100))[1].refusal is None
 
@@ -367,7 +367,7 @@ async def learned_price_is_returned_instead_of_a_reservation(ledger: Ledger) -> 
         assert (allowance.refusal, allowance.price) == (Refusal.PRICE, Price("fox", Decimal(24)))
     assert (await about_to_be_sent(ledger, "b-2", Price("fox", Decimal(24)), 100))[1].refusal is None
     assert await ledger.spent_or_reserved("b") == 48
-    _, allowance = await about_to_be_sent(ledger, "c-1", GUESS, batch=key_prefix("c"))  # no cap
+    _, allowance = await about_to_be_sent(ledger, "c-1", GUESS, batch=batch_key_prefix("c"))  # no cap
     assert allowance.refusal is None
     assert await ledger.spent_or_reserved("c") == 24
 
@@ -379,10 +379,10 @@ async def learned_price_replaces_all_estimates_of_the_class(ledger: Ledger) -> N
     second, _ = await about_to_be_sent(ledger, "b-2", GUESS)
     await moved(ledger, second, JobState.RUNNING, task_id="t1", credits_used=Decimal(24))
     assert await ledger.spent_or_reserved("b") == 48
-    third, _ = await about_to_be_sent(ledger, "d-1", OWL_GUESS, batch=key_prefix("d"))
+    third, _ = await about_to_be_sent(ledger, "d-1", OWL_GUESS, batch=batch_key_prefix("d"))
     await moved(ledger, third, JobState.UNCERTAIN, in_doubt=True)
     known = Price("owl", Decimal(3))  # learned from jobs outside any batch
-    assert (await about_to_be_sent(ledger, "d-2", known, 100, batch=key_prefix("d")))[1].refusal is None
+    assert (await about_to_be_sent(ledger, "d-2", known, 100, batch=batch_key_prefix("d")))[1].refusal is None
     assert await ledger.spent_or_reserved("d") == 6
 
 
@@ -415,7 +415,7 @@ async def job_that_ends_without_a_price_keeps_its_estimate(ledger: Ledger) -> No
 
 @scene
 async def stale_writer_reserves_nothing(ledger: Ledger) -> None:
-    first = job("b-1", batch=key_prefix("b"))
+    first = job("b-1", batch=batch_key_prefix("b"))
     await ledger.claim(first)
     await ledger.release("b-1")
     with pytest.raises(LedgerError, match=CONFLICT):

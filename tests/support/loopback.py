@@ -39,7 +39,7 @@ async def emulated(
         options["chances"] = [*options.get("chances", ()), RandomFault(1.0, error(404), "apimall.history")]
     async with Emulator(port=port, **options) as emulator:
         yield emulator
-        await emulator.no_connections()
+        await emulator.wait_for_no_connections()
     assert asyncio.all_tasks() <= before
 
 

@@ -15,7 +15,7 @@ from nanobanana_async import Job, JobState, Session
 from nanobanana_async.errors import LedgerError, TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord
-from nanobanana_async.keys import key_prefix
+from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken, Upload
 from nanobanana_async.ledger.memory_charges import MemoryCharges
 from nanobanana_async.policy.prices import Price
@@ -200,7 +200,7 @@ class LedgerView:
         await self._run("remember_upload", remember)
 
     async def spent_or_reserved(self, batch: str) -> Decimal:
-        return await self._run("spent", lambda: self.shared.charges.spent_or_reserved(key_prefix(batch)))
+        return await self._run("spent", lambda: self.shared.charges.spent_or_reserved(batch_key_prefix(batch)))
 
     async def callback_secret(self) -> bytes:
         return bytes(32)
@@ -368,7 +368,7 @@ async def leave_running(shared: SharedLedger, gateway: FakeGateway, *keys: str, 
     """Let a process buy jobs, and kill it while they run."""
     async with killed_process(shared, gateway.answer, session_of=session_of) as process:
         for key in keys:
-            await (await process.session.submit(f"a fox for {key}", idempotency_key=key)).accepted()
+            await (await process.session.submit(f"a fox for {key}", idempotency_key=key)).wait_for_task_id()
 
 
 async def leave_submitting(shared: SharedLedger, gateway: FakeGateway, *keys: str, session_of: Opening) -> None:

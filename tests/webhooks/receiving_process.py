@@ -38,7 +38,7 @@ async def main(url: str, ledger: str, public_url: str, port: str, jobs: str) -> 
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", int(port)).start()
     async with session:
-        await until(lambda: session._engine().poller.fallback._webhook_since is not None)
+        await until(lambda: session._require_engine().poller.fallback._webhook_since is not None)
         print("ready", flush=True)
         rows = session.generate_many(f"fox {number}" for number in range(int(jobs)))
         bought = [outcome.ok async for outcome in rows]

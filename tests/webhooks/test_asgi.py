@@ -111,7 +111,7 @@ async def test_body_in_any_pieces_causes_one_poll(how: str) -> None:
     gateway = CallbackGateway(job_s=JOB_S)
     async with calling(gateway.answer) as (session, receiver, _):
         job = await session.submit("a fox")
-        await job.accepted()
+        await job.wait_for_task_id()
         await asyncio.sleep(JOB_S)
         begun = now()
         assert (await ask(receiver, gateway.url().removeprefix("https://app.example"), pieces)).status == 200

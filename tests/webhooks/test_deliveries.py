@@ -8,7 +8,7 @@ import pytest
 
 from nanobanana_async import JobState, MemoryLedger, Session
 from nanobanana_async.engine import early_deliveries
-from nanobanana_async.engine.deliveries import REPLAY_S
+from nanobanana_async.engine.deliveries import MAX_DELIVERY_AGE_S
 from nanobanana_async.engine.early_deliveries import MOST_REMEMBERED, REMEMBERED_S
 from nanobanana_async.errors import JobFailed
 from nanobanana_async.gateways.contract import HttpRequest
@@ -123,7 +123,7 @@ async def test_false_delivery_changes_nothing_without_a_poll(lie: str) -> None:
     body = {**LIES, **NO_TASKS}[lie]
     async with hooked(gateway, ledger=ledger) as session:
         job = await session.submit("a fox", idempotency_key=KEY)
-        await job.accepted()
+        await job.wait_for_task_id()
         await asyncio.sleep(2.0)
         assert await gateway.call(gateway.urls[0], body) == 200
         await asyncio.sleep(0.5)
@@ -161,7 +161,7 @@ async def test_repeated_deliveries_cause_at_most_one_poll_a_second() -> None:
     gateway = WebhookGateway(job_s=10.0)
     async with hooked(gateway) as session:
         job = await session.submit("a fox")
-        await job.accepted()
+        await job.wait_for_task_id()
         begun = now()
         while now() < begun + 11.5:
             await gateway.deliver("t1")
@@ -174,7 +174,7 @@ async def test_repeated_deliveries_cause_at_most_one_poll_a_second() -> None:
 async def test_wrong_tokens_get_404_and_cause_no_poll() -> None:
     gateway = WebhookGateway(job_s=JOB_S)
     async with hooked(gateway) as session:
-        await (await session.submit("a fox")).accepted()
+        await (await session.submit("a fox")).wait_for_task_id()
         (url,) = gateway.urls
         base, name, token = url.rsplit("/", 2)
         job_url = await session._callback_urls.make_url("apimall")
@@ -198,12 +198,12 @@ async def test_wrong_tokens_get_404_and_cause_no_poll() -> None:
 async def test_right_signature_that_is_old_is_a_replay(caplog: pytest.LogCaptureFixture) -> None:
     gateway = WebhookGateway(job_s=JOB_S)
     async with hooked(gateway) as session:
-        await (await session.submit("a fox")).accepted()
+        await (await session.submit("a fox")).wait_for_task_id()
         for _ in range(2):
-            assert await gateway.deliver("t1", age_s=REPLAY_S + 2.0) == 200
+            assert await gateway.deliver("t1", age_s=MAX_DELIVERY_AGE_S + 2.0) == 200
             await asyncio.sleep(1.0)
         assert gateway.polled.total() == 0
-        assert await gateway.deliver("t1", age_s=REPLAY_S - 2.0) == 200
+        assert await gateway.deliver("t1", age_s=MAX_DELIVERY_AGE_S - 2.0) == 200
         await asyncio.sleep(0.5)
         assert gateway.polled.total() == 1
     (warning,) = (each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING)
@@ -216,7 +216,7 @@ async def test_wrong_signature_is_dropped_once_a_right_one_has_come() -> None:
     wrong = signed(delivery_body("t1"), "another secret")
     polls = []
     async with hooked(gateway) as session:
-        await (await session.submit("a fox")).accepted()
+        await (await session.submit("a fox")).wait_for_task_id()
         for headers in (wrong, None, wrong):
             assert await gateway.deliver("t1", headers=headers) == 200
             await asyncio.sleep(1.5)
@@ -239,7 +239,7 @@ async def test_missing_or_unknown_signature_stays_a_hint(headers: dict[str, str]
     gateway = WebhookGateway(job_s=JOB_S)
     async with hooked(gateway) as session:
         await prove(session)  # with a right signature
-        await (await session.submit("a fox")).accepted()
+        await (await session.submit("a fox")).wait_for_task_id()
         assert await gateway.deliver("t2", headers=headers) == 200
         await asyncio.sleep(0.5)
         assert gateway.polled["t2"] == 1
@@ -269,7 +269,7 @@ async def test_delivery_before_the_creates_answer_is_polled_with_it() -> None:
         job = await session.submit("a fox")
         await asyncio.sleep(5.0)
         assert await gateway.deliver("t1") == 200
-        await job.accepted()
+        await job.wait_for_task_id()
         accepted_at = now()
         await job
         assert now() - accepted_at < 0.2
@@ -286,7 +286,7 @@ async def test_early_delivery_at_another_process_reaches_the_owner() -> None:
         job = await mine.session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(5.0)
         assert await gateway.deliver("t1") == 200
-        await job.accepted()
+        await job.wait_for_task_id()
         accepted_at = now()
         await job
         assert now() - accepted_at < 10.0
@@ -298,8 +298,8 @@ async def test_early_delivery_at_another_process_reaches_the_owner() -> None:
 async def test_unknown_tasks_are_forgotten_and_bounded() -> None:
     gateway = WebhookGateway(job_s=JOB_S)
     async with hooked(gateway) as session:
-        engine = session._engine()
-        early = engine.poller.fallback.early
+        engine = session._require_engine()
+        early = engine.poller.fallback.early_deliveries
         for number in range(MOST_REMEMBERED + 50):
             assert await gateway.deliver(f"foreign-{number}") == 200
         assert len(early) == MOST_REMEMBERED
@@ -338,7 +338,7 @@ async def test_delivery_at_the_wrong_process_reaches_the_owner() -> None:
     async with mine, theirs:
         await asyncio.sleep(1.0)
         job = await mine.session.submit("a fox", idempotency_key=KEY)
-        await job.accepted()
+        await job.wait_for_task_id()
         gateway.tasks["t1"] = now() - JOB_S
         assert await gateway.deliver("t1") == 200
         await asyncio.sleep(1.0)
@@ -364,7 +364,7 @@ async def test_deliveries_at_another_process_are_relied_on_too() -> None:
 async def test_delivery_for_a_dead_owners_job_adopts_it() -> None:
     gateway, shared = WebhookGateway(job_s=JOB_S), SharedLedger()
     async with killed_process(shared, gateway.answer, session_of=apimall) as dead:
-        await (await dead.session.submit("a fox", idempotency_key=KEY)).accepted()
+        await (await dead.session.submit("a fox", idempotency_key=KEY)).wait_for_task_id()
     async with process(shared, gateway):
         await asyncio.sleep(JOB_S)
         await gateway.deliver("t1")
@@ -379,7 +379,7 @@ async def test_delivery_during_a_ledger_failure_is_handled_later() -> None:
     mine = process(shared, gateway)
     async with mine:
         job = await mine.session.submit("a fox", idempotency_key=KEY)
-        await job.accepted()
+        await job.wait_for_task_id()
         gateway.tasks["t1"] = now() - JOB_S
         await asyncio.sleep(1.0)
         mine.ledger.fails["find_task"] = 2
@@ -392,7 +392,7 @@ async def test_delivery_during_a_ledger_failure_is_handled_later() -> None:
 async def test_job_that_began_before_the_session_is_polled_once() -> None:
     gateway, ledger = WebhookGateway(job_s=JOB_S), MemoryLedger()
     async with hooked(gateway, ledger=ledger) as session:
-        await (await session.submit("a fox", idempotency_key=KEY)).accepted()
+        await (await session.submit("a fox", idempotency_key=KEY)).wait_for_task_id()
         gateway.delays_s["t1"] = None
         await asyncio.sleep(1.0)
         gateway.group = None

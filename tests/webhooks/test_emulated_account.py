@@ -110,7 +110,7 @@ async def test_sessions_that_open_at_once_on_one_file_keep_one_webhook(tmp_path:
         async with asyncio.TaskGroup() as group:
             for session in sessions:
                 group.create_task(session.open())
-        await until(lambda: all(s._engine().poller.fallback._webhook_since is not None for s in sessions))
+        await until(lambda: all(s._require_engine().poller.fallback._webhook_since is not None for s in sessions))
         assert len(await webhooks_of(emulator)) == 1
         for session in sessions:
             await session.aclose()
@@ -141,7 +141,7 @@ async def test_forged_and_replayed_deliveries_change_nothing(tmp_path: Path) -> 
         async with received(session), session:
             url = (await registered(emulator))["url"]
             job = await session.submit("a fox")
-            await job.accepted()
+            await job.wait_for_task_id()
             begun = asyncio.get_running_loop().time()
             for number in range(200):
                 body = delivery_body(job.task_id, ("job.completed", "job.failed")[number % 2])

@@ -200,7 +200,7 @@ async def test_callback_does_not_hasten_a_failed_poll() -> None:
     session = defapi(transport)
     receiver = CallbackReceiver(session, public_url=PUBLIC)
     async with session:
-        await (await session.submit("a fox", idempotency_key=KEY)).accepted()
+        await (await session.submit("a fox", idempotency_key=KEY)).wait_for_task_id()
         await asyncio.sleep(1.0)
         for _ in range(1000):
             await call(receiver, gateway.url(), callback_body("t1"))
@@ -212,7 +212,7 @@ async def test_callback_does_not_hasten_a_failed_poll() -> None:
 async def test_adopted_job_is_polled_for_a_past_callback() -> None:
     gateway, ledger = CallbackGateway(job_s=JOB_S), RecordingLedger(keep_ended=True)
     async with calling(gateway.answer, ledger=ledger) as (session, _, _):
-        await (await session.submit("a fox", idempotency_key=KEY)).accepted()
+        await (await session.submit("a fox", idempotency_key=KEY)).wait_for_task_id()
         await asyncio.sleep(1.0)
     await asyncio.sleep(JOB_S)
     async with calling(gateway.answer, ledger=ledger) as (session, _, _):
@@ -226,7 +226,7 @@ async def test_adopted_job_is_polled_for_a_past_callback() -> None:
 async def test_adopted_running_job_waits_for_its_callback() -> None:
     gateway, ledger = CallingGateway(job_s=60.0), RecordingLedger(keep_ended=True)
     async with calling(gateway.answer, ledger=ledger) as (session, _, _):
-        await (await session.submit("a fox", idempotency_key=KEY)).accepted()
+        await (await session.submit("a fox", idempotency_key=KEY)).wait_for_task_id()
         await asyncio.sleep(25.0)
     async with calling(gateway.answer, ledger=ledger) as (session, receiver, _):
         (job,) = await session.resume()

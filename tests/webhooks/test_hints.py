@@ -41,7 +41,7 @@ async def test_false_callback_causes_one_poll_and_job_continues(lie: str) -> Non
     gateway, ledger = CallbackGateway(job_s=10.0), RecordingLedger(keep_ended=True)
     async with calling(gateway.answer, ledger=ledger) as (session, receiver, _):
         job = await session.submit("a fox", idempotency_key=KEY)
-        await job.accepted()
+        await job.wait_for_task_id()
         await asyncio.sleep(3.0)
         assert await call(receiver, gateway.url(), LIES[lie]) == 200
         await asyncio.sleep(1.0)
@@ -82,7 +82,7 @@ async def test_callback_does_not_revive_a_failed_job() -> None:
 async def test_callback_does_not_affect_a_waiting_job() -> None:
     gateway, ledger = CallbackGateway(job_s=30.0, limit=1), RecordingLedger()
     async with calling(gateway.answer, ledger=ledger) as (session, receiver, _):
-        await (await session.submit("a hare")).accepted()
+        await (await session.submit("a hare")).wait_for_task_id()
         job = await session.submit("a fox", idempotency_key=KEY)
         await asyncio.sleep(5.0)
         record = ledger.record(KEY)
@@ -108,7 +108,7 @@ async def test_callbacks_cause_at_most_one_poll_a_second() -> None:
     gateway = CallbackGateway(job_s=5.0)
     async with calling(gateway.answer) as (session, receiver, _):
         job = await session.submit("a fox", idempotency_key=KEY)
-        await job.accepted()
+        await job.wait_for_task_id()
         begun = now()
         while now() < begun + 6.5:
             await call(receiver, gateway.url(), callback_body("t1"))
@@ -122,7 +122,7 @@ async def test_callback_during_a_poll_causes_another_poll() -> None:
     gateway = CallbackGateway(job_s=3.05)
     async with calling(gateway.answer) as (session, receiver, _):
         job = await session.submit("a fox", idempotency_key=KEY)
-        await job.accepted()
+        await job.wait_for_task_id()
         await asyncio.sleep(2.95)
         for _ in range(2):  # the first look still finds it running
             await call(receiver, gateway.url(), callback_body("t1"))
@@ -141,7 +141,7 @@ async def test_ten_thousand_forged_callbacks_use_no_memory() -> None:
     async with calling(gateway.answer, ledger=ledger) as (session, receiver, transport):
         jobs = [await session.submit("a fox", idempotency_key=f"order-{number}") for number in range(20)]
         for job in jobs:
-            await job.accepted()
+            await job.wait_for_task_id()
         urls = [*gateway.urls.values()]
         wrong = [url[:-1] + ("A" if url[-1] != "A" else "B") for url in urls]
         turns = zip(itertools.cycle([*urls, *wrong]), itertools.cycle(bodies), strict=True)

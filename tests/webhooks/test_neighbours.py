@@ -36,7 +36,7 @@ async def test_callback_in_another_process_notifies_the_owner() -> None:
     theirs, receiver = process(shared, gateway)
     async with mine, theirs:
         job = await mine.session.submit("a fox", idempotency_key=KEY)
-        await job.accepted()
+        await job.wait_for_task_id()
         await asyncio.sleep(10.0)
         assert await call(receiver, gateway.url(), callback_body("t1")) == 200
         await asyncio.sleep(1.0)
@@ -56,7 +56,7 @@ async def test_callback_in_a_waiting_process_notifies_the_owner() -> None:
             await asyncio.sleep(0.01)
         waiting = asyncio.Task(theirs.session.generate("a fox", idempotency_key=KEY))
         job = await submitting
-        await job.accepted()
+        await job.wait_for_task_id()
         await asyncio.sleep(0.1)
         assert (await found(theirs.session, KEY)).state is JobState.PENDING
         await call(receiver, gateway.url(), callback_body("t1"))
@@ -71,7 +71,7 @@ async def test_callback_for_a_dead_owners_job_adopts_it() -> None:
     dead = killed_process(shared, gateway.answer, session_of=defapi)
     async with dead as one:
         CallbackReceiver(one.session, public_url=PUBLIC)
-        await (await one.session.submit("a fox", idempotency_key=KEY)).accepted()
+        await (await one.session.submit("a fox", idempotency_key=KEY)).wait_for_task_id()
     theirs, receiver = process(shared, gateway)
     async with theirs:
         await asyncio.sleep(5.0)
@@ -159,14 +159,14 @@ async def test_callback_for_another_account_notifies_its_owner() -> None:
     async with theirs:
         async with mine:
             job = await mine.session.submit("a fox", idempotency_key=KEY)
-            await job.accepted()
+            await job.wait_for_task_id()
             await asyncio.sleep(5.0)
             assert await call(receiver, gateway.url(), callback_body("t1")) == 200
             await asyncio.sleep(1.0)
             assert job.state is JobState.SUCCEEDED
         again, _ = process(shared, gateway)
         async with again:
-            await (await again.session.submit("a hare", idempotency_key="order-2")).accepted()
+            await (await again.session.submit("a hare", idempotency_key="order-2")).wait_for_task_id()
             again.kill()
         assert await call(receiver, gateway.url(2), callback_body("t2")) == 200
         assert shared.owner("order-2") is None
@@ -181,7 +181,7 @@ async def test_ledger_failure_answers_503_and_next_call_works(method: str) -> No
     theirs, receiver = process(shared, gateway)
     async with mine, theirs:
         job = await mine.session.submit("a fox", idempotency_key=KEY)
-        await job.accepted()
+        await job.wait_for_task_id()
         await asyncio.sleep(5.0)
         theirs.ledger.fails[method] = 1
         assert await call(receiver, gateway.url(), callback_body("t1")) == 503
@@ -197,7 +197,7 @@ async def test_unread_notice_is_read_later() -> None:
     theirs, receiver = process(shared, gateway)
     async with mine, theirs:
         job = await mine.session.submit("a fox", idempotency_key=KEY)
-        await job.accepted()
+        await job.wait_for_task_id()
         await asyncio.sleep(5.0)
         mine.ledger.fails["take_notices"] = 3
         await call(receiver, gateway.url(), callback_body("t1"))
@@ -216,7 +216,7 @@ async def test_sessions_on_one_file_notify_within_a_second(tmp_path: Path) -> No
     _, receiver = [CallbackReceiver(session, public_url=PUBLIC) for session in sessions]
     async with mine, theirs:
         job = await mine.submit("a fox", idempotency_key=KEY)
-        await job.accepted()
+        await job.wait_for_task_id()
         await asyncio.sleep(0.3)
         assert await call(receiver, gateway.url(), callback_body("t1")) == 200
         async with asyncio.timeout(1.5):

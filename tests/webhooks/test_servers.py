@@ -34,7 +34,7 @@ async def open_app(path: str = "/hooks") -> AsyncIterator[tuple[Session, Callbac
     app = web.Application()
     app.add_routes(receiver.aiohttp_routes())
     async with session, served(app, listener):
-        await (await session.submit("a fox", idempotency_key=KEY)).accepted()
+        await (await session.submit("a fox", idempotency_key=KEY)).wait_for_task_id()
         yield session, gateway, gateway.url()
 
 
@@ -170,7 +170,7 @@ async def test_uvicorn_callback_is_answered_at_once(frame: Frame) -> None:
         group.create_task(server.serve(sockets=[listener]))
         await until(lambda: bool(server.started))
         try:
-            await (await session.submit("a fox", idempotency_key=KEY)).accepted()
+            await (await session.submit("a fox", idempotency_key=KEY)).wait_for_task_id()
             async with ClientSession() as http, asyncio.timeout(2.0):
                 async with http.post(f"{gateway.url()}x", data=callback_body("t1")) as response:
                     assert (response.status, await response.read()) == (404, b"")

@@ -52,7 +52,7 @@ async def test_url_of_any_key_leads_back_to_it(key: str) -> None:
     gateway = CallbackGateway(job_s=10.0)
     async with calling(gateway.answer) as (session, receiver, _):
         job = await session.submit("a fox", idempotency_key=key)
-        await job.accepted()
+        await job.wait_for_task_id()
         url = gateway.url()
         assert urlsplit(url).path.count("/") == 4
         assert not set(url) - set(PUBLIC) - set("0123456789_-/ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
@@ -163,10 +163,10 @@ async def test_receiver_can_be_made_in_an_open_session() -> None:
     gateway = CallbackGateway(job_s=10.0)
     transport = FakeTransport(gateway.answer)
     async with defapi(transport) as session:
-        await (await session.submit("a fox")).accepted()
+        await (await session.submit("a fox")).wait_for_task_id()
         receiver = CallbackReceiver(session, public_url=PUBLIC)
         job = await session.submit("a hare")
-        await job.accepted()
+        await job.wait_for_task_id()
         assert [url_in(create) is None for create in transport.creates] == [True, False]
         await asyncio.sleep(10.0)
         assert await call(receiver, gateway.url(2), callback_body("t2")) == 200

@@ -10,11 +10,11 @@ from nanobanana_async import Gateway
 from nanobanana_async.batch.rows import canonical_request
 from nanobanana_async.cli.batch.input_file import FileRow, InputFile
 from nanobanana_async.cli.batch.notes import numbered
-from nanobanana_async.cli.batch.rows import is_same
+from nanobanana_async.cli.batch.rows import is_record_of_row
 from nanobanana_async.cli.display import shorten
 from nanobanana_async.jobs import JobRecord
-from nanobanana_async.keys import key_prefix
-from nanobanana_async.models import ImageRequest, identified, with_model
+from nanobanana_async.keys import batch_key_prefix
+from nanobanana_async.models import ImageRequest, with_model, without_transient_parts
 
 
 @frozen
@@ -56,13 +56,13 @@ class ChangedRows:
         if row.own_key is None or row.request is None:
             return row, None
         record = await self._find(row.key)
-        if record is None or record.request is None or is_same(row, record, self._gateway):
+        if record is None or record.request is None or is_record_of_row(row, record, self._gateway):
             return row, None
         if record.account != self._gateway.account and not record.never_accepted:
             return row, None  # the batch reports that it belongs to another account
         wanted = with_model(row.request, self._gateway.model)
         text = f"changed {row.own_key} {canonical_request(wanted)}"
-        key = key_prefix(self._file.batch) + hashlib.sha256(text.encode()).hexdigest()[:32]
+        key = batch_key_prefix(self._file.batch) + hashlib.sha256(text.encode()).hexdigest()[:32]
         if not (self._buy or record.never_accepted) and await self._find(key) is None:
             names = tuple(name for name, _, _ in changed_fields(record.request, wanted))
             return row, Change(row.number, _why(row.own_key, record.request, wanted), names, record)
@@ -93,7 +93,7 @@ def _why(row_key: str, bought: ImageRequest, wanted: ImageRequest) -> str:
 
 def changed_fields(bought: ImageRequest, wanted: ImageRequest) -> Iterator[tuple[str, Any, Any]]:
     """Yield the name of each field that differs, with what was bought and what is wanted."""
-    bought, wanted = identified(bought), identified(wanted)
+    bought, wanted = without_transient_parts(bought), without_transient_parts(wanted)
     for name in (attribute.name for attribute in fields(ImageRequest)):
         was, now = getattr(bought, name), getattr(wanted, name)
         if was != now:

@@ -9,7 +9,7 @@ from nanobanana_async.cli.batch.input_file import STANDARD_INPUT, InputFile
 from nanobanana_async.cli.batch.notes import Notes, numbered
 from nanobanana_async.cli.jobs.consent import confirm
 from nanobanana_async.escaping import one_line
-from nanobanana_async.formatting import count
+from nanobanana_async.formatting import plural
 
 MAX_ERRORS = 5  # bad rows that are printed one by one
 
@@ -26,14 +26,14 @@ def count_valid_rows(source: InputFile, gateway: Gateway, notes: Notes) -> int |
             if len(bad) <= MAX_ERRORS:
                 errors.append(f"{source.title}, {source.unit} {row.number}: {row.error}")
     if left := bad[MAX_ERRORS:]:
-        errors.append(f"{count(len(left), 'more bad row')}: {numbered(left, source.unit)}")
+        errors.append(f"{plural(len(left), 'more bad row')}: {numbered(left, source.unit)}")
     noted = filter(None, (source.note, *(f"{source.title}: {note}" for note in notes.sentences())))
     for sentence in (*noted, *errors):  # the notes may explain the errors, which a user reads first: they come last
         _print_error(console, sentence)
     if not total:
         _print_error(console, f"{source.title} is empty: it has no rows")
     elif len(bad) > 1:
-        _print_error(console, f"nothing was bought: correct {count(len(bad), 'row')} of {total} first")
+        _print_error(console, f"nothing was bought: correct {plural(len(bad), 'row')} of {total} first")
     return None if bad or not total else total
 
 

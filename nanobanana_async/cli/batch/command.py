@@ -29,7 +29,7 @@ from nanobanana_async.emulator import API_KEY, Emulator
 from nanobanana_async.gateways import registry
 from nanobanana_async.images.names import safe_name
 from nanobanana_async.images.target import Target
-from nanobanana_async.policy.prices import as_credits
+from nanobanana_async.policy.prices import parse_credits
 from nanobanana_async.validators import as_number
 
 Name = registry.GatewayName
@@ -209,8 +209,8 @@ class BatchCommand:
             whether --max-credits is enough, and the settings. Nothing is bought or written. Needs no API key: without
             one the balance is left out.
         """
-        as_credits("--max-credits", max_credits)
-        as_credits("--expected-credits", expected_credits)
+        parse_credits("--max-credits", max_credits)
+        parse_credits("--expected-credits", expected_credits)
         max_wait_s = as_number("--max-wait", max_wait, endless=True)
         concurrency = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
         emulated = gateway == "emulator"

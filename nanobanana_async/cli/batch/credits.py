@@ -25,7 +25,7 @@ class BatchCredits:
     display: BatchDisplay
     summary: BatchSummary
 
-    async def read(self) -> None:
+    async def refresh_display(self) -> None:
         """Show what the ledger says that the batch has spent, with its earlier runs, and has reserved."""
         batch, display = self.plan.file.batch, self.display
         display.reserved = await self.ledger.reserved(batch)
@@ -37,7 +37,7 @@ class BatchCredits:
             require_ledger(self.ledger.path)  # or opening it would create an empty one
             await self.ledger.open()
             try:
-                await self.read()
+                await self.refresh_display()
                 await self._count_left()
             finally:
                 await self.ledger.aclose()

@@ -19,7 +19,7 @@ from nanobanana_async.cli.display import LiveDisplay, shorten, unreachable_messa
 from nanobanana_async.cli.options import in_cli_words
 from nanobanana_async.escaping import one_line
 from nanobanana_async.events import BudgetUsedUp, CreateFailed, Event, GatewayUnreachable, JobStateChanged, PollFailed
-from nanobanana_async.formatting import count, duration, moment, number
+from nanobanana_async.formatting import duration, moment, number, plural
 from nanobanana_async.jobs import JobRecord, JobState
 
 REDRAWS_A_SECOND = 4
@@ -254,9 +254,9 @@ class BatchDisplay(LiveDisplay):
         if not self.collecting:
             return self.phase
         held = 0 if self.stats is None else self.stats.slots_held
-        parts = [f"collecting {count(held, 'running job')}"] if held else []
+        parts = [f"collecting {plural(held, 'running job')}"] if held else []
         if self._saving:
-            parts.append(f"saving the images of {count(len(self._saving), 'job')}")
+            parts.append(f"saving the images of {plural(len(self._saving), 'job')}")
         return " and ".join(parts) or self.phase
 
     def _render(self) -> RenderableType:

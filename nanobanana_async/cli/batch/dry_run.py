@@ -19,12 +19,12 @@ from nanobanana_async.cli.batch.other_accounts import OtherAccounts
 from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.rehearsal import LOST_STATES
 from nanobanana_async.cli.batch.results import RESULTS, line_offsets
-from nanobanana_async.cli.batch.rows import is_over, is_same
+from nanobanana_async.cli.batch.rows import is_not_bought_again, is_record_of_row
 from nanobanana_async.cli.jobs.actions import Prices, open_read_only, prices_in
 from nanobanana_async.cli.options import in_cli_words
 from nanobanana_async.escaping import one_line
 from nanobanana_async.extra import ExtraFields
-from nanobanana_async.formatting import count, plain_number
+from nanobanana_async.formatting import plain_number, plural
 from nanobanana_async.gateways.capabilities import HasBalance, HasUploads
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.references import local_digests
@@ -92,7 +92,7 @@ async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = Tru
     if asks_balance and counts["to buy"] and not others.message and isinstance(gateway, HasBalance):
         await _show_balance(gateway)
     if plan.max_credits is not None:
-        print(f"max_credits\t{_cap(plan, spent, costs, counts['to buy'])}")
+        print(f"max_credits\t{_cap_sentence(plan, spent, costs, counts['to buy'])}")
     if digests:
         print(f"local images\t{len(digests)}")
         print(f"uploads\t{uploads}")
@@ -130,7 +130,7 @@ async def _count_uploads(digests: set[str], gateway: Gateway, ledger: SqliteLedg
 def _row_status(row: FileRow, record: JobRecord | None, plan: Plan, gateway: Gateway) -> str:
     if record is None:
         return "to buy"
-    if not is_same(row, record, gateway):
+    if not is_record_of_row(row, record, gateway):
         return "failed"
     match record.state:
         case state if plan.emulated and state in LOST_STATES:
@@ -142,7 +142,7 @@ def _row_status(row: FileRow, record: JobRecord | None, plan: Plan, gateway: Gat
         case JobState.RUNNING | JobState.SUBMITTING:
             return "running"
         case _:
-            return "failed" if is_over(record, retry_failed=plan.retry_failed) else "to buy"
+            return "failed" if is_not_bought_again(record, retry_failed=plan.retry_failed) else "to buy"
 
 
 class _Settings:
@@ -171,16 +171,16 @@ class _Settings:
                 values = list(self._values[name])
                 shown = ", ".join(values[:MAX_VALUES]) + (", ..." if len(values) > MAX_VALUES else "")
                 what = "column" if self._plan.file.is_table else "field"
-                where = f"{what} {name} sets it in {rows:,} of {count(self._plan.total, 'row')}"
+                where = f"{what} {name} sets it in {rows:,} of {plural(self._plan.total, 'row')}"
                 parts.append(f"{where}: {shown}" if shown else where)
             yield f"{name}\t{one_line('; '.join(parts))}"
 
 
-def _cap(plan: Plan, spent: Decimal, costs: Costs, rows: int) -> str:
+def _cap_sentence(plan: Plan, spent: Decimal, costs: Costs, rows: int) -> str:
     """Return whether the cap suffices, and if not, how many rows it buys and which one would."""
     cap = plan.max_credits or Decimal(0)
     before = f", since earlier runs used {plain_number(spent)}" if spent else ""
     if costs.affordable == rows:
         return f"{plain_number(cap)} is enough{before and f', although earlier runs used {plain_number(spent)}'}"
     enough = plain_number(spent + costs.total)
-    return f"{plain_number(cap)} buys about {costs.affordable} of {count(rows, 'row')}{before}; {enough} would buy all"
+    return f"{plain_number(cap)} buys about {costs.affordable} of {plural(rows, 'row')}{before}; {enough} would buy all"

@@ -12,9 +12,9 @@ from nanobanana_async.cli.batch.input_file import FileRow, InputFile
 from nanobanana_async.cli.batch.notes import numbered
 from nanobanana_async.cli.batch.results import RESULTS, line_offsets, read
 from nanobanana_async.cli.display import shorten
-from nanobanana_async.formatting import count
+from nanobanana_async.formatting import plural
 from nanobanana_async.jobs import JobRecord
-from nanobanana_async.keys import key_prefix
+from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.models import with_model
 
 _BOUGHT = (JobState.SUCCEEDED, JobState.RUNNING, JobState.SUBMITTING, JobState.UNCERTAIN)
@@ -40,7 +40,7 @@ class Edits:
             return ""
         were, them, are = ("was", "it", "it is") if len(self.changed) == 1 else ("were", "them", "they are")
         return (
-            f"{count(len(self.changed), 'row')} {were} bought with other settings ({', '.join(self.settings)}):"
+            f"{plural(len(self.changed), 'row')} {were} bought with other settings ({', '.join(self.settings)}):"
             f" --buy-changed buys {them} with the new ones, the old command leaves {them} as {are}"
             f" ({numbered([*self.changed.values()], self.file.unit)})"
         )
@@ -66,7 +66,7 @@ async def find_edits(file: InputFile, gateway: Gateway, ledger: SqliteLedger, fo
     results = folder / RESULTS
     keys = {row.key for row in file.rows(gateway)}
     gone: dict[str, list[JobRecord]] = {}
-    prefix = key_prefix(file.batch)
+    prefix = batch_key_prefix(file.batch)
     async for record in ledger.jobs(_BOUGHT):
         if record.request is not None and record.key.startswith(prefix) and record.key not in keys:
             gone.setdefault(record.request.prompt, []).append(record)
@@ -82,7 +82,7 @@ async def find_edits(file: InputFile, gateway: Gateway, ledger: SqliteLedger, fo
         if row.request is None or row.key in offsets or await ledger.find(row.key) is not None:
             continue
         candidates = gone.get(row.request.prompt, [])
-        if (before := _take(candidates, row, file.batch)) is not None and before.request is not None:
+        if (before := _take_earlier_row(candidates, row, file.batch)) is not None and before.request is not None:
             edits.changed[row.key] = row.number
             names = [name for name, _, _ in changed_fields(before.request, with_model(row.request, gateway.model))]
             edits.settings.update(names or ["key"])
@@ -91,7 +91,7 @@ async def find_edits(file: InputFile, gateway: Gateway, ledger: SqliteLedger, fo
     return edits
 
 
-def _take(candidates: list[JobRecord], row: FileRow, batch: str) -> JobRecord | None:
+def _take_earlier_row(candidates: list[JobRecord], row: FileRow, batch: str) -> JobRecord | None:
     """Remove and return the bought row that this one was, the oldest first.
 
     A row with a key is only one that had none: with another key it is another row.

@@ -14,8 +14,8 @@ from nanobanana_async.cli.batch.other_accounts import OtherAccounts
 from nanobanana_async.cli.batch.results import IMAGES, RESULTS, Result, read, with_files
 from nanobanana_async.cli.batch.rows import (
     at_new_position,
-    is_over,
-    is_same,
+    is_not_bought_again,
+    is_record_of_row,
     result_from_record,
     unfinished,
 )
@@ -99,12 +99,12 @@ class FinishedRows:
         if result.row.key is None or result.row.job_key not in self._changed_keys:
             return result
         if self._stored is not None:
-            return evolve(result, earlier_images=self._stored.earlier(result.row.key, result.row.images))
+            return evolve(result, earlier_images=self._stored.earlier_images(result.row.key, result.row.images))
         bought_here = result.row.job_key if result.row.images else ""
-        names = self._saved().earlier(result.row.key, bought_here)
+        names = self._read_saved_images().files_of_earlier_jobs(result.row.key, bought_here)
         return evolve(result, earlier_images=tuple(f"{IMAGES}/{name}" for name in names))
 
-    def _saved(self) -> SavedImages:
+    def _read_saved_images(self) -> SavedImages:
         self._saved_images = self._saved_images or SavedImages.read(self._folder / IMAGES)
         return self._saved_images
 
@@ -132,17 +132,17 @@ class FinishedRows:
         return old if there else None
 
     def _from_record(self, row: FileRow, record: JobRecord, intact: Result | None) -> Result | None:
-        if not is_same(row, record, self._gateway):
+        if not is_record_of_row(row, record, self._gateway):
             return None  # the batch will report the conflict
         if record.state is not JobState.SUCCEEDED:
-            done = is_over(record, retry_failed=self._retry_failed)
+            done = is_not_bought_again(record, retry_failed=self._retry_failed)
             return result_from_record(row, record, self._gateway) if done else None
         if intact is not None and record.task_id == intact.row.task_id:
             return at_new_position(intact, row)
         indexes = [index for index, _ in with_indexes(record.images, record.missing)]
         if self._stored is not None:
             return None  # the batch finds its images in the store
-        paths = self._saved().find(record.key, record.task_id or "", indexes)
+        paths = self._read_saved_images().find(record.key, record.task_id or "", indexes)
         if not paths:
             return None
         return with_files(result_from_record(row, record, self._gateway), paths, self._folder, datetime.now(UTC))

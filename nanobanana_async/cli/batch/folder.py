@@ -23,9 +23,9 @@ LEDGER = "jobs.sqlite"
 REPORT = "index.html"
 MARKER = ".nanobanana-batch"
 
-CHANGED = (LEDGER, *(f"{LEDGER}-{suffix}" for suffix in ("wal", "shm", "journal")))
+CHANGED_IN_PLACE = (LEDGER, *(f"{LEDGER}-{suffix}" for suffix in ("wal", "shm", "journal")))
 """Files that are written in place; all others are replaced atomically."""
-FILES = (RESULTS, "results.csv", REPORT, *CHANGED)
+FILES = (RESULTS, "results.csv", REPORT, *CHANGED_IN_PLACE)
 FOLDERS = (IMAGES, THUMBNAILS, f"{LEDGER}-owners")
 
 _PART = re.compile(r"\.nanobanana-[0-9a-f]{16}(?:\.jsonl|\.html|\.csv)?\.part")
@@ -78,7 +78,7 @@ class BatchFolder:
                 self._mark()
             self._descriptor = os.open(self.path / MARKER, os.O_RDWR | _NO_FOLLOW)
         except OSError as error:
-            raise unwritable(self.path, error) from None
+            raise unwritable_error(self.path, error) from None
         try:
             if not self._try_lock():
                 raise ConfigurationError(f"{self.path}: another batch is running in this folder")
@@ -88,7 +88,7 @@ class BatchFolder:
             _sweep(self.path)
         except OSError as error:
             self._unlock()
-            raise unwritable(self.path, error) from None
+            raise unwritable_error(self.path, error) from None
         except BaseException:
             self._unlock()
             raise
@@ -130,7 +130,7 @@ class BatchFolder:
         os.close(self._descriptor)
 
 
-def unwritable(folder: Path, error: OSError, file: str = "") -> ConfigurationError:
+def unwritable_error(folder: Path, error: OSError, file: str = "") -> ConfigurationError:
     """Return the error for a folder, or a file in it, that can't be written; the message says what to do."""
     other = ""  # with a ledger here, another folder would buy all rows again
     try:
@@ -222,7 +222,7 @@ def _check_own(path: Path) -> None:
         raise ConfigurationError(f"{path} is a symbolic link, which is not followed: put the {kind} itself there")
     if not wanted(seen.st_mode):
         raise ConfigurationError(f"{path} is not a {kind}: move it away")
-    if path.name in CHANGED and seen.st_nlink > 1:
+    if path.name in CHANGED_IN_PLACE and seen.st_nlink > 1:
         raise ConfigurationError(
             f"{path} has a second name (a hard link), whose content would change too: put a copy in its place"
         )

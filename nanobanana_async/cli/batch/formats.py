@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from nanobanana_async.batch.columns import COLUMNS, column_name
+from nanobanana_async.batch.columns import COLUMNS, field_of_column
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.escaping import one_line
 
@@ -64,17 +64,17 @@ def _json_kind(line: str) -> Format | None:
         return None
     if isinstance(found, list):
         return "json"
-    names = map(column_name, found) if isinstance(found, dict) else ()  # a prompt itself may be written as JSON
+    names = map(field_of_column, found) if isinstance(found, dict) else ()  # a prompt itself may be written as JSON
     return "jsonl" if "prompt" in names else None
 
 
 def _table_kind(lines: list[str]) -> str | None:
     """Return "csv" if the first line names columns, "|" if that is what separates them, or None."""
-    if column_name(lines[0].strip('"')) == "prompt":
+    if field_of_column(lines[0].strip('"')) == "prompt":
         return "csv"
     for delimiter in ",\t;|":
         names = [name.strip().strip('"').strip() for name in lines[0].split(delimiter)]
-        meant = [column_name(name) for name in names]
+        meant = [field_of_column(name) for name in names]
         if len(names) == 1 or "prompt" not in meant or max(map(len, names)) > _LONGEST_NAME:
             continue
         known = all(name in COLUMNS or (name or "").startswith("extra.") for name in meant)

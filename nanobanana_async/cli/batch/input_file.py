@@ -14,7 +14,7 @@ from nanobanana_async.batch.rows import Row, RowInput, RowReader, canonical_requ
 from nanobanana_async.cli.batch.formats import ENDINGS, Format, array_to_lines, begins_array, refuse_misnamed
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ParsedRow, ReadingOptions, csv_cells, jsonl, table, text_lines
-from nanobanana_async.cli.batch.spool import spooled
+from nanobanana_async.cli.batch.spool import copy_input
 from nanobanana_async.cli.batch.stored_images import read_objects
 from nanobanana_async.errors import ConfigurationError, InvalidRequest, NanoBananaError
 from nanobanana_async.extra import to_extra
@@ -52,7 +52,7 @@ class FileRow:
     """The name of its images."""
 
     @property
-    def item(self) -> RowInput:
+    def batch_input(self) -> RowInput:
         """The row as input of `generate_many`, with this object as its metadata."""
         return Row(
             index=self.index,
@@ -178,7 +178,7 @@ class InputFile:
                 error = error or f"key {row.own_key!r} belongs to an earlier row: each row needs its own key, or none"
             own_keys.add(hash(row.own_key))
         if error is None and row.metadata is not None:
-            error = _unwritable(row.metadata)
+            error = _why_unstorable(row.metadata)
         found = evolve(found, request=row.request, error=error)
         if error is not None:
             return found
@@ -230,7 +230,7 @@ def open_input(
     with ExitStack() as stack:
         try:
             with sys.stdin.buffer if file == "-" else path.open("rb") as source:
-                copying = spooled(source, title, workbook=kind == "xlsx", encoding=encoding, sheet=sheet)
+                copying = copy_input(source, title, workbook=kind == "xlsx", encoding=encoding, sheet=sheet)
                 copy = stack.enter_context(copying)
         except OSError as error:
             raise ConfigurationError(f"{title} can't be read: {error.strerror or error}") from None
@@ -243,7 +243,7 @@ def open_input(
         yield evolve(found, options=evolve(found.options, by_values=found.names_by_values()))
 
 
-def _unwritable(metadata: object) -> str | None:
+def _why_unstorable(metadata: object) -> str | None:
     """Return why the results file can't store the metadata of a row, or None."""
     try:
         ReportRow(index=0, job_key="", status="unfinished", metadata=metadata).to_json()

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from attrs import define, field
 
 from nanobanana_async.batch.columns import recognised_note, unknown_note
-from nanobanana_async.formatting import count
+from nanobanana_async.formatting import plural
 
 NAMED = 3
 """Rows that a sentence about several names by their numbers."""
@@ -35,16 +35,16 @@ class Notes:
         yield from filter(None, (recognised_note(self.recognised.items(), what), unknown_note([*self.unknown], what)))
         if self.hashes:
             begin = "begins with # and is a prompt" if self.hashes == 1 else "begin with # and are prompts"
-            yield f"{count(self.hashes, self.unit)} {begin}: --comments '#' skips such {self.unit}s"
+            yield f"{plural(self.hashes, self.unit)} {begin}: --comments '#' skips such {self.unit}s"
         if self.repeated:
             bought = "repeats an earlier one: it is bought as a separate image"
             if self.repeated > 1:
                 bought = "repeat an earlier one: they are bought as separate images"
-            yield f"{count(self.repeated, self.unit)} {bought}"
+            yield f"{plural(self.repeated, self.unit)} {bought}"
         if self.same_request:
             have = "has" if self.same_request == 1 else "have"
             yield (
-                f"{count(self.same_request, self.unit)} {have} the prompt and settings of an earlier one under another"
+                f"{plural(self.same_request, self.unit)} {have} the prompt and settings of an earlier one under another"
                 " key: each key is an image of its own"
             )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nanobanana_async import ConfigurationError, Gateway
 from nanobanana_async.accounts import account_advice
-from nanobanana_async.formatting import count
+from nanobanana_async.formatting import plural
 from nanobanana_async.jobs import JobRecord
 
 
@@ -37,7 +37,7 @@ class OtherAccounts:
 
     def _sentence(self, gateway: str, account: str) -> str:
         rows = self._rows[gateway, account]
-        belong = f"{count(rows, 'row')} {'belongs' if rows == 1 else 'belong'} to another account"
+        belong = f"{plural(rows, 'row')} {'belongs' if rows == 1 else 'belong'} to another account"
         if gateway != self._gateway:
             return f"{belong}, at gateway {gateway} and not {self._gateway}: use that gateway"
         advice = account_advice(gateway, account, self._account, self._ledger)

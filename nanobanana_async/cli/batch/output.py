@@ -23,7 +23,7 @@ from nanobanana_async.commands import resolve_advice
 from nanobanana_async.errors import ConfigurationError, CreditLimitReached, NanoBananaError, TaskNotFound
 from nanobanana_async.escaping import exact
 from nanobanana_async.events import Event, PriceAboveEstimate
-from nanobanana_async.formatting import count, credit_count, number, plain_number
+from nanobanana_async.formatting import credit_count, number, plain_number, plural
 from nanobanana_async.images.files import why_unwritable
 from nanobanana_async.report import STATUSES, is_url
 
@@ -147,7 +147,7 @@ class BatchSummary:
 
     def beginning(self) -> str:
         """Return the line about earlier runs."""
-        return f"{count(self._counts.total(), 'row')} had ended before: {self._counted()}"
+        return f"{plural(self._counts.total(), 'row')} had ended before: {self._counted()}"
 
     def ending(self, display: BatchDisplay, left: int, *, interrupted: bool, reported: bool) -> Iterator[str]:
         """Yield the lines about the end: problems, counts, and what the user can do next."""
@@ -156,17 +156,17 @@ class BatchSummary:
             page = f"{self._folder / REPORT} and " if reported else ""
             yield f"{rows} more {status}: see {page}{self._folder / RESULTS}"
         if self.incomplete > MAX_ERRORS:
-            yield f"{count(self.incomplete, 'row')} with missing images: see {self._folder / RESULTS}"
+            yield f"{plural(self.incomplete, 'row')} with missing images: see {self._folder / RESULTS}"
         if self.changed:
             yield changed_sentence(self.changed, self._unit)
         if self.removed:
-            removed = count(self.removed, "row")
+            removed = plural(self.removed, "row")
             yield f"{removed} of earlier runs left the file: their images stay, the results leave them out"
         counts = self._counted() or "none has ended"
         reserved = ""
         if display.reserved:
             reserved = f", and {number(display.reserved)} reserved for jobs that run or are in doubt"
-        all_rows = count(display.total or display.done, "row")
+        all_rows = plural(display.total or display.done, "row")
         rest = f", {left:,} left" if left and self._counts else ""
         yield f"{all_rows}: {counts}{rest}; {number(display.spent)} credits spent{reserved}"
         yield from self._advice(left, display.spent + display.reserved, interrupted=interrupted)
@@ -181,26 +181,26 @@ class BatchSummary:
         """Return which rows moderation stopped: they are the failed ones that are not bought again."""
         stopped = sorted(self._moderated)
         which, them = numbered(stopped, self._unit), _them(len(stopped))
-        rows = count(len(stopped), "row")
+        rows = plural(len(stopped), "row")
         return f"{rows} stopped by moderation ({which}): change {them}; --retry-failed does not buy {them} again"
 
     def _advice(self, left: int, used: Decimal, *, interrupted: bool) -> Iterator[str]:
         if failed := len(self._failed):
-            yield f"{count(failed, 'row')} failed: --retry-failed buys {_them(failed)} again"
+            yield f"{plural(failed, 'row')} failed: --retry-failed buys {_them(failed)} again"
         if changed := sorted(self._failed_and_changed):
             which, have = numbered(changed, self._unit), "has" if len(changed) == 1 else "have"
             yield (
-                f"{count(len(changed), 'row')} failed, and {have} changed since ({which}): --buy-changed buys"
+                f"{plural(len(changed), 'row')} failed, and {have} changed since ({which}): --buy-changed buys"
                 f" {_them(len(changed))} again, --retry-failed does not"
             )
         if self._moderated:
             yield self._moderation()
         if uncertain := len(self._uncertain):
             advice = resolve_advice(self._folder / LEDGER, *(self._uncertain if uncertain == 1 else ()))
-            yield f"{count(uncertain, 'row')} uncertain, perhaps bought, never sent again: {advice}"
+            yield f"{plural(uncertain, 'row')} uncertain, perhaps bought, never sent again: {advice}"
         if self._unknown_tasks:
             yield (
-                f"the tasks of {count(self._unknown_tasks, 'row')} are not known to the gateway; an emulator forgets"
+                f"the tasks of {plural(self._unknown_tasks, 'row')} are not known to the gateway; an emulator forgets"
                 " them when it ends: then begin in another folder"
             )
         if self.overspent:
@@ -211,13 +211,13 @@ class BatchSummary:
         costs = self.cost_left
         if left and costs is not None and isinstance(self.stop_reason, CreditLimitReached):
             command = f"run the same command with --max-credits {plain_number(used + costs.total)}"
-            yield f"{count(left, 'row')} left to buy, for about {credit_count(costs.total)}: {command} to go on"
+            yield f"{plural(left, 'row')} left to buy, for about {credit_count(costs.total)}: {command} to go on"
         elif left and (interrupted or self.stop_reason is not None):
             bought = min(left, self.uncollected)
             paid = f", {bought:,} of them bought and not collected" if bought else ""
             if bought and self._rehearsal:
                 paid = f", {bought:,} of them with jobs that ended with the emulator, to be bought again"
-            yield f"{count(left, 'row')} left{paid}: run the same command to continue"
+            yield f"{plural(left, 'row')} left{paid}: run the same command to continue"
 
 
 def _them(rows: int) -> str:

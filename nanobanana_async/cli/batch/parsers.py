@@ -12,8 +12,8 @@ from attrs import field, frozen
 from nanobanana_async.batch.columns import (
     COLUMNS,
     HeaderError,
-    column_name,
-    is_recognised,
+    field_of_column,
+    is_synonym,
     read_header,
     with_extra,
     with_image,
@@ -69,9 +69,9 @@ def _object(text: str, options: ReadingOptions, notes: Notes) -> dict[str, Any] 
     more: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for name, value in given.items():
-        meant = column_name(name, options.by_values) or "metadata."
+        meant = field_of_column(name, options.by_values) or "metadata."
         if meant in COLUMNS:
-            if is_recognised(name, meant):
+            if is_synonym(name, meant):
                 notes.recognised.setdefault(name, meant)
             if meant in facts:
                 return f"field {meant} is given twice"

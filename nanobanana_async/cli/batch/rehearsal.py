@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nanobanana_async import Gateway, JobState, SqliteLedger
-from nanobanana_async.formatting import count
+from nanobanana_async.formatting import plural
 from nanobanana_async.images.object_store import StoreUrl
 from nanobanana_async.images.saved import PurchasedImage, SavedImages
 from nanobanana_async.images.store_destination import find_object
@@ -40,7 +40,9 @@ async def begin_lost_jobs_again(
     if not begun:
         return ""
     ended, are = ("its emulator", "it is") if begun == 1 else ("their emulator", "they are")
-    return f"{count(begun, 'job')} of an earlier rehearsal ended with {ended}, without saved images: {are} bought again"
+    return (
+        f"{plural(begun, 'job')} of an earlier rehearsal ended with {ended}, without saved images: {are} bought again"
+    )
 
 
 async def _is_saved(record: JobRecord, saved: SavedImages, store: StoreUrl | None) -> bool:

@@ -14,7 +14,7 @@ from nanobanana_async.cli.batch.results import Result, Results
 from nanobanana_async.cli.options import in_cli_words
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.failures import to_failure_kinds
-from nanobanana_async.jobs import JobRecord, JobState, is_retried
+from nanobanana_async.jobs import JobRecord, JobState, has_failed_with
 from nanobanana_async.models import REQUEST_FIELDS, ImageRequest, Reference, same_request, with_model
 from nanobanana_async.references import LocalImage
 from nanobanana_async.report import ReportRow, Status
@@ -47,7 +47,7 @@ class PendingRows:
             if row.error is not None:
                 raise ConfigurationError(f"row {row.number}: {row.error}")
             if row.key not in self._results:
-                return row.item
+                return row.batch_input
             if number % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
         raise StopAsyncIteration
@@ -59,20 +59,20 @@ class PendingRows:
             close()
 
 
-def is_same(row: FileRow, record: JobRecord, gateway: Gateway) -> bool:
+def is_record_of_row(row: FileRow, record: JobRecord, gateway: Gateway) -> bool:
     """Return True if the record is of this row: its key may have been used for another request or model."""
     if row.request is None or record.request is None:
         return False
     return same_request(with_model(row.request, gateway.model), record.request)
 
 
-def is_over(record: JobRecord, *, retry_failed: bool) -> bool:
+def is_not_bought_again(record: JobRecord, *, retry_failed: bool) -> bool:
     """Return True if a row without images is not bought again."""
     match record.state:
         case JobState.UNCERTAIN:
             return True
         case JobState.FAILED:
-            return not is_retried(record, to_failure_kinds(retry_failed))
+            return not has_failed_with(record, to_failure_kinds(retry_failed))
         case JobState.REFUSED:
             return not retry_failed and record.failure is not None and record.failure.kind in _PERMANENT_REFUSALS
         case _:
@@ -103,7 +103,7 @@ def result_from_record(row: FileRow, record: JobRecord, gateway: Gateway) -> Res
 
 def result_from_outcome(row: FileRow, outcome: Outcome, record: JobRecord | None, gateway: Gateway) -> Result:
     """Return the result of a row that has just ended."""
-    if record is None or not is_same(row, record, gateway):
+    if record is None or not is_record_of_row(row, record, gateway):
         result = Result(row=unfinished(row))
     else:
         result = result_from_record(row, record, gateway)

@@ -27,7 +27,7 @@ from nanobanana_async.cli.batch.credits import BatchCredits
 from nanobanana_async.cli.batch.display import COLLECTING, BatchDisplay
 from nanobanana_async.cli.batch.edited import find_edits
 from nanobanana_async.cli.batch.finished import FinishedRows
-from nanobanana_async.cli.batch.folder import LEDGER, REPORT, BatchFolder, unwritable
+from nanobanana_async.cli.batch.folder import LEDGER, REPORT, BatchFolder, unwritable_error
 from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.output import MAX_ERRORS, BatchSummary, StdoutLines
 from nanobanana_async.cli.batch.plan import Plan
@@ -36,7 +36,7 @@ from nanobanana_async.cli.batch.results import IMAGES, RESULTS, Result, Results,
 from nanobanana_async.cli.batch.rows import YIELD_EVERY, PendingRows, result_from_outcome
 from nanobanana_async.cli.batch.run_report import RunReport
 from nanobanana_async.cli.batch.spreadsheet import SPREADSHEET, write_spreadsheet
-from nanobanana_async.cli.result_lines import missing_images
+from nanobanana_async.cli.result_lines import missing_images_sentence
 from nanobanana_async.cli.signals import StopSignals
 
 OK, FAILED, STOPPED, INTERRUPTED = 0, 1, 3, 130
@@ -98,7 +98,7 @@ class Run:
                 (self._folder / IMAGES).mkdir(exist_ok=True)
             await session.open()
         except OSError as error:
-            raise unwritable(self._folder, error) from None
+            raise unwritable_error(self._folder, error) from None
         except LedgerError as error:
             raise ConfigurationError(str(error)) from None
         try:
@@ -107,7 +107,7 @@ class Run:
                 await self._buy(session)
                 await self._credits.compare_with_cap()
         except OSError as error:
-            raise unwritable(self._folder, error) from None
+            raise unwritable_error(self._folder, error) from None
         finally:
             self._display.phase = "closing"
             await session.aclose()
@@ -163,7 +163,7 @@ class Run:
         self._summary.finished_before = len(self._results)
         if self._summary.finished_before:
             self._display.say(self._summary.beginning())
-        await self._credits.read()
+        await self._credits.refresh_display()
 
     async def _buy(self, session: Session) -> None:
         plan = self._plan
@@ -206,7 +206,7 @@ class Run:
             await self._write_result(outcome)
             await self._stdout.flush()
         except OSError as error:  # the next run finds the row in the ledger, and its images in the folder
-            await self._stop_on_write_error(batch, unwritable(self._folder, error, RESULTS))
+            await self._stop_on_write_error(batch, unwritable_error(self._folder, error, RESULTS))
         except ConfigurationError as error:  # stdout can't be written
             await self._stop_on_write_error(batch, error)
 
@@ -232,13 +232,13 @@ class Run:
         self._summary.add(result)
         self._display.ended(result.row.job_key, result.row.status, result.row.prompt, result.row.error)
         if outcome.result is not None and outcome.result.missing and self._summary.incomplete <= MAX_ERRORS:
-            self._display.say(f"{self._plan.file.unit} {row.number}: {missing_images(outcome.result)}")
+            self._display.say(f"{self._plan.file.unit} {row.number}: {missing_images_sentence(outcome.result)}")
         self._stdout.add(result, self._folder)
 
     async def _tick(self, session: Session, batch: Batch) -> None:
         while True:
             with suppress(LedgerError):  # the batch reports it
-                await self._credits.read()
+                await self._credits.refresh_display()
             self._display.tick(session.stats(), batch.running_progress)
             await asyncio.sleep(TICK_S)
 
@@ -269,7 +269,7 @@ class Run:
         try:
             await self._finish_results()
         except OSError as error:
-            self._finalize_error = unwritable(self._folder, error)
+            self._finalize_error = unwritable_error(self._folder, error)
         except ConfigurationError as error:
             self._finalize_error = error
 

@@ -11,7 +11,7 @@ import anyio.to_thread
 
 from nanobanana_async import Gateway, SaveError
 from nanobanana_async.cli.batch.display import BatchDisplay
-from nanobanana_async.cli.batch.folder import LEDGER, REPORT, unwritable
+from nanobanana_async.cli.batch.folder import LEDGER, REPORT, unwritable_error
 from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.results import Results
 from nanobanana_async.cli.batch.rows import unfinished
@@ -99,7 +99,7 @@ class RunReport:
         try:
             await anyio.to_thread.run_sync(write, abandon_on_cancel=True)
         except OSError as error:
-            raise unwritable(self._folder, error, REPORT) from None
+            raise unwritable_error(self._folder, error, REPORT) from None
         finally:
             self._report_version += 1  # a thread that was abandoned ends
         self.written = True

@@ -38,7 +38,7 @@ _JOINED = re.compile(f"(?<=[\r\n]){_MARK}+")
 
 
 @frozen
-class Spool:
+class InputCopy:
     """A copy of the input, and a sentence about how it was read, which may be empty."""
 
     path: Path
@@ -46,9 +46,9 @@ class Spool:
 
 
 @contextmanager
-def spooled(
+def copy_input(
     source: BinaryIO, title: str, *, workbook: bool, encoding: str | None, sheet: str | None
-) -> Iterator[Spool]:
+) -> Iterator[InputCopy]:
     """Copy the input; the copy is removed at the end. Raises `ConfigurationError` for text that can't be read."""
     if source.isatty():
         print("nanobanana: enter one prompt per line; Ctrl-D ends the input", file=sys.stderr)
@@ -57,13 +57,13 @@ def spooled(
         with raw.open("wb") as copy:
             shutil.copyfileobj(source, copy)
         if workbook:
-            yield Spool(text, _write_sheet(raw, text, title, sheet))
+            yield InputCopy(text, _write_sheet(raw, text, title, sheet))
             return
         if sheet is not None:
             raise ConfigurationError(f"--sheet is for workbooks, and {title} is text")
         found, note = (encoding, "") if encoding is not None else _detect(raw, title)
         sample = _transcode(raw, text, found, title)
-        yield Spool(text, f"{note}{f': a line reads {sample!r}' if note and sample else ''}")
+        yield InputCopy(text, f"{note}{f': a line reads {sample!r}' if note and sample else ''}")
 
 
 @contextmanager

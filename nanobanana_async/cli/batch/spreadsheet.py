@@ -36,9 +36,9 @@ def write_spreadsheet(folder: Path, results: Callable[[], Iterable[Result]], del
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with open(descriptor, "w", encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
             writer = csv.writer(file, delimiter=delimiter)
-            writer.writerow([*_COLUMNS, *(harmless(f"metadata.{name}") for name in names)])
+            writer.writerow([*_COLUMNS, *(escape_formula(f"metadata.{name}") for name in names)])
             for result in results():
-                writer.writerow([harmless(cell) for cell in _cells(result, names)])
+                writer.writerow([escape_formula(cell) for cell in _cells(result, names)])
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, folder / SPREADSHEET)
@@ -47,7 +47,7 @@ def write_spreadsheet(folder: Path, results: Callable[[], Iterable[Result]], del
         raise
 
 
-def harmless(cell: Any) -> Any:
+def escape_formula(cell: Any) -> Any:
     """Return a cell that a spreadsheet takes as text: one that begins like a formula gets an apostrophe."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 

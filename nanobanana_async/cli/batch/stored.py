@@ -41,7 +41,7 @@ class StoredImages:
                 urls.update(dict.fromkeys((*result.earlier_images, *images)))
             names = [self._store.name_of(url) for url in images]
             for name, digest in zip(names, result.sha256, strict=True):
-                if name is None or not await self._store.has(name, digest):
+                if name is None or not await self._store.has_content(name, digest):
                     break
             else:
                 self._intact.add(result.row.job_key)
@@ -61,6 +61,6 @@ class StoredImages:
             if (saved := await find_object(self._store, image)) is not None:
                 urls[str(saved.place)] = None
 
-    def earlier(self, row_key: str, now: Iterable[str]) -> tuple[str, ...]:
+    def earlier_images(self, row_key: str, now: Iterable[str]) -> tuple[str, ...]:
         """Return the images that a row had and that are not those of now."""
         return tuple(url for url in self._of_rows.get(row_key, ()) if url not in set(now))

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from nanobanana_async.errors import ConfigurationError, DownloadError, InvalidRequest, NanoBananaError
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.images.local import facts_of, size_limit
+from nanobanana_async.images.local import local_image_facts, size_limit
 from nanobanana_async.images.local_facts import LocalFacts
 from nanobanana_async.references import LocalImage
 
@@ -31,7 +31,7 @@ def read_objects(
 
     def read(image: LocalImage) -> LocalFacts | NanoBananaError:
         try:
-            return facts_of(image, limit)
+            return local_image_facts(image, limit)
         except (InvalidRequest, ConfigurationError) as error:
             return error
 

@@ -10,18 +10,18 @@ from typing import Any
 
 from attrs import field, frozen
 
-from nanobanana_async.batch.columns import COLUMNS, Columns, HeaderError, column_name
+from nanobanana_async.batch.columns import COLUMNS, Columns, HeaderError, field_of_column
 from nanobanana_async.batch.sweeps import Sweep
 from nanobanana_async.cli.batch.costs import Costs
 from nanobanana_async.cli.batch.formats import ENDINGS
 from nanobanana_async.cli.batch.input_file import InputFile
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ParsedRow, ReadingOptions, csv_cells, text_lines
-from nanobanana_async.cli.batch.spool import spooled
+from nanobanana_async.cli.batch.spool import copy_input
 from nanobanana_async.cli.jobs.consent import confirm
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.extra import value_of_text
-from nanobanana_async.formatting import count, plain_number
+from nanobanana_async.formatting import plain_number, plural
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.images.names import slug
 from nanobanana_async.references import text_to_reference
@@ -120,7 +120,7 @@ def open_sweep(options: SweepOptions, name: str | None, reading: ReadingOptions)
     batch = f"{slug(options.prompt)[:_SLUG].strip('-')}-{digest}" if name is None else name
     if not batch.strip():
         raise ConfigurationError("--name is empty")
-    note = f"{sweep.shape}: {count(len(sweep), 'row')}"
+    note = f"{sweep.shape}: {plural(len(sweep), 'row')}"
     yield SweepInput(Path(), "the sweep", "jsonl", batch, reading, note, sweep=sweep)
 
 
@@ -134,7 +134,7 @@ def consents(source: InputFile, total: int, gateway: Gateway, expected: Any, *, 
             costs.add(row.request)
     price = f"about {plain_number(costs.total)} credits{' (estimate)' if costs.estimated else ''}"
     return confirm(
-        f"This sweep has {count(total, 'row')}, {price}; what was bought before is not bought again.", yes=yes
+        f"This sweep has {plural(total, 'row')}, {price}; what was bought before is not bought again.", yes=yes
     )
 
 
@@ -172,7 +172,7 @@ def _copied(file: Path, options: SweepOptions, *, workbook: bool) -> Iterator[Pa
     except OSError as error:
         raise ConfigurationError(f"{file} can't be read: {error.strerror or error}") from None
     sheet = options.sheet if workbook else None
-    with source, spooled(source, str(file), workbook=workbook, encoding=options.encoding, sheet=sheet) as copy:
+    with source, copy_input(source, str(file), workbook=workbook, encoding=options.encoding, sheet=sheet) as copy:
         yield copy.path
 
 
@@ -195,7 +195,7 @@ def _table(rows: Iterable[tuple[int, list[str]]], file: Path) -> Iterator[dict[s
         if not any(cell.strip() for cell in cells):
             continue
         if columns is None:
-            names = [column_name(cell) for cell in cells]
+            names = [field_of_column(cell) for cell in cells]
             if twice := [name for name in names if name is not None and names.count(name) > 1]:
                 raise ConfigurationError(f"{file}: two columns are {twice[0].removeprefix('metadata.')}")
             columns = Columns(tuple(names))

@@ -26,7 +26,7 @@ from nanobanana_async.cli.jobs.format import resume_command
 from nanobanana_async.cli.jobs.printer import ResultPrinter
 from nanobanana_async.cli.signals import Interrupted
 from nanobanana_async.commands import jobs_command
-from nanobanana_async.formatting import count, credit_count
+from nanobanana_async.formatting import credit_count, plural
 from nanobanana_async.gateways.base import validate_account
 from nanobanana_async.jobs import JobRecord
 
@@ -138,12 +138,12 @@ async def resume(path: Path, gateway: Gateway, unfinished: Unfinished, *, buy: b
         printer.note("no jobs to resume")
     if unfinished.unsent and not buy:
         command = jobs_command("resume", "--buy", ledger=path)
-        printer.note(f"{count(unfinished.unsent, 'job')} never sent: `{command}` buys them")
+        printer.note(f"{plural(unfinished.unsent, 'job')} never sent: `{command}` buys them")
     if unfinished.other_accounts:
         advice = (
             f"resume them with their API keys, or after a change of key: `{jobs_command('hand-over', ledger=path)}`"
         )
-        printer.note(f"{count(unfinished.other_accounts, 'job')} of other accounts left: {advice}")
+        printer.note(f"{plural(unfinished.other_accounts, 'job')} of other accounts left: {advice}")
     return printer.code
 
 
@@ -204,7 +204,7 @@ async def resolve(path: Path, gateway: Gateway, decision: Decision, *, wait: boo
                 if wait and not not_bought:
                     await printer.follow(job)
                 elif not not_bought:
-                    await printer.accepted(job)
+                    await printer.follow_until_accepted(job)
     except asyncio.CancelledError:
         command = jobs_command("show", ledger=path, names=[decision.key])
         raise Interrupted(f"interrupted; `{command}` shows its state") from None
@@ -229,7 +229,7 @@ async def plan_hand_over(path: Path, gateway: Gateway, old: str | None, new: str
         counts = await ledger.count_by_account()
     target = gateway.account if new is None else _to_ledger_account(gateway, new)
     others = {other: jobs for (name, other), jobs in counts.items() if name == gateway.name and other != target}
-    listed = ", ".join(f"{account} ({count(jobs, 'job')})" for account, jobs in others.items()) or "none"
+    listed = ", ".join(f"{account} ({plural(jobs, 'job')})" for account, jobs in others.items()) or "none"
     if old is not None:
         source = _to_ledger_account(gateway, old)
     elif len(others) == 1:
@@ -260,7 +260,7 @@ async def hand_over(path: Path, plan: HandOver) -> int:
         await ledger.aclose()
 
 
-async def prunable(path: Path, before: datetime) -> int:
+async def count_prunable(path: Path, before: datetime) -> int:
     """Return the number of jobs that ended before a moment."""
     async with open_read_only(path) as ledger:
         return await ledger.count_prunable(before)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nanobanana_async.cli.batch.folder import MARKER, FolderOwner
 from nanobanana_async.cli.batch.results import RESULTS, Result, line_offsets, read
-from nanobanana_async.keys import key_prefix
+from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.report import is_url
 
 
@@ -19,7 +19,7 @@ def batch_name(ledger: Path, prefix: str | None) -> str | None:
     with suppress(OSError, ValueError):
         marker = ledger.expanduser().with_name(MARKER)
         name = FolderOwner.from_json(marker.read_bytes()).batch
-        if key_prefix(name) == prefix:
+        if batch_key_prefix(name) == prefix:
             return name
     return f"{prefix.rstrip('-')} (the beginning of its keys; only the folder of a batch has the name)"
 

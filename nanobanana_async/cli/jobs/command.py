@@ -29,7 +29,7 @@ from nanobanana_async.cli.options import (
 )
 from nanobanana_async.cli.signals import run_until_signal
 from nanobanana_async.commands import jobs_command
-from nanobanana_async.formatting import count, local_time
+from nanobanana_async.formatting import local_time, plural
 from nanobanana_async.keys import validate_task_id
 from nanobanana_async.validators import as_count
 
@@ -143,7 +143,7 @@ class _Commands:
             require_consent(yes=yes)
         selected = self.find_gateway(gateway, base_url)
         unfinished = asyncio.run(actions.find_unfinished(ledger, selected))
-        cost = f"{count(unfinished.unsent, 'unsent job')} will be bought: {unfinished.price}."
+        cost = f"{plural(unfinished.unsent, 'unsent job')} will be bought: {unfinished.price}."
         if buy and unfinished.unsent and not confirm(cost, yes=yes):
             return FAILED
         return run_until_signal(actions.resume(ledger, selected, unfinished, buy=buy, console=Console(stderr=True)))
@@ -240,10 +240,10 @@ class _Commands:
         actions.require_ledger(ledger)
         plan = asyncio.run(actions.plan_hand_over(ledger, self.find_gateway(gateway, base_url), from_, to))
         risk = "Both must be the same account at the gateway: another account does not find the tasks."
-        if not confirm(f"{count(plan.count, 'job')} of account {plan.old} go to account {plan.new}. {risk}", yes=yes):
+        if not confirm(f"{plural(plan.count, 'job')} of account {plan.old} go to account {plan.new}. {risk}", yes=yes):
             return FAILED
         handed_over = asyncio.run(actions.hand_over(ledger, plan))
-        print_note(f"{count(handed_over, 'job')} handed over to account {plan.new}")
+        print_note(f"{plural(handed_over, 'job')} handed over to account {plan.new}")
         return OK
 
     @staticmethod
@@ -271,15 +271,15 @@ class _Commands:
             raise ConfigurationError(f"--older-than: {error}") from None
         except OverflowError:
             raise ConfigurationError("--older-than: too far in the past") from None
-        prunable = asyncio.run(actions.prunable(ledger, before))
+        prunable = asyncio.run(actions.count_prunable(ledger, before))
         ended = f"ended before {local_time(before)}"
         if not prunable:
             print_note(f"no job {ended}")
             return OK
         risk = "a deleted job is bought again when its key, or its row of a batch, is requested again"
-        if not confirm(f"{count(prunable, 'job')} that {ended} will be deleted; {risk}.", yes=yes):
+        if not confirm(f"{plural(prunable, 'job')} that {ended} will be deleted; {risk}.", yes=yes):
             return FAILED
-        print_note(f"{count(asyncio.run(actions.prune(ledger, before)), 'job')} deleted")
+        print_note(f"{plural(asyncio.run(actions.prune(ledger, before)), 'job')} deleted")
         return OK
 
 

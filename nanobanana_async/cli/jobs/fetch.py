@@ -37,7 +37,7 @@ from nanobanana_async.cli.options import (
     fetch_options,
     in_cli_words,
 )
-from nanobanana_async.cli.result_lines import ResultLines, missing_images
+from nanobanana_async.cli.result_lines import ResultLines, missing_images_sentence
 from nanobanana_async.cli.signals import Interrupted, run_until_signal
 from nanobanana_async.escaping import one_line
 from nanobanana_async.images.names import NameFacts, row_name
@@ -102,7 +102,7 @@ class FetchCommand:
             require_ledger(ledger)
         known = asyncio.run(_gateway_in(ledger, unique)) if exists and gateway is None else None
         selected = self.find_gateway(gateway or known, base_url)
-        fetching = _Fetching(
+        fetching = _FetchPlan(
             names=unique,
             target=output,
             sidecar=sidecar,
@@ -116,7 +116,7 @@ class FetchCommand:
 
 
 @frozen(kw_only=True)
-class _Fetching:
+class _FetchPlan:
     """What to fetch, and the command that does so again."""
 
     names: Sequence[str]
@@ -138,7 +138,7 @@ async def _gateway_in(ledger: Path, names: Sequence[str]) -> Name | None:
     return None
 
 
-async def _fetch(fetching: _Fetching, gateway: Gateway, console: Console) -> int:
+async def _fetch(fetching: _FetchPlan, gateway: Gateway, console: Console) -> int:
     """Fetch all jobs and return 0, or 1 if one of them has no image."""
     await check_output(fetching.target)
     display = JobsDisplay(len(fetching.names), console)
@@ -177,7 +177,7 @@ async def _print(fetched: _Fetched, display: JobsDisplay, lines: ResultLines) ->
     return fetched.has_images
 
 
-async def _fetch_one(session: Session, name: str, fetching: _Fetching, lines: ResultLines) -> _Fetched:
+async def _fetch_one(session: Session, name: str, fetching: _FetchPlan, lines: ResultLines) -> _Fetched:
     """Wait for one job, and save its images if they are to be saved."""
     printed: list[str] = []
     failure: str | None = None
@@ -189,7 +189,7 @@ async def _fetch_one(session: Session, name: str, fetching: _Fetching, lines: Re
         result = await job.result(timeout=fetching.timeout)
         printed += lines.links(result)
         if result.missing:
-            failure = missing_images(result)
+            failure = missing_images_sentence(result)
         if fetching.target is not None:
             printed = [
                 str(path) for path in await session.save(result, fetching.target, name=row, sidecar=fetching.sidecar)

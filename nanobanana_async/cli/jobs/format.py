@@ -21,7 +21,7 @@ from nanobanana_async.commands import jobs_command, resolve_advice
 from nanobanana_async.escaping import json_line, one_line
 from nanobanana_async.extra import ExtraFields
 from nanobanana_async.failures import Failure
-from nanobanana_async.formatting import age, count, local_time, number, plain_number
+from nanobanana_async.formatting import age, local_time, number, plain_number, plural
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, with_indexes
 from nanobanana_async.models import ImageRequest
 
@@ -137,20 +137,20 @@ def _as_json(_: object, __: object, value: Any) -> Any:
 def summary(counts: Counter[JobState]) -> str:
     """Return the number of jobs in each state."""
     states = ", ".join(f"{counts[state]} {state.value}" for state in JobState if counts[state])
-    return f"{count(counts.total(), 'job')}: {states}" if states else "no jobs"
+    return f"{plural(counts.total(), 'job')}: {states}" if states else "no jobs"
 
 
 def next_steps(counts: Counter[JobState], unowned: Counter[JobState], ledger: Path) -> Iterator[str]:
     """Yield the commands that the user may want to run next."""
     resume, buy = jobs_command("resume", ledger=ledger), jobs_command("resume", "--buy", ledger=ledger)
     if sent := unowned.total() - unowned[JobState.PENDING]:
-        yield f"{count(sent, 'job')} sent, unfinished, without a session: `{resume}` continues them"
+        yield f"{plural(sent, 'job')} sent, unfinished, without a session: `{resume}` continues them"
     if unsent := unowned[JobState.PENDING]:
-        yield f"{count(unsent, 'job')} never sent, without a session: `{buy}` buys them"
+        yield f"{plural(unsent, 'job')} never sent, without a session: `{buy}` buys them"
     if uncertain := counts[JobState.UNCERTAIN]:
         reconcile = jobs_command("reconcile", ledger=ledger)
         yield (
-            f"{count(uncertain, 'job')} perhaps bought: `{reconcile}` reads the gateway's history; or"
+            f"{plural(uncertain, 'job')} perhaps bought: `{reconcile}` reads the gateway's history; or"
             f" {resolve_advice(ledger)}"
         )
 
@@ -224,8 +224,8 @@ def _owner(record: JobRecord, ledger: Path, *, followed: bool) -> str:
 
 def _generation(record: JobRecord) -> str:
     """Return which purchase this is, and its creates. Earlier ones may have been withdrawn, and never bought."""
-    again = "" if record.generation == 1 else f": it was requested again {count(record.generation - 1, 'time')}"
-    return f"{record.generation}, with {count(record.attempts, 'create')}{again}"
+    again = "" if record.generation == 1 else f": it was requested again {plural(record.generation - 1, 'time')}"
+    return f"{record.generation}, with {plural(record.attempts, 'create')}{again}"
 
 
 def _doubt(record: JobRecord) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from nanobanana_async import GenerationResult, Job, JobState, JobUnfinished, NanoBananaError
 from nanobanana_async.cli.display import JobsDisplay
 from nanobanana_async.cli.options import in_cli_words
-from nanobanana_async.cli.result_lines import ResultLines, missing_images
+from nanobanana_async.cli.result_lines import ResultLines, missing_images_sentence
 from nanobanana_async.commands import jobs_command, resolve_advice
 from nanobanana_async.escaping import one_line
 
@@ -31,10 +31,12 @@ class ResultPrinter:
         except NanoBananaError as error:
             self._print_error(job, error)
 
-    async def accepted(self, job: Job) -> None:
+    async def follow_until_accepted(self, job: Job) -> None:
         """Wait until the gateway has accepted the job, and print its task id."""
         try:
-            self.note(f"task {await job.accepted()}: `{jobs_command('resume', ledger=self._ledger)}` follows it")
+            self.note(
+                f"task {await job.wait_for_task_id()}: `{jobs_command('resume', ledger=self._ledger)}` follows it"
+            )
         except NanoBananaError as error:
             self._print_error(job, error)
 
@@ -56,7 +58,7 @@ class ResultPrinter:
         for url in self._lines.links(result):
             await self._lines.print(*((url,) if self._one else (result.key, url)))
         if result.missing:
-            self.note(f"nanobanana: {'' if self._one else f'{result.key}: '}{missing_images(result)}")
+            self.note(f"nanobanana: {'' if self._one else f'{result.key}: '}{missing_images_sentence(result)}")
         if self._lines.failure is not None and not self._failed:
             self._failed, self.code = True, 1
             names = [result.key if self._one else "KEY"]

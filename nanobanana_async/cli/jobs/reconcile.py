@@ -15,7 +15,7 @@ from nanobanana_async.cli.jobs.printer import ResultPrinter
 from nanobanana_async.cli.options import DEFAULT_LEDGER, BaseUrl, GatewayFinder, GatewayName, LedgerFile
 from nanobanana_async.cli.signals import Interrupted, run_until_signal
 from nanobanana_async.commands import jobs_command
-from nanobanana_async.formatting import count
+from nanobanana_async.formatting import plural
 
 
 @frozen
@@ -82,10 +82,10 @@ async def _reconcile(path: Path, gateway: Gateway, *, wait: bool, console: Conso
     async with open_read_only(path) as ledger:
         left = [record async for record in ledger.uncertain(gateway.account)]
     for record in left:
-        known = count(len(record.candidates), "task") if record.candidates else "no task in the history"
+        known = plural(len(record.candidates), "task") if record.candidates else "no task in the history"
         printer.note(f"job {record.key} stays uncertain: {known} could be it")
     if len(bought) < len(jobs):
-        unbought = count(len(jobs) - len(bought), "job")
+        unbought = plural(len(jobs) - len(bought), "job")
         printer.note(f"{unbought} not bought: `{jobs_command('resume', '--buy', ledger=path)}` buys them")
     if not (jobs or left):
         printer.note("no uncertain jobs")
