@@ -9,7 +9,6 @@ from anyio.abc import TaskGroup
 
 from nanobanana_async.engine.contained_send import send_contained
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.engine.workers import error_of_crash
 from nanobanana_async.errors import (
     ConfigurationError,
@@ -78,8 +77,10 @@ class BalanceReader:
         poller = self._engine.poller
         attempt = 1
         while True:
-            await self._wait_for_turn()
-            poller.on_sent(self._engine.clock())
+            if not await poller.take_turn(self._engine.clock() + LONGEST_WAIT_S):
+                if poller.outage.error is not None:
+                    raise GatewayUnavailable(f"the gateway does not answer: {poller.outage.error.message}")
+                raise RateLimited("the account's budget of requests leaves none for the balance now")
             try:
                 return await poller.run_admitted_request(self._ask)
             except TaskNotFound as error:
@@ -98,17 +99,6 @@ class BalanceReader:
                     raise
             attempt += 1
             await anyio.sleep(wait_s)
-
-    async def _wait_for_turn(self) -> None:
-        """Wait until the budget of requests lets a poll leave."""
-        poller, clock = self._engine.poller, self._engine.clock
-        gives_up_at = clock() + LONGEST_WAIT_S
-        while not poller.admits(now := clock()):
-            if now >= gives_up_at:
-                if poller.outage.error is not None:
-                    raise GatewayUnavailable(f"the gateway does not answer: {poller.outage.error.message}")
-                raise RateLimited("the account's budget of requests leaves none for the balance now")
-            await anyio.sleep(min(max(poller.opens_at() - now, TICK_S), gives_up_at - now + TICK_S))
 
     async def _ask(self) -> Decimal:
         assert isinstance(self._gateway, HasBalance)

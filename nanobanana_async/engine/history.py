@@ -11,7 +11,6 @@ from attrs import define, frozen
 from nanobanana_async.engine.contained_send import send_contained
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.store import JobStore
-from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.errors import (
     ConfigurationError,
@@ -239,9 +238,7 @@ class History:
         }
 
     async def _read_page(self, number: int) -> HistoryPage:
-        while not self._poller.admits(now := self._clock()):  # noqa: ASYNC110 - others may take the turn
-            await anyio.sleep(max(self._poller.opens_at() - now, 10 * TICK_S))
-        self._poller.on_sent(now)
+        await self._poller.take_turn()
         return await self._poller.run_admitted_request(partial(self._request_page, number))
 
     async def _request_page(self, number: int) -> HistoryPage:

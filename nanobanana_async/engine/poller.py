@@ -20,7 +20,7 @@ from nanobanana_async.engine.next_step import Finish, Next, ScheduleAt
 from nanobanana_async.engine.outage import Outage
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.timers import TICK_S
-from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.engine.used_up import UsedUpBudgets
 from nanobanana_async.errors import (
     GatewayError,
@@ -81,8 +81,7 @@ class Poller:
         """Shared with the submitter and the resolver."""
         self.used_up_budgets = UsedUpBudgets(store, budget, clock)
         self._budget = budget
-        self.polls = 0
-        self._in_flight = 0
+        self.polls = self._in_flight = 0
 
     def admits(self, now: float) -> bool:
         """Return whether one more poll may leave."""
@@ -96,6 +95,15 @@ class Poller:
         """Record that a poll left."""
         self._in_flight += 1
         self._budget.on_sent("poll", now)
+
+    async def take_turn(self, gives_up_at: float = NEVER) -> bool:
+        """Wait until a request may leave as polls do, and record that it left; return False if that takes too long."""
+        while not self.admits(now := self._clock()):
+            if now >= gives_up_at:
+                return False
+            await anyio.sleep(min(max(self.opens_at() - now, 10 * TICK_S), gives_up_at - now + TICK_S))
+        self.on_sent(now)
+        return True
 
     def begin_polling(self, job: TrackedJob) -> float:
         """Begin to poll a RUNNING job; return when its first poll is due."""
