@@ -34,7 +34,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"batch"}),
     frozenset({"purchases"}),
     frozenset({"session"}),
-    frozenset({"webhooks", "otel"}),
+    frozenset({"webhooks", "otel", "session_portal"}),
     frozenset({"report", "emulator"}),
     frozenset({"testing"}),
     frozenset({"cli"}),

@@ -99,8 +99,8 @@ async def _one(number: int, emulator: EmulatorProcess, folder: Path, toll: Toll,
     if not _is_over(said):
         async with started(*command, environ=environ, folder=folder) as process:
             said = await _ended(process)
-    if said.code:
-        toll.wrong.append(f"{prompts}: exit {said.code}: {said.err}")
+        if said.code:
+            toll.wrong.append(f"{prompts}: exit {said.code}: {said.err}")
     _check(prompts, emulator, folder / out, toll)
 
 
