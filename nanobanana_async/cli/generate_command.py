@@ -13,6 +13,7 @@ from rich.console import Console
 
 from nanobanana_async import ConcurrencyPolicy, ConfigurationError, Gateway, ImageRequest
 from nanobanana_async.cli.display import shorten
+from nanobanana_async.cli.find_gateway import find_gateway
 from nanobanana_async.cli.generate import GeneratePlan, GenerateRun
 from nanobanana_async.cli.jobs.consent import confirm, print_note
 from nanobanana_async.cli.options import (
@@ -197,3 +198,6 @@ async def _run(plan: GeneratePlan, gateway: Gateway | None) -> int:
         gateway.check(request)
         await asyncio.to_thread(digest_local_images, request, gateway)  # raises for a local image that can't be used
     return await GenerateRun(plan, gateway, console).run()
+
+
+generate = GenerateCommand(find_gateway).generate

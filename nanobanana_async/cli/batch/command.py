@@ -24,6 +24,7 @@ from nanobanana_async.cli.batch.parsers import ReadingOptions
 from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.run import Run
 from nanobanana_async.cli.batch.sweeping import consents, open_sweep, sweep_options
+from nanobanana_async.cli.find_gateway import find_gateway
 from nanobanana_async.cli.options import ExtraOption, RunFolder, TargetOption, Yes, extra_of
 from nanobanana_async.emulator import API_KEY, Emulator
 from nanobanana_async.gateways import registry
@@ -296,3 +297,6 @@ async def _run(plan: Plan, gateway: Gateway | None, folder: BatchFolder) -> int:
         return await Run(plan, gateway, folder, console).run()
     async with Emulator(seed=secrets.randbits(32)) as emulator:  # task ids that no earlier emulator had
         return await Run(plan, emulator.apimall(), folder, console).run()
+
+
+batch = BatchCommand(find_gateway).batch

@@ -11,12 +11,11 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from nanobanana_async import ConfigurationError, JobState
+from nanobanana_async.cli.find_gateway import find_gateway
 from nanobanana_async.cli.jobs import actions
 from nanobanana_async.cli.jobs import format as job_format
 from nanobanana_async.cli.jobs.batch_row import batch_name, row_facts
 from nanobanana_async.cli.jobs.consent import confirm, print_note, require_consent
-from nanobanana_async.cli.jobs.fetch import FetchCommand
-from nanobanana_async.cli.jobs.reconcile import ReconcileCommand
 from nanobanana_async.cli.options import (
     DEFAULT_LEDGER,
     BaseUrl,
@@ -36,18 +35,6 @@ from nanobanana_async.validators import as_count
 MAX_ROWS = 50  # on a terminal; a pipe gets all
 
 OK, FAILED = 0, 1
-
-
-def job_commands(find_gateway: GatewayFinder) -> App:
-    """Return the command group."""
-    commands = _Commands(find_gateway)
-    group = App(name="jobs", default_command=commands.jobs)
-    fetch = FetchCommand(find_gateway).fetch
-    reconcile = ReconcileCommand(find_gateway).reconcile
-    others = (commands.resolve, commands.hand_over, commands.prune)
-    for command in (commands.show, fetch, commands.resume, reconcile, *others):
-        group.command(command)
-    return group
 
 
 @frozen
@@ -317,3 +304,13 @@ async def _details(path: Path, key: str) -> str:
     row_key, now = row_key if key == record.key else key, datetime.now(UTC)
     batch = batch_name(path, record.batch)
     return job_format.job_details(record, path, followed=followed, now=now, batch=batch, row_key=row_key, files=files)
+
+
+_commands = _Commands(find_gateway)
+jobs = App(name="jobs", default_command=_commands.jobs)
+jobs.command(_commands.show)
+jobs.command("nanobanana_async.cli.jobs.fetch:fetch", name="fetch")
+jobs.command(_commands.resume)
+jobs.command("nanobanana_async.cli.jobs.reconcile:reconcile", name="reconcile")
+for _command in (_commands.resolve, _commands.hand_over, _commands.prune):
+    jobs.command(_command)
