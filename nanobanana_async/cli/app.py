@@ -3,6 +3,7 @@
 `nanobanana batch` also exits with 3: the buying stopped early.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ app = App(
     HTTPS_PROXY, HTTP_PROXY and NO_PROXY set the proxy, SSL_CERT_FILE trusts a certificate authority of your own, and
     NANOBANANA_ALLOW_NETWORKS allows images from private networks.
     `nanobanana demo` and `--gateway emulator` need no key and no network.""",
+    version_format="plaintext",  # Markdown takes half of the time
     suppress_keyboard_interrupt=False,
     result_action="return_value",
     config=apply_settings,
@@ -54,7 +56,6 @@ def with_settings(
         The profile of the settings file, such as work for its table [profile.work].
     """
     choose(config, profile)
-    app.parse_commands(tokens)  # imports the command, before Ctrl-C may raise
     with interrupted_by_signals():
         return app(tokens, exit_on_error=False, print_error=False)
 
@@ -68,6 +69,7 @@ def run(tokens: Sequence[str]) -> int:
 def _run(tokens: Sequence[str]) -> int:
     _remove_empty_variables()
     try:
+        _import_command(tokens)
         code = app.meta(list(tokens), exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return _print_error(usage_message(error), USAGE)
@@ -94,6 +96,14 @@ def _run(tokens: Sequence[str]) -> int:
             raise
         return _print_error(f"a bug: {type(bug).__name__}: {bug} (NANOBANANA_DEBUG=1 shows where)", FAILED)
     return code if isinstance(code, int) else OK
+
+
+def _import_command(tokens: Sequence[str]) -> None:
+    """Import the command before Ctrl-C may raise; for help all commands, whose docstrings it shows."""
+    chain, _, _ = app.meta.parse_commands(list(tokens))
+    if not tokens or not {*app.help_flags}.isdisjoint(tokens):
+        names = [name for name in chain if name not in app.help_flags]
+        functools.reduce(App.__getitem__, names, app).resolved_commands()
 
 
 def _remove_empty_variables() -> None:

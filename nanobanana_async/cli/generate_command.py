@@ -29,7 +29,6 @@ from nanobanana_async.cli.options import (
     extra_of,
     fetch_options,
 )
-from nanobanana_async.emulator import Emulator
 from nanobanana_async.formatting import plural
 from nanobanana_async.images.local import digest_local_images
 from nanobanana_async.images.target import Target
@@ -192,6 +191,8 @@ async def _run(plan: GeneratePlan, gateway: Gateway | None) -> int:
     """Run the plan; without a gateway, at an emulated one."""
     console = Console(stderr=True)
     if gateway is None:
+        from nanobanana_async.emulator import Emulator  # takes longer to import than the rest of the command
+
         async with Emulator(seed=secrets.randbits(32)) as emulator:  # task ids that no earlier emulator had
             return await _run(plan, emulator.apimall())
     for request in plan.requests:

@@ -153,17 +153,48 @@ def test_the_package_is_the_command() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["cyclopts", "rich", "nanobanana_async.cli.app"])
-def test_ctrl_c_during_the_imports_prints_one_line(module: str) -> None:
+@pytest.mark.parametrize(
+    "module",
+    [
+        "nanobanana_async.cli.streams",
+        "cyclopts",
+        "nanobanana_async.cli.app",
+        "nanobanana_async.cli.generate_command",
+        "nanobanana_async.engine.lifecycle",
+        "nanobanana_async.emulator",
+    ],
+)
+def test_ctrl_c_during_the_imports_prints_one_line(module: str, tmp_path: Path) -> None:
     program = (
-        "import sys; from nanobanana_async.cli import main\n"
-        "class Interrupting:\n"
-        "    def find_spec(self, name, path, target=None):\n"
-        f"        if name == {module!r}: raise KeyboardInterrupt\n"
-        "sys.meta_path.insert(0, Interrupting()); main()"
+        "import os, signal, sys; from nanobanana_async.cli import main\n"
+        "def interrupt(event, details):\n"
+        f"    if event == 'import' and details[0] == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.addaudithook(interrupt); main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "generate", "x", "--gateway", "emulator", "-o", "out"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "nanobanana: interrupted\n")
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_callback_of_the_imports_is_not_lost() -> None:
+    program = (
+        "import os, signal, sys; from nanobanana_async.cli import main\n"
+        "class Released:\n"
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGINT); [None for _ in range(10)]\n"
+        "class Finder:\n"
+        "    def find_spec(self, *_): released = Released()\n"
+        "sys.meta_path.insert(0, Finder()); main()"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
-    assert (done.returncode, done.stderr) == (130, "nanobanana: interrupted\n")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "nanobanana: interrupted\n")
 
 
 @pytest.mark.slow
