@@ -159,7 +159,7 @@ def test_the_package_is_the_command() -> None:
         "nanobanana_async.cli.streams",
         "cyclopts",
         "nanobanana_async.cli.app",
-        "nanobanana_async.cli.generate_command",
+        "nanobanana_async.cli.find_gateway",
         "nanobanana_async.engine.lifecycle",
         "nanobanana_async.emulator",
     ],
