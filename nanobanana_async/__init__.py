@@ -4,10 +4,9 @@ A name of the root is imported when it is first used: the command line and other
 """
 
 import sys
+from typing import TYPE_CHECKING
 
 from nanobanana_async._version import __version__
-
-TYPE_CHECKING = False  # type checkers take it for true; `typing` would be imported for it alone
 
 if TYPE_CHECKING:
     from nanobanana_async.batch.batch import Batch

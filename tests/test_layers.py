@@ -283,7 +283,7 @@ def test_every_file_is_short() -> None:
 
 
 def test_the_root_imports_only_the_version() -> None:
-    assert imports_of_root(PACKAGE) == ["sys", "nanobanana_async._version"]
+    assert imports_of_root(PACKAGE) == ["sys", "typing", "nanobanana_async._version"]
 
 
 def test_every_room_has_exactly_one_floor() -> None:
