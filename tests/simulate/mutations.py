@@ -95,7 +95,7 @@ def _doubt_forgotten_on_a_refusal() -> list[Change]:
 def _emitted_before_written() -> list[Change]:
     async def transition_as_reported(self: Any, job: TrackedJob, state: JobState, **facts: Any) -> None:
         before, after = job.ledger_record, job.record.transition_to(state, **facts)
-        self._set(job, after, stored=after)
+        self._update_job(job, after, stored=after)
         await self.ledger.advance(before, after)
 
     return [(JobStore, "transition_as_reported", transition_as_reported)]
@@ -159,7 +159,7 @@ def _other_bytes_on_a_repeat() -> list[Change]:
 def _refused_is_renewed_in_memory_only() -> list[Change]:
     async def start_generation(self: Any, job: TrackedJob, known: JobRecord, *, body: bytes, **_: Any) -> None:
         after = known.next_generation(body=body, created_at=self.utcnow())
-        self._set(job, after, stored=after)
+        self._update_job(job, after, stored=after)
 
     return [(JobStore, "start_generation", start_generation)]
 
@@ -231,7 +231,7 @@ def _undecided_is_not_bought() -> list[Change]:
         verdicts = reconcile.decide_doubts(doubts, read)
         return {key: NotBought() if isinstance(each, Undecided) else each for key, each in verdicts.items()}
 
-    return [(reconciler, "decide", decide)]
+    return [(reconciler, "decide_doubts", decide)]
 
 
 MUTATIONS = (
