@@ -3,39 +3,24 @@
 `nanobanana batch` also exits with 3: the buying stopped early.
 """
 
-import getpass
+import functools
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
 
-from nanobanana_async import ConfigurationError, Gateway, InvalidRequest, NanoBananaError, __version__
-from nanobanana_async.cli.balance import BalanceCommand
-from nanobanana_async.cli.batch.command import BatchCommand
-from nanobanana_async.cli.demo import demonstrate
-from nanobanana_async.cli.emulate import emulate
-from nanobanana_async.cli.generate_command import GenerateCommand
-from nanobanana_async.cli.jobs.command import job_commands
+from nanobanana_async import ConfigurationError, InvalidRequest, NanoBananaError, __version__
 from nanobanana_async.cli.logs import plain_logs
-from nanobanana_async.cli.options import FolderOption, Name, in_cli_words, setting_message, usage_message
-from nanobanana_async.cli.settings.command import ConfigFile, Profile, config
+from nanobanana_async.cli.options import in_cli_words, setting_message, usage_message
+from nanobanana_async.cli.settings.command import ConfigFile, Profile
 from nanobanana_async.cli.settings.sources import apply_settings, choose, current, settings_of_run
-from nanobanana_async.cli.signals import Interrupted, interrupted_by_signals, run_until_signal
+from nanobanana_async.cli.signals import Interrupted, interrupted_by_signals
 from nanobanana_async.cli.streams import silence, usable_streams
-from nanobanana_async.cli.webhooks import webhook_commands
-from nanobanana_async.commands import command_line
-from nanobanana_async.config import gateway_from_env
 from nanobanana_async.escaping import one_line
-from nanobanana_async.gateways import registry
-from nanobanana_async.validators import as_count
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-
-_KEY_VARIABLES = tuple(kind.key_variable for kind in registry.GATEWAYS.values())
 
 app = App(
     name="nanobanana",
@@ -47,6 +32,7 @@ app = App(
     HTTPS_PROXY, HTTP_PROXY and NO_PROXY set the proxy, SSL_CERT_FILE trusts a certificate authority of your own, and
     NANOBANANA_ALLOW_NETWORKS allows images from private networks.
     `nanobanana demo` and `--gateway emulator` need no key and no network.""",
+    version_format="plaintext",  # Markdown takes half of the time
     suppress_keyboard_interrupt=False,
     result_action="return_value",
     config=apply_settings,
@@ -70,18 +56,20 @@ def with_settings(
         The profile of the settings file, such as work for its table [profile.work].
     """
     choose(config, profile)
-    return app(tokens, exit_on_error=False, print_error=False)
+    with interrupted_by_signals():
+        return app(tokens, exit_on_error=False, print_error=False)
 
 
 def run(tokens: Sequence[str]) -> int:
     """Run one command and return its exit code; an error is printed as one line on stderr."""
-    with usable_streams(), plain_logs(), interrupted_by_signals(), settings_of_run():
+    with usable_streams(), plain_logs(), settings_of_run():
         return _run(tokens)
 
 
 def _run(tokens: Sequence[str]) -> int:
     _remove_empty_variables()
     try:
+        _import_command(tokens)
         code = app.meta(list(tokens), exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return _print_error(usage_message(error), USAGE)
@@ -96,8 +84,11 @@ def _run(tokens: Sequence[str]) -> int:
     except BrokenPipeError:
         silence(sys.stdout)  # the reader closed our output
         return FAILED
-    except ImportError as error:  # the emulator needs Pillow
-        return _print_error(error, USAGE)
+    except ImportError as error:
+        why = error.__cause__ if isinstance(error.__cause__, ImportError) else error  # cyclopts adds the module's name
+        if isinstance(why, ModuleNotFoundError):
+            raise why from None
+        return _print_error(why, USAGE)  # the emulator needs Pillow
     except (NanoBananaError, OSError) as error:
         return _print_error(in_cli_words(error), FAILED)
     except Exception as bug:
@@ -105,6 +96,14 @@ def _run(tokens: Sequence[str]) -> int:
             raise
         return _print_error(f"a bug: {type(bug).__name__}: {bug} (NANOBANANA_DEBUG=1 shows where)", FAILED)
     return code if isinstance(code, int) else OK
+
+
+def _import_command(tokens: Sequence[str]) -> None:
+    """Import the command before Ctrl-C may raise; for help all commands, whose docstrings it shows."""
+    chain, _, _ = app.meta.parse_commands(list(tokens))
+    if not tokens or not {*app.help_flags}.isdisjoint(tokens):
+        names = [name for name in chain if name not in app.help_flags]
+        functools.reduce(App.__getitem__, names, app).resolved_commands()
 
 
 def _remove_empty_variables() -> None:
@@ -120,59 +119,15 @@ def _print_error(error: object, code: int) -> int:
     return code
 
 
-@app.command
-def demo(
-    *,
-    output: Annotated[Path, FolderOption] = Path("nanobanana-demo"),
-    prompts: Annotated[int, Parameter(help="The number of images.")] = 24,
-) -> int:
-    """Generate images through an emulated gateway: no key, no network, no cost, about 15 seconds.
-
-    For example: `nanobanana demo -o demo --prompts 12`
-
-    Parameters
-    ----------
-    output
-        The folder for the images and their page. Another demo in it replaces those of the last one.
-    """
-    as_count("--prompts", prompts)
-    return run_until_signal(demonstrate(output, prompts, Console(stderr=True)))
-
-
-def _find_gateway(name: Name | None, base_url: str | None) -> Gateway:
-    """Return the gateway that options and environment select; on a terminal, prompt for a missing key."""
-    if name is None and not any(map(os.environ.get, ("NANOBANANA_GATEWAY", *_KEY_VARIABLES))):
-        raise ConfigurationError(
-            "no gateway: pass --gateway apimall or --gateway defapi, which ask for the API key on a terminal, or set"
-            f" {' or '.join(_KEY_VARIABLES)}; `--gateway emulator` with `generate` and `batch` is a rehearsal without"
-            f" key and cost, `{command_line('demo')}` shows what the client does"
-        )
-    return gateway_from_env(_environ(name, base_url))  # no variable holds the key: tracebacks with locals would show it
-
-
-def _environ(name: Name | None, base_url: str | None) -> dict[str, str]:
-    environ = dict(os.environ)
-    if name is not None:
-        environ["NANOBANANA_GATEWAY"] = name
-    if base_url is not None:
-        environ["NANOBANANA_BASE_URL"] = base_url
-    kind = registry.GATEWAYS.get(environ.get("NANOBANANA_GATEWAY", "").strip().lower())
-    if kind is not None and not environ.get(kind.key_variable, "").strip() and sys.stdin.isatty():
-        state = "empty" if kind.key_variable in environ else "not set"
-        question = f"{kind.key_variable} is {state}. Type the API key of {kind.title} (it is not shown): "
-        try:
-            # Where stderr is a file, the question goes to the terminal itself.
-            environ[kind.key_variable] = getpass.getpass(question, stream=sys.stderr if sys.stderr.isatty() else None)
-        except EOFError:
-            raise ConfigurationError(f"no API key was typed: set {kind.key_variable}") from None
-    return environ
-
-
-app.command(emulate)
-app.command(GenerateCommand(_find_gateway).generate)
-app.command(BatchCommand(_find_gateway).batch)
-app.command(BalanceCommand(_find_gateway).balance)
-app.command(job_commands(_find_gateway))
-app.command(webhook_commands(_find_gateway))
-app.command(config)
+for _name, _attribute in {
+    "demo": "demo:demo",
+    "emulate": "emulate:emulate",
+    "generate": "generate_command:generate",
+    "batch": "batch.command:batch",
+    "balance": "balance:balance",
+    "jobs": "jobs.command:jobs",
+    "webhooks": "webhooks:webhooks",
+    "config": "settings.command:config",
+}.items():  # imported when the command is used: the others, the emulator and the report take longer than most commands
+    app.command(f"nanobanana_async.cli.{_attribute}", name=_name)
 app.register_install_completion_command()

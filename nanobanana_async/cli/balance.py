@@ -10,6 +10,7 @@ from typing import Protocol
 from attrs import frozen
 
 from nanobanana_async import Gateway, NanoBananaError, Session
+from nanobanana_async.cli.find_gateway import find_gateway
 from nanobanana_async.cli.options import BaseUrl, Flag, GatewayFinder, GatewayName
 from nanobanana_async.formatting import credit_count, plain_number
 from nanobanana_async.gateways.capabilities import HasBalance
@@ -75,3 +76,6 @@ async def watch_balance(session: Session, display: ShowsBalance) -> None:
             return
         with suppress(NanoBananaError):  # it is only shown
             display.balance = await session.balance()
+
+
+balance = BalanceCommand(find_gateway).balance

@@ -7,14 +7,18 @@ import stat
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import anyio.to_thread
+from cyclopts import Parameter
 from rich.console import Console
 
 from nanobanana_async import Outcome, PollPolicy, Session
 from nanobanana_async.cli.batch.folder import REPORT, BatchFolder, FolderOwner
 from nanobanana_async.cli.batch.results import IMAGES
 from nanobanana_async.cli.demo_display import SPEED, DemoDisplay
+from nanobanana_async.cli.options import FolderOption
+from nanobanana_async.cli.signals import run_until_signal
 from nanobanana_async.commands import program
 from nanobanana_async.emulator import Emulator, LogNormal
 from nanobanana_async.emulator.faults import reset
@@ -24,6 +28,7 @@ from nanobanana_async.formatting import plural as counted
 from nanobanana_async.images.manifest import NAME as MANIFEST
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.report import Credits, Recorder, ReportRow, write_report
+from nanobanana_async.validators import as_count
 
 JOB_LIMIT = 6  # the session has to find it
 JOB_S = 25.0
@@ -42,6 +47,24 @@ Try next, still without a key or cost:
   echo "a fox in snow" | {program} batch - -o foxes --gateway emulator
 or buy a real image; the command asks for your API key:
   {program} generate "a fox in snow" --gateway apimall -o images"""
+
+
+def demo(
+    *,
+    output: Annotated[Path, FolderOption] = Path("nanobanana-demo"),
+    prompts: Annotated[int, Parameter(help="The number of images.")] = 24,
+) -> int:
+    """Generate images through an emulated gateway: no key, no network, no cost, about 15 seconds.
+
+    For example: `nanobanana demo -o demo --prompts 12`
+
+    Parameters
+    ----------
+    output
+        The folder for the images and their page. Another demo in it replaces those of the last one.
+    """
+    as_count("--prompts", prompts)
+    return run_until_signal(demonstrate(output, prompts, Console(stderr=True)))
 
 
 def _prompts(count: int) -> list[str]:

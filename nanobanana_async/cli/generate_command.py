@@ -13,6 +13,7 @@ from rich.console import Console
 
 from nanobanana_async import ConcurrencyPolicy, ConfigurationError, Gateway, ImageRequest
 from nanobanana_async.cli.display import shorten
+from nanobanana_async.cli.find_gateway import find_gateway
 from nanobanana_async.cli.generate import GeneratePlan, GenerateRun
 from nanobanana_async.cli.jobs.consent import confirm, print_note
 from nanobanana_async.cli.options import (
@@ -28,7 +29,6 @@ from nanobanana_async.cli.options import (
     extra_of,
     fetch_options,
 )
-from nanobanana_async.emulator import Emulator
 from nanobanana_async.formatting import plural
 from nanobanana_async.images.local import digest_local_images
 from nanobanana_async.images.target import Target
@@ -191,9 +191,14 @@ async def _run(plan: GeneratePlan, gateway: Gateway | None) -> int:
     """Run the plan; without a gateway, at an emulated one."""
     console = Console(stderr=True)
     if gateway is None:
+        from nanobanana_async.emulator import Emulator  # takes longer to import than the rest of the command
+
         async with Emulator(seed=secrets.randbits(32)) as emulator:  # task ids that no earlier emulator had
             return await _run(plan, emulator.apimall())
     for request in plan.requests:
         gateway.check(request)
         await asyncio.to_thread(digest_local_images, request, gateway)  # raises for a local image that can't be used
     return await GenerateRun(plan, gateway, console).run()
+
+
+generate = GenerateCommand(find_gateway).generate

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nanobanana_async.escaping import one_line
-from nanobanana_async.events import log
 
+_LOG = logging.getLogger("nanobanana_async")  # that of `events.py`, which would import the gateways
 _SENTENCES = {
     "learned.unreadable": "what earlier runs learned about the account can't be read: this run starts without it",
     "status.unknown": "the gateway reports an unknown status, {status!r}: such jobs are polled until they end",
@@ -24,11 +24,11 @@ _SHOWN = 300
 def plain_logs() -> Iterator[None]:
     """Show the records of the library as sentences until the end of the block."""
     handler = _Sentences()
-    log.addHandler(handler)
+    _LOG.addHandler(handler)
     try:
         yield
     finally:
-        log.removeHandler(handler)
+        _LOG.removeHandler(handler)
 
 
 class _Sentences(logging.Handler):

@@ -16,7 +16,6 @@ from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.extra import value_of_text
 from nanobanana_async.gateways import registry
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.images.files import check_folder, why_unwritable
 from nanobanana_async.images.target import Target, as_target
 from nanobanana_async.validators import as_file, as_folder
 
@@ -67,6 +66,8 @@ async def check_output(target: Target | None) -> None:
     """
     if not isinstance(target, Path):
         return
+    from nanobanana_async.images.files import check_folder, why_unwritable  # most commands write no image
+
     try:
         await asyncio.to_thread(check_folder, target)
     except OSError as error:

@@ -10,6 +10,8 @@ from typing import Any, Self
 
 from rich.console import Console
 
+from nanobanana_async.cli import exit_while_importing
+
 INTERRUPTED = 130
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
@@ -25,13 +27,14 @@ def interrupted_by_signals() -> Iterator[None]:
     before: dict[signal.Signals, Any] = {}
     try:
         for number in SIGNALS:
-            if signal.getsignal(number) is signal.SIG_DFL:
+            if signal.getsignal(number) in (signal.SIG_DFL, exit_while_importing):
                 with suppress(ValueError):  # outside the main thread
                     before[number] = signal.signal(number, signal.default_int_handler)
         yield
     finally:
         for number, previous in before.items():
-            signal.signal(number, previous)
+            raises = previous is exit_while_importing  # what was printed is not flushed yet
+            signal.signal(number, signal.default_int_handler if raises else previous)
 
 
 @contextmanager

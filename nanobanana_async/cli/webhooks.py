@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nanobanana_async import ConfigurationError, Gateway, SqliteLedger
+from nanobanana_async.cli.find_gateway import find_gateway
 from nanobanana_async.cli.jobs.actions import require_ledger
 from nanobanana_async.cli.jobs.consent import confirm, print_note
 from nanobanana_async.cli.options import DEFAULT_LEDGER, BaseUrl, Flag, GatewayFinder, GatewayName, LedgerFile, Yes
@@ -40,14 +41,6 @@ LONGEST_CELL = 200
 """In the table of a terminal; a pipe gets all of it."""
 
 _TITLES = ("id", "status", "sent", "failed", "ours", "url", "last error")
-
-
-def webhook_commands(find_gateway: GatewayFinder) -> App:
-    """Return the command group."""
-    commands = _Commands(find_gateway)
-    group = App(name="webhooks", default_command=commands.webhooks)
-    group.command(commands.remove)
-    return group
 
 
 @frozen
@@ -235,3 +228,8 @@ def _table(listed: Sequence[_Listed]) -> Table:
     for each in listed:
         table.add_row(*(Text(shorten(cell, LONGEST_CELL)) for cell in each.cells))
     return table
+
+
+_commands = _Commands(find_gateway)
+webhooks = App(name="webhooks", default_command=_commands.webhooks)
+webhooks.command(_commands.remove)

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from nanobanana_async.cli import app as cli
+from nanobanana_async.cli.find_gateway import find_gateway
 from tests.support.command import TerminalStream, environment
 
 
@@ -37,7 +38,7 @@ def test_a_missing_key_is_prompted_for_on_a_terminal(
     bare.setattr(sys, "stdin", TerminalStream())
     bare.setattr(sys, "stderr", stderr())
     bare.setattr(getpass, "getpass", typed)
-    gateway = cli._find_gateway("defapi", "https://gateway.example")
+    gateway = find_gateway("defapi", "https://gateway.example")
     assert (gateway.name, gateway.api_key.reveal(), gateway.base_url) == (
         "defapi",
         "typed-key",
@@ -85,7 +86,7 @@ def test_a_bug_is_one_line_on_stderr(bare: pytest.MonkeyPatch, capsys: pytest.Ca
     def broken(*_: object) -> None:
         raise LookupError("oops")
 
-    bare.setattr(cli, "gateway_from_env", broken)
+    bare.setattr("nanobanana_async.cli.find_gateway.gateway_from_env", broken)
     bare.setenv("APIMALL_API_KEY", "k")
     assert cli.run(["generate", "x"]) == 1
     assert capsys.readouterr().err == "nanobanana: a bug: LookupError: oops (NANOBANANA_DEBUG=1 shows where)\n"

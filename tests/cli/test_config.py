@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from nanobanana_async import Gateway
-from nanobanana_async.cli import app as cli
 from nanobanana_async.cli.settings import file as settings_file
 from nanobanana_async.config import gateway_from_env
 from nanobanana_async.emulator import API_KEY, Emulator, Fixed
@@ -50,9 +49,9 @@ async def selected(patch: pytest.MonkeyPatch, *arguments: str, **variables: str)
         seen.append(find(environ))
         raise KeyboardInterrupt
 
-    patch.setattr(cli, "gateway_from_env", found)
+    patch.setattr("nanobanana_async.cli.find_gateway.gateway_from_env", found)
     said = await nanobanana(*(arguments or ("balance",)), environ=environment() | variables)
-    patch.setattr(cli, "gateway_from_env", find)
+    patch.setattr("nanobanana_async.cli.find_gateway.gateway_from_env", find)
     assert said.code == 130, said.err
     (gateway,) = seen
     account = gateway.account if ":" in gateway.account else ""
@@ -340,7 +339,9 @@ async def test_environment_is_as_before_after_a_command(home: Path, monkeypatch:
     )
     environ = environment(MALL="sk-1", NANOBANANA_GATEWAY="defapi", NANOBANANA_PROFILE="work")
     before = dict(environ)
-    monkeypatch.setattr(cli, "gateway_from_env", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "nanobanana_async.cli.find_gateway.gateway_from_env", lambda _: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     await nanobanana("balance", environ=environ)
     assert environ == before
 

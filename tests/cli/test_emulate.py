@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 
 from nanobanana_async.emulator import API_KEY, Emulator
-from tests.support.command import ended, environment, in_a_process, nanobanana, started
+from tests.support.command import ended, environment, nanobanana, started
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ async def test_another_command_uses_the_emulator_until_ctrl_c() -> None:
     options = ("--port", "0", "--job-limit", "2", "--job-seconds", "0.1", "--credits", "8")
     async with started("emulate", *options, environ=environment()) as process:
         environ = environment(NANOBANANA_BASE_URL=await url_of(process), APIMALL_API_KEY=API_KEY)
-        bought = await in_a_process("generate", "a fox", environ=environ)
+        bought = await nanobanana("generate", "a fox", environ=environ)
         without_credits = await nanobanana("generate", "a fox", environ=environ)
         process.send_signal(signal.SIGINT)
         said = await ended(process)

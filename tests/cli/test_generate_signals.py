@@ -18,7 +18,6 @@ from tests.support.loopback import until
 
 pytestmark = pytest.mark.slow
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 NANOBANANA = f"{shlex.quote(sys.executable)} -m nanobanana_async"
 
 
@@ -32,7 +31,7 @@ async def stopped(process: Process, *numbers: signal.Signals) -> Said:
     return await ended(process)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])  # the next test sends SIGTERM
 async def test_the_first_signal_waits_for_what_is_bought(number: signal.Signals, tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(1), image_scale=0.1) as emulator:
         environ = environment(emulator)
@@ -94,13 +93,12 @@ async def test_two_signals_name_the_paid_jobs_and_exit_with_130(tmp_path: Path) 
         assert emulator.stats().creates_accepted == 2
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-async def test_a_signal_before_anything_is_bought_says_so(number: signal.Signals) -> None:
+async def test_a_signal_before_anything_is_bought_says_so() -> None:
     script = Script({"apimall.create": [error(429)] * 100})
     async with Emulator(script=script) as emulator:
         async with started("generate", "a fox", environ=environment(emulator)) as process:
             await until(lambda: emulator.stats().creates_received > 0, timeout_s=20)
-            said = await stopped(process, number)
+            said = await stopped(process, signal.SIGINT)
         assert emulator.stats().creates_accepted == 0
     assert (said.code, said.err.splitlines()[-1]) == (130, "nanobanana: interrupted; nothing was bought")
 
@@ -120,9 +118,7 @@ async def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
     assert (said.code, "buying no more" in said.err) == (0, False)
 
 
-@pytest.mark.parametrize(
-    "streams", [">&-", ">&- 2>&-", "<&- >&- 2>&-", "2>&1 | head -n 0", "| head -n 0", "2>/dev/full"]
-)
+@pytest.mark.parametrize("streams", [">&-", "<&- >&- 2>&-", "2>&1 | head -n 0", "2>/dev/full"])
 async def test_closed_streams_do_not_stop_the_saving(streams: str, tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(0.3), job_limit=1, image_scale=0.1) as emulator:
         command = f"{NANOBANANA} generate one two três -o out {streams}; exit ${{PIPESTATUS[0]}}"
@@ -153,11 +149,12 @@ async def test_a_closed_pipe_of_urls_stops_the_buying_and_loses_nothing(tmp_path
         assert emulator.stats().creates_accepted == len(prompts)
 
 
-@pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "cp1252:strict"}])
-async def test_an_encoding_without_the_characters_escapes_them(variables: dict[str, str], tmp_path: Path) -> None:
+async def test_an_encoding_without_the_characters_escapes_them(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(0.1), image_scale=0.1) as emulator:
         arguments = ("generate", "狐", "梟", "-o", "図")
-        async with started(*arguments, environ=environment(emulator, **variables), folder=tmp_path) as process:
+        async with started(
+            *arguments, environ=environment(emulator, PYTHONIOENCODING="cp1252:strict"), folder=tmp_path
+        ) as process:
             said = await ended(process)
         assert (said.code, said.out.count("\\u56f3")) == (0, 2)
         assert len(list((tmp_path / "図").glob("*.png"))) == emulator.stats().creates_accepted == 2

@@ -158,14 +158,14 @@ MUTATIONS = (
         "charges are forgotten on a prune",
         _forgotten_on_prune,
         lambda plan: plan.prunes and plan.rounds > 1,
-        campaign=0,
+        campaign=2,
     ),
     CampaignMutation(
         "each process counts for itself", _each_process_counts_for_itself, lambda plan: len(plan.rows) > 3, campaign=7
     ),
     CampaignMutation("nothing is set aside", _not_set_aside, campaign=0),
     CampaignMutation(
-        "a job in doubt gives its credits back", _doubt_gives_back, lambda plan: plan.gateway == "defapi", campaign=0
+        "a job in doubt gives its credits back", _doubt_gives_back, lambda plan: plan.gateway == "defapi", campaign=5
     ),
     CampaignMutation(
         "a failure is taken to be refunded",

@@ -218,8 +218,10 @@ def output_of_another_user(*arguments: str) -> str:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions work differently here")
-@GATEWAYS
-@pytest.mark.parametrize(("mode", "folder_mode"), [(0o444, 0o755), (0o444, 0o555), (0o644, 0o555)])
+@pytest.mark.parametrize(
+    ("name", "mode", "folder_mode"),
+    [("apimall", 0o444, 0o755), ("defapi", 0o444, 0o555), ("apimall", 0o644, 0o555)],
+)
 async def test_file_without_write_permission_buys_nothing(name: GatewayName, mode: int, folder_mode: int) -> None:
     with tempfile.TemporaryDirectory() as folder:  # another user can't enter a folder of tmp_path
         path = Path(folder) / "jobs.sqlite"

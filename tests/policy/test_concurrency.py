@@ -62,9 +62,11 @@ def test_climb_proceeds_when_many_jobs_end_per_round_trip() -> None:
 
 @pytest.mark.slow
 @round_trips
-@pytest.mark.parametrize(("limit", "means"), [(5, 4.0), (20, 4.0), (50, 2.5), (100, 2.5)])
+@pytest.mark.parametrize(("limit", "means"), [(5, 4.0), (20, 4.0), (100, 2.5)])
 def test_doubled_limit_is_filled_within_few_mean_durations(limit: int, means: float, rtt_s: float) -> None:
-    took = [filled_after_s(changed(limit, 2 * limit, rtt_s, seed), 2 * limit) for seed in range(12)]
+    took = [
+        filled_after_s(changed(limit, 2 * limit, rtt_s, seed), 2 * limit) for seed in range(4 if limit == 100 else 12)
+    ]
     assert max(took) <= means * MEAN_S
     assert mean(took) <= 2.2 * MEAN_S  # small limits are probed every three means: half of that, and the climb
 
@@ -73,7 +75,7 @@ def test_doubled_limit_is_filled_within_few_mean_durations(limit: int, means: fl
 @round_trips
 @pytest.mark.parametrize(("limit", "refusals"), [(20, 10), (100, 25)])
 def test_halved_limit_is_followed_with_few_429s(limit: int, refusals: int, rtt_s: float) -> None:
-    clients = [changed(limit, limit // 2, rtt_s, seed) for seed in range(9)]
+    clients = [changed(limit, limit // 2, rtt_s, seed) for seed in range(3 if limit == 100 else 9)]
     assert median(sum(refusal.at > CHANGE_AT_S for refusal in client.refusals) for client in clients) <= refusals
     for client in clients:
         assert mean(running for at, running in client.filled if at > CHANGE_AT_S + 60.0) >= 0.9 * limit / 2

@@ -17,15 +17,15 @@ from nanobanana_async.cli.batch.dry_run import show_dry_run
 from nanobanana_async.cli.batch.folder import FILES, BatchFolder, FolderOwner, check_owner, refuse_lost_ledger
 from nanobanana_async.cli.batch.formats import Format
 from nanobanana_async.cli.batch.input_file import open_input
-from nanobanana_async.cli.batch.keyless import gateway_without_key
+from nanobanana_async.cli.batch.keyless import UNSENT_KEY, gateway_without_key
 from nanobanana_async.cli.batch.naming import template_of, with_names
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ReadingOptions
 from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.run import Run
 from nanobanana_async.cli.batch.sweeping import consents, open_sweep, sweep_options
+from nanobanana_async.cli.find_gateway import find_gateway
 from nanobanana_async.cli.options import ExtraOption, RunFolder, TargetOption, Yes, extra_of
-from nanobanana_async.emulator import API_KEY, Emulator
 from nanobanana_async.gateways import registry
 from nanobanana_async.images.names import safe_name
 from nanobanana_async.images.target import Target
@@ -216,7 +216,7 @@ class BatchCommand:
         emulated = gateway == "emulator"
         keyless = gateway_without_key(gateway, base_url, folder or output) if dry_run and not emulated else None
         selected = (
-            ApiMall(api_key=API_KEY) if gateway == "emulator" else keyless or self.find_gateway(gateway, base_url)
+            ApiMall(api_key=UNSENT_KEY) if gateway == "emulator" else keyless or self.find_gateway(gateway, base_url)
         )
         crossed = {"aspect_ratio": aspect_ratio, "resolution": resolution}
         for_files = {"--format": format, "--comments": comments, "--strict": strict}
@@ -294,5 +294,10 @@ async def _run(plan: Plan, gateway: Gateway | None, folder: BatchFolder) -> int:
     console = Console(stderr=True)
     if gateway is not None:
         return await Run(plan, gateway, folder, console).run()
+    from nanobanana_async.emulator import Emulator  # takes a fifth of a second to import
+
     async with Emulator(seed=secrets.randbits(32)) as emulator:  # task ids that no earlier emulator had
         return await Run(plan, emulator.apimall(), folder, console).run()
+
+
+batch = BatchCommand(find_gateway).batch

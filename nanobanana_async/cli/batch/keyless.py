@@ -9,9 +9,11 @@ from typing import Any
 from nanobanana_async import Gateway
 from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.jobs.actions import open_read_only
-from nanobanana_async.emulator import API_KEY
 from nanobanana_async.gateways import registry
 from nanobanana_async.jobs import JobRecord
+
+UNSENT_KEY = "sk-unsent-0123456789"
+"""The API key of a gateway that only reads and checks rows."""
 
 
 def gateway_without_key(name: str | None, base_url: str | None, folder: object) -> Gateway | None:
@@ -35,7 +37,7 @@ def gateway_without_key(name: str | None, base_url: str | None, folder: object) 
     if newest is not None and newest.gateway == chosen:
         account = newest.account
         kind = type(kind.__name__, (kind,), {"account": property(lambda _: account)})
-    environ = {**os.environ, kind.key_variable: API_KEY}
+    environ = {**os.environ, kind.key_variable: UNSENT_KEY}
     if base_url is not None:
         environ["NANOBANANA_BASE_URL"] = base_url
     print(

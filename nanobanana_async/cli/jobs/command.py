@@ -11,12 +11,10 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from nanobanana_async import ConfigurationError, JobState
+from nanobanana_async.cli.find_gateway import find_gateway
 from nanobanana_async.cli.jobs import actions
 from nanobanana_async.cli.jobs import format as job_format
-from nanobanana_async.cli.jobs.batch_row import batch_name, row_facts
 from nanobanana_async.cli.jobs.consent import confirm, print_note, require_consent
-from nanobanana_async.cli.jobs.fetch import FetchCommand
-from nanobanana_async.cli.jobs.reconcile import ReconcileCommand
 from nanobanana_async.cli.options import (
     DEFAULT_LEDGER,
     BaseUrl,
@@ -34,20 +32,7 @@ from nanobanana_async.keys import validate_task_id
 from nanobanana_async.validators import as_count
 
 MAX_ROWS = 50  # on a terminal; a pipe gets all
-
 OK, FAILED = 0, 1
-
-
-def job_commands(find_gateway: GatewayFinder) -> App:
-    """Return the command group."""
-    commands = _Commands(find_gateway)
-    group = App(name="jobs", default_command=commands.jobs)
-    fetch = FetchCommand(find_gateway).fetch
-    reconcile = ReconcileCommand(find_gateway).reconcile
-    others = (commands.resolve, commands.hand_over, commands.prune)
-    for command in (commands.show, fetch, commands.resume, reconcile, *others):
-        group.command(command)
-    return group
 
 
 @frozen
@@ -146,7 +131,9 @@ class _Commands:
         cost = f"{plural(unfinished.unsent, 'unsent job')} will be bought: {unfinished.price}."
         if buy and unfinished.unsent and not confirm(cost, yes=yes):
             return FAILED
-        return run_until_signal(actions.resume(ledger, selected, unfinished, buy=buy, console=Console(stderr=True)))
+        from nanobanana_async.cli.jobs.follow import resume  # imports the engine, which a list of jobs does not need
+
+        return run_until_signal(resume(ledger, selected, unfinished, buy=buy, console=Console(stderr=True)))
 
     def resolve(
         self,
@@ -201,8 +188,10 @@ class _Commands:
         selected = self.find_gateway(gateway or known, base_url)
         if not confirm(asyncio.run(actions.describe_effect(ledger, selected, record, as_, task_id)), yes=yes):
             return FAILED
-        decision = actions.Decision(key=record.key, task_id=task_id, buy_again=as_ == "buy-again")
-        return run_until_signal(actions.resolve(ledger, selected, decision, wait=wait, console=Console(stderr=True)))
+        from nanobanana_async.cli.jobs.follow import Decision, resolve
+
+        decision = Decision(key=record.key, task_id=task_id, buy_again=as_ == "buy-again")
+        return run_until_signal(resolve(ledger, selected, decision, wait=wait, console=Console(stderr=True)))
 
     def hand_over(
         self,
@@ -310,6 +299,8 @@ async def _list(path: Path, states: list[JobState] | None, limit: int | None, *,
 
 
 async def _details(path: Path, key: str) -> str:
+    from nanobanana_async.cli.jobs.batch_row import batch_name, row_facts  # imports what batches need
+
     async with actions.open_read_only(path) as ledger:
         record = await actions.find_job(ledger, key)
         followed = await ledger.has_owner(record.key)
@@ -317,3 +308,13 @@ async def _details(path: Path, key: str) -> str:
     row_key, now = row_key if key == record.key else key, datetime.now(UTC)
     batch = batch_name(path, record.batch)
     return job_format.job_details(record, path, followed=followed, now=now, batch=batch, row_key=row_key, files=files)
+
+
+_commands = _Commands(find_gateway)
+jobs = App(name="jobs", default_command=_commands.jobs)
+jobs.command(_commands.show)
+jobs.command("nanobanana_async.cli.jobs.fetch:fetch")
+jobs.command(_commands.resume)
+jobs.command("nanobanana_async.cli.jobs.reconcile:reconcile")
+for _command in (_commands.resolve, _commands.hand_over, _commands.prune):
+    jobs.command(_command)

@@ -21,6 +21,7 @@ from nanobanana_async import (
     TaskNotFound,
 )
 from nanobanana_async.cli.display import JobsDisplay, shorten
+from nanobanana_async.cli.find_gateway import find_gateway
 from nanobanana_async.cli.jobs.actions import find_job, open_read_only, require_ledger
 from nanobanana_async.cli.options import (
     DEFAULT_LEDGER,
@@ -224,3 +225,6 @@ async def _find(session: Session, name: str, ledger: Path | None) -> Job:
             else f"it is the key of no job in ledger {ledger}"
         )
         raise TaskNotFound(f"{error.message}; {where}", status=error.status, code=error.code) from None
+
+
+fetch = FetchCommand(find_gateway).fetch

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from nanobanana_async import Gateway, JobState, Session
 from nanobanana_async.cli.display import JobsDisplay
+from nanobanana_async.cli.find_gateway import find_gateway
 from nanobanana_async.cli.jobs.actions import open_read_only, require_ledger
 from nanobanana_async.cli.jobs.printer import ResultPrinter
 from nanobanana_async.cli.options import DEFAULT_LEDGER, BaseUrl, GatewayFinder, GatewayName, LedgerFile
@@ -90,3 +91,6 @@ async def _reconcile(path: Path, gateway: Gateway, *, wait: bool, console: Conso
     if not (jobs or left):
         printer.note("no uncertain jobs")
     return 1 if left else printer.code
+
+
+reconcile = ReconcileCommand(find_gateway).reconcile

@@ -10,8 +10,6 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
 from cyclopts.completion import CompletionContext
-from rich.console import Console
-from rich.table import Table
 
 from nanobanana_async.cli.settings.file import NETWORK, OPTIONS, TABLES, SettingsFile, chosen_path, load, user_file
 from nanobanana_async.cli.settings.sources import (
@@ -64,6 +62,9 @@ def config() -> int:
         for row in rows:
             print("\t".join(map(one_line, row)))
         return 0
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("setting", "value", "from"):
         table.add_column(title, overflow="fold")

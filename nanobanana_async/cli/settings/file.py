@@ -15,7 +15,6 @@ from nanobanana_async.cli.settings.private import check_not_writable
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.base import validate_base_url
 from nanobanana_async.gateways.registry import GATEWAYS
-from nanobanana_async.images.addresses import to_networks
 from nanobanana_async.validators import shown
 
 _TEXT = "text in quotation marks", (str,)
@@ -201,6 +200,8 @@ def _check_connection(source: str, values: Mapping[str, Any]) -> None:
     if "api_key_file" in values and "api_key_variable" in values:
         raise ConfigurationError(f"{source}: name the API key by api_key_file or by api_key_variable, not by both")
     if "allow_networks" in values:
+        from nanobanana_async.images.addresses import to_networks  # imports aiohttp
+
         to_networks(values["allow_networks"], f"{source}: allow_networks")
     if "@" in values.get("proxy", ""):
         raise ConfigurationError(f"{source}: proxy must hold no password: set HTTPS_PROXY, which may hold one")
