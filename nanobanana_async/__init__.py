@@ -23,6 +23,7 @@ from nanobanana_async.errors import (
     JobWithdrawn,
     LedgerError,
     NanoBananaError,
+    OwnershipLost,
     PromptBlocked,
     RateLimited,
     SaveError,
@@ -38,6 +39,7 @@ from nanobanana_async.handle import Job
 from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.memory import MemoryLedger
+from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, Resolution
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
@@ -78,7 +80,9 @@ __all__ = [
     "MemoryLedger",
     "NanoBananaError",
     "Outcome",
+    "OwnershipLost",
     "PollPolicy",
+    "PostgresLedger",
     "PromptBlocked",
     "RateLimited",
     "Resolution",

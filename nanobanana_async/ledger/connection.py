@@ -164,4 +164,3 @@ def from_sqlite_error(error: sqlite3.Error, path: Path, *, busy_s: float) -> Led
     else:
         advice = ADVICE.get(primary or 0, "SQLite failed")
     return LedgerError(f"ledger {path}: {advice} [{error}]")
-

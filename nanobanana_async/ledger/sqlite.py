@@ -17,18 +17,16 @@ from nanobanana_async.ledger.base import Allowance, Claim, Upload
 from nanobanana_async.ledger.columns import identity_values, progress_values
 from nanobanana_async.ledger.connection import open_file
 from nanobanana_async.ledger.statements import JobTable, update_statement_for
-from nanobanana_async.ledger.stored import WriterLedger
+from nanobanana_async.ledger.stored import PAGE_SIZE, PRUNE_BATCH, WriterLedger, check_aware
 from nanobanana_async.ledger.uploads import find_upload, prune_uploads, remember_upload
 from nanobanana_async.ledger.writer import Writer
 from nanobanana_async.policy.prices import Price
-from nanobanana_async.validators import as_count, as_file, as_number, check_kind, shown
+from nanobanana_async.validators import as_count, as_file, as_number, check_kind
 
 T = TypeVar("T")
 
 BUSY_S = 10.0
 MAX_BUSY_S = 1e6  # SQLite stores it in milliseconds, in 31 bits
-PAGE_SIZE = 200
-PRUNE_BATCH = 5000  # other processes wait for the lock during a batch
 _MAX_ID = 2**63 - 1
 
 
@@ -237,7 +235,7 @@ class SqliteLedger(WriterLedger):
 
     async def count_prunable(self, older_than: datetime) -> int:
         """Count the jobs that `prune` would delete."""
-        _check_aware(older_than)
+        check_aware(older_than)
         return await self._submit(partial(JobTable.count_prunable, older_than=older_than))
 
     async def prune(self, older_than: datetime) -> int:
@@ -246,7 +244,7 @@ class SqliteLedger(WriterLedger):
         A pruned job is bought again when its key, or its row of a batch, is requested again. Its charges still count
         as spent in its batch. The file does not shrink: the freed space is used for new jobs.
         """
-        _check_aware(older_than)
+        check_aware(older_than)
         pruned = 0
         for start in range(0, await self._submit(JobTable.last_id), PRUNE_BATCH):
             batch = partial(JobTable.prune, older_than=older_than, after=start, until=start + PRUNE_BATCH)
@@ -261,8 +259,3 @@ class SqliteLedger(WriterLedger):
         self, work: Callable[[JobTable], T], *, writes: bool = False, key: str | None = None, safe: bool = False
     ) -> "asyncio.Future[T]":
         return self._queue_work(work, writes=writes, key=key, safe=safe)
-
-
-def _check_aware(older_than: object) -> None:
-    if not isinstance(older_than, datetime) or older_than.tzinfo is None:
-        raise ConfigurationError(f"older_than must be a datetime with a time zone, not {shown(older_than)}")

@@ -4,11 +4,17 @@ import asyncio
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
-from nanobanana_async.errors import LedgerError
+from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.ledger.writer import Writer
 from nanobanana_async.loop_guard import running_loop
+from nanobanana_async.validators import shown
+
+PAGE_SIZE = 200
+PRUNE_BATCH = 5000
+"""Jobs deleted in one transaction: other processes wait meanwhile."""
 
 
 class WriterLedger(ABC):
@@ -87,3 +93,9 @@ class WriterLedger(ABC):
         if self._writer is not None and running_loop() is not self._writer.loop:
             return "belongs to the event loop that opened it: open another one in this loop"
         return None
+
+
+def check_aware(older_than: object) -> None:
+    """Raise `ConfigurationError` for anything but a time with a time zone."""
+    if not isinstance(older_than, datetime) or older_than.tzinfo is None:
+        raise ConfigurationError(f"older_than must be a datetime with a time zone, not {shown(older_than)}")

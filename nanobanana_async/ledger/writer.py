@@ -81,9 +81,7 @@ class Writer:
         self._thread = threading.Thread(target=self._run_thread, args=(connect,), name=name, daemon=True)
         self._thread.start()
 
-    def submit(
-        self, work: Callable[[Any], Any], *, writes: bool, key: str | None, safe: bool
-    ) -> "asyncio.Future[Any]":
+    def submit(self, work: Callable[[Any], Any], *, writes: bool, key: str | None, safe: bool) -> "asyncio.Future[Any]":
         """Queue work for the thread. It runs even if its caller is cancelled."""
         if not self._queued:  # work submitted in the same turn of the event loop joins the same batch
             self.loop.call_soon(self._hand_over_batch)
