@@ -25,6 +25,7 @@ PUBLIC = {
     "MemoryLedger",
     "Outcome",
     "PollPolicy",
+    "PostgresLedger",
     "Resolution",
     "RetryPolicy",
     "Session",
@@ -53,6 +54,7 @@ ERRORS = {
     "JobWithdrawn",
     "LedgerError",
     "NanoBananaError",
+    "OwnershipLost",
     "PromptBlocked",
     "RateLimited",
     "SaveError",
@@ -71,6 +73,7 @@ HEAVY = (
     "opentelemetry",
     "IPython",
     "obstore",
+    "psycopg",
     "nanobanana_async.emulator",
     "nanobanana_async.cli",
 )
