@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -55,6 +56,7 @@ async def stall(ledger: PostgresLedger, name: str) -> None:
     def claim_and_stop(table: PostgresTable) -> Work[None]:
         yield from table.claim(job(f"{name}-3"))
         os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(0.2)  # the signal may stop another thread first
 
     try:
         await ledger._submit(claim_and_stop, writes=True)

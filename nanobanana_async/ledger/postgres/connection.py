@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 from attrs import frozen
-from psycopg import pq, sql
+from psycopg import errors, pq, sql
 from psycopg.conninfo import conninfo_to_dict
 
 from nanobanana_async._version import __version__
@@ -123,7 +123,7 @@ class PostgresConnection:
     # The flush
 
     def _run(self, items: list[WorkItem[Any]], *, commit_in_doubt: bool) -> Iterator[list[Result]]:
-        pause_s = FIRST_PAUSE_S
+        pause_s, repeated = FIRST_PAUSE_S, False
         while items:
             self.tend()
             if self._lost and (writes := [item for item in items if item.writes]):
@@ -144,6 +144,8 @@ class PostgresConnection:
                     yield failed
                     time.sleep(pause_s)
                     pause_s = min(2 * pause_s, MAX_PAUSE_S)
+                elif isinstance(error, errors.UniqueViolation) and not repeated:
+                    repeated = True  # another host wrote the same task id at the same time: now it is seen, and refused
                 elif len(items) == 1:
                     yield [items[0].failed(to_ledger_error(error, self._url))]
                     return
@@ -183,13 +185,14 @@ class PostgresConnection:
         db = self._connected()
         mode = "READ ONLY" if self._settings.read_only else "READ WRITE"
         try:
-            with db.pipeline():
+            with db.pipeline() as pipeline:
                 db.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED {mode}".encode())
                 db.execute(_SETTINGS.encode(), self._local_settings(durable=durable))
                 fence = [db.execute(leases.FENCE.encode(), {"me": self.owner})] if fenced else []
 
                 def send(requests: Sequence[Request]) -> list[Rows]:
                     cursors = [self._execute(db, request) for request in requests]
+                    pipeline.sync()  # only after it the server sees a transaction that stands idle, and may end it
                     if fence and not fence.pop().fetchall():
                         raise OwnershipLost("buried")
                     return [cursor.fetchall() if returns else [] for cursor, returns in cursors]

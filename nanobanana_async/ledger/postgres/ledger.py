@@ -41,7 +41,7 @@ class PostgresLedger(WriterLedger):
 
     Each open ledger is an owner with a lease of ten seconds: the jobs of a process that was killed, suspended or cut
     off for longer are adopted by the others, and what it still tries to write raises `OwnershipLost`. `patience_s` is
-    how long a call waits for a server that is away before it raises `LedgerError`. `read_only` owns and changes nothing.
+    how long a call waits for a server that is away before it raises `LedgerError`. `read_only` changes nothing.
     """
 
     def __init__(
