@@ -23,7 +23,6 @@ from nanobanana_async.errors import (
     JobWithdrawn,
     LedgerError,
     NanoBananaError,
-    OwnershipLost,
     PromptBlocked,
     RateLimited,
     SaveError,
@@ -37,7 +36,7 @@ from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.gateways.defapi import DefApi
 from nanobanana_async.handle import Job
 from nanobanana_async.jobs import JobState
-from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.ledger.base import Ledger, OwnershipLost
 from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.sqlite import SqliteLedger

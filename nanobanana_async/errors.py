@@ -292,13 +292,6 @@ class LedgerError(NanoBananaError):
         self.task_id = task_id
 
 
-class OwnershipLost(LedgerError):
-    """This owner was silent for longer than its lease, and another one took its jobs over: it writes nothing more.
-
-    Close the session, or the ledger, and open another one: that is a new owner, which continues what is left.
-    """
-
-
 class DownloadError(NanoBananaError):
     """An image could not be downloaded, or is not a valid image.
 

@@ -33,6 +33,7 @@ from nanobanana_async.images.target import SaveTarget, as_target
 from nanobanana_async.jobs import JobSnapshot, JobState
 from nanobanana_async.keys import key_for_task, key_prefix, validate_task_id
 from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.loop_guard import NoPlainWith
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
@@ -67,7 +68,7 @@ class Session(Purchases, NoPlainWith):
         self,
         gateway: Gateway | None = None,
         *,
-        ledger: Ledger | str | os.PathLike[str] | None = None,
+        ledger: Ledger | str | os.PathLike[str] | PostgresUrl | None = None,
         concurrency: ConcurrencyPolicy | None = None,
         polling: PollPolicy | None = None,
         retry: RetryPolicy | None = None,

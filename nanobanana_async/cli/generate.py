@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from attrs import field, frozen
 from rich.console import Console
@@ -22,12 +21,11 @@ from nanobanana_async import (
     NanoBananaError,
     Outcome,
     Session,
-    SqliteLedger,
 )
 from nanobanana_async.batch.rows import Row
 from nanobanana_async.cli.display import JobsDisplay, shorten
 from nanobanana_async.cli.jobs.actions import open_read_only
-from nanobanana_async.cli.open_runs import OpenRun, fingerprint
+from nanobanana_async.cli.open_runs import OpenRun, fingerprint, runs_beside
 from nanobanana_async.cli.options import DEFAULT_LEDGER, check_output, fetch_command
 from nanobanana_async.cli.purchase_notes import Continued, delivered_before, summary
 from nanobanana_async.cli.result_lines import ResultLines, missing_images
@@ -41,6 +39,7 @@ from nanobanana_async.images.names import safe_name, slug
 from nanobanana_async.images.target import Target
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.keys import generate_key
+from nanobanana_async.ledger.location import Location, ledger_at
 
 MAX_KEYS = 5  # in a command that a message names
 
@@ -52,7 +51,7 @@ class GeneratePlan:
     requests: Sequence[ImageRequest]
     target: Target | None = None
     sidecar: bool = False
-    ledger: Path | None = None
+    ledger: Location | None = None
     """None: in memory, for an emulator that ends with the command."""
     timeout: float | None = None
     concurrency: ConcurrencyPolicy = field(factory=ConcurrencyPolicy)
@@ -71,7 +70,7 @@ class GenerateRun:
         self._display = JobsDisplay(len(plan.requests), console)
         self._signals = StopSignals(console, self._display.print_note, self._display.bought)
         self._lines = ResultLines(console)
-        self._ledger = None if plan.ledger is None else SqliteLedger(plan.ledger)
+        self._ledger = None if plan.ledger is None else ledger_at(plan.ledger)
         self._open_run: OpenRun | None = None
         self._keys: Sequence[str] = ()
         self._continued = Continued()
@@ -111,8 +110,8 @@ class GenerateRun:
             trust_env=True,
         )
         try:
-            if plan.ledger is not None and plan.ledger == DEFAULT_LEDGER:
-                await asyncio.to_thread(make_folder, plan.ledger.parent)
+            if plan.ledger is not None and runs_beside(plan.ledger).parent == DEFAULT_LEDGER.parent:
+                await asyncio.to_thread(make_folder, DEFAULT_LEDGER.parent)
             await session.open()
         except LedgerError as error:
             raise ConfigurationError(f"{error}; --ledger names another file") from None
@@ -134,7 +133,9 @@ class GenerateRun:
         prints = [fingerprint(self._gateway, request) for request in registered]
         try:
             ledger_id = hashlib.sha256(await self._ledger.callback_secret()).hexdigest()[:16]
-            run = await asyncio.to_thread(OpenRun, self._ledger.path, ledger_id, prints, buy_again=plan.buy_again)
+            run = await asyncio.to_thread(
+                OpenRun, runs_beside(plan.ledger), ledger_id, prints, buy_again=plan.buy_again
+            )
         except OSError as error:
             raise _unwritable(plan.ledger, error) from None
         self._open_run = run
@@ -280,5 +281,7 @@ class GenerateRun:
             yield f"{count(unbought, 'prompt')} not bought" if some else "nothing was bought"
 
 
-def _unwritable(ledger: Path | None, error: OSError) -> ConfigurationError:
-    return ConfigurationError(why_unwritable(ledger or "", error, or_else="name another file with --ledger"))
+def _unwritable(ledger: Location | None, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        why_unwritable(runs_beside(ledger) if ledger else "", error, or_else="name another file with --ledger")
+    )

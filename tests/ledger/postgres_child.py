@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 
-from nanobanana_async.errors import LedgerError, OwnershipLost
+from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
 from nanobanana_async.keys import key_prefix
+from nanobanana_async.ledger.base import OwnershipLost
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.postgres.pipeline import Work
 from nanobanana_async.ledger.postgres.statements import PostgresTable

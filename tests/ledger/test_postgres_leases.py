@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 import psycopg
 import pytest
 
-from nanobanana_async.errors import ConfigurationError, LedgerError, OwnershipLost
+from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.jobs import JobState
+from nanobanana_async.ledger.base import OwnershipLost
 from nanobanana_async.ledger.postgres.leases import Beat, Lease, Watch
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from tests.ledger.child import line

@@ -177,7 +177,7 @@ async def test_reservation_whose_answer_was_lost_is_not_made_twice(cut: Postgres
     after = first.transition_to(JobState.SUBMITTING, first_sent_at=NOON)
     proxy.lose_answer_to(b"COMMIT")
     allowance = await cut.advance_and_reserve(first, after, EIGHT, Decimal(8))
-    assert (allowance.refusal, allowance.price, allowance.other_charges) == (None, EIGHT, 0)
+    assert (allowance.refusal, allowance.price, allowance.other_charges) == (None, EIGHT, Decimal(0))
     assert proxy.cuts == 1
     assert await cut.spent_or_reserved("b") == 8
     running_job = after.transition_to(JobState.RUNNING, task_id="t1", credits_used=Decimal(9))

@@ -9,7 +9,7 @@ from tests.support.postgres import free_port
 
 
 class CutProxy:
-    """Forwards to a port. After `lose_answer_to(words)` the next request with these words goes through, its answer not."""
+    """Forwards to a port; loses the answer to the next request with certain words (`lose_answer_to`)."""
 
     def __init__(self, target: int) -> None:
         self.port = free_port()

@@ -26,9 +26,10 @@ def why_no_server() -> str | None:
     """Return why no server can be started here; None if one can."""
     if server_programs() is None:
         return "PostgreSQL is not installed (apt-get install postgresql)"
-    if os.geteuid() == 0 and account() is None:
-        return "PostgreSQL does not run as root, and there is no user postgres"
-    return None
+    with suppress(KeyError):
+        pwd.getpwnam(server_user() or USER)
+        return None
+    return "PostgreSQL does not run as root, and there is no user postgres" if server_user() else None
 
 
 def why_no_pooler() -> str | None:
@@ -47,11 +48,9 @@ def pooler_program() -> str | None:
     return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
-def account() -> str | None:
-    """Return the user as which the server must run if this process is root."""
-    with suppress(KeyError):
-        return pwd.getpwnam(USER).pw_name
-    return None
+def server_user() -> str | None:
+    """Return the user as which the server runs; None: as this process, which is not root."""
+    return USER if os.geteuid() == 0 else None
 
 
 def free_port() -> int:
@@ -69,7 +68,9 @@ class Program:
 
     def _start(self, *command: str) -> None:
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, **_as_user())
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.folder, user=server_user(), group=server_user()
+            )
         deadline = time.perf_counter() + 20
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
@@ -104,7 +105,8 @@ class Server(Program):
             check=True,
             capture_output=True,
             cwd=folder,
-            **_as_user(),
+            user=server_user(),
+            group=server_user(),
         )
 
     def start(self) -> None:
@@ -196,7 +198,3 @@ def _give_away(*paths: Path) -> None:
     if os.geteuid() == 0:
         for path in paths:
             shutil.chown(path, USER)
-
-
-def _as_user() -> dict[str, str]:
-    return {"user": USER, "group": USER} if os.geteuid() == 0 else {}

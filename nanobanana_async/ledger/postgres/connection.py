@@ -17,7 +17,8 @@ from psycopg import errors, pq, sql
 from psycopg.conninfo import conninfo_to_dict
 
 from nanobanana_async._version import __version__
-from nanobanana_async.errors import LedgerError, OwnershipLost
+from nanobanana_async.errors import LedgerError
+from nanobanana_async.ledger.base import OwnershipLost
 from nanobanana_async.ledger.postgres import leases
 from nanobanana_async.ledger.postgres.leases import Beat, Lease, Watch
 from nanobanana_async.ledger.postgres.pipeline import Request, Row, Rows, Statement, run_calls
@@ -274,7 +275,7 @@ class PostgresConnection:
             if self._url.has_several_hosts and not self._settings.read_only:
                 defaults["target_session_attrs"] = "read-write"
             self._db = psycopg.connect(
-                **{**defaults, **given, "client_encoding": "utf8"},  # type: ignore[arg-type]
+                **{**defaults, **given, "client_encoding": "utf8"},
                 autocommit=True,
                 prepare_threshold=None,  # a pooler may give each transaction another server connection
             )

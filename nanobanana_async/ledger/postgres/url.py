@@ -1,7 +1,7 @@
 """The URL of a PostgreSQL ledger, and its texts without the password."""
 
 import re
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from attrs import field, frozen
 
@@ -43,7 +43,7 @@ class PostgresUrl:
         if (named := _SCHEMA_OPTION.search(url)) is not None:
             url = _SCHEMA_OPTION.sub("", url).rstrip("?&")
             schema = schema or unquote(named[1])
-        self.__attrs_init__(url, _check_schema(SCHEMA if schema is None else schema))  # type: ignore[attr-defined]
+        self.__attrs_init__(url, _check_schema(SCHEMA if schema is None else schema))
 
     def __str__(self) -> str:
         text = self.masked_url
@@ -69,7 +69,7 @@ class PostgresUrl:
     def _secrets(self) -> set[str]:
         address, _, options = self.url.partition("?")
         password = address.partition("//")[2].rpartition("@")[0].partition(":")[2]
-        named = {value for name, value in parse_qsl(options) if "password" in name}
+        named = {value for name, _, value in (option.partition("=") for option in options.split("&")) if "pass" in name}
         return {form for secret in {password, *named} if secret for form in (secret, unquote(secret))}
 
     @property
