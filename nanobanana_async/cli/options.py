@@ -49,7 +49,14 @@ def _to_ledger(_: Any, tokens: Sequence[Token]) -> Location:
 
 LedgerOption = Annotated[
     Location,
-    Parameter(name="--ledger", env_var="NANOBANANA_LEDGER", converter=_to_ledger, accepts_keys=False, n_tokens=1),
+    Parameter(
+        name="--ledger",
+        env_var="NANOBANANA_LEDGER",
+        env_var_split=lambda _, text: [text],  # a URL has colons
+        converter=_to_ledger,
+        accepts_keys=False,
+        n_tokens=1,
+    ),
 ]
 """The path of a ledger's file, or the URL of a PostgreSQL server."""
 

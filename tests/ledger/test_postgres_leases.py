@@ -39,7 +39,7 @@ def test_silence_counts_only_while_our_own_beats_get_through() -> None:
     watch = Watch(LEASE)
     for second in (0, 2, 4, 6, 8):
         assert watch.observe([Beat(1, 7, 10.0)], second) == []
-    watch.missed()
+    watch.beat_failed()
     assert watch.observe([Beat(1, 7, 10.0)], 10.5) == []
     assert watch.observe([Beat(1, 7, 10.0)], 12.5) == []
 
@@ -190,7 +190,7 @@ def own_server() -> Iterator[Server]:
 
 
 @pytest.mark.slow
-async def test_server_crash_loses_nothing_and_buries_nobody_alive(own_server: Server) -> None:
+async def test_server_crash_loses_nothing_and_buries_no_living_owner(own_server: Server) -> None:
     schema = new_schema()
     acknowledged: list[str] = []
 

@@ -115,7 +115,7 @@ async def test_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-async def test_wrong_password_user_and_database_are_told_apart(postgres: Server) -> None:
+async def test_wrong_password_user_and_database_have_different_errors(postgres: Server) -> None:
     at = f"127.0.0.1:{postgres.port}"
     assert "check the user in the URL, and the password" in await why_closed(f"postgresql://postgres:no@{at}/postgres")
     assert "check the user in the URL, and the password" in await why_closed(f"postgresql://postgres@{at}/postgres")
@@ -127,7 +127,7 @@ async def test_wrong_password_user_and_database_are_told_apart(postgres: Server)
 
 
 @pytest.mark.slow
-async def test_user_without_rights_is_told_what_an_administrator_must_do(postgres: Server) -> None:
+async def test_user_without_rights_learns_what_an_administrator_must_do(postgres: Server) -> None:
     schema, url = new_schema(), postgres.url.replace("postgres@", "app@")
     with psycopg.connect(postgres.url, autocommit=True) as admin:
         admin.execute("DROP ROLE IF EXISTS app")

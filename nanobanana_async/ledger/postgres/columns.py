@@ -94,5 +94,5 @@ def _storable(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def utc(when: datetime) -> datetime:
-    """Return a time in UTC, whatever the time zone of the server's session."""
+    """Return a time in UTC; the server returns it in the time zone of its session."""
     return when.astimezone(UTC)

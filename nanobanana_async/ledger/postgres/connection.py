@@ -108,7 +108,7 @@ class PostgresConnection:
         try:
             self._beat()
         except Exception as error:  # the next beat tries again, over another connection
-            self._watch.missed()
+            self._watch.beat_failed()
             if not isinstance(error, psycopg.Error) or breaks_connection(error):
                 self._disconnect()
         finally:

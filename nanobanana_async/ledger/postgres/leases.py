@@ -21,7 +21,7 @@ LEASE_S = 10.0
 Longer: the slots of a killed process stand idle for longer. Shorter: hosts that are only slow are buried.
 """
 
-HEARING_GAP_BEATS = 2.5
+BEATS_WITHOUT_ANSWER = 2.5
 """After so many beats without one of our own that got through, all silences count from zero again."""
 
 
@@ -50,20 +50,20 @@ class Watch:
     """Watches the beats of the other owners, by the clock of this process."""
 
     def __init__(self, lease: Lease) -> None:
-        self._gap_s = HEARING_GAP_BEATS * lease.beat_s
+        self._gap_s = BEATS_WITHOUT_ANSWER * lease.beat_s
         self._seen: dict[int, tuple[int, float]] = {}
         """Owner -> the count of its beats, and since when it has not changed."""
-        self._heard_at: float | None = None
+        self._answered_at: float | None = None
 
-    def missed(self) -> None:
+    def beat_failed(self) -> None:
         """Forget all silences: our own beat did not get through, so that others may have been unable to beat too."""
         self._seen.clear()
 
     def observe(self, beats: Iterable[Beat], now: float) -> list[Beat]:
         """Take note of all owners at the time of a beat of our own that got through; return those that are dead."""
-        if self._heard_at is not None and now - self._heard_at > self._gap_s:  # we were suspended, or busy for long
+        if self._answered_at is not None and now - self._answered_at > self._gap_s:  # we were suspended, or busy for long
             self._seen.clear()
-        self._heard_at = now
+        self._answered_at = now
         seen, dead = self._seen, []
         self._seen = {}
         for beat in beats:
