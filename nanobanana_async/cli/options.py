@@ -47,12 +47,16 @@ def _to_ledger(_: Any, tokens: Sequence[Token]) -> Location:
     return as_location("--ledger", tokens[0].value)
 
 
+def _one_value(_: Any, text: str, **__: Any) -> list[str]:
+    return [text]  # paths would be split at colons, which a URL has
+
+
 LedgerOption = Annotated[
     Location,
     Parameter(
         name="--ledger",
         env_var="NANOBANANA_LEDGER",
-        env_var_split=lambda _, text: [text],  # a URL has colons
+        env_var_split=_one_value,
         converter=_to_ledger,
         accepts_keys=False,
         n_tokens=1,

@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 
+from nanobanana_async import ApiMall, ImageRequest
+from nanobanana_async.emulator import API_KEY
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
 from nanobanana_async.keys import key_prefix
@@ -45,6 +47,14 @@ async def hold(ledger: PostgresLedger, name: str) -> None:
             say("written")
         except LedgerError as error:
             say(type(error).__name__)
+
+
+async def leave(ledger: PostgresLedger, name: str) -> None:
+    """Own a job that is not sent, of the account and for the gateway of the emulator, until the process is killed."""
+    gateway, request = ApiMall(api_key=API_KEY), ImageRequest("a fox")
+    await ledger.claim(job(name, account=gateway.account, request=request, body=gateway.encode(request)))
+    say("held")
+    await asyncio.sleep(3600)
 
 
 async def stall(ledger: PostgresLedger, name: str) -> None:
@@ -98,7 +108,7 @@ async def main(command: str, url: str, schema: str, name: str = "x") -> None:
     ledger = ledger_at(url, schema)
     await ledger.open()
     try:
-        await {"hold": hold, "buy": buy, "stall": stall}[command](ledger, name)
+        await {"hold": hold, "buy": buy, "stall": stall, "leave": leave}[command](ledger, name)
     except* OwnershipLost:
         say("lost")
     finally:
