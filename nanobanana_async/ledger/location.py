@@ -17,7 +17,7 @@ def as_location(name: str, value: object) -> Location:
     """Return where a ledger is; raise `ConfigurationError` for what is neither a path nor a PostgreSQL URL."""
     if isinstance(value, PostgresUrl):
         return value
-    return PostgresUrl(str(value)) if is_postgres_url(value) else as_file(name, value)
+    return PostgresUrl.parse(str(value)) if is_postgres_url(value) else as_file(name, value)
 
 
 def ledger_at(location: str | os.PathLike[str] | PostgresUrl, *, read_only: bool = False) -> StoredLedger:

@@ -5,13 +5,11 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import psycopg
 import pytest
 
 from nanobanana_async.errors import ConfigurationError, LedgerError
-from nanobanana_async.ledger.postgres import schema as schema_module
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
-from nanobanana_async.ledger.postgres.schema import Step, Tables, current_tables
+from nanobanana_async.ledger.postgres.schema import CLIENT, Step, Tables, current_tables
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 from tests.support.ledger_contract import job
 from tests.support.postgres import PASSWORD, QUOTED_PASSWORD, Server, new_schema
@@ -33,7 +31,7 @@ def test_url_is_shown_without_its_password(url: str, shown: str) -> None:
     ledger = PostgresLedger(url)
     assert repr(ledger) == f"PostgresLedger({shown!r})"
     assert str(ledger.location) == shown
-    assert "s3cret" not in repr(PostgresUrl(url))
+    assert "s3cret" not in repr(PostgresUrl.parse(url))
 
 
 @pytest.mark.parametrize(
@@ -41,18 +39,18 @@ def test_url_is_shown_without_its_password(url: str, shown: str) -> None:
     [(URL, "authentication with s3cret failed"), (f"{URL}?password=p%40ss", "password=p@ss and p%40ss are wrong")],
 )
 def test_message_is_shown_without_the_password(url: str, said: str) -> None:
-    masked = PostgresUrl(url).mask(said)
+    masked = PostgresUrl.parse(url).mask(said)
     assert "***" in masked
     for secret in ("s3cret", "p@ss", "p%40ss"):
         assert secret not in masked
 
 
 def test_url_may_name_the_schema() -> None:
-    url = PostgresUrl(f"{URL}?sslmode=require&schema=my%20app&connect_timeout=3")
+    url = PostgresUrl.parse(f"{URL}?sslmode=require&schema=my%20app&connect_timeout=3")
     assert (url.schema, url.url) == ("my app", f"{URL}?sslmode=require&connect_timeout=3")
-    assert PostgresUrl(str(url).replace("***", "s3cret")) == url
-    assert PostgresUrl(f"{URL}?schema=a", "b").schema == "b"
-    assert PostgresUrl(f"{URL}?schema=a").url == URL
+    assert PostgresUrl.parse(str(url).replace("***", "s3cret")) == url
+    assert PostgresUrl.parse(f"{URL}?schema=a", "b").schema == "b"
+    assert PostgresUrl.parse(f"{URL}?schema=a").url == URL
 
 
 @pytest.mark.parametrize("url", ["", "jobs.sqlite", "host=db password=s3cret", "mysql://db", "postgresql://a\0b", 5])
@@ -129,49 +127,44 @@ async def test_wrong_password_user_and_database_have_different_errors(postgres: 
 @pytest.mark.slow
 async def test_user_without_rights_learns_what_an_administrator_must_do(postgres: Server) -> None:
     schema, url = new_schema(), postgres.url.replace("postgres@", "app@")
-    with psycopg.connect(postgres.url, autocommit=True) as admin:
-        admin.execute("DROP ROLE IF EXISTS app")
-        admin.execute("CREATE ROLE app LOGIN")
-        said = await why_closed(url, schema)
-        assert f'`CREATE SCHEMA IF NOT EXISTS "{schema}" AUTHORIZATION "app"` in database' in said
-        admin.execute(f"CREATE SCHEMA {schema}")
-        assert "may not create tables in the schema" in await why_closed(url, schema)
-        async with opened(postgres.url, schema):
-            pass
-        assert "let their owner grant USAGE" in await why_closed(url, schema)
-        admin.execute(f"GRANT USAGE ON SCHEMA {schema} TO app")
-        admin.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO app")
-        async with opened(url, schema) as ledger:
-            assert (await ledger.claim(job())).is_new
-        admin.execute(f"DROP SCHEMA {schema} CASCADE")
-        admin.execute("DROP ROLE app")
+    postgres.execute("CREATE ROLE app LOGIN")
+    said = await why_closed(url, schema)
+    assert f'`CREATE SCHEMA IF NOT EXISTS "{schema}" AUTHORIZATION "app"` in database' in said
+    postgres.execute(f"CREATE SCHEMA {schema}")
+    assert "may not create tables in the schema" in await why_closed(url, schema)
+    async with opened(postgres.url, schema):
+        pass
+    assert "let their owner grant USAGE" in await why_closed(url, schema)
+    postgres.execute(
+        f"GRANT USAGE ON SCHEMA {schema} TO app",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO app",
+    )
+    async with opened(url, schema) as ledger:
+        assert (await ledger.claim(job())).is_new
+    postgres.execute(f"DROP SCHEMA {schema} CASCADE", "DROP ROLE app")
 
 
 @pytest.mark.slow
 async def test_schema_with_tables_of_others_is_not_touched(postgres: Server) -> None:
     schema = new_schema()
-    with psycopg.connect(postgres.url, autocommit=True) as admin:
-        admin.execute(f"CREATE SCHEMA {schema} CREATE TABLE orders (id int)")
-        assert "holds other tables, such as 'orders': choose another schema" in await why_closed(postgres.url, schema)
-        admin.execute(f"CREATE TABLE {schema}.meta (id int)")
-        assert "`meta` is not that of a ledger" in await why_closed(postgres.url, schema)
+    postgres.execute(f"CREATE SCHEMA {schema} CREATE TABLE orders (id int)")
+    assert "holds other tables, such as 'orders': choose another schema" in await why_closed(postgres.url, schema)
+    postgres.execute("CREATE TABLE meta (id int)", schema=schema)
+    assert "`meta` is not that of a ledger" in await why_closed(postgres.url, schema)
 
 
 @pytest.mark.slow
 async def test_database_that_is_not_in_utf_8_is_refused(postgres: Server) -> None:
-    with psycopg.connect(postgres.url, autocommit=True) as admin:
-        admin.execute("DROP DATABASE IF EXISTS latin")
-        admin.execute("CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
-        assert "createdb --encoding UTF8" in await why_closed(postgres.url.replace("/postgres?", "/latin?"))
-        admin.execute("DROP DATABASE latin")
+    postgres.execute("CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
+    assert "createdb --encoding UTF8" in await why_closed(postgres.url.replace("/postgres?", "/latin?"))
+    postgres.execute("DROP DATABASE latin")
 
 
 @pytest.mark.slow
 async def test_reader_creates_nothing(postgres: Server) -> None:
     schema = new_schema()
     assert "open it for writing once" in await why_closed(postgres.url, schema, read_only=True)
-    with psycopg.connect(postgres.url) as admin:
-        assert admin.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (schema,)).fetchone() is None
+    assert postgres.execute(f"SELECT 1 FROM pg_namespace WHERE nspname = '{schema}'") == []
 
 
 @pytest.mark.slow
@@ -211,9 +204,8 @@ async def test_older_tables_are_migrated_while_old_clients_run(
         monkeypatch.undo()
         async with opened(postgres.url, schema) as again:
             assert await again.find("b") == job("b")
-    with psycopg.connect(postgres.url) as admin:
-        assert admin.execute(f"SELECT version, min_client FROM {schema}.meta").fetchall() == [(2, 1)]
-        assert admin.execute(f"SELECT note FROM {schema}.jobs").fetchall() == [("",), ("",)]
+    assert postgres.execute("SELECT version, min_client FROM meta", schema=schema) == [(2, 1)]
+    assert postgres.execute("SELECT note FROM jobs", schema=schema) == [("",), ("",)]
 
 
 @pytest.mark.slow
@@ -221,8 +213,7 @@ async def test_client_that_is_too_old_is_refused(postgres: Server) -> None:
     schema = new_schema()
     async with opened(postgres.url, schema) as ledger:
         await ledger.claim(job())
-    with psycopg.connect(postgres.url, autocommit=True) as admin:
-        admin.execute(f"UPDATE {schema}.meta SET min_client = {schema_module.CLIENT + 1}")
+    postgres.execute(f"UPDATE meta SET min_client = {CLIENT + 1}", schema=schema)
     for read_only in (False, True):
         said = await why_closed(postgres.url, schema, read_only=read_only)
         assert "written by a newer nanobanana_async" in said
@@ -247,7 +238,6 @@ async def test_ledger_can_be_opened_again_and_only_once_at_a_time(postgres: Serv
 async def test_dropped_tables_are_an_error_that_says_so(postgres: Server) -> None:
     schema = new_schema()
     async with opened(postgres.url, schema) as ledger:
-        with psycopg.connect(postgres.url, autocommit=True) as admin:
-            admin.execute(f"DROP SCHEMA {schema} CASCADE")
+        postgres.execute(f"DROP SCHEMA {schema} CASCADE")
         with pytest.raises(LedgerError, match="a table is missing: was the schema dropped"):
             await ledger.find("order-1")

@@ -12,13 +12,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import psycopg
 
 from nanobanana_async.ledger.postgres.leases import Lease
 
 USER = "postgres"
 PASSWORD = "s3cret/pa:ss"
 QUOTED_PASSWORD = "s3cret%2Fpa%3Ass"
-SHORT = Lease(beat_s=0.2, silence_s=1.2)
+SHORT = Lease(beat_s=0.25, silence_s=2.0)
 """A lease for tests that wait for its end."""
 
 
@@ -66,14 +69,20 @@ class Program:
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def url(self) -> str:
+        """Its URL."""
+        raise NotImplementedError
+
     def _start(self, *command: str) -> None:
+        """Start it, and wait until it answers."""
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, cwd=self.folder, user=server_user(), group=server_user()
             )
         deadline = time.perf_counter() + 20
         while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
+            with suppress(psycopg.OperationalError), psycopg.connect(self.url):
                 return
             if self._process.poll() is not None or time.perf_counter() > deadline:
                 raise RuntimeError((self.folder / "log").read_text())
@@ -121,6 +130,16 @@ class Server(Program):
     def crash(self) -> None:
         """End it without a shutdown: it recovers from its log at the next start."""
         self.stop(signal.SIGQUIT)
+
+    def execute(self, *statements: str, schema: str | None = None) -> list[tuple[Any, ...]]:
+        """Run statements, each in a transaction of its own; return the rows of the last one."""
+        cursor = None
+        with psycopg.connect(self.url, autocommit=True) as db:
+            if schema is not None:
+                db.execute(f"SET search_path TO {schema}".encode())
+            for statement in statements:
+                cursor = db.execute(statement.encode())
+            return cursor.fetchall() if cursor is not None and cursor.description is not None else []
 
     @property
     def url(self) -> str:

@@ -61,7 +61,7 @@ class Watch:
 
     def observe(self, beats: Iterable[Beat], now: float) -> list[Beat]:
         """Take note of all owners at the time of a beat of our own that got through; return those that are dead."""
-        if self._answered_at is not None and now - self._answered_at > self._gap_s:  # we were suspended, or busy for long
+        if self._answered_at is not None and now - self._answered_at > self._gap_s:
             self._seen.clear()
         self._answered_at = now
         seen, dead = self._seen, []

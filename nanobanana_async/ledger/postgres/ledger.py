@@ -53,7 +53,7 @@ class PostgresLedger(WriterLedger):
         patience_s: float = PATIENCE_S,
         lease: Lease | None = None,
     ) -> None:
-        self._url = PostgresUrl(url, schema)
+        self._url = PostgresUrl.parse(url, schema)
         self._read_only = read_only
         self._patience_s = as_number("patience_s", patience_s, most=MAX_PATIENCE_S)
         self._lease = lease or Lease()

@@ -8,6 +8,7 @@ from nanobanana_async.ledger.postgres.url import PostgresUrl
 
 # What the server or libpq says when a connection is refused -> what the user can do. Connections have no error codes.
 _CONNECT_ADVICE = (
+    (("starting up", "shutting down"), "the server is starting or stopping: repeat in a moment"),
     (
         ("password authentication failed", "no password supplied", "fe_sendauth"),
         "the server refuses the user or the password: check the user in the URL, and the password in ~/.pgpass,"

@@ -23,7 +23,7 @@ def is_postgres_url(text: object) -> bool:
     return isinstance(text, str) and _SCHEME.match(text.strip()) is not None
 
 
-@frozen(init=False)
+@frozen
 class PostgresUrl:
     """The URL of a server as libpq reads it, and the schema of one application in its database.
 
@@ -33,7 +33,9 @@ class PostgresUrl:
     url: str = field(repr=False)
     schema: str
 
-    def __init__(self, url: str, schema: str | None = None) -> None:
+    @classmethod
+    def parse(cls, url: str, schema: str | None = None) -> "PostgresUrl":
+        """Return the address in a text; raise `ConfigurationError`, which shows nothing of it, if it is none."""
         if not is_postgres_url(url) or "\0" in url:
             raise ConfigurationError(
                 "a PostgreSQL ledger needs a URL such as postgresql://user@host/database; keep the password in"
@@ -43,7 +45,7 @@ class PostgresUrl:
         if (named := _SCHEMA_OPTION.search(url)) is not None:
             url = _SCHEMA_OPTION.sub("", url).rstrip("?&")
             schema = schema or unquote(named[1])
-        self.__attrs_init__(url, _check_schema(SCHEMA if schema is None else schema))
+        return cls(url, _check_schema(SCHEMA if schema is None else schema))
 
     def __str__(self) -> str:
         text = self.masked_url
