@@ -52,10 +52,10 @@ class Session(Purchases, NoPlainWith):
     The constructor needs no running event loop; opening does. One task may open the session and another close it. A
     call from another event loop, thread or forked child raises `ConfigurationError` and has no other effect.
 
-    `gateway` defaults to the one named by the environment. `ledger` is a `Ledger` or the path of an SQLite file, which
-    stores each job before it is bought; the default is memory, which forgets a finished job unless the caller chose its
-    key. `max_credits` caps the credits of this session: the purchase that would exceed it raises `CreditLimitReached`
-    (a price above its estimate can exceed it, by one job).
+    `gateway` defaults to the one named by the environment. `ledger` is a `Ledger`, the path of an SQLite file or a URL
+    of PostgreSQL, which stores each job before it is bought; the default is memory, which forgets a finished job unless
+    the caller chose its key. `max_credits` caps the credits of this session: the purchase that would exceed it raises
+    `CreditLimitReached` (a price above its estimate can exceed it, by one job).
     `tls` is an `ssl.SSLContext` for your own certificate authorities, `proxy` the URL of a proxy, with credentials if
     needed; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. `http` is your own
     `aiohttp.ClientSession` (never closed; its connector makes all connections; it excludes the other three) or a fake

@@ -20,6 +20,7 @@ from nanobanana_async.cli.batch.command import BatchCommand
 from nanobanana_async.cli.demo import demonstrate
 from nanobanana_async.cli.generate_command import GenerateCommand
 from nanobanana_async.cli.jobs.command import job_commands
+from nanobanana_async.cli.ledger import ledger_commands
 from nanobanana_async.cli.logs import plain_logs
 from nanobanana_async.cli.options import FolderOption, Name, setting_message, usage_message
 from nanobanana_async.cli.signals import Interrupted, interrupted_by_signals, run_until_signal
@@ -239,4 +240,5 @@ app.command(GenerateCommand(_find_gateway).generate)
 app.command(BatchCommand(_find_gateway).batch)
 app.command(BalanceCommand(_find_gateway).balance)
 app.command(job_commands(_find_gateway))
+app.command(ledger_commands())
 app.command(webhook_commands(_find_gateway))

@@ -86,3 +86,24 @@ async def test_missing_ledger_is_an_error_and_not_created(commands: Commands) ->
     assert said.code == 2
     assert "there is no ledger in this schema" in said.err
     assert f"postgresql://postgres:***@127.0.0.1:{commands.url.rpartition(':')[2].partition('/')[0]}" in said.err
+
+
+async def test_migrate_creates_the_tables_and_check_names_the_owners(commands: Commands, postgres: Server) -> None:
+    assert (await commands("ledger", "check")).code == 2
+    migrated = await commands("ledger", "migrate")
+    assert (migrated.code, migrated.out.endswith(" is up to date\n")) == (0, True)
+    async with host("hold", postgres.url, commands.schema) as other:
+        assert await line(other) == "held"
+        checked = (await commands("ledger", "check")).out
+        assert f"owner 2: process {other.pid} on " in checked
+        assert "1 owner, 0 silent\n2 jobs, 0 unfinished without an owner" in checked
+        other.kill()
+        await asyncio.sleep(SHORT.silence_s + SHORT.beat_s)
+        assert "1 owner, 1 silent\n2 jobs, 2 unfinished without an owner" in (await commands("ledger", "check")).out
+
+
+async def test_ledger_commands_take_a_file_too(commands: Commands) -> None:
+    assert (await commands("ledger", "migrate", "--ledger", "jobs.sqlite")).out == "ledger jobs.sqlite is up to date\n"
+    assert (await commands("ledger", "check", "--ledger", "jobs.sqlite")).out.endswith(
+        "0 jobs, 0 unfinished without an owner\n"
+    )

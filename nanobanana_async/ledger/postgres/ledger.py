@@ -233,6 +233,10 @@ class PostgresLedger(WriterLedger):
         """Count the jobs by gateway and account. An account is `gateway:name`, or a fingerprint of the API key."""
         return await self._submit(listing.count_by_account)
 
+    async def owners(self) -> list[listing.OwnerFacts]:
+        """Return the owners of jobs, each a process that has the ledger open, or had it until a lease ago."""
+        return await self._submit(listing.owners)
+
     async def batch_prefixes(self) -> list[str]:
         """Return the prefixes of the keys of all named batches."""
         return await self._submit(listing.batch_prefixes)

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
+from attrs import frozen
+
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
 from nanobanana_async.ledger.postgres.columns import SELECTED, as_text, from_text, record_of
@@ -16,6 +18,10 @@ Page = tuple[int | None, list[JobRecord]]
 _SILENT = (
     "SELECT id FROM owners WHERE buried_by IS NULL AND id IS DISTINCT FROM %(me)s"
     " AND beat_at < clock_timestamp() - make_interval(secs => lease_s)"
+)
+_OWNERS = (
+    "SELECT id, host, process, client, beat_at < clock_timestamp() - make_interval(secs => lease_s)"
+    " FROM owners WHERE buried_by IS NULL ORDER BY id"
 )
 _ADOPTABLE_PARTS = (  # each has an index that returns its rows in order
     "state = 'pending' AND owner IS NULL",
@@ -62,6 +68,23 @@ def silent_owners(table: PostgresTable) -> Work[list[int]]:
     """Return the other owners that are not buried and have been silent for longer than their lease."""
     (rows,) = yield [Statement(_SILENT)]
     return [owner for (owner,) in rows]
+
+
+@frozen
+class OwnerFacts:
+    """Which process an owner is, and whether it has been silent for longer than its lease."""
+
+    number: int
+    host: str
+    process: int
+    client: str
+    is_silent: bool
+
+
+def owners(table: PostgresTable) -> Work[list[OwnerFacts]]:
+    """Return the owners that are not buried."""
+    (rows,) = yield [Statement(_OWNERS)]
+    return [OwnerFacts(*row) for row in rows]
 
 
 def adoptable_page(table: PostgresTable, account: str, silent: Sequence[int], after: int, limit: int) -> Work[Page]:
