@@ -180,7 +180,7 @@ def to_ledger(ledger: Ledger | str | os.PathLike[str] | PostgresUrl | None) -> L
         case str() | os.PathLike() | PostgresUrl():
             return ledger_at(ledger)
         case _:
-            check_kind("ledger", ledger, Ledger, "a ledger, the path of its file, such as 'jobs.sqlite', or its URL")
+            check_kind("ledger", ledger, Ledger, "a ledger or the path of its file, such as 'jobs.sqlite', or a URL")
             return ledger
 
 
