@@ -70,8 +70,8 @@ _SELECT_BY_TASK = (
     f"SELECT {SELECTED} FROM jobs AS j WHERE account = %(account)s AND task_id = %(task_id)s ORDER BY id DESC LIMIT 1"
 )
 _SELECT_TASK_HOLDER = (
-    "SELECT key FROM jobs WHERE account = %(account)s AND task_id = %(task_id)s AND key <> %(key)s"
-    " AND first_sent_at IS NOT NULL LIMIT 1"
+    f"SELECT u.key, j.key FROM {recordset(('key', 'account', 'task_id'))} JOIN jobs AS j"
+    " ON j.account = u.account AND j.task_id = u.task_id AND j.key <> u.key WHERE j.first_sent_at IS NOT NULL"
 )
 _COUNT_SLOTS_OF_OTHERS = (
     "SELECT count(*) FROM jobs WHERE account = %(account)s AND state IN ('submitting', 'running', 'uncertain')"
@@ -166,9 +166,9 @@ class PostgresTable:
     def _check_task_free(self, after: JobRecord) -> Work[None]:
         """Raise `TaskTaken` if the task id of `after` belongs to another job that was sent."""
         task = {"account": as_text(after.account), "task_id": none_or_text(after.task_id), "key": as_text(after.key)}
-        (holders,) = yield [Statement(_SELECT_TASK_HOLDER, task)]
+        (holders,) = yield [OneRow(_SELECT_TASK_HOLDER, task)]
         if holders and after.task_id is not None:
-            raise TaskTaken(after.task_id, from_text(holders[0][0]), key=after.key)
+            raise TaskTaken(after.task_id, from_text(holders[0][1]), key=after.key)
 
     def adopt(self, key: str) -> Work[Claim | None]:
         """Take ownership of an active job that has no living owner; return the stored record."""
