@@ -4,6 +4,7 @@ A flush is one transaction in one pipeline. It is repeated while the server is a
 ends. Whether a commit counted whose answer was lost is decided by reading again what the calls would have written.
 """
 
+import logging
 import os
 import socket
 import time
@@ -43,6 +44,9 @@ LOCK_TIMEOUT_S = 4.0
 FIRST_PAUSE_S = 0.05
 MAX_PAUSE_S = 1.0
 """The pauses between tries while the server is away double from the first to the longest."""
+
+# The driver warns of what it could not undo on a broken connection. Such an error is retried or raised here.
+logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
 _SETTINGS = (
     "SELECT set_config('search_path', %(search_path)s, true), set_config('synchronous_commit', %(commit)s, true),"
