@@ -1,7 +1,7 @@
 """A PostgreSQL server, and pgbouncer before it, in a temporary folder, for as long as tests need them."""
 
+import importlib.util
 import os
-import pwd
 import secrets
 import shutil
 import signal
@@ -14,8 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psycopg
-
 from nanobanana_async.ledger.postgres.leases import Lease
 
 USER = "postgres"
@@ -27,8 +25,12 @@ SHORT = Lease(beat_s=0.25, silence_s=2.0)
 
 def why_no_server() -> str | None:
     """Return why no server can be started here; None if one can."""
+    if importlib.util.find_spec("psycopg") is None:
+        return "psycopg is not installed (pip install 'nanobanana-async[postgres]')"
     if server_programs() is None:
         return "PostgreSQL is not installed (apt-get install postgresql)"
+    import pwd  # not on Windows
+
     with suppress(KeyError):
         pwd.getpwnam(server_user() or USER)
         return None
@@ -76,6 +78,8 @@ class Program:
 
     def _start(self, *command: str) -> None:
         """Start it, and wait until it answers."""
+        import psycopg
+
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, cwd=self.folder, user=server_user(), group=server_user()
@@ -133,6 +137,8 @@ class Server(Program):
 
     def execute(self, *statements: str, schema: str | None = None) -> list[tuple[Any, ...]]:
         """Run statements, each in a transaction of its own; return the rows of the last one."""
+        import psycopg
+
         cursor = None
         with psycopg.connect(self.url, autocommit=True) as db:
             if schema is not None:
