@@ -2,8 +2,9 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -145,6 +146,34 @@ async def test_buried_owner_goes_on_under_a_new_number(postgres: Server) -> None
         await ledger.open()
         assert (await ledger.claim(running())).is_ours
         await ledger.advance(running(), running().transition_to(JobState.SUCCEEDED))
+
+
+WRITES: dict[str, Callable[[PostgresLedger], Coroutine[Any, Any, object]]] = {
+    "claim": lambda ledger: ledger.claim(job("new")),
+    "claim of a free job": lambda ledger: ledger.claim(job("free")),
+    "advance": lambda ledger: ledger.advance(running(), running().transition_to(JobState.SUCCEEDED)),
+    "adopt": lambda ledger: ledger.adopt("free"),
+    "release": lambda ledger: ledger.release("order-1"),
+    "remember": lambda ledger: ledger.remember("mine", "{}"),
+    "notify": lambda ledger: ledger.notify_owner("order-1", "t1"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", WRITES)
+async def test_nothing_is_written_by_a_buried_owner(postgres: Server, write: str) -> None:
+    schema = new_schema()
+    async with opened(postgres.url, schema, Lease()) as ledger:  # its next beat is far away
+        await ledger.claim(running())
+        await ledger.claim(job("free"))
+        await ledger.release("free")
+        postgres.execute("UPDATE owners SET buried_by = 99", schema=schema)
+        rows = "SELECT (SELECT json_agg(j ORDER BY id)::text FROM jobs AS j), (SELECT count(*) FROM learned)"
+        before = postgres.execute(rows, schema=schema)
+        with pytest.raises(OwnershipLost):
+            await WRITES[write](ledger)
+        assert postgres.execute(rows, schema=schema) == before
+        assert await ledger.find("order-1") == running()
 
 
 @pytest.mark.slow

@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from nanobanana_async import ApiMall, Session
 from nanobanana_async.errors import ConfigurationError, LedgerError
+from nanobanana_async.ledger.location import as_location
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.postgres.schema import CLIENT, Step, Tables, current_tables
 from nanobanana_async.ledger.postgres.url import PostgresUrl
@@ -58,6 +60,14 @@ def test_anything_but_a_url_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(ConfigurationError, match="needs a URL such as") as caught:
         PostgresLedger(url)
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["postgresql+asyncpg://fox:s3cret@db/spring", "postgres:/fox:s3cret@db/spring"])
+def test_url_with_a_slip_is_not_taken_for_a_path(url: str) -> None:
+    for take in (lambda: Session(ApiMall(api_key="k"), ledger=url), lambda: as_location("--ledger", url)):
+        with pytest.raises(ConfigurationError, match="needs a URL such as") as caught:
+            take()
+        assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("schema", ["", "x" * 64, "pg_mine", "public", "a\0b", "information_schema"])

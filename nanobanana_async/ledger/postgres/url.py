@@ -13,14 +13,15 @@ SCHEMA = "nanobanana"
 MAX_SCHEMA_BYTES = 63  # PostgreSQL cuts longer names off, so that two applications would share one schema
 
 _SCHEME = re.compile(r"postgres(ql)?://", re.IGNORECASE)
+_ALMOST = re.compile(r"postgres(ql)?(\+\w+)?:", re.IGNORECASE)  # no path begins so, and it may hold a password
 _SECRETS = re.compile(r"(?<![a-z])((?:ssl)?password|sslkey)=[^&#\s]*", re.IGNORECASE)
 _SCHEMA_OPTION = re.compile(r"(?<=[?&])schema=([^&#]*)&?")
 _HIDDEN = "***"
 
 
 def is_postgres_url(text: object) -> bool:
-    """Return whether a text is the URL of a PostgreSQL server."""
-    return isinstance(text, str) and _SCHEME.match(text.strip()) is not None
+    """Return whether a text is the URL of a PostgreSQL server, or was meant to be: `parse` then says what is wrong."""
+    return isinstance(text, str) and _ALMOST.match(text.strip()) is not None
 
 
 @frozen
@@ -36,10 +37,10 @@ class PostgresUrl:
     @classmethod
     def parse(cls, url: str, schema: str | None = None) -> "PostgresUrl":
         """Return the address in a text; raise `ConfigurationError`, which shows nothing of it, if it is none."""
-        if not is_postgres_url(url) or "\0" in url:
+        if not isinstance(url, str) or not _SCHEME.match(url.strip()) or "\0" in url:
             raise ConfigurationError(
-                "a PostgreSQL ledger needs a URL such as postgresql://user@host/database; keep the password in"
-                " ~/.pgpass or PGPASSWORD"
+                "a PostgreSQL ledger needs a URL such as postgresql://user@host/database, without the name of a driver;"
+                " keep the password in ~/.pgpass or PGPASSWORD"
             )
         url = url.strip()
         if (named := _SCHEMA_OPTION.search(url)) is not None:
