@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import accounts, accounts_real, batch, callbacks, cpu, fleet, ledger, limit, simulated
+from benchmarks import accounts, accounts_real, batch, callbacks, cpu, fleet, ledger, limit, postgres, simulated
 from benchmarks.limit import Moving
 from benchmarks.plot_run import draw_moving
 from benchmarks.report import Section, print_section, write_section
@@ -54,6 +54,10 @@ def _ledger(asked: argparse.Namespace) -> Section:
     return ledger.section(seeds=1 if asked.quick else asked.seeds, quick=asked.quick)
 
 
+def _postgres(asked: argparse.Namespace) -> Section:
+    return postgres.section(seeds=1 if asked.quick else asked.seeds, quick=asked.quick)
+
+
 PARTS: Mapping[str, Callable[[argparse.Namespace], Section]] = {
     "simulated": _simulated,
     "limit": _limit,
@@ -63,6 +67,7 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], Section]] = {
     "callbacks": _callbacks,
     "cpu": _cpu,
     "ledger": _ledger,
+    "postgres": _postgres,
     "fleet": _fleet,
 }
 

@@ -19,6 +19,7 @@ from benchmarks.measured import Fleet, medians
 from benchmarks.races import Race, run_wave
 from benchmarks.report import Cell, Check, Section, Table
 from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.columns import identity_values, progress_values
 from nanobanana_async.ledger.file import current_schema, open_writable
 from nanobanana_async.ledger.sqlite import SqliteLedger
@@ -53,7 +54,7 @@ def _moves(record: JobRecord) -> Iterator[tuple[JobRecord, JobRecord]]:
         yield before, record
 
 
-async def _live(ledger: SqliteLedger, jobs: int, prefix: str) -> None:
+async def _live(ledger: Ledger, jobs: int, prefix: str) -> None:
     for number in range(jobs):
         record = _job(f"{prefix}-{number}")
         await ledger.claim(record)
@@ -61,7 +62,8 @@ async def _live(ledger: SqliteLedger, jobs: int, prefix: str) -> None:
             await ledger.advance(before, after)
 
 
-async def _rate(ledger: SqliteLedger, writers: int, jobs: int, name: str) -> float:
+async def rate_of(ledger: Ledger, writers: int, jobs: int, name: str) -> float:
+    """Return how many transitions a second so many writers make, with so many jobs each."""
     begun = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for writer in range(writers):
@@ -158,13 +160,13 @@ async def _fleet(*, seeds: int, quick: bool) -> tuple[Table, list[Check]]:
 async def _measure(folder: Path, *, jobs: int, seeds: int) -> Section:
     bare = _bare_commits(folder / "bare.sqlite", 2000)
     async with _opened(folder / "small.sqlite") as ledger:
-        alone = await _rate(ledger, 1, 250, "alone")
-        together = [await _rate(ledger, WRITERS, 25, f"small-{seed}") for seed in range(seeds)]
+        alone = await rate_of(ledger, 1, 250, "alone")
+        together = [await rate_of(ledger, WRITERS, 25, f"small-{seed}") for seed in range(seeds)]
     large = folder / "large.sqlite"
     _fill(large, jobs)
     times = await _large(large)
     async with _opened(large) as ledger:
-        grown = [await _rate(ledger, WRITERS, 25, f"large-{seed}") for seed in range(seeds)]
+        grown = [await rate_of(ledger, WRITERS, 25, f"large-{seed}") for seed in range(seeds)]
         begun = time.perf_counter()
         pruned = await ledger.prune(NOON + timedelta(days=1))
         prune_s = time.perf_counter() - begun

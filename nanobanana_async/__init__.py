@@ -45,14 +45,16 @@ if TYPE_CHECKING:
     from nanobanana_async.gateways.defapi import DefApi
     from nanobanana_async.handle import Job
     from nanobanana_async.jobs import JobState
-    from nanobanana_async.ledger.base import Ledger
+    from nanobanana_async.ledger.base import Ledger, OwnershipLost
     from nanobanana_async.ledger.memory import MemoryLedger
+    from nanobanana_async.ledger.postgres.ledger import PostgresLedger
     from nanobanana_async.ledger.sqlite import SqliteLedger
     from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, Resolution
     from nanobanana_async.policy.concurrency import ConcurrencyPolicy
     from nanobanana_async.policy.polling import PollPolicy
     from nanobanana_async.policy.retry import RetryPolicy
     from nanobanana_async.session import Session
+    from nanobanana_async.session_portal import SessionPortal, portal
     from nanobanana_async.stats import SessionStats
 else:
     _NAMES_OF_MODULES = {
@@ -92,8 +94,9 @@ else:
         "gateways.defapi": ("DefApi",),
         "handle": ("Job",),
         "jobs": ("JobState",),
-        "ledger.base": ("Ledger",),
+        "ledger.base": ("Ledger", "OwnershipLost"),
         "ledger.memory": ("MemoryLedger",),
+        "ledger.postgres.ledger": ("PostgresLedger",),
         "ledger.sqlite": ("SqliteLedger",),
         "models": (
             "GeneratedImage",
@@ -105,6 +108,7 @@ else:
         "policy.polling": ("PollPolicy",),
         "policy.retry": ("RetryPolicy",),
         "session": ("Session",),
+        "session_portal": ("SessionPortal", "portal"),
         "stats": ("SessionStats",),
     }
     _MODULES = {name: module for module, names in _NAMES_OF_MODULES.items() for name in names}
@@ -161,7 +165,9 @@ __all__ = [
     "MemoryLedger",
     "NanoBananaError",
     "Outcome",
+    "OwnershipLost",
     "PollPolicy",
+    "PostgresLedger",
     "PromptBlocked",
     "RateLimited",
     "Resolution",
@@ -169,6 +175,7 @@ __all__ = [
     "SaveError",
     "Session",
     "SessionClosed",
+    "SessionPortal",
     "SessionStats",
     "SqliteLedger",
     "TaskNotFound",
@@ -176,5 +183,6 @@ __all__ = [
     "TransportError",
     "UnexpectedResponse",
     "__version__",
+    "portal",
     "sweep",
 ]

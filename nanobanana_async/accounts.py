@@ -1,7 +1,6 @@
 """How a ledger identifies accounts, and the advice for a job that belongs to another one."""
 
 import hashlib
-from pathlib import Path
 
 from nanobanana_async.commands import jobs_command, quoted
 from nanobanana_async.jobs import JobRecord
@@ -17,7 +16,7 @@ def account_fingerprint(gateway: str, api_key: str) -> str:
     return hashlib.sha256(f"nanobanana_async:{gateway}:{api_key}".encode()).hexdigest()[:24]
 
 
-def account_conflict(record: JobRecord, gateway: str, account: str, ledger: Path | None = None) -> str:
+def account_conflict(record: JobRecord, gateway: str, account: str, ledger: object | None = None) -> str:
     """Return the message for a job of another account, with the ways to continue without a second purchase."""
     belongs = f"job {record.key} belongs to another account"
     if record.gateway != gateway:
@@ -26,8 +25,8 @@ def account_conflict(record: JobRecord, gateway: str, account: str, ledger: Path
     return f"{belongs}, {record.account}, and this session has account {account}. {advice}"
 
 
-def account_advice(gateway: str, old: str, new: str, ledger: Path | None) -> str:
-    """Return how to continue the jobs of another account of the same gateway, whose file is `ledger`."""
+def account_advice(gateway: str, old: str, new: str, ledger: object | None) -> str:
+    """Return how to continue the jobs of another account of the same gateway, in `ledger`."""
     hand_over = f"`{jobs_command('hand-over', '--from', old, '--to', new, ledger=ledger)}`"
     name = old.removeprefix(f"{gateway}:")
     if name != old:

@@ -33,8 +33,11 @@ def command_line(*words: str) -> str:
     return " ".join((program(), *map(quoted, (*SETTINGS_OPTIONS.get(), *words))))
 
 
-def jobs_command(name: str = "", *options: str, ledger: Path | None, names: Sequence[str] = ()) -> str:
-    """Return a command of `nanobanana jobs` on this ledger, for the jobs with these keys or task ids."""
+def jobs_command(name: str = "", *options: str, ledger: object | None, names: Sequence[str] = ()) -> str:
+    """Return a command of `nanobanana jobs` on this ledger, for the jobs with these keys or task ids.
+
+    The ledger is the path of its file, or a URL whose text has no password.
+    """
     command = ("jobs", name) if name else ("jobs",)
     if ledger is not None:
         options = (*options, "--ledger", as_value(ledger))
@@ -43,13 +46,13 @@ def jobs_command(name: str = "", *options: str, ledger: Path | None, names: Sequ
     return command_line(*command, *names, *options)
 
 
-def resolve_command(ledger: Path | None, key: str = "KEY", options: Sequence[str] = ()) -> str:
+def resolve_command(ledger: object | None, key: str = "KEY", options: Sequence[str] = ()) -> str:
     """Return the command that resolves an uncertain job. It is refused as it is: the decision may cost money."""
     # No alternatives in it: a shell would take "a|b" for a pipe, and resolve the job as a.
     return jobs_command("resolve", "--as", "DECISION", *options, ledger=ledger, names=[key])
 
 
-def resolve_advice(ledger: Path | None, key: str = "KEY", options: Sequence[str] = ()) -> str:
+def resolve_advice(ledger: object | None, key: str = "KEY", options: Sequence[str] = ()) -> str:
     """Return how to resolve an uncertain job."""
     command = resolve_command(ledger, key, options)
     return (
@@ -69,8 +72,8 @@ def same_command(option: str) -> str:
     return " ".join((program(), *map(quoted, arguments), *([] if option in arguments else [option])))
 
 
-def as_value(path: Path | str) -> str:
-    """Return a path as the value of an option, which it does not look like."""
+def as_value(path: object) -> str:
+    """Return a path or a URL as the value of an option, which it does not look like."""
     text = str(path)
     return f"./{text}" if text.startswith("-") else text
 

@@ -29,6 +29,7 @@ from nanobanana_async.images.addresses import (
 )
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.prices import parse_credits
@@ -58,7 +59,7 @@ def wrong_gateway_error(gateway: object) -> ConfigurationError | None:
 def make_components(
     gateway: Gateway,
     *,
-    ledger: Ledger | str | os.PathLike[str] | None,
+    ledger: Ledger | str | os.PathLike[str] | PostgresUrl | None,
     concurrency: ConcurrencyPolicy | None,
     polling: PollPolicy | None,
     retry: RetryPolicy | None,

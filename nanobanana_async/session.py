@@ -34,6 +34,7 @@ from nanobanana_async.images.target import SaveTarget, as_target
 from nanobanana_async.jobs import JobSnapshot, JobState
 from nanobanana_async.keys import batch_key_prefix, key_for_task, validate_task_id
 from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.loop_guard import NoPlainWith
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
@@ -52,10 +53,10 @@ class Session(Purchases, NoPlainWith):
     The constructor needs no running event loop; opening does. One task may open the session and another close it. A
     call from another event loop, thread or forked child raises `ConfigurationError` and has no other effect.
 
-    `gateway` defaults to the one named by the environment. `ledger` is a `Ledger` or the path of an SQLite file, which
-    stores each job before it is bought; the default is memory, which forgets a finished job unless the caller chose its
-    key. `max_credits` caps the credits of this session: the purchase that would exceed it raises `CreditLimitReached`
-    (a price above its estimate can exceed it, by one job).
+    `gateway` defaults to the one named by the environment. `ledger` is a `Ledger`, the path of an SQLite file or a URL
+    of PostgreSQL, which stores each job before it is bought; the default is memory, which forgets a finished job unless
+    the caller chose its key. `max_credits` caps the credits of this session: the purchase that would exceed it raises
+    `CreditLimitReached` (a price above its estimate can exceed it, by one job).
     `tls` is an `ssl.SSLContext` for your own certificate authorities, `proxy` the URL of a proxy, with credentials if
     needed; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. `http` is your own
     `aiohttp.ClientSession` (never closed; its connector makes all connections; it excludes the other three) or a fake
@@ -68,7 +69,7 @@ class Session(Purchases, NoPlainWith):
         self,
         gateway: Gateway | None = None,
         *,
-        ledger: Ledger | str | os.PathLike[str] | None = None,
+        ledger: Ledger | str | os.PathLike[str] | PostgresUrl | None = None,
         concurrency: ConcurrencyPolicy | None = None,
         polling: PollPolicy | None = None,
         retry: RetryPolicy | None = None,

@@ -18,7 +18,7 @@ from aiohttp import ClientResponse
 from aioresponses import aioresponses as AioResponses  # noqa: N812
 from hypothesis import settings
 
-pytest_plugins = ["nanobanana_async.emulator.fixtures"]
+pytest_plugins = ["nanobanana_async.emulator.fixtures", "tests.support.postgres_fixtures"]
 
 # Each worker and each of the hundreds of processes that tests start would compile the package again.
 sys.dont_write_bytecode = False

@@ -82,6 +82,7 @@ GUESTS = {
     "tqdm": frozenset({"batch"}),
     "opentelemetry": frozenset({"otel"}),
     "sqlite3": frozenset({"ledger"}),
+    "psycopg": frozenset({"ledger"}),
     "PIL": frozenset({"emulator", "images"}),
     "obstore": frozenset({"images"}),
     "pytest": frozenset({"emulator", "testing"}),

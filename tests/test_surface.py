@@ -27,7 +27,9 @@ PUBLIC = {
     "Ledger",
     "MemoryLedger",
     "Outcome",
+    "OwnershipLost",
     "PollPolicy",
+    "PostgresLedger",
     "Resolution",
     "RetryPolicy",
     "Session",
@@ -75,6 +77,7 @@ HEAVY = (
     "opentelemetry",
     "IPython",
     "obstore",
+    "psycopg",
     "nanobanana_async.emulator",
     "nanobanana_async.cli",
 )

@@ -126,6 +126,7 @@ for _name, _attribute in {
     "batch": "batch.command:batch",
     "balance": "balance:balance",
     "jobs": "jobs.command:jobs",
+    "ledger": "ledger:ledger",
     "webhooks": "webhooks:webhooks",
     "config": "settings.command:config",
 }.items():  # imported when the command is used: the others, the emulator and the report take longer than most commands

@@ -5,7 +5,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 
 from attrs import field, frozen
 from rich.console import Console
@@ -23,12 +22,11 @@ from nanobanana_async import (
     NanoBananaError,
     Outcome,
     Session,
-    SqliteLedger,
 )
 from nanobanana_async.batch.rows import Row
 from nanobanana_async.cli.display import JobsDisplay, shorten
 from nanobanana_async.cli.jobs.actions import open_read_only
-from nanobanana_async.cli.open_runs import OpenRun, fingerprint
+from nanobanana_async.cli.open_runs import OpenRun, fingerprint, runs_beside
 from nanobanana_async.cli.options import DEFAULT_LEDGER, check_output, fetch_command, in_cli_words
 from nanobanana_async.cli.purchase_notes import Continued, delivered_before_note, summary
 from nanobanana_async.cli.result_lines import ResultLines, missing_images_sentence
@@ -42,6 +40,7 @@ from nanobanana_async.images.names import safe_name, slug
 from nanobanana_async.images.target import Target
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.keys import generate_key
+from nanobanana_async.ledger.location import Location, ledger_at
 
 TICK_S = 0.25
 MAX_KEYS = 5  # in a command that a message names
@@ -54,7 +53,7 @@ class GeneratePlan:
     requests: Sequence[ImageRequest]
     target: Target | None = None
     sidecar: bool = False
-    ledger: Path | None = None
+    ledger: Location | None = None
     """None: in memory, for an emulator that ends with the command."""
     timeout: float | None = None
     concurrency: ConcurrencyPolicy = field(factory=ConcurrencyPolicy)
@@ -76,7 +75,7 @@ class GenerateRun:
             console, self._display.print_note, self._display.count_unended_purchases, rehearsal=rehearsal
         )
         self._lines = ResultLines(console)
-        self._ledger = None if plan.ledger is None else SqliteLedger(plan.ledger)
+        self._ledger = None if plan.ledger is None else ledger_at(plan.ledger)
         self._open_run: OpenRun | None = None
         self._keys: Sequence[str] = ()
         self._continued = Continued()
@@ -116,8 +115,8 @@ class GenerateRun:
             trust_env=True,
         )
         try:
-            if plan.ledger is not None and plan.ledger == DEFAULT_LEDGER:
-                await asyncio.to_thread(make_folder, plan.ledger.parent)
+            if plan.ledger is not None and runs_beside(plan.ledger).parent == DEFAULT_LEDGER.parent:
+                await asyncio.to_thread(make_folder, DEFAULT_LEDGER.parent)
             await session.open()
         except LedgerError as error:
             raise ConfigurationError(f"{error}; --ledger names another file") from None
@@ -139,7 +138,9 @@ class GenerateRun:
         prints = [fingerprint(self._gateway, request) for request in registered]
         try:
             ledger_id = hashlib.sha256(await self._ledger.callback_secret()).hexdigest()[:16]
-            run = await asyncio.to_thread(OpenRun, self._ledger.path, ledger_id, prints, buy_again=plan.buy_again)
+            run = await asyncio.to_thread(
+                OpenRun, runs_beside(plan.ledger), ledger_id, prints, buy_again=plan.buy_again
+            )
         except OSError as error:
             raise _unwritable(plan.ledger, error) from None
         self._open_run = run
@@ -296,5 +297,7 @@ class GenerateRun:
             yield f"{plural(unbought, 'prompt')} not bought" if some else "nothing was bought"
 
 
-def _unwritable(ledger: Path | None, error: OSError) -> ConfigurationError:
-    return ConfigurationError(why_unwritable(ledger or "", error, or_else="name another file with --ledger"))
+def _unwritable(ledger: Location | None, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        why_unwritable(runs_beside(ledger) if ledger else "", error, or_else="name another file with --ledger")
+    )

@@ -22,7 +22,7 @@ from nanobanana_async.cli.options import (
     ExtraOption,
     Flag,
     GatewayFinder,
-    LedgerFile,
+    LedgerOption,
     Name,
     TargetOption,
     Timeout,
@@ -67,7 +67,7 @@ class GenerateCommand:
         max_requests_per_minute: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_REQUESTS_PER_MINUTE")] = None,
         timeout: Timeout = None,
         ordered: Flag = False,
-        ledger: LedgerFile = DEFAULT_LEDGER,
+        ledger: LedgerOption = DEFAULT_LEDGER,
         buy_again: Flag = False,
     ) -> int:
         """Generate images for all prompts concurrently and print their URLs, or with -o the paths of the saved files.
@@ -124,7 +124,7 @@ class GenerateCommand:
         ordered
             Print results in the order of the prompts instead of the order in which they end.
         ledger
-            The ledger file.
+            The ledger: a file, or postgresql://user@host/database.
         buy_again
             Buy new images although an earlier run of the command did not end; `nanobanana jobs fetch` fetches its
             images.

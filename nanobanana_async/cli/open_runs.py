@@ -21,9 +21,10 @@ from attrs import frozen
 from cattrs import BaseValidationError, structure
 
 from nanobanana_async import ConfigurationError, Gateway, ImageRequest
-from nanobanana_async.commands import jobs_command
+from nanobanana_async.cli.options import DEFAULT_LEDGER
 from nanobanana_async.file_locks import try_lock, wait_for_lock
 from nanobanana_async.images.files import sync_folder
+from nanobanana_async.ledger.location import Location
 from nanobanana_async.models import without_transient_parts
 
 _JOBS, _LOCK = ".json", ".lock"
@@ -35,6 +36,17 @@ def fingerprint(gateway: Gateway, request: ImageRequest) -> str:
         (gateway.name.encode(), gateway.base_url.encode(), gateway.encode(without_transient_parts(request)))
     )
     return hashlib.sha256(whole).hexdigest()[:32]
+
+
+def runs_beside(ledger: Location) -> Path:
+    """Return the path beside which the runs are remembered: of the ledger's file, or for a URL one of this user.
+
+    Runs on a server are remembered by the host that began them.
+    """
+    if isinstance(ledger, Path):
+        return ledger
+    name = hashlib.sha256(str(ledger).encode()).hexdigest()[:16]
+    return DEFAULT_LEDGER.with_name(f"postgresql-{name}")
 
 
 class OpenRun:

@@ -17,7 +17,8 @@ from nanobanana_async.extra import value_of_text
 from nanobanana_async.gateways import registry
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.images.target import Target, as_target
-from nanobanana_async.validators import as_file, as_folder
+from nanobanana_async.ledger.location import Location, as_location
+from nanobanana_async.validators import as_folder
 
 Name = registry.GatewayName
 GatewayName = Annotated[Name | None, Parameter(env_var="NANOBANANA_GATEWAY")]
@@ -41,11 +42,26 @@ def _to_target(_: Any, tokens: Sequence[Token]) -> Target:
     return target
 
 
-def _to_ledger(_: Any, tokens: Sequence[Token]) -> Path:
-    return as_file("--ledger", tokens[0].value)
+def _to_ledger(_: Any, tokens: Sequence[Token]) -> Location:
+    return as_location("--ledger", tokens[0].value)
 
 
-LedgerFile = Annotated[Path, Parameter(name="--ledger", env_var="NANOBANANA_LEDGER", converter=_to_ledger)]
+def _one_value(_: Any, text: str, **__: Any) -> list[str]:
+    return [text]  # paths would be split at colons, which a URL has
+
+
+LedgerOption = Annotated[
+    Location,
+    Parameter(
+        name="--ledger",
+        env_var="NANOBANANA_LEDGER",
+        env_var_split=_one_value,
+        converter=_to_ledger,
+        accepts_keys=False,
+        n_tokens=1,
+    ),
+]
+"""The path of a ledger's file, or the URL of a PostgreSQL server."""
 
 DEFAULT_LEDGER = platformdirs.user_state_path("nanobanana", appauthor=False) / "jobs.sqlite"
 """The ledger of `generate` and `jobs`: one for this user, wherever the commands are run."""
@@ -215,7 +231,7 @@ def setting_message(error: ConfigurationError | InvalidRequest) -> str:
     return f"{option}{space}{rest}"
 
 
-def fetch_options(ledger: Path | None, gateway: str | None, base_url: str | None) -> list[str]:
+def fetch_options(ledger: Location | None, gateway: str | None, base_url: str | None) -> list[str]:
     """Return the options with which `jobs fetch` reaches the same ledger and gateway."""
     options = {
         "--ledger": None if ledger is None or ledger == DEFAULT_LEDGER else as_value(ledger),

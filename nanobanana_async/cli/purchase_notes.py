@@ -6,12 +6,13 @@ from decimal import Decimal
 
 from attrs import field, frozen
 
-from nanobanana_async import Gateway, GenerationResult, JobState, SqliteLedger
+from nanobanana_async import Gateway, GenerationResult, JobState
 from nanobanana_async.cli.open_runs import OpenRun, fingerprint
 from nanobanana_async.cli.options import DEFAULT_LEDGER
 from nanobanana_async.commands import jobs_command
 from nanobanana_async.formatting import age, credit_count, duration, plural
 from nanobanana_async.jobs import JobRecord
+from nanobanana_async.ledger.base import StoredLedger
 
 EARLIER_JOBS = 500
 """How many of the newest jobs are compared with the requests, to say which were bought before."""
@@ -26,7 +27,7 @@ class Continued:
     note: str = field(default="")
 
     @classmethod
-    async def read(cls, ledger: SqliteLedger, run: OpenRun) -> "Continued":
+    async def read(cls, ledger: StoredLedger, run: OpenRun) -> "Continued":
         """Read the jobs that a run continues."""
         records = [record for key in run.keys if (record := await ledger.find(key)) is not None]
         bought = [record for record in records if record.possibly_bought]
@@ -44,7 +45,7 @@ class Continued:
 
 
 async def delivered_before_note(
-    ledger: SqliteLedger, gateway: Gateway, prints: Collection[str], own: Collection[str]
+    ledger: StoredLedger, gateway: Gateway, prints: Collection[str], own: Collection[str]
 ) -> str | None:
     """Return a note if requests with these fingerprints were bought before, by jobs with keys that are not our own."""
     earlier = [
@@ -56,7 +57,7 @@ async def delivered_before_note(
     if not earlier:
         return None
     ago = age(earlier[0].created_at, datetime.now(UTC))
-    command = jobs_command(ledger=None if ledger.path == DEFAULT_LEDGER else ledger.path)
+    command = jobs_command(ledger=None if ledger.location == str(DEFAULT_LEDGER) else ledger.location)
     return (
         f"bought before, last {ago} ago as job {earlier[0].key}: this buys another; `{command}` lists the earlier ones"
     )

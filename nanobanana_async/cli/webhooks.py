@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nanobanana_async import ConfigurationError, Gateway, SqliteLedger
+from nanobanana_async import ConfigurationError, Gateway
 from nanobanana_async.cli.find_gateway import find_gateway
 from nanobanana_async.cli.jobs.actions import require_ledger
 from nanobanana_async.cli.jobs.consent import confirm, print_note
-from nanobanana_async.cli.options import DEFAULT_LEDGER, BaseUrl, Flag, GatewayFinder, GatewayName, LedgerFile, Yes
+from nanobanana_async.cli.options import DEFAULT_LEDGER, BaseUrl, Flag, GatewayFinder, GatewayName, LedgerOption, Yes
 from nanobanana_async.commands import command_line
 from nanobanana_async.config import Timeouts
 from nanobanana_async.connections import make_connections
@@ -29,6 +29,7 @@ from nanobanana_async.formatting import plural
 from nanobanana_async.gateways.capabilities import MAX_WEBHOOKS_READ, HasWebhooks, Webhook
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.ledger.location import Location, ledger_at
 from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.loop_guard import LoopGuard
 from nanobanana_async.models import shorten
@@ -66,7 +67,7 @@ class _Commands:
     def webhooks(
         self,
         *extra: Annotated[str, Parameter(show=False)],
-        ledger: LedgerFile = DEFAULT_LEDGER,
+        ledger: LedgerOption = DEFAULT_LEDGER,
         json: Flag = False,
         gateway: GatewayName = None,
         base_url: BaseUrl = None,
@@ -117,7 +118,7 @@ class _Commands:
         self,
         *ids: str,
         all_of_ours: Flag = False,
-        ledger: LedgerFile = DEFAULT_LEDGER,
+        ledger: LedgerOption = DEFAULT_LEDGER,
         yes: Yes = False,
         gateway: GatewayName = None,
         base_url: BaseUrl = None,
@@ -173,7 +174,7 @@ class _Commands:
 
 
 @asynccontextmanager
-async def _opened(gateway: Gateway, path: Path) -> AsyncIterator[Webhooks]:
+async def _opened(gateway: Gateway, path: Location) -> AsyncIterator[Webhooks]:
     """Open the connections, and the ledger if its file is there: without it no webhook is ours."""
     if not isinstance(gateway, HasWebhooks):
         raise ConfigurationError(f"{gateway.name} has no webhooks of an account: nothing is to be listed or removed")
@@ -196,11 +197,12 @@ async def _opened(gateway: Gateway, path: Path) -> AsyncIterator[Webhooks]:
         await transport.aclose()
 
 
-def _ledger_of(path: Path) -> Ledger:
-    return SqliteLedger(path) if path.expanduser().is_file() else MemoryLedger()
+def _ledger_of(path: Location) -> Ledger:
+    exists = not isinstance(path, Path) or path.expanduser().is_file()
+    return ledger_at(path) if exists else MemoryLedger()
 
 
-async def _fetch(gateway: Gateway, path: Path) -> Sequence[_Listed]:
+async def _fetch(gateway: Gateway, path: Location) -> Sequence[_Listed]:
     async with _opened(gateway, path) as webhooks:
         listed: list[_Listed] = []
         for webhook, account in await webhooks.fetch_with_accounts():
@@ -210,7 +212,7 @@ async def _fetch(gateway: Gateway, path: Path) -> Sequence[_Listed]:
         return listed
 
 
-async def _remove(gateway: Gateway, path: Path, chosen: Sequence[_Listed]) -> int:
+async def _remove(gateway: Gateway, path: Location, chosen: Sequence[_Listed]) -> int:
     async with _opened(gateway, path) as webhooks:
         return sum([await webhooks.remove(each.webhook.id) for each in chosen])
 

@@ -30,7 +30,7 @@ from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import JobRecord, JobState, has_failed_with
 from nanobanana_async.ledger.base import Claim
-from nanobanana_async.ledger.sqlite import SqliteLedger
+from nanobanana_async.ledger.stored import WriterLedger
 from nanobanana_async.models import difference, same_request
 
 # How often the ledger is read for the state of a job that another owner follows.
@@ -59,7 +59,7 @@ class Claims:
         self._poller = poller
         self._estimates = estimates
         self._clock = clock
-        self.ledger_file = store.ledger.path if isinstance(store.ledger, SqliteLedger) else None
+        self.ledger_location = store.ledger.location if isinstance(store.ledger, WriterLedger) else None
 
     async def claim(self, job: TrackedJob) -> Next:
         """Store the job, or adopt the job that the ledger has under its key.
@@ -166,7 +166,7 @@ class Claims:
             await self._store.ledger.release(wanted.key)
 
     def _account_conflict_error(self, known: JobRecord, wanted: JobRecord) -> IdempotencyConflict:
-        why = account_conflict(known, wanted.gateway, wanted.account, self.ledger_file)
+        why = account_conflict(known, wanted.gateway, wanted.account, self.ledger_location)
         return IdempotencyConflict(why, key=known.key, safe_to_repeat=False)
 
     def _apply_claim(self, job: TrackedJob, claim: Claim, wanted: JobRecord | None = None) -> Next:
@@ -200,7 +200,7 @@ class Claims:
     def check_account(self, record: JobRecord) -> None:
         """Raise `ConfigurationError` for a job of another account: this account could buy it a second time."""
         if record.account != self._gateway.account:
-            why = account_conflict(record, self._gateway.name, self._gateway.account, self.ledger_file)
+            why = account_conflict(record, self._gateway.name, self._gateway.account, self.ledger_location)
             raise ConfigurationError(why, key=record.key, safe_to_repeat=is_safe_to_repeat(record, Phase.KNOWN))
 
     def check_same_purchase(self, known: JobRecord, wanted: JobRecord) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from attrs import evolve
@@ -88,11 +87,11 @@ def why_in_doubt(error: NanoBananaError, record: JobRecord, decision: RetryDecis
     return failure
 
 
-def candidates_hint(record: JobRecord, ledger_file: Path | None) -> str:
+def candidates_hint(record: JobRecord, ledger: object | None) -> str:
     """Return how to see the tasks that could be an uncertain job; nothing if none is known."""
     if not record.candidates:
         return ""
     listed = ", ".join(candidate.task_id for candidate in record.candidates[:MOST_CANDIDATES_NAMED])
-    if ledger_file is not None:
-        listed = f"`{jobs_command('show', ledger=ledger_file, names=[record.key])}` lists them"
+    if ledger is not None:
+        listed = f"`{jobs_command('show', ledger=ledger, names=[record.key])}` lists them"
     return f"; {plural(len(record.candidates), 'task')} could be it: {listed}"

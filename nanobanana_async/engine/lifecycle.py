@@ -35,8 +35,9 @@ from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.transport import AiohttpTransport
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.ledger.location import ledger_at
 from nanobanana_async.ledger.memory import MemoryLedger
-from nanobanana_async.ledger.sqlite import SqliteLedger
+from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.loop_guard import LoopGuard, cancel_requested
 from nanobanana_async.policy.budget import Budget
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
@@ -171,15 +172,15 @@ class SessionComponents:
         return deliveries
 
 
-def to_ledger(ledger: Ledger | str | os.PathLike[str] | None) -> Ledger:
-    """Return the ledger for a setting: a ledger, the path of an SQLite file, or None for memory."""
+def to_ledger(ledger: Ledger | str | os.PathLike[str] | PostgresUrl | None) -> Ledger:
+    """Return the ledger for a setting: a ledger, a path, a PostgreSQL URL, or None for memory."""
     match ledger:
         case None:
             return MemoryLedger()
-        case str() | os.PathLike():
-            return SqliteLedger(ledger)
+        case str() | os.PathLike() | PostgresUrl():
+            return ledger_at(ledger)
         case _:
-            check_kind("ledger", ledger, Ledger, "a ledger or the path of its file, such as 'jobs.sqlite'")
+            check_kind("ledger", ledger, Ledger, "a ledger or the path of its file, such as 'jobs.sqlite', or a URL")
             return ledger
 
 

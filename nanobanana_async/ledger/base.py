@@ -1,7 +1,8 @@
-"""The protocol that every ledger implements: the durable list of jobs."""
+"""The protocols of ledgers: what every one implements, and what those do whose jobs outlive the process."""
 
 import enum
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Protocol, runtime_checkable
@@ -9,7 +10,7 @@ from typing import Protocol, runtime_checkable
 from attrs import evolve, frozen
 
 from nanobanana_async.errors import LedgerError
-from nanobanana_async.jobs import JobRecord
+from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.policy.prices import Price
 
 
@@ -81,6 +82,13 @@ class TaskTaken(LedgerError):
         message = f"task {task_id} belongs to job {holder} already"
         super().__init__(message, task_id=task_id, key=key, safe_to_repeat=False)
         self.holder = holder
+
+
+class OwnershipLost(LedgerError):
+    """This owner was silent for longer than its lease, and its jobs went to other owners: it writes nothing more.
+
+    Close the session, or the ledger, and open another one: that is a new owner, which continues what is left.
+    """
 
 
 @runtime_checkable
@@ -191,4 +199,55 @@ class Ledger(Protocol):
 
     def uncertain(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield the account's UNCERTAIN jobs, oldest first."""
+        ...
+
+
+class StoredLedger(Ledger, Protocol):
+    """A ledger whose jobs outlive the process, as the command line lists, counts and prunes them."""
+
+    @property
+    def location(self) -> str:
+        """Where the jobs are, as a text without a password."""
+        ...
+
+    async def reserved(self, batch: str) -> Decimal:
+        """Return the part of `spent_or_reserved` that is for jobs in doubt, and running ones without a stated price."""
+        ...
+
+    def jobs(
+        self, state: JobState | Collection[JobState] | None = None, limit: int | None = None
+    ) -> AsyncIterator[JobRecord]:
+        """Yield the jobs, newest first; only those in the given states, and at most `limit`."""
+        ...
+
+    async def count_by_state(self) -> Counter[JobState]:
+        """Count all jobs by state."""
+        ...
+
+    async def has_owner(self, key: str) -> bool:
+        """Return whether a job is active and has a living owner."""
+        ...
+
+    async def count_unowned(self) -> Counter[JobState]:
+        """Count the active jobs of all accounts without a living owner, by state."""
+        ...
+
+    async def count_by_account(self) -> Counter[tuple[str, str]]:
+        """Count the jobs by gateway and account."""
+        ...
+
+    async def batch_prefixes(self) -> list[str]:
+        """Return the prefixes of the keys of all named batches."""
+        ...
+
+    async def hand_over(self, gateway: str, old: str, new: str) -> int:
+        """Move all jobs of one account to another of the same gateway; return how many."""
+        ...
+
+    async def count_prunable(self, older_than: datetime) -> int:
+        """Count the jobs that `prune` would delete."""
+        ...
+
+    async def prune(self, older_than: datetime) -> int:
+        """Delete the jobs that ended before a time; return how many. UNCERTAIN jobs are never deleted."""
         ...

@@ -104,14 +104,14 @@ def same_identity(one: JobRecord, other: JobRecord) -> bool:
     return all(getattr(one, column) == getattr(other, column) for column in IDENTITY)
 
 
-def record_of(row: Row) -> JobRecord:
-    """Return the record of a row, its columns in the order of `COLUMNS`.
+def record_of(row: Row, readers: Mapping[str, Callable[[Any], Any]] | None = None) -> JobRecord:
+    """Return the record of a row, its columns in the order of `COLUMNS`; `readers` are those of another database.
 
     Raises `LedgerError` for a row that this version can't read.
     """
     values: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
     try:
-        for name, read in _READERS.items():
+        for name, read in (READERS if readers is None else readers).items():
             if values[name] is not None:
                 values[name] = read(values[name])
         return JobRecord(**values)
@@ -128,7 +128,7 @@ def _structure_as(kind: type[T]) -> Callable[[str], T]:
     return lambda text: _CONVERTER.structure(json.loads(text), kind)
 
 
-_READERS: Mapping[str, Callable[[Any], Any]] = {
+READERS: Mapping[str, Callable[[Any], Any]] = {
     "request": _structure_as(ImageRequest),
     "created_at": datetime.fromisoformat,
     "state": JobState,
@@ -146,6 +146,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "credits_refunded": Decimal,
     "failure": _structure_as(Failure),
 }
+"""How the values of columns become those of a record."""
 
 
 def _to_json(value: Any) -> str:

@@ -2,13 +2,16 @@
 
 import os
 import sqlite3
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from nanobanana_async.errors import LedgerError
-from nanobanana_async.ledger.file import Schema, current_schema, open_read_only, open_writable
+from nanobanana_async.ledger.file import Schema, current_schema, open_read_only, open_writable, transaction
 from nanobanana_async.ledger.owners import Owner, Owners
 from nanobanana_async.ledger.statements import JobTable
+from nanobanana_async.ledger.writer import Result, WorkItem
 
 
 class LedgerConnection:
@@ -54,12 +57,50 @@ class LedgerConnection:
         """Return an error as a `LedgerError` that says what to do."""
         return _to_ledger_error(error, self._path, self._busy_s)
 
+    def run(self, batch: Sequence[WorkItem[Any]]) -> list[list[Result]]:
+        """Run work items in one transaction; return their results after the commit."""
+        return [run_in_transaction(self, batch)]
+
+    def wait_s(self) -> float | None:
+        """Return None: between transactions a file needs nothing."""
+        return None
+
+    def tend(self) -> None:
+        """Do nothing."""
+
     def close(self) -> None:
         """Close the database, then release the owner's lock."""
         with suppress(sqlite3.Error):
             self.connection.close()
         if self._owner is not None:
             self._owner.release()
+
+
+def run_in_transaction(file: LedgerConnection, batch: Sequence[WorkItem[Any]]) -> list[Result]:
+    """Run work items in one transaction; return their results after the commit."""
+    writes = any(item.writes for item in batch)
+    try:
+        if writes:
+            file.check_not_replaced()
+        with transaction(file.connection, "BEGIN IMMEDIATE" if writes else "BEGIN"):
+            results = [_run_item(file, item) for item in batch]
+        if writes:
+            file.check_not_replaced()  # if a file was replaced during the commit, no other process sees these writes
+        return results
+    except Exception as error:
+        failure = file.to_ledger_error(error)
+        return [item.failed(failure) for item in batch]
+
+
+def _run_item(file: LedgerConnection, item: WorkItem[Any]) -> Result:
+    try:
+        return item.future, item.work(file.table), None
+    except LedgerError as error:
+        return item.future, None, error
+    except (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError, ValueError, OverflowError) as error:
+        # Only this item's values are at fault: the other items of the transaction continue.
+        failure = LedgerError(f"the record can't be stored: {type(error).__name__}: {error}")
+        return item.failed(failure)
 
 
 def open_file(path: Path, *, read_only: bool, busy_s: float, schema: Schema | None = None) -> LedgerConnection:
@@ -123,8 +164,3 @@ def from_sqlite_error(error: sqlite3.Error, path: Path, *, busy_s: float) -> Led
     else:
         advice = ADVICE.get(primary or 0, "SQLite failed")
     return LedgerError(f"ledger {path}: {advice} [{error}]")
-
-
-def copy_error_for(error: LedgerError, *, key: str | None, safe_to_repeat: bool) -> LedgerError:
-    """Return a copy of an error for one of the failed writes: each caller raises a separate exception."""
-    return LedgerError(error.message, key=key, safe_to_repeat=safe_to_repeat)

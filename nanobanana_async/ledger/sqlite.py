@@ -10,29 +10,27 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from nanobanana_async.errors import ConfigurationError, LedgerError
+from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, Upload
 from nanobanana_async.ledger.columns import identity_values, progress_values
 from nanobanana_async.ledger.connection import open_file
 from nanobanana_async.ledger.statements import JobTable, update_statement_for
+from nanobanana_async.ledger.stored import PAGE_SIZE, PRUNE_BATCH, WriterLedger, check_aware
 from nanobanana_async.ledger.uploads import find_upload, prune_uploads, remember_upload
 from nanobanana_async.ledger.writer import Writer
-from nanobanana_async.loop_guard import running_loop
 from nanobanana_async.policy.prices import Price
-from nanobanana_async.validators import as_count, as_file, as_number, check_kind, shown
+from nanobanana_async.validators import as_count, as_file, as_number, check_kind
 
 T = TypeVar("T")
 
 BUSY_S = 10.0
 MAX_BUSY_S = 1e6  # SQLite stores it in milliseconds, in 31 bits
-PAGE_SIZE = 200
-PRUNE_BATCH = 5000  # other processes wait for the lock during a batch
 _MAX_ID = 2**63 - 1
 
 
-class SqliteLedger:
+class SqliteLedger(WriterLedger):
     """Jobs in a file: each record is flushed to the disk before the job is bought.
 
     The folder must exist and be on a local disk. The file is created readable by this user only; it holds prompts and
@@ -53,55 +51,25 @@ class SqliteLedger:
         self._path = as_file("the ledger", path)
         self._read_only = read_only
         self._busy_s = as_number("busy_timeout_s", busy_timeout_s, most=MAX_BUSY_S)
-        self._writer: Writer | None = None
-        self._process = 0
+        super().__init__()
 
     def __repr__(self) -> str:
         mode = ", read_only=True" if self.__dict__.get("_read_only") else ""  # missing if __init__ raised
         return f"SqliteLedger({str(self.__dict__.get('_path', '...'))!r}{mode})"
-
-    def __del__(self) -> None:
-        writer: Writer | None = self.__dict__.get("_writer")  # missing if __init__ raised
-        if writer is not None and self._process == os.getpid():
-            writer.stop()
 
     @property
     def path(self) -> Path:
         """The path of the file."""
         return self._path
 
-    async def open(self) -> None:
-        """Open the file, creating or migrating it if needed, and become an owner of jobs.
+    @property
+    def location(self) -> str:
+        """The path of the file, as text."""
+        return str(self._path)
 
-        Raises `LedgerError` when that fails; nothing is changed then.
-        """
-        if self._writer is not None:
-            raise LedgerError(f"ledger {self.path} is already open: give each session a SqliteLedger of its own")
-        self._process = os.getpid()
-        writer = self._writer = Writer(
-            partial(open_file, self.path, read_only=self._read_only, busy_s=self._busy_s),
-            name=f"ledger {self.path.name}",
-        )
-        try:
-            await writer.opened
-        except BaseException:  # also when cancelled: the thread then closes the file once it is open
-            writer.stop()
-            self._writer = None
-            raise
-
-    async def aclose(self) -> None:
-        """Finish the queued work, close the file, and release all jobs; idempotent."""
-        writer = self._writer
-        if writer is None or self._process != os.getpid():
-            self._writer = None
-        elif writer.loop.is_closed():  # no caller waits, and the loop can't run `aclose`
-            self._writer = None
-            writer.stop()
-        elif (reason := self._why_unusable()) is not None:
-            raise LedgerError(f"ledger {self.path} {reason}")
-        else:
-            self._writer = None
-            await writer.aclose()
+    def _start_writer(self) -> Writer:
+        connect = partial(open_file, self.path, read_only=self._read_only, busy_s=self._busy_s)
+        return Writer(connect, name=f"ledger {self.path.name}")
 
     async def claim(self, record: JobRecord) -> Claim:
         """Insert a job as its owner, or return the stored record; an active job without an owner becomes ours."""
@@ -267,7 +235,7 @@ class SqliteLedger:
 
     async def count_prunable(self, older_than: datetime) -> int:
         """Count the jobs that `prune` would delete."""
-        _check_aware(older_than)
+        check_aware(older_than)
         return await self._submit(partial(JobTable.count_prunable, older_than=older_than))
 
     async def prune(self, older_than: datetime) -> int:
@@ -276,7 +244,7 @@ class SqliteLedger:
         A pruned job is bought again when its key, or its row of a batch, is requested again. Its charges still count
         as spent in its batch. The file does not shrink: the freed space is used for new jobs.
         """
-        _check_aware(older_than)
+        check_aware(older_than)
         pruned = 0
         for start in range(0, await self._submit(JobTable.last_id), PRUNE_BATCH):
             batch = partial(JobTable.prune, older_than=older_than, after=start, until=start + PRUNE_BATCH)
@@ -290,27 +258,4 @@ class SqliteLedger:
     def _submit(
         self, work: Callable[[JobTable], T], *, writes: bool = False, key: str | None = None, safe: bool = False
     ) -> "asyncio.Future[T]":
-        """Queue a function for the writer's thread; it runs even if the caller is cancelled."""
-        reason = None
-        if self._writer is None:
-            reason = "is not open"
-        elif (wrong := self._why_unusable()) is not None:
-            reason = wrong
-        elif writes and self._read_only:
-            reason = "was opened read-only"
-        if self._writer is None or reason is not None:
-            raise LedgerError(f"ledger {self.path} {reason}", key=key, safe_to_repeat=safe)
-        return self._writer.submit(work, writes=writes, key=key, safe=safe)
-
-    def _why_unusable(self) -> str | None:
-        """Return why a call can't be served: it comes from another process or event loop than the opening."""
-        if self._process != os.getpid():
-            return "was opened before this process was forked: open another one in this process"
-        if self._writer is not None and running_loop() is not self._writer.loop:
-            return "belongs to the event loop that opened it: open another one in this loop"
-        return None
-
-
-def _check_aware(older_than: object) -> None:
-    if not isinstance(older_than, datetime) or older_than.tzinfo is None:
-        raise ConfigurationError(f"older_than must be a datetime with a time zone, not {shown(older_than)}")
+        return self._queue_work(work, writes=writes, key=key, safe=safe)

@@ -1,4 +1,4 @@
-"""The writer thread of a ledger: it runs all queued work in one transaction.
+"""The writer thread of a ledger: its connection runs all queued work in one transaction.
 
 A durable commit costs one disk flush regardless of its size, so work that arrives during a commit shares the next one.
 A write is acknowledged only after the commit. A write that conflicts with another owner's fails alone; when the commit
@@ -7,16 +7,12 @@ fails, all of its work fails and nothing is changed.
 
 import asyncio
 import queue
-import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from nanobanana_async.errors import LedgerError
-from nanobanana_async.ledger.connection import LedgerConnection, copy_error_for
-from nanobanana_async.ledger.file import transaction
-from nanobanana_async.ledger.statements import JobTable
 
 T = TypeVar("T")
 Result = tuple["asyncio.Future[Any]", Any, BaseException | None]
@@ -26,24 +22,55 @@ MAX_BATCH = 2000
 
 
 class WorkItem(Generic[T]):
-    """A function to run in the writer's thread, and the future that gets its result."""
+    """Work for the writer's thread in the form that its connection runs, and the future that gets its result."""
 
-    __slots__ = ("future", "key", "safe", "work", "writes")
+    __slots__ = ("future", "key", "queued_at", "safe", "work", "writes")
 
     def __init__(
-        self, work: Callable[[JobTable], T], future: "asyncio.Future[T]", *, writes: bool, key: str | None, safe: bool
+        self,
+        work: Callable[[Any], Any],
+        future: "asyncio.Future[T]",
+        *,
+        writes: bool,
+        key: str | None,
+        safe: bool,
+        queued_at: float = 0.0,
     ) -> None:
         self.work = work
         self.future = future
         self.writes = writes
         self.key = key
         self.safe = safe
+        self.queued_at = queued_at
+
+    def failed(self, error: LedgerError) -> Result:
+        """Return a copy of an error as the result: each caller raises a separate exception."""
+        copied = type(error)(error.message, key=self.key, safe_to_repeat=self.safe)
+        return self.future, None, copied
+
+
+class WriterConnection(Protocol):
+    """An open ledger, used by the writer's thread alone."""
+
+    def run(self, batch: Sequence[WorkItem[Any]]) -> Iterable[list[Result]]:
+        """Run work items in one transaction; yield results as they become final."""
+        ...
+
+    def wait_s(self) -> float | None:
+        """Return after how long `tend` is to be called if there is no work; None: never."""
+        ...
+
+    def tend(self) -> None:
+        """Do what the connection needs without any work."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class Writer:
     """Runs work items in a thread of its own. Call its methods in the event loop that made it only."""
 
-    def __init__(self, open_file: Callable[[], LedgerConnection], *, name: str) -> None:
+    def __init__(self, connect: Callable[[], WriterConnection], *, name: str) -> None:
         self.loop = asyncio.get_running_loop()
         self._queued: list[WorkItem[Any]] = []
         self._batches: queue.SimpleQueue[list[WorkItem[Any]] | None] = queue.SimpleQueue()
@@ -51,16 +78,16 @@ class Writer:
         self._thread_done: asyncio.Future[None] = self.loop.create_future()
         self._stopping = False
         # A daemon thread: a ledger that was never closed must not keep the interpreter alive.
-        self._thread = threading.Thread(target=self._run_thread, args=(open_file,), name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run_thread, args=(connect,), name=name, daemon=True)
         self._thread.start()
 
-    def submit(
-        self, work: Callable[[JobTable], T], *, writes: bool, key: str | None, safe: bool
-    ) -> "asyncio.Future[T]":
-        """Queue a function for the thread. It runs even if its caller is cancelled."""
+    def submit(self, work: Callable[[Any], Any], *, writes: bool, key: str | None, safe: bool) -> "asyncio.Future[Any]":
+        """Queue work for the thread. It runs even if its caller is cancelled."""
         if not self._queued:  # work submitted in the same turn of the event loop joins the same batch
             self.loop.call_soon(self._hand_over_batch)
-        item = WorkItem(work, self.loop.create_future(), writes=writes, key=key, safe=safe)
+        item: WorkItem[Any] = WorkItem(
+            work, self.loop.create_future(), writes=writes, key=key, safe=safe, queued_at=self.loop.time()
+        )
         self._queued.append(item)
         return item.future
 
@@ -82,26 +109,31 @@ class Writer:
 
     # The methods below run in the thread.
 
-    def _run_thread(self, open_file: Callable[[], LedgerConnection]) -> None:
+    def _run_thread(self, connect: Callable[[], WriterConnection]) -> None:
         try:
-            file = open_file()
+            connection = connect()
         except Exception as error:
             self._post_results([(self.opened, None, error), (self._thread_done, None, None)])
             return
         try:
             self._post_results([(self.opened, None, None)])
-            while batch := self._next_batch():
+            while batch := self._next_batch(connection):
                 for start in range(0, len(batch), MAX_BATCH):
-                    self._post_results(run_in_transaction(file, batch[start : start + MAX_BATCH]))
+                    for results in connection.run(batch[start : start + MAX_BATCH]):
+                        self._post_results(results)
         finally:
-            file.close()
+            connection.close()
             self._post_results([(self._thread_done, None, None)])
 
-    def _next_batch(self) -> list[WorkItem[Any]]:
+    def _next_batch(self, connection: WriterConnection) -> list[WorkItem[Any]]:
         """Wait for work and return all that is queued; return an empty list when the thread must end."""
         batch: list[WorkItem[Any]] = []
         while not self._stopping and not (batch and self._batches.empty()):
-            items = self._batches.get()
+            try:
+                items = self._batches.get(timeout=connection.wait_s())
+            except queue.Empty:
+                connection.tend()
+                continue
             self._stopping = items is None
             batch += items or ()
         return batch
@@ -109,33 +141,6 @@ class Writer:
     def _post_results(self, results: list[Result]) -> None:
         with suppress(RuntimeError):  # the event loop is closed, so no caller waits
             self.loop.call_soon_threadsafe(set_results, results)
-
-
-def run_in_transaction(file: LedgerConnection, batch: Sequence[WorkItem[Any]]) -> list[Result]:
-    """Run work items in one transaction; return their results after the commit."""
-    writes = any(item.writes for item in batch)
-    try:
-        if writes:
-            file.check_not_replaced()
-        with transaction(file.connection, "BEGIN IMMEDIATE" if writes else "BEGIN"):
-            results = [_run_item(file, item) for item in batch]
-        if writes:
-            file.check_not_replaced()  # if a file was replaced during the commit, no other process sees these writes
-        return results
-    except Exception as error:
-        failure = file.to_ledger_error(error)
-        return [(item.future, None, copy_error_for(failure, key=item.key, safe_to_repeat=item.safe)) for item in batch]
-
-
-def _run_item(file: LedgerConnection, item: WorkItem[Any]) -> "Result":
-    try:
-        return item.future, item.work(file.table), None
-    except LedgerError as error:
-        return item.future, None, error
-    except (sqlite3.DataError, sqlite3.IntegrityError, sqlite3.ProgrammingError, ValueError, OverflowError) as error:
-        # Only this item's values are at fault: the other items of the transaction continue.
-        failure = LedgerError(f"the record can't be stored: {type(error).__name__}: {error}")
-        return item.future, None, copy_error_for(failure, key=item.key, safe_to_repeat=item.safe)
 
 
 def set_results(results: list[Result]) -> None:

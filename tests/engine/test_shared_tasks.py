@@ -14,13 +14,16 @@ from nanobanana_async import (
     JobFailed,
     JobState,
     JobUncertain,
+    Ledger,
     MemoryLedger,
+    PostgresLedger,
     Session,
     SqliteLedger,
 )
 from nanobanana_async.batch.rows import RowInput
 from nanobanana_async.testing import FakeTransport
 from tests.support.fakes import API_KEY, REAL_TIME, FakeGateway, virtually
+from tests.support.postgres import new_schema
 from tests.support.replies import completed, created, in_turn, task
 
 
@@ -29,21 +32,21 @@ def session_on(transport: FakeTransport, ledger: Any, model: str = "nano-banana-
     return Session(gateway, ledger=ledger, http=transport, polling=REAL_TIME)
 
 
-def ledger_of(kind: str, path: Path) -> Any:
-    return MemoryLedger() if kind == "memory" else SqliteLedger(path / "jobs.sqlite")
+@pytest.fixture(params=["memory", "file", pytest.param("postgres", marks=pytest.mark.slow)])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Ledger:
+    """Return an empty ledger of each kind."""
+    if request.param == "postgres":
+        return PostgresLedger(request.getfixturevalue("postgres").url, schema=new_schema())
+    return MemoryLedger() if request.param == "memory" else SqliteLedger(tmp_path / "jobs.sqlite")
 
 
-BOTH_LEDGERS = pytest.mark.parametrize("kind", ["memory", "file"])
-
-
-@BOTH_LEDGERS
 @pytest.mark.parametrize("keys", [("k1", "k2"), (None, None)])
 @pytest.mark.parametrize("at_once", [True, False])
 async def test_second_create_with_the_same_task_is_uncertain(
-    tmp_path: Path, kind: str, keys: tuple[str | None, str | None], at_once: bool
+    ledger: Ledger, keys: tuple[str | None, str | None], at_once: bool
 ) -> None:
     transport = FakeTransport(in_turn([created("t1")], [task("processing", "t1"), completed("t1")]), latency_s=0.001)
-    async with session_on(transport, ledger_of(kind, tmp_path)) as session:
+    async with session_on(transport, ledger) as session:
         one, other = (session.generate(f"image {key}", idempotency_key=key) for key in keys)
         if at_once:
             done, _ = await asyncio.wait([asyncio.Task(one), asyncio.Task(other)])
@@ -72,9 +75,8 @@ async def test_task_attached_in_doubt_is_shared_with_its_job() -> None:
         assert (await session.generate("a fox", idempotency_key="k")).task_id == "t1"
 
 
-@BOTH_LEDGERS
-async def test_another_default_model_is_another_request(tmp_path: Path, kind: str) -> None:
-    gateway, ledger = FakeGateway(job_s=0.01), ledger_of(kind, tmp_path)
+async def test_another_default_model_is_another_request(ledger: Ledger) -> None:
+    gateway = FakeGateway(job_s=0.01)
     transport = FakeTransport(gateway.answer, latency_s=0.001)
     async with session_on(transport, ledger) as session:
         first = await session.generate("a fox", idempotency_key="k")

@@ -213,9 +213,9 @@ async def test_use_in_another_process_is_refused(path: Path, opened: Opening, mo
             await ledger.claim(job())
         assert caught.value.safe_to_repeat
         in_child = SqliteLedger(path)
-        in_child.__dict__.update(ledger.__dict__)
+        vars(in_child).update(vars(ledger))
         await in_child.aclose()  # leaves the parent's writer alone
-        in_child.__dict__.update(ledger.__dict__)
+        vars(in_child).update(vars(ledger))
         del in_child
     assert (await ledger.claim(job())).is_new
 

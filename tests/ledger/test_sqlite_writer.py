@@ -13,6 +13,7 @@ from attrs import evolve
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
+from nanobanana_async.ledger import connection as connection_module
 from nanobanana_async.ledger import writer as writer_module
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from tests.support.ledger_contract import adopted, job
@@ -45,13 +46,13 @@ async def ended(path: Path) -> None:
 def commits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of work items in each transaction."""
     sizes: list[int] = []
-    run = writer_module.run_in_transaction
+    run = connection_module.run_in_transaction
 
     def counted(*args: object) -> object:
         sizes.append(len(args[1]))  # type: ignore[arg-type]
         return run(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(writer_module, "run_in_transaction", counted)
+    monkeypatch.setattr(connection_module, "run_in_transaction", counted)
     return sizes
 
 

@@ -16,7 +16,7 @@ from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger import sqlite, writer
 from nanobanana_async.ledger.columns import record_of
-from nanobanana_async.ledger.connection import LedgerConnection, copy_error_for
+from nanobanana_async.ledger.connection import LedgerConnection, run_in_transaction
 from nanobanana_async.ledger.statements import SELECT_BY_KEY, JobTable
 from tests.support.machine import Machine, Process, this_process
 from tests.support.mutations import patched
@@ -154,12 +154,10 @@ class InlineWriter:
             return
         if self._disk.full and any(order.writes for order in batch):
             full = LedgerError("there is no room left")
-            results: list[writer.Result] = [
-                (order.future, None, copy_error_for(full, key=order.key, safe_to_repeat=order.safe)) for order in batch
-            ]
+            results = [order.failed(full) for order in batch]
             self._disk.failed_keys.update(order.key for order in batch if order.key is not None)
         else:
-            results = writer.run_in_transaction(self._file, batch)
+            results = run_in_transaction(self._file, batch)
         if self._process.lives_past("after commit"):
             self._disk.machine.after(self._disk.takes_s(), lambda: self._deliver(results))
 

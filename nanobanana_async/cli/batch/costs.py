@@ -5,10 +5,11 @@ from decimal import Decimal
 
 from attrs import define
 
-from nanobanana_async import Gateway, ImageRequest, SqliteLedger
+from nanobanana_async import Gateway, ImageRequest
 from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.jobs.actions import Prices, prices_in
 from nanobanana_async.formatting import plain_number
+from nanobanana_async.ledger.base import StoredLedger
 
 NOTHING = Decimal(0)
 
@@ -45,7 +46,7 @@ class Costs:
         return f"about {plain_number(self.total)}{' (estimate)' if self.estimated else ''}"
 
 
-async def cost_of(rows: Iterable[FileRow], ledger: SqliteLedger, gateway: Gateway, expected: Decimal | None) -> Costs:
+async def cost_of(rows: Iterable[FileRow], ledger: StoredLedger, gateway: Gateway, expected: Decimal | None) -> Costs:
     """Return what rows cost by the prices in an open ledger."""
     costs = Costs(gateway, await prices_in(ledger, gateway), expected)
     for row in rows:

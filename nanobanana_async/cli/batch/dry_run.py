@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from decimal import Decimal
 
-from nanobanana_async import Gateway, JobState, NanoBananaError, SqliteLedger
+from nanobanana_async import Gateway, JobState, NanoBananaError
 from nanobanana_async.cli.balance import read_balance
 from nanobanana_async.cli.batch.changed import ChangedRows, changed_sentence
 from nanobanana_async.cli.batch.costs import Costs
@@ -27,6 +27,7 @@ from nanobanana_async.extra import ExtraFields
 from nanobanana_async.formatting import plain_number, plural
 from nanobanana_async.gateways.capabilities import HasBalance, HasUploads
 from nanobanana_async.jobs import JobRecord
+from nanobanana_async.ledger.base import StoredLedger
 from nanobanana_async.references import local_digests
 
 OK = 0
@@ -114,7 +115,7 @@ async def _show_balance(gateway: Gateway) -> None:
         print(f"nanobanana: the balance is unknown: {one_line(in_cli_words(error))}", file=sys.stderr)
 
 
-async def _count_uploads(digests: set[str], gateway: Gateway, ledger: SqliteLedger | None) -> int:
+async def _count_uploads(digests: set[str], gateway: Gateway, ledger: StoredLedger | None) -> int:
     """Count the images that a run would upload: those of which no upload is remembered, or only an old one."""
     if not isinstance(gateway, HasUploads):
         return 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from attrs import define, evolve, field
 
-from nanobanana_async import Gateway, JobState, SqliteLedger
+from nanobanana_async import Gateway, JobState
 from nanobanana_async.batch.rows import Row, RowReader
 from nanobanana_async.cli.batch.changed import changed_fields
 from nanobanana_async.cli.batch.input_file import FileRow, InputFile
@@ -15,6 +15,7 @@ from nanobanana_async.cli.display import shorten
 from nanobanana_async.formatting import plural
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.keys import batch_key_prefix
+from nanobanana_async.ledger.base import StoredLedger
 from nanobanana_async.models import with_model
 
 _BOUGHT = (JobState.SUCCEEDED, JobState.RUNNING, JobState.SUBMITTING, JobState.UNCERTAIN)
@@ -58,7 +59,7 @@ class Edits:
         return f"{self.file.title}: {', '.join(listed)}{rest} when it was bought: {what}"
 
 
-async def find_edits(file: InputFile, gateway: Gateway, ledger: SqliteLedger, folder: Path) -> Edits:
+async def find_edits(file: InputFile, gateway: Gateway, ledger: StoredLedger, folder: Path) -> Edits:
     """Compare the rows to be bought with the bought rows that are no longer in the file. Nothing is written."""
     edits = Edits(file)
     if not (await ledger.count_by_state()).total():

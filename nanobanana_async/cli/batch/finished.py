@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attrs import evolve
 
-from nanobanana_async import ConfigurationError, Gateway, JobState, SaveError, SqliteLedger
+from nanobanana_async import ConfigurationError, Gateway, JobState, SaveError
 from nanobanana_async.cli.batch.changed import Change, ChangedRows
 from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.batch.input_file import FileRow, InputFile
@@ -23,6 +23,7 @@ from nanobanana_async.cli.batch.stored import StoredImages
 from nanobanana_async.images.object_store import StoreUrl
 from nanobanana_async.images.saved import SavedImages
 from nanobanana_async.jobs import JobRecord, with_indexes
+from nanobanana_async.ledger.base import StoredLedger
 
 
 class FinishedRows:
@@ -33,7 +34,7 @@ class FinishedRows:
         folder: Path,
         file: InputFile,
         gateway: Gateway,
-        ledger: SqliteLedger,
+        ledger: StoredLedger,
         *,
         retry_failed: bool,
         buy_changed: bool,

@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import Iterable, Iterator
 
-from nanobanana_async import SqliteLedger
 from nanobanana_async.cli.batch.results import Result
 from nanobanana_async.images.object_store import StoreUrl
 from nanobanana_async.images.saved import PurchasedImage
 from nanobanana_async.images.store_destination import find_object
 from nanobanana_async.jobs import with_indexes
+from nanobanana_async.ledger.base import StoredLedger
 
 AT_ONCE = 32
 
@@ -16,7 +16,7 @@ AT_ONCE = 32
 class StoredImages:
     """Knows which rows of the last results have all of their images in the store, and which images a row had."""
 
-    def __init__(self, store: StoreUrl, ledger: SqliteLedger) -> None:
+    def __init__(self, store: StoreUrl, ledger: StoredLedger) -> None:
         self._store = store
         self._ledger = ledger
         self._intact: set[str] = set()

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from decimal import Decimal
-from pathlib import Path
 
 from attrs import frozen
 
@@ -14,7 +13,6 @@ from nanobanana_async import (
     Gateway,
     JobState,
     LedgerError,
-    SqliteLedger,
 )
 from nanobanana_async.accounts import account_conflict, named_account
 from nanobanana_async.batch.rows import job_key_of_row
@@ -22,6 +20,9 @@ from nanobanana_async.cli.jobs.format import resume_command
 from nanobanana_async.formatting import credit_count, plural
 from nanobanana_async.gateways.base import validate_account
 from nanobanana_async.jobs import JobRecord
+from nanobanana_async.ledger.base import StoredLedger
+from nanobanana_async.ledger.location import Location, ledger_at
+from nanobanana_async.ledger.postgres.url import PostgresUrl
 
 PRICE_SAMPLE = 1000
 """Number of finished jobs that are read to find what a job costs."""
@@ -30,8 +31,10 @@ Prices = Mapping[str, Decimal]
 """The cost of the last job of each price class."""
 
 
-def require_ledger(path: Path) -> None:
+def require_ledger(path: Location) -> None:
     """Raise `ConfigurationError` if the file is missing or empty, so that a typo does not create an empty ledger."""
+    if isinstance(path, PostgresUrl):  # opened read-only, nothing is created there
+        return
     file = path.expanduser()
     if not file.is_file():
         if (file / "jobs.sqlite").is_file():
@@ -44,10 +47,10 @@ def require_ledger(path: Path) -> None:
 
 
 @asynccontextmanager
-async def open_read_only(path: Path) -> AsyncIterator[SqliteLedger]:
+async def open_read_only(path: Location) -> AsyncIterator[StoredLedger]:
     """Open an existing ledger read-only; raises `ConfigurationError` if it can't be read."""
     require_ledger(path)
-    ledger = SqliteLedger(path, read_only=True)
+    ledger = ledger_at(path, read_only=True)
     try:
         await ledger.open()
         try:
@@ -58,7 +61,7 @@ async def open_read_only(path: Path) -> AsyncIterator[SqliteLedger]:
         raise ConfigurationError(str(error)) from error
 
 
-async def find_job(ledger: SqliteLedger, key: str) -> JobRecord:
+async def find_job(ledger: StoredLedger, key: str) -> JobRecord:
     """Return the job with this key, or of the row with this key in a named batch.
 
     Raises `ConfigurationError` if there is none, or if several batches have such a row.
@@ -68,7 +71,7 @@ async def find_job(ledger: SqliteLedger, key: str) -> JobRecord:
     of_rows = [await ledger.find(job_key_of_row(batch, key)) for batch in await ledger.batch_prefixes()]
     records = [record for record in of_rows if record is not None]
     if not records:
-        raise ConfigurationError(f"no job and no row {key!r} in ledger {ledger.path}")
+        raise ConfigurationError(f"no job and no row {key!r} in ledger {ledger.location}")
     if len(records) > 1:
         keys = ", ".join(record.key for record in records)
         raise ConfigurationError(f"{len(records)} batches have a row {key!r}: pass the key of its job: {keys}")
@@ -91,7 +94,7 @@ class Unfinished:
         return sum(record.state is JobState.PENDING for record in self.records)
 
 
-async def find_unfinished(path: Path, gateway: Gateway) -> Unfinished:
+async def find_unfinished(path: Location, gateway: Gateway) -> Unfinished:
     """Return the jobs that can be resumed."""
     async with open_read_only(path) as ledger:
         records = [record async for record in ledger.adoptable_jobs(gateway.account)]
@@ -105,7 +108,7 @@ async def find_unfinished(path: Path, gateway: Gateway) -> Unfinished:
     return Unfinished(records, max(0, other_accounts), price)
 
 
-async def find_resolvable(path: Path, key: str, *, buy_again: bool) -> JobRecord:
+async def find_resolvable(path: Location, key: str, *, buy_again: bool) -> JobRecord:
     """Return a job that can be resolved by hand; raises `ConfigurationError` if it can't."""
     async with open_read_only(path) as ledger:
         record = await find_job(ledger, key)
@@ -122,7 +125,9 @@ async def find_resolvable(path: Path, key: str, *, buy_again: bool) -> JobRecord
     raise ConfigurationError(f"job {key} is {record.state.value}: {why}")
 
 
-async def describe_effect(path: Path, gateway: Gateway, record: JobRecord, decision: str, task_id: str | None) -> str:
+async def describe_effect(
+    path: Location, gateway: Gateway, record: JobRecord, decision: str, task_id: str | None
+) -> str:
     """Return what resolving the job in this way means, and what it costs."""
     if record.account != gateway.account:
         raise ConfigurationError(account_conflict(record, gateway.name, gateway.account, path), key=record.key)
@@ -149,7 +154,7 @@ class HandOver:
     count: int
 
 
-async def plan_hand_over(path: Path, gateway: Gateway, old: str | None, new: str | None) -> HandOver:
+async def plan_hand_over(path: Location, gateway: Gateway, old: str | None, new: str | None) -> HandOver:
     """Return the jobs to hand over; raises `ConfigurationError` if the accounts are unclear."""
     async with open_read_only(path) as ledger:
         counts = await ledger.count_by_account()
@@ -176,9 +181,9 @@ def _to_ledger_account(gateway: Gateway, text: str) -> str:
     raise ConfigurationError("the account's name is empty")
 
 
-async def hand_over(path: Path, plan: HandOver) -> int:
+async def hand_over(path: Location, plan: HandOver) -> int:
     """Give the jobs of one account to another and return their number."""
-    ledger = SqliteLedger(path)
+    ledger = ledger_at(path)
     await ledger.open()
     try:
         return await ledger.hand_over(plan.gateway, plan.old, plan.new)
@@ -186,15 +191,15 @@ async def hand_over(path: Path, plan: HandOver) -> int:
         await ledger.aclose()
 
 
-async def count_prunable(path: Path, before: datetime) -> int:
+async def count_prunable(path: Location, before: datetime) -> int:
     """Return the number of jobs that ended before a moment."""
     async with open_read_only(path) as ledger:
         return await ledger.count_prunable(before)
 
 
-async def prune(path: Path, before: datetime) -> int:
+async def prune(path: Location, before: datetime) -> int:
     """Delete jobs that ended before a moment and return their number."""
-    ledger = SqliteLedger(path)
+    ledger = ledger_at(path)
     await ledger.open()
     try:
         return await ledger.prune(before)
@@ -202,7 +207,7 @@ async def prune(path: Path, before: datetime) -> int:
         await ledger.aclose()
 
 
-async def prices_in(ledger: SqliteLedger, gateway: Gateway) -> Prices:
+async def prices_in(ledger: StoredLedger, gateway: Gateway) -> Prices:
     """Return the cost of the last job of each price class (`Gateway.price_class`)."""
     prices: dict[str, Decimal] = {}
     async for record in ledger.jobs(JobState.SUCCEEDED, PRICE_SAMPLE):

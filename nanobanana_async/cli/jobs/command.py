@@ -3,7 +3,6 @@
 import asyncio
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from attrs import frozen
@@ -21,7 +20,7 @@ from nanobanana_async.cli.options import (
     Flag,
     GatewayFinder,
     GatewayName,
-    LedgerFile,
+    LedgerOption,
     Name,
     Yes,
 )
@@ -29,6 +28,7 @@ from nanobanana_async.cli.signals import run_until_signal
 from nanobanana_async.commands import jobs_command
 from nanobanana_async.formatting import local_time, plural
 from nanobanana_async.keys import validate_task_id
+from nanobanana_async.ledger.location import Location
 from nanobanana_async.validators import as_count
 
 MAX_ROWS = 50  # on a terminal; a pipe gets all
@@ -42,7 +42,7 @@ class _Commands:
     @staticmethod
     def jobs(
         *extra: Annotated[str, Parameter(show=False)],
-        ledger: LedgerFile = DEFAULT_LEDGER,
+        ledger: LedgerOption = DEFAULT_LEDGER,
         state: Annotated[list[JobState] | None, Parameter(negative=())] = None,
         limit: int | None = None,
         json: Flag = False,
@@ -58,7 +58,7 @@ class _Commands:
         Parameters
         ----------
         ledger
-            The ledger file.
+            The ledger: a file, or postgresql://user@host/database.
         state
             Only jobs in this state; can be repeated.
         limit
@@ -74,7 +74,7 @@ class _Commands:
         return asyncio.run(_list(ledger, state, limit, json=json))
 
     @staticmethod
-    def show(key: str, /, *, ledger: LedgerFile = DEFAULT_LEDGER) -> int:
+    def show(key: str, /, *, ledger: LedgerOption = DEFAULT_LEDGER) -> int:
         """Show everything about one job.
 
         Examples:
@@ -86,7 +86,7 @@ class _Commands:
         key
             The key of the job in the ledger, or the key of a row of a named batch.
         ledger
-            The ledger file.
+            The ledger: a file, or postgresql://user@host/database.
         """
         print(asyncio.run(_details(ledger, key)))
         return OK
@@ -94,7 +94,7 @@ class _Commands:
     def resume(
         self,
         *,
-        ledger: LedgerFile = DEFAULT_LEDGER,
+        ledger: LedgerOption = DEFAULT_LEDGER,
         buy: Flag = False,
         yes: Yes = False,
         gateway: GatewayName = None,
@@ -113,7 +113,7 @@ class _Commands:
         Parameters
         ----------
         ledger
-            The ledger file.
+            The ledger: a file, or postgresql://user@host/database.
         buy
             Also buy the jobs that were recorded but never sent.
         yes
@@ -142,7 +142,7 @@ class _Commands:
         /,
         *,
         as_: Annotated[Literal["not-bought", "buy-again", "task-id"], Parameter(name="--as")],
-        ledger: LedgerFile = DEFAULT_LEDGER,
+        ledger: LedgerOption = DEFAULT_LEDGER,
         wait: Annotated[bool, Parameter(negative="--no-wait")] = True,
         yes: Yes = False,
         gateway: GatewayName = None,
@@ -169,7 +169,7 @@ class _Commands:
         as_
             How to resolve the job.
         ledger
-            The ledger file.
+            The ledger: a file, or postgresql://user@host/database.
         wait
             Follow the job to its end and print the URLs of its images.
         yes
@@ -198,7 +198,7 @@ class _Commands:
         *,
         from_: Annotated[str | None, Parameter(name="--from")] = None,
         to: str | None = None,
-        ledger: LedgerFile = DEFAULT_LEDGER,
+        ledger: LedgerOption = DEFAULT_LEDGER,
         yes: Yes = False,
         gateway: GatewayName = None,
         base_url: BaseUrl = None,
@@ -218,7 +218,7 @@ class _Commands:
         to
             The account that gets the jobs; by default that of the API key and NANOBANANA_ACCOUNT.
         ledger
-            The ledger file.
+            The ledger: a file, or postgresql://user@host/database.
         yes
             Do not ask for confirmation.
         gateway
@@ -236,7 +236,7 @@ class _Commands:
         return OK
 
     @staticmethod
-    def prune(*, older_than: str, ledger: LedgerFile = DEFAULT_LEDGER, yes: Yes = False) -> int:
+    def prune(*, older_than: str, ledger: LedgerOption = DEFAULT_LEDGER, yes: Yes = False) -> int:
         """Delete jobs that ended long ago; uncertain and unfinished jobs are never deleted.
 
         A deleted job is bought again when its key, or its row of a batch, is requested again.
@@ -250,7 +250,7 @@ class _Commands:
         older_than
             The least time since their end, such as 30d or 12h.
         ledger
-            The ledger file.
+            The ledger: a file, or postgresql://user@host/database.
         yes
             Do not ask for confirmation.
         """
@@ -272,7 +272,7 @@ class _Commands:
         return OK
 
 
-async def _list(path: Path, states: list[JobState] | None, limit: int | None, *, json: bool) -> int:
+async def _list(path: Location, states: list[JobState] | None, limit: int | None, *, json: bool) -> int:
     now, terminal = datetime.now(UTC), sys.stdout.isatty() and not json
     if limit is None and terminal:
         limit = MAX_ROWS
@@ -298,7 +298,7 @@ async def _list(path: Path, states: list[JobState] | None, limit: int | None, *,
     return OK
 
 
-async def _details(path: Path, key: str) -> str:
+async def _details(path: Location, key: str) -> str:
     from nanobanana_async.cli.jobs.batch_row import batch_name, row_facts  # imports what batches need
 
     async with actions.open_read_only(path) as ledger:

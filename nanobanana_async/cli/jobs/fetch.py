@@ -29,7 +29,7 @@ from nanobanana_async.cli.options import (
     Flag,
     GatewayFinder,
     GatewayName,
-    LedgerFile,
+    LedgerOption,
     Name,
     TargetOption,
     Timeout,
@@ -44,6 +44,7 @@ from nanobanana_async.escaping import one_line
 from nanobanana_async.images.names import NameFacts, row_name
 from nanobanana_async.images.target import Target
 from nanobanana_async.keys import validate_task_id
+from nanobanana_async.ledger.location import Location
 from nanobanana_async.validators import as_number, as_timeout
 
 
@@ -60,7 +61,7 @@ class FetchCommand:
         *,
         output: Annotated[Target | None, TargetOption] = None,
         sidecar: Flag = False,
-        ledger: LedgerFile = DEFAULT_LEDGER,
+        ledger: LedgerOption = DEFAULT_LEDGER,
         gateway: GatewayName = None,
         base_url: BaseUrl = None,
         timeout: Timeout = None,
@@ -86,7 +87,7 @@ class FetchCommand:
         sidecar
             Write prompt, settings, key and price of each image into NAME.json beside it.
         ledger
-            The ledger file; if it is missing, none is created.
+            The ledger: a file, or postgresql://user@host/database. If the file is missing, none is created.
         gateway
             The gateway; by default that of the first job in the ledger, or the one whose API key is set. It must be
             the account that bought the tasks.
@@ -98,7 +99,7 @@ class FetchCommand:
         unique = list(dict.fromkeys(map(validate_task_id, names)))
         if timeout is not None:
             as_number("--timeout", timeout, above=0, endless=True)
-        exists = ledger.exists()
+        exists = not isinstance(ledger, Path) or ledger.exists()
         if exists:
             require_ledger(ledger)
         known = asyncio.run(_gateway_in(ledger, unique)) if exists and gateway is None else None
@@ -123,13 +124,13 @@ class _FetchPlan:
     names: Sequence[str]
     target: Target | None
     sidecar: bool
-    ledger: Path | None
+    ledger: Location | None
     """None if the file is missing: none is created."""
     timeout: float | None
     again: str
 
 
-async def _gateway_in(ledger: Path, names: Sequence[str]) -> Name | None:
+async def _gateway_in(ledger: Location, names: Sequence[str]) -> Name | None:
     """Return the gateway of the first of these jobs that the ledger has under its key."""
     async with open_read_only(ledger) as opened:
         for name in names:
@@ -205,7 +206,7 @@ async def _fetch_one(session: Session, name: str, fetching: _FetchPlan, lines: R
     return _Fetched(printed, failure, fetched)
 
 
-async def _find(session: Session, name: str, ledger: Path | None) -> Job:
+async def _find(session: Session, name: str, ledger: Location | None) -> Job:
     """Return the job of the ledger with this key or of the row with it, or else the task with this id."""
     job = await session.job(name)
     if job is None and ledger is not None:

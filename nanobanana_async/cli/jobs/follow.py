@@ -1,7 +1,6 @@
 """Resume jobs of a ledger, or resolve one, in a session that follows them to their end."""
 
 import asyncio
-from pathlib import Path
 
 from attrs import frozen
 from rich.console import Console
@@ -13,9 +12,10 @@ from nanobanana_async.cli.jobs.printer import ResultPrinter
 from nanobanana_async.cli.signals import Interrupted
 from nanobanana_async.commands import jobs_command
 from nanobanana_async.formatting import plural
+from nanobanana_async.ledger.location import Location
 
 
-async def resume(path: Path, gateway: Gateway, unfinished: Unfinished, *, buy: bool, console: Console) -> int:
+async def resume(path: Location, gateway: Gateway, unfinished: Unfinished, *, buy: bool, console: Console) -> int:
     """Follow unfinished jobs to their end and print each result; return 0, or 1 if a job did not succeed."""
     selected = [record for record in unfinished.records if buy or record.state is not JobState.PENDING]
     display = JobsDisplay(len(selected), console)
@@ -59,7 +59,7 @@ class Decision:
     buy_again: bool
 
 
-async def resolve(path: Path, gateway: Gateway, decision: Decision, *, wait: bool, console: Console) -> int:
+async def resolve(path: Location, gateway: Gateway, decision: Decision, *, wait: bool, console: Console) -> int:
     """Resolve a job. Unless it was not bought, follow it to its end, or without `wait` until it is accepted."""
     not_bought = decision.task_id is None and not decision.buy_again
     display = JobsDisplay(1, console)

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import Enum
-from pathlib import Path
 from typing import Any, Literal
 
 from attrs import asdict, fields
@@ -23,6 +22,7 @@ from nanobanana_async.extra import ExtraFields
 from nanobanana_async.failures import Failure
 from nanobanana_async.formatting import age, local_time, number, plain_number, plural
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, with_indexes
+from nanobanana_async.ledger.location import Location
 from nanobanana_async.models import ImageRequest
 
 NOTHING = "-"
@@ -140,7 +140,7 @@ def summary(counts: Counter[JobState]) -> str:
     return f"{plural(counts.total(), 'job')}: {states}" if states else "no jobs"
 
 
-def next_steps(counts: Counter[JobState], unowned: Counter[JobState], ledger: Path) -> Iterator[str]:
+def next_steps(counts: Counter[JobState], unowned: Counter[JobState], ledger: Location) -> Iterator[str]:
     """Yield the commands that the user may want to run next."""
     resume, buy = jobs_command("resume", ledger=ledger), jobs_command("resume", "--buy", ledger=ledger)
     if sent := unowned.total() - unowned[JobState.PENDING]:
@@ -155,14 +155,14 @@ def next_steps(counts: Counter[JobState], unowned: Counter[JobState], ledger: Pa
         )
 
 
-def resume_command(record: JobRecord, ledger: Path) -> str:
+def resume_command(record: JobRecord, ledger: Location) -> str:
     """Return the command that continues an unfinished job."""
     return jobs_command("resume", *(["--buy"] if record.state is JobState.PENDING else []), ledger=ledger)
 
 
 def job_details(
     record: JobRecord,
-    ledger: Path,
+    ledger: Location,
     *,
     followed: bool,
     now: datetime,
@@ -212,7 +212,7 @@ def job_details(
 _INLINE = "inline image, stored only at the gateway"
 
 
-def _owner(record: JobRecord, ledger: Path, *, followed: bool) -> str:
+def _owner(record: JobRecord, ledger: Location, *, followed: bool) -> str:
     if record.state is JobState.UNCERTAIN:
         return f"no session: {resolve_advice(ledger, record.key)}"
     if record.state not in ACTIVE_STATES:
@@ -235,7 +235,7 @@ def _doubt(record: JobRecord) -> str:
     return f"yes: a create may have been accepted without our knowing{known}"
 
 
-def _candidate_rows(record: JobRecord, ledger: Path, now: datetime) -> Iterator[tuple[str, Sequence[str]]]:
+def _candidate_rows(record: JobRecord, ledger: Location, now: datetime) -> Iterator[tuple[str, Sequence[str]]]:
     """Yield the tasks that could be the job, each with its image, and the command that takes one of them."""
     for number_, candidate in enumerate(record.candidates, start=1):
         lines = [f"task {candidate.task_id}, created {_when(candidate.created_at, now)}"]

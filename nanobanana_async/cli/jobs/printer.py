@@ -1,13 +1,12 @@
 """Print the results of jobs as they end: images on stdout, the rest on stderr."""
 
-from pathlib import Path
-
 from nanobanana_async import GenerationResult, Job, JobState, JobUnfinished, NanoBananaError
 from nanobanana_async.cli.display import JobsDisplay
 from nanobanana_async.cli.options import in_cli_words
 from nanobanana_async.cli.result_lines import ResultLines, missing_images_sentence
 from nanobanana_async.commands import jobs_command, resolve_advice
 from nanobanana_async.escaping import one_line
+from nanobanana_async.ledger.location import Location
 
 
 class ResultPrinter:
@@ -16,7 +15,7 @@ class ResultPrinter:
     With `one`, for a single job, the lines omit its key.
     """
 
-    def __init__(self, display: JobsDisplay, ledger: Path, *, one: bool = False) -> None:
+    def __init__(self, display: JobsDisplay, ledger: Location, *, one: bool = False) -> None:
         self.code = 0
         self._ledger = ledger
         self._display = display

@@ -1,7 +1,6 @@
 """`nanobanana jobs reconcile`: the gateway's history decides about uncertain jobs."""
 
 import asyncio
-from pathlib import Path
 from typing import Annotated
 
 from attrs import frozen
@@ -13,10 +12,11 @@ from nanobanana_async.cli.display import JobsDisplay
 from nanobanana_async.cli.find_gateway import find_gateway
 from nanobanana_async.cli.jobs.actions import open_read_only, require_ledger
 from nanobanana_async.cli.jobs.printer import ResultPrinter
-from nanobanana_async.cli.options import DEFAULT_LEDGER, BaseUrl, GatewayFinder, GatewayName, LedgerFile
+from nanobanana_async.cli.options import DEFAULT_LEDGER, BaseUrl, GatewayFinder, GatewayName, LedgerOption
 from nanobanana_async.cli.signals import Interrupted, run_until_signal
 from nanobanana_async.commands import jobs_command
 from nanobanana_async.formatting import plural
+from nanobanana_async.ledger.location import Location
 
 
 @frozen
@@ -28,7 +28,7 @@ class ReconcileCommand:
     def reconcile(
         self,
         *,
-        ledger: LedgerFile = DEFAULT_LEDGER,
+        ledger: LedgerOption = DEFAULT_LEDGER,
         wait: Annotated[bool, Parameter(negative="--no-wait")] = True,
         gateway: GatewayName = None,
         base_url: BaseUrl = None,
@@ -45,7 +45,7 @@ class ReconcileCommand:
         Parameters
         ----------
         ledger
-            The ledger file.
+            The ledger: a file, or postgresql://user@host/database.
         wait
             Follow the jobs that were bought to their end and print the URLs of their images.
         gateway
@@ -58,7 +58,7 @@ class ReconcileCommand:
         return run_until_signal(_reconcile(ledger, selected, wait=wait, console=Console(stderr=True)))
 
 
-async def _reconcile(path: Path, gateway: Gateway, *, wait: bool, console: Console) -> int:
+async def _reconcile(path: Location, gateway: Gateway, *, wait: bool, console: Console) -> int:
     """Let the gateway's history decide about uncertain jobs; follow those that were bought, and print the rest."""
     display = JobsDisplay(0, console)
     printer = ResultPrinter(display, path)

@@ -1,0 +1,213 @@
+"""The charges of named batches on PostgreSQL: the same rules as `ledger/charges.py` has in SQLite.
+
+Several hosts share one cap: a reservation locks the row of the price and then that of the batch until its commit, so
+that the sum it compares is the sum it adds to. Reading and adding in one statement would not do: at the isolation level
+READ COMMITTED it would compare a sum from before the wait for the lock.
+"""
+
+from decimal import Decimal
+from typing import Any
+
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.ledger.base import Allowance, Refusal
+from nanobanana_async.ledger.postgres.columns import as_text, from_text, none_or_text
+from nanobanana_async.ledger.postgres.pipeline import Statement, Work
+from nanobanana_async.policy.prices import Basis, Price, charge_of, from_billionths, price_in, to_billionths
+
+_ESTIMATED = "basis IN ('expected', 'example')"
+_UNDER_WAY = "state IN ('submitting', 'running')"
+
+# The row that all who reserve at an estimate hold, so that the one who learns the price waits for their charges.
+_ADD_PRICE = (
+    "INSERT INTO prices (account, price_class) VALUES (%(account)s, %(price_class)s)"
+    " ON CONFLICT (account, price_class) DO NOTHING"
+)
+_SELECT_PRICE = "SELECT credits FROM prices WHERE account = %(account)s AND price_class = %(price_class)s"
+_ADD_BATCH = "INSERT INTO spending (batch) VALUES (%(batch)s) ON CONFLICT (batch) DO NOTHING"
+_LOCK_BATCH = "SELECT 1 FROM spending WHERE batch = %(batch)s FOR UPDATE"
+_SELECT_SPENDING = "SELECT credits, unpriced FROM spending WHERE batch = %(batch)s"
+_SELECT_ESTIMATES = f"SELECT 1 FROM charges WHERE batch = %(batch)s AND {_ESTIMATED} LIMIT 1"
+_SELECT_UNDER_WAY = (
+    f"SELECT j.key, j.owner, c.{_ESTIMATED} FROM jobs AS j JOIN charges AS c"
+    " ON c.job = j.id AND c.generation = j.generation"
+    f" WHERE j.account = %(account)s AND j.{_UNDER_WAY} AND j.batch = %(batch)s ORDER BY j.id"
+)
+_INSERT_CHARGE = (
+    "INSERT INTO charges (job, generation, batch, account, price_class, credits, basis, cap)"
+    " SELECT id, %(generation)s, %(batch)s, %(account)s, %(price_class)s, %(credits)s::numeric, %(basis)s,"
+    " %(cap)s::numeric FROM jobs WHERE key = %(key)s"
+    " ON CONFLICT (job, generation) DO UPDATE SET price_class = excluded.price_class, credits = excluded.credits,"
+    " basis = excluded.basis, cap = excluded.cap"
+)
+_OF_PURCHASE = "job = (SELECT id FROM jobs WHERE key = %(key)s) AND generation = %(generation)s"
+# A charge that stands as it should is not written again: that would lock the batch for nothing.
+_SET_CREDITS = (
+    f"UPDATE charges SET credits = %(credits)s, basis = 'reported', cap = NULL WHERE {_OF_PURCHASE}"
+    " AND (credits <> %(credits)s OR basis <> 'reported')"
+)
+# The job ended without a price: the user's expected price becomes final, the gateway's example stays an estimate.
+_ACCEPT_EXPECTED = f"UPDATE charges SET basis = 'agreed' WHERE {_OF_PURCHASE} AND basis = 'expected'"
+_LEARN_PRICE = (
+    f"INSERT INTO prices SELECT account, price_class, %(credits)s::numeric FROM charges WHERE {_OF_PURCHASE}"
+    " ON CONFLICT (account, price_class) DO UPDATE SET credits = excluded.credits"
+    " WHERE prices.credits IS DISTINCT FROM excluded.credits RETURNING account, price_class"
+)
+_SET_PRICE = (
+    "INSERT INTO prices VALUES (%(account)s, %(price_class)s, %(credits)s::numeric)"
+    " ON CONFLICT (account, price_class) DO UPDATE SET credits = excluded.credits WHERE prices.credits IS NULL"
+)
+_REPRICE_ESTIMATES = (
+    "UPDATE charges SET credits = %(credits)s, basis = 'reported', cap = NULL"
+    f" WHERE account = %(account)s AND price_class = %(price_class)s AND {_ESTIMATED}"
+)
+_APPLY_USERS_PRICE = (
+    f"UPDATE charges SET credits = %(credits)s, basis = 'agreed', cap = NULL WHERE batch = %(batch)s AND {_ESTIMATED}"
+    " AND NOT EXISTS (SELECT FROM jobs WHERE jobs.id = charges.job AND jobs.generation = charges.generation"
+    f" AND jobs.{_UNDER_WAY})"
+)
+_SELECT_CHARGE = f"SELECT price_class, credits, basis FROM charges WHERE {_OF_PURCHASE}"
+_SELECT_RESERVED = (
+    "SELECT coalesce(sum(c.credits), 0) FROM jobs AS j JOIN charges AS c"
+    " ON c.job = j.id AND c.generation = j.generation"
+    " WHERE j.state IN ('pending', 'submitting', 'running', 'uncertain') AND j.batch = %(batch)s"
+    " AND (j.state <> 'running' OR coalesce(j.credits_used, 0) = 0)"
+)
+_MOVE_CHARGES = (
+    "UPDATE charges SET account = %(new)s"
+    " WHERE job IN (SELECT id FROM jobs WHERE gateway = %(gateway)s AND account = %(old)s)"
+)
+# Copied, not moved: the same name may be an account of another gateway too. A price that the new account knows stays.
+_COPY_PRICES = (
+    "INSERT INTO prices SELECT %(new)s, price_class, credits FROM prices WHERE account = %(old)s"
+    " ON CONFLICT (account, price_class) DO UPDATE SET credits = excluded.credits WHERE prices.credits IS NULL"
+)
+_REPRICE_ALL = (
+    "UPDATE charges AS c SET credits = p.credits, basis = 'reported', cap = NULL FROM prices AS p"
+    f" WHERE p.account = %(new)s AND c.account = p.account AND c.price_class = p.price_class AND c.{_ESTIMATED}"
+    " AND p.credits IS NOT NULL"
+)
+
+
+def _write(sql: str, values: dict[str, Any]) -> Statement:
+    return Statement(sql, values, returns_rows=False)
+
+
+class Charges:
+    """The charges of named batches as one owner sees them."""
+
+    def __init__(self, owner: int | None) -> None:
+        self._owner = owner
+
+    def allowance(self, job: JobRecord, price: Price, max_credits: Decimal | None) -> Work[Allowance]:
+        """Return whether a purchase fits under the cap of its batch; lock the batch until the end of the flush."""
+        amount = from_billionths(to_billionths(price.credits))
+        values: dict[str, Any] = {
+            "account": as_text(job.account),
+            "price_class": as_text(price.price_class),
+            "batch": none_or_text(job.batch),
+            "credits": amount,
+        }
+        price_requests = [Statement(_SELECT_PRICE, values)]
+        if price.is_estimate:
+            price_requests = [_write(_ADD_PRICE, values), Statement(f"{_SELECT_PRICE} FOR SHARE", values)]
+        batch_requests = [_write(_ADD_BATCH, values), Statement(_LOCK_BATCH, values)]
+        if price.is_user_stated:
+            batch_requests.append(_write(_APPLY_USERS_PRICE, values))
+        *answers, spending = yield [*price_requests, *batch_requests, Statement(_SELECT_SPENDING, values)]
+        prices, ((total, unpriced),) = answers[len(price_requests) - 1], spending
+        known = prices[0][0] if prices else None
+        if known is None and price.basis is Basis.REPORTED:  # learned from a job outside any named batch
+            yield [_write(_SET_PRICE, values), _write(_REPRICE_ESTIMATES, values)]
+            return (yield from self.allowance(job, price, max_credits))
+        if known is not None and (price.is_estimate or known > amount):
+            learned = Price(price.price_class, known)
+            return Allowance(refusal=None if max_credits is None else Refusal.PRICE, price=learned, other_charges=total)
+        if max_credits is None:
+            return Allowance(price=price, other_charges=total)
+        blocked = price.is_estimate and (yield from self._has_estimates(values, price, unpriced))
+        if not blocked and total + amount <= from_billionths(to_billionths(max_credits)):
+            return Allowance(price=price, other_charges=total)
+        ours, others = yield from self._keys_that_may_free_credits(values, estimated_only=blocked)
+        refusal = Refusal.ESTIMATE if blocked else Refusal.SUM
+        return Allowance(refusal=refusal, price=price, other_charges=total, ours_may_free=ours, others_may_free=others)
+
+    def reserve(self, job: JobRecord, price: Price, max_credits: Decimal | None) -> Work[None]:
+        """Reserve the price of a purchase that is about to be sent."""
+        values = {
+            "key": as_text(job.key),
+            "generation": job.generation,
+            "batch": none_or_text(job.batch),
+            "account": as_text(job.account),
+            "price_class": as_text(price.price_class),
+            "credits": from_billionths(to_billionths(price.credits)),
+            "basis": price.basis.value,
+            "cap": None if max_credits is None else from_billionths(to_billionths(max_credits)),
+        }
+        yield [_write(_INSERT_CHARGE, values)]
+
+    def reserved_before(self, job: JobRecord) -> Work[Allowance]:
+        """Return the allowance of a purchase whose reservation is stored already: only its answer was lost."""
+        values = {**_purchase(job), "batch": none_or_text(job.batch)}
+        ((price_class, amount, basis),), ((total, _),) = yield [
+            Statement(_SELECT_CHARGE, values),
+            Statement(_SELECT_SPENDING, values),
+        ]
+        return Allowance(price=Price(from_text(price_class), amount, Basis(basis)), other_charges=total - amount)
+
+    def update_from_record(self, before: JobRecord, job: JobRecord) -> Work[None]:
+        """Update the charge of a job's purchase from its record."""
+        if before.state is JobState.RUNNING and before.credits_used and job.credits == before.credits:
+            return  # this price was recorded before
+        purchase = _purchase(job)
+        charge, price = charge_of(job), price_in(job)
+        if price is not None and price != price_in(before):  # before the charge: locks in the order of `allowance`
+            amount = from_billionths(to_billionths(price))
+            (learned,) = yield [Statement(_LEARN_PRICE, {**purchase, "credits": amount})]
+            for account, price_class in learned:
+                values = {"account": account, "price_class": price_class, "credits": amount}
+                yield [_write(_REPRICE_ESTIMATES, values)]
+        if charge is None:
+            if before.state is not JobState.PENDING or before.in_doubt:
+                yield [_write(_SET_CREDITS, {**purchase, "credits": Decimal(0)})]
+        elif charge.credits is not None:
+            yield [_write(_SET_CREDITS, {**purchase, "credits": from_billionths(to_billionths(charge.credits))})]
+        elif charge.is_final:
+            yield [_write(_ACCEPT_EXPECTED, purchase)]
+
+    def hand_over(self, gateway: str, old: str, new: str) -> Work[None]:
+        """Move the charges of one account's jobs to another account, which also gets to know the old one's prices."""
+        values = {"gateway": as_text(gateway), "old": as_text(old), "new": as_text(new)}
+        yield [_write(sql, values) for sql in (_MOVE_CHARGES, _COPY_PRICES, _REPRICE_ALL)]
+
+    def spent_or_reserved(self, batch: str) -> Work[Decimal]:
+        """Return the sum of a batch's charges."""
+        (found,) = yield [Statement(_SELECT_SPENDING, {"batch": as_text(batch)})]
+        return found[0][0] if found else Decimal(0)
+
+    def reserved(self, batch: str) -> Work[Decimal]:
+        """Return the sum of the charges of purchases that have not ended and whose price the gateway has not stated."""
+        (found,) = yield [Statement(_SELECT_RESERVED, {"batch": as_text(batch)})]
+        return Decimal(found[0][0])
+
+    def _has_estimates(self, values: dict[str, Any], price: Price, unpriced: int) -> Work[bool]:
+        """Return whether another charge of the batch is an estimate.
+
+        Estimates of pruned jobs count only against the gateway's example: a price that the user gave covers them.
+        """
+        if unpriced and price.basis is Basis.EXAMPLE:
+            return True
+        (found,) = yield [Statement(_SELECT_ESTIMATES, values)]
+        return bool(found)
+
+    def _keys_that_may_free_credits(
+        self, values: dict[str, Any], *, estimated_only: bool
+    ) -> Work[tuple[tuple[str, ...], bool]]:
+        """Return our jobs of the batch that may free credits, and whether another living owner has such jobs."""
+        (found,) = yield [Statement(_SELECT_UNDER_WAY, values)]
+        rows = [(key, owner) for key, owner, estimated in found if estimated or not estimated_only]
+        ours = tuple(from_text(key) for key, owner in rows if owner == self._owner)
+        return ours, any(owner not in (None, self._owner) for _, owner in rows)
+
+
+def _purchase(job: JobRecord) -> dict[str, Any]:
+    return {"key": as_text(job.key), "generation": job.generation}

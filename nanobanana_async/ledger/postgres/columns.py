@@ -1,0 +1,98 @@
+"""Convert a job's record to a row of the table `jobs` on PostgreSQL and back.
+
+Rows are sent as JSON, as many in one statement as there are to write: `json_to_recordset` gives them their types.
+"""
+
+import base64
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from nanobanana_async.jobs import JobRecord
+from nanobanana_async.ledger.columns import COLUMNS, IDENTITY, PROGRESS, READERS, Row, identity_values, progress_values
+from nanobanana_async.ledger.columns import record_of as _record_of
+
+_TIMES = ("created_at", "first_sent_at", "sent_at", "lost_at", "conflict_at", "running_since", "ended_at")
+_JSON = ("request", "candidates", "images", "missing", "failure")
+_TEXTS = ("key", "gateway", "account", "batch", "task_id", "model")
+_TYPES: Mapping[str, str] = {
+    **dict.fromkeys(_TIMES, "timestamptz"),
+    **dict.fromkeys(("revision", "generation", "attempts"), "integer"),
+    **dict.fromkeys(("credits_used", "credits_refunded"), "numeric"),
+    "in_doubt": "boolean",
+}
+
+_MARK = "json:"
+
+
+def as_text(text: str) -> str:
+    """Return a text as PostgreSQL can store it: a NUL, or half of a surrogate pair, only in its JSON form."""
+    try:
+        storable = "\0" not in text and not text.startswith(_MARK)
+        text.encode()
+    except UnicodeEncodeError:
+        storable = False
+    return text if storable else _MARK + json.dumps(text)
+
+
+def from_text(stored: str) -> str:
+    """Return the text that `as_text` has made storable."""
+    return str(json.loads(stored.removeprefix(_MARK))) if stored.startswith(_MARK) else stored
+
+
+def none_or_text(text: str | None) -> str | None:
+    """Return `as_text` of a text that may be missing."""
+    return None if text is None else as_text(text)
+
+
+def recordset(columns: tuple[str, ...]) -> str:
+    """Return the SQL of a table `u` with rows of these columns; its parameter is `rows`."""
+    return f"json_to_recordset(%(rows)s::json) AS u({', '.join(f'{column} {_type(column)}' for column in columns)})"
+
+
+def _type(column: str) -> str:
+    return "integer" if column == "before" else _TYPES.get(column, "text")
+
+
+def stored_form(column: str) -> str:
+    """Return the SQL of a column of `u` as the table `jobs` stores it."""
+    if column == "body":
+        return "decode(u.body, 'base64')"
+    return f"u.{column}::json" if column in _JSON else f"u.{column}"
+
+
+SELECTED = ", ".join(f"j.{column}::text" if column in _JSON else f"j.{column}" for column in COLUMNS)
+"""The columns of `jobs AS j` in the form that `record_of` reads."""
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(_TEXTS, from_text),
+    **dict.fromkeys(_TIMES, lambda when: when.astimezone(UTC)),
+    **{column: READERS[column] for column in (*_JSON, "state")},
+    "body": bytes,
+}
+
+
+def record_of(row: Row) -> JobRecord:
+    """Return the record of a row of `SELECTED`; raises `LedgerError` if this version can't read it."""
+    return _record_of(row, _READERS)
+
+
+def identity_row(record: JobRecord) -> dict[str, Any]:
+    """Return the record's values of the columns `IDENTITY`."""
+    values = dict(zip(IDENTITY, identity_values(record), strict=True))
+    return _storable({**values, "body": base64.b64encode(record.body).decode()})
+
+
+def progress_row(record: JobRecord) -> dict[str, Any]:
+    """Return the record's values of the columns `PROGRESS`."""
+    return _storable(dict(zip(PROGRESS, progress_values(record), strict=True)))
+
+
+def _storable(row: dict[str, Any]) -> dict[str, Any]:
+    return {column: none_or_text(value) if column in _TEXTS else value for column, value in row.items()}
+
+
+def utc(when: datetime) -> datetime:
+    """Return a time in UTC; the server returns it in the time zone of its session."""
+    return when.astimezone(UTC)

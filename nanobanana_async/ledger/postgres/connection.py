@@ -1,0 +1,292 @@
+"""An open ledger on PostgreSQL: one connection in the writer's thread, and the lease of its owner.
+
+A flush is one transaction in one pipeline. It is repeated while the server is away, until the patience of its calls
+ends. Whether a commit counted whose answer was lost is decided by reading again what the calls would have written.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import psycopg
+from attrs import frozen
+from psycopg import errors, pq, sql
+from psycopg.conninfo import conninfo_to_dict
+
+from nanobanana_async._version import __version__
+from nanobanana_async.errors import LedgerError
+from nanobanana_async.ledger.base import OwnershipLost
+from nanobanana_async.ledger.postgres import leases
+from nanobanana_async.ledger.postgres.leases import Beat, Lease, Watch
+from nanobanana_async.ledger.postgres.pipeline import Request, Row, Rows, Statement, run_calls
+from nanobanana_async.ledger.postgres.problems import breaks_connection, is_transient, to_ledger_error
+from nanobanana_async.ledger.postgres.schema import Tables, current_tables, prepare
+from nanobanana_async.ledger.postgres.statements import PostgresTable
+from nanobanana_async.ledger.postgres.url import PostgresUrl
+from nanobanana_async.ledger.writer import Result, WorkItem
+
+# libpq's own settings, which a URL may override: a dead network is noticed before the lease ends.
+_CONNECT = {
+    "connect_timeout": "3",
+    "application_name": "nanobanana_async",
+    "keepalives_idle": "3",
+    "keepalives_interval": "2",
+    "keepalives_count": "2",
+    "tcp_user_timeout": "7000",
+}
+LOCK_TIMEOUT_S = 4.0
+"""How long a statement waits for a row: less than a lease, since an owner that waits does not beat."""
+
+FIRST_PAUSE_S = 0.05
+MAX_PAUSE_S = 1.0
+"""The pauses between tries while the server is away double from the first to the longest."""
+
+# The driver warns of what it could not undo on a broken connection. Such an error is retried or raised here.
+logging.getLogger("psycopg").addHandler(logging.NullHandler())
+
+_SETTINGS = (
+    "SELECT set_config('search_path', %(search_path)s, true), set_config('synchronous_commit', %(commit)s, true),"
+    " set_config('lock_timeout', %(lock_ms)s, true), set_config('statement_timeout', '0', true),"
+    " set_config('idle_in_transaction_session_timeout', %(idle_ms)s, true)"
+)
+
+
+@frozen(kw_only=True)
+class Settings:
+    """What a connection must know. `clock` returns seconds, and never goes back."""
+
+    url: PostgresUrl
+    read_only: bool
+    patience_s: float
+    lease: Lease
+    clock: Callable[[], float]
+
+
+def connect(settings: Settings, tables: Tables | None = None) -> "PostgresConnection":
+    """Open a ledger; raises only `LedgerError`."""
+    try:
+        return PostgresConnection(settings, tables or current_tables())
+    except Exception as error:
+        # Without its cause: the driver's errors may show parts of the URL.
+        raise to_ledger_error(error, settings.url, connecting=True) from None
+
+
+class PostgresConnection:
+    """An open ledger, used by one thread. `owner` is None if it was opened read-only."""
+
+    def __init__(self, settings: Settings, tables: Tables) -> None:
+        self._settings = settings
+        self._url = settings.url
+        self._db: psycopg.Connection[Row] | None = None
+        self._watch = Watch(settings.lease)
+        self._beat_at = settings.clock()
+        self._lost = False
+        self.owner: int | None = None
+        try:
+            prepare(self._connected(), self._url, tables, may_write=not settings.read_only)
+            if not settings.read_only:
+                self.owner = self._enlist()
+                self._beat()
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def run(self, batch: Sequence[WorkItem[Any]]) -> Iterator[list[Result]]:
+        """Run work items in one transaction, again if the server is away; yield results as they become final."""
+        yield from self._run(list(batch), commit_in_doubt=False)
+
+    def wait_s(self) -> float | None:
+        """Return after how long the next beat is due."""
+        if self.owner is None or self._lost:
+            return None
+        return max(0.0, self._beat_at - self._settings.clock())
+
+    def tend(self) -> None:
+        """Beat if it is time, and bury the owners that are dead."""
+        if (wait_s := self.wait_s()) is None or wait_s > 0.0:
+            return
+        try:
+            self._beat()
+        except Exception as error:  # the next beat tries again, over another connection
+            self._watch.beat_failed()
+            if not isinstance(error, psycopg.Error) or breaks_connection(error):
+                self._disconnect()
+        finally:
+            self._beat_at = self._settings.clock() + self._settings.lease.beat_s
+
+    def close(self) -> None:
+        """Release all jobs and end the lease; if the server is away, the others find this owner silent."""
+        if self.owner is not None and not self._lost:
+            with suppress(Exception), self._transaction() as send:
+                send([Statement(resign, returns_rows=False) for resign in leases.RESIGN])
+        self._disconnect()
+
+    # The flush
+
+    def _run(self, items: list[WorkItem[Any]], *, commit_in_doubt: bool) -> Iterator[list[Result]]:
+        pause_s, repeated = FIRST_PAUSE_S, False
+        while items:
+            self.tend()
+            if self._lost and (writes := [item for item in items if item.writes]):
+                yield [item.failed(self._ownership_lost()) for item in writes]
+                items = [item for item in items if not item.writes]
+                continue
+            committing: list[bool] = []
+            try:
+                results = self._flush(items, committing, commit_in_doubt=commit_in_doubt)
+            except OwnershipLost:
+                self._lost = True
+            except Exception as error:
+                commit_in_doubt = commit_in_doubt or bool(committing)
+                if is_transient(error):
+                    if breaks_connection(error):
+                        self._disconnect()
+                    failed, items = self._impatient(items, error)
+                    yield failed
+                    time.sleep(pause_s)
+                    pause_s = min(2 * pause_s, MAX_PAUSE_S)
+                elif isinstance(error, errors.UniqueViolation) and not repeated:
+                    repeated = True  # another host wrote the same task id at the same time: now it is seen, and refused
+                elif len(items) == 1:
+                    yield [items[0].failed(to_ledger_error(error, self._url))]
+                    return
+                else:  # the values of one item are at fault: each runs alone, so that the others are written
+                    for item in items:
+                        yield from self._run([item], commit_in_doubt=commit_in_doubt)
+                    return
+            else:
+                yield results
+                return
+
+    def _flush(self, items: Sequence[WorkItem[Any]], committing: list[bool], *, commit_in_doubt: bool) -> list[Result]:
+        """Run work items in one transaction; `committing` is filled before the commit, whose answer may be lost."""
+        table = PostgresTable(self.owner, commit_in_doubt=commit_in_doubt)
+        fenced = any(item.writes for item in items)
+        with self._transaction(committing, fenced=fenced) as send:
+            outcomes = run_calls([item.work for item in items], table, send)  # type: ignore[misc]
+        return [(item.future, value, error) for item, (value, error) in zip(items, outcomes, strict=True)]
+
+    def _impatient(self, items: Sequence[WorkItem[Any]], error: Exception) -> tuple[list[Result], list[WorkItem[Any]]]:
+        """Return the errors of the items whose patience has ended, and the other items."""
+        patience_s = self._settings.patience_s
+        until = self._settings.clock() - patience_s
+        failure = to_ledger_error(error, self._url, connecting=self._db is None)
+        message = f"{failure.message}; no success within {patience_s:g} s"
+        failed = [item.failed(LedgerError(message)) for item in items if item.queued_at <= until]
+        return failed, [item for item in items if item.queued_at > until]
+
+    @contextmanager
+    def _transaction(
+        self, committing: list[bool] | None = None, *, fenced: bool = False, durable: bool = True
+    ) -> Iterator[Callable[[Sequence[Request]], list[Rows]]]:
+        """Give a function that executes requests in one transaction, and commit at the end.
+
+        All goes through one pipeline. A fenced transaction raises `OwnershipLost` if this owner is buried.
+        """
+        db = self._connected()
+        mode = "READ ONLY" if self._settings.read_only else "READ WRITE"
+        try:
+            with db.pipeline() as pipeline:
+                db.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED {mode}".encode())
+                db.execute(_SETTINGS.encode(), self._local_settings(durable=durable))
+                fence = [db.execute(leases.FENCE.encode(), {"me": self.owner})] if fenced else []
+
+                def send(requests: Sequence[Request]) -> list[Rows]:
+                    cursors = [self._execute(db, request) for request in requests]
+                    pipeline.sync()  # only after it the server sees a transaction that stands idle, and may end it
+                    if fence and not fence.pop().fetchall():
+                        raise OwnershipLost("buried")
+                    return [cursor.fetchall() if returns else [] for cursor, returns in cursors]
+
+                yield send
+                if committing is not None:
+                    committing.append(True)
+                commit = db.execute(b"COMMIT")
+            if commit.statusmessage != "COMMIT":  # a failed statement made it a rollback
+                raise psycopg.InternalError("the transaction was rolled back")
+        finally:
+            if not db.closed and db.info.transaction_status is not pq.TransactionStatus.IDLE:
+                with suppress(psycopg.Error):
+                    db.execute(b"ROLLBACK")
+
+    def _execute(self, db: "psycopg.Connection[Row]", request: Request) -> "tuple[psycopg.Cursor[Row], bool]":
+        assert isinstance(request, Statement)
+        values = {**request.values, "me": self.owner}
+        return db.execute(request.sql.encode(), values, binary=True), request.returns_rows
+
+    def _local_settings(self, *, durable: bool) -> dict[str, str]:
+        """Return the settings of one transaction. Not those of a connection: behind a pooler it may serve others too.
+
+        A process that is suspended within a flush holds the row of its owner. The server ends such a flush when the
+        lease ends, so that the owner can be buried.
+        """
+        return {
+            "search_path": sql.Identifier(self._url.schema).as_string(None),
+            "commit": "on" if durable else "off",
+            "lock_ms": str(round(1000 * min(LOCK_TIMEOUT_S, self._settings.lease.silence_s / 2))),
+            "idle_ms": str(round(1000 * self._settings.lease.silence_s)),
+        }
+
+    # The lease
+
+    def _enlist(self) -> int:
+        values = {
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "client": __version__,
+            "lease_s": self._settings.lease.silence_s,
+        }
+        with self._transaction() as send:
+            (((owner,),),) = send([Statement(leases.ENLIST, values)])
+        return int(owner)
+
+    def _beat(self) -> None:
+        # Without a disk flush: a beat that a crash of the server forgets has done its work.
+        with self._transaction(durable=False) as send:
+            mine, others = send([Statement(leases.BEAT), Statement(leases.OTHERS)])
+        if not mine:
+            self._lost = True
+            return
+        for dead in self._watch.observe([Beat(*row) for row in others], self._settings.clock()):
+            self._bury(dead)
+
+    def _bury(self, dead: Beat) -> None:
+        """Bury an owner, unless it has beaten since, and release its jobs in the same transaction."""
+        values = {"dead": dead.owner, "count": dead.count}
+        releases = [
+            Statement(sql_text, values, returns_rows=False)
+            for sql_text in (leases.RELEASE_OF_BURIED, leases.FORGET_NOTICES)
+        ]
+        with self._transaction(fenced=True) as send:
+            send([Statement(leases.BURY, values), *releases])
+
+    def _ownership_lost(self) -> OwnershipLost:
+        return OwnershipLost(
+            f"ledger {self._url}: this process gave no sign of life for {self._settings.lease.silence_s:g} s, so its"
+            " jobs went to other owners, and it writes nothing more: close the session and open another one"
+        )
+
+    # The connection
+
+    def _connected(self) -> "psycopg.Connection[Row]":
+        if self._db is None or self._db.closed:
+            given = conninfo_to_dict(self._url.url)
+            defaults: dict[str, Any] = dict(_CONNECT)
+            if self._url.has_several_hosts and not self._settings.read_only:
+                defaults["target_session_attrs"] = "read-write"
+            self._db = psycopg.connect(
+                **{**defaults, **given, "client_encoding": "utf8"},
+                autocommit=True,
+                prepare_threshold=None,  # a pooler may give each transaction another server connection
+            )
+        return self._db
+
+    def _disconnect(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            with suppress(Exception):
+                db.close()

@@ -1,0 +1,104 @@
+"""Ownership by leases: each owner counts its beats up in its row, and is dead when others see no beat for too long.
+
+No clock of one host is compared with that of another, and silence counts only while the observer's own beats get
+through: when the server is down, all are silent and none is buried. Death is a write, at the row that the beat writes
+too, so that an owner either beats or is buried. It needs no file lock and no session of the database: it holds for
+owners behind a pooler, and for a host that was suspended or cut off, which finds itself buried when it comes back.
+"""
+
+from collections.abc import Iterable
+
+from attrs import frozen
+
+from nanobanana_async.errors import ConfigurationError
+
+BEAT_S = 2.0
+"""How often an owner beats. A beat is one small write without a disk flush: 100 hosts make 50 in a second."""
+
+LEASE_S = 10.0
+"""How long an owner may be silent. Five beats: a lost one, a reconnect or a full disk for some seconds is no death.
+
+Longer: the slots of a killed process stand idle for longer. Shorter: hosts that are only slow are buried.
+"""
+
+BEATS_WITHOUT_ANSWER = 2.5
+"""After so many beats without one of our own that got through, all silences count from zero again."""
+
+
+@frozen(kw_only=True)
+class Lease:
+    """How often an owner beats, and how long it may be silent. Others go by what the owner itself wrote in its row."""
+
+    beat_s: float = BEAT_S
+    silence_s: float = LEASE_S
+
+    def __attrs_post_init__(self) -> None:
+        if not 0 < 3 * self.beat_s <= self.silence_s:
+            raise ConfigurationError("a lease must be at least three beats long, or one lost beat would end it")
+
+
+@frozen
+class Beat:
+    """What the ledger shows of another owner: its count of beats, and how long it may be silent."""
+
+    owner: int
+    count: int
+    lease_s: float
+
+
+class Watch:
+    """Watches the beats of the other owners, by the clock of this process."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._gap_s = BEATS_WITHOUT_ANSWER * lease.beat_s
+        self._seen: dict[int, tuple[int, float]] = {}
+        """Owner -> the count of its beats, and since when it has not changed."""
+        self._answered_at: float | None = None
+
+    def beat_failed(self) -> None:
+        """Forget all silences: our own beat did not get through, so that others may have been unable to beat too."""
+        self._seen.clear()
+
+    def observe(self, beats: Iterable[Beat], now: float) -> list[Beat]:
+        """Take note of all owners at the time of a beat of our own that got through; return those that are dead."""
+        if self._answered_at is not None and now - self._answered_at > self._gap_s:
+            self._seen.clear()
+        self._answered_at = now
+        seen, dead = self._seen, []
+        self._seen = {}
+        for beat in beats:
+            count, since = seen.get(beat.owner, (beat.count, now))
+            if count != beat.count:
+                since = now
+            self._seen[beat.owner] = beat.count, since
+            if now - since > beat.lease_s:
+                dead.append(beat)
+        return dead
+
+
+ENLIST = (
+    "INSERT INTO owners (host, process, client, lease_s)"
+    " VALUES (%(host)s, %(process)s, %(client)s, %(lease_s)s) RETURNING id"
+)
+# Its row is locked until the commit: a burial waits for the flush, and then releases also what the flush wrote.
+FENCE = "SELECT id FROM owners WHERE id = %(me)s AND buried_by IS NULL FOR SHARE"
+BEAT = (
+    "UPDATE owners SET beat = beat + 1, beat_at = clock_timestamp() WHERE id = %(me)s AND buried_by IS NULL"
+    " RETURNING id"
+)
+OTHERS = "SELECT id, beat, lease_s FROM owners WHERE buried_by IS NULL AND id <> %(me)s"
+# An owner whose flush stands open is passed over until the server has ended that flush.
+BURY = (
+    "UPDATE owners SET buried_by = %(me)s, buried_at = clock_timestamp() WHERE id = (SELECT id FROM owners"
+    " WHERE id = %(dead)s AND beat = %(count)s AND buried_by IS NULL FOR UPDATE SKIP LOCKED) RETURNING id"
+)
+RELEASE_OF_BURIED = (
+    "UPDATE jobs SET owner = NULL WHERE owner = %(dead)s AND state IN ('pending', 'submitting', 'running')"
+    " AND EXISTS (SELECT FROM owners WHERE id = %(dead)s AND buried_by = %(me)s)"
+)
+FORGET_NOTICES = "DELETE FROM callback_notices WHERE owner = %(dead)s"
+RESIGN = (
+    "UPDATE jobs SET owner = NULL WHERE owner = %(me)s AND state IN ('pending', 'submitting', 'running')",
+    "DELETE FROM callback_notices WHERE owner = %(me)s",
+    "DELETE FROM owners WHERE id = %(me)s AND buried_by IS NULL",
+)

@@ -1,0 +1,74 @@
+"""Errors of PostgreSQL and its driver as `LedgerError` that say what to do, never with a password."""
+
+import psycopg
+from psycopg import errors
+
+from nanobanana_async.errors import LedgerError
+from nanobanana_async.ledger.postgres.url import PostgresUrl
+
+# What the server or libpq says when a connection is refused -> what the user can do. Connections have no error codes.
+_CONNECT_ADVICE = (
+    (("starting up", "shutting down"), "the server is starting or stopping: repeat in a moment"),
+    (
+        ("password authentication failed", "no password supplied", "fe_sendauth"),
+        "the server refuses the user or the password: check the user in the URL, and the password in ~/.pgpass,"
+        " PGPASSWORD or the URL",
+    ),
+    (("pg_hba.conf",), "the server lets this user in from no such address: ask its administrator (pg_hba.conf)"),
+    (("role ",), "the server does not know this user: name another in the URL, or create it with `createuser`"),
+    (
+        ("database ", "no such database"),
+        "there is no such database, or this user may not connect to it: name another in the URL, or create it with"
+        " `createdb`",
+    ),
+    (
+        ("invalid", "missing "),
+        "the URL can't be used as it is: check its options, and escape special characters as %XX",
+    ),
+    (("read-only", "hot standby"), "the server takes no writes: name the primary, or all servers, in the URL"),
+    (("too many", "remaining connection slots"), "the server has no connection left: use a pooler such as pgbouncer"),
+)
+_UNREACHABLE = "the server can't be reached: check that it runs, and host, port and network"
+
+_ADVICE: dict[type[psycopg.Error], str] = {
+    errors.InsufficientPrivilege: (
+        "this user may not use the tables: let their owner grant USAGE on the schema, and SELECT, INSERT, UPDATE and"
+        " DELETE on all its tables"
+    ),
+    errors.UndefinedTable: "a table is missing: was the schema dropped or changed by hand? Restore a backup",
+    errors.UndefinedColumn: "a column is missing: was the schema changed by hand? Restore a backup",
+    errors.DiskFull: "the server's disk is full: free some space, then repeat",
+    errors.ReadOnlySqlTransaction: "the server takes no writes: it is a standby now, or was set to read-only",
+    errors.LockNotAvailable: "a row stayed locked: a long transaction of another program; end it, then repeat",
+    errors.CheckViolation: "the batch would have passed its cap: nothing was bought",
+}
+
+_TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, errors.ReadOnlySqlTransaction)
+_TRANSIENT_CODES = ("25P03", "25P04")  # the server ended a transaction that stood idle, or took too long
+
+
+def is_transient(error: Exception) -> bool:
+    """Return whether the same work may succeed later, over this connection or another one."""
+    return isinstance(error, _TRANSIENT) or getattr(error, "sqlstate", None) in _TRANSIENT_CODES
+
+
+def breaks_connection(error: Exception) -> bool:
+    """Return whether the next try needs another connection, perhaps to another server."""
+    lock_errors = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
+    return is_transient(error) and not isinstance(error, lock_errors)
+
+
+def to_ledger_error(error: Exception, url: PostgresUrl, *, connecting: bool = False) -> LedgerError:
+    """Return an error as a `LedgerError` that says what to do."""
+    if isinstance(error, LedgerError):
+        return error
+    said = url.mask(" ".join(str(error).split()))
+    if not isinstance(error, psycopg.Error):
+        return LedgerError(f"ledger {url}: {type(error).__name__}: {said}")
+    if connecting and isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None:
+        advice = "the URL can't be read: check its form, postgresql://user@host:port/database?option=value"
+        return LedgerError(f"ledger {url}: {advice}")  # the driver's text may show parts of the password
+    advice = next((advice for kind, advice in _ADVICE.items() if isinstance(error, kind)), "")
+    if not advice and connecting:
+        advice = next((text for words, text in _CONNECT_ADVICE if any(word in said for word in words)), _UNREACHABLE)
+    return LedgerError(f"ledger {url}: {advice or 'PostgreSQL failed'} [{said}]")

@@ -1,0 +1,169 @@
+-- The ledger of nanobanana_async on PostgreSQL, version 1. Readable with any tool; written by the library only.
+--
+-- The library creates the schema and sets search_path, so no name here is qualified. API keys are never stored:
+-- `account` is a fingerprint, or the gateway's name and a name that the user chose. Prompts are stored.
+-- A text that PostgreSQL can't hold (with a NUL or half of a surrogate pair) is stored as `json:` and its JSON form.
+
+CREATE TABLE meta (
+    version    integer NOT NULL,                -- of these tables
+    min_client integer NOT NULL                 -- the oldest version of the library's ledger that may open them
+);
+
+-- One row for each ledger that is open for writing. Its number is never given again, so it fences every write.
+CREATE TABLE owners (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    host       text             NOT NULL,
+    process    integer          NOT NULL,
+    client     text             NOT NULL,       -- the version of the library
+    opened_at  timestamptz      NOT NULL DEFAULT clock_timestamp(),
+    lease_s    double precision NOT NULL,       -- how long it may be silent
+    beat       bigint           NOT NULL DEFAULT 0,
+    beat_at    timestamptz      NOT NULL DEFAULT clock_timestamp(), -- for people and lists; no owner is buried by it
+    buried_by  bigint,                          -- the owner that found it silent; it never comes back
+    buried_at  timestamptz
+) WITH (fillfactor = 50);
+
+CREATE TABLE jobs (
+    id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, -- the order in which jobs were inserted
+    key              text COLLATE "C" NOT NULL UNIQUE,
+    gateway          text        NOT NULL,
+    account          text        NOT NULL,
+    request          json,                      -- json, not jsonb: a gateway's text may hold \u0000 or half a surrogate pair
+    body             bytea       NOT NULL,      -- the exact bytes that every POST of the job sends
+    created_at       timestamptz NOT NULL,
+    batch            text,                      -- the named batch; null: no charges are kept
+    state            text        NOT NULL,
+    revision         integer     NOT NULL,      -- number of writes; each is a compare-and-swap on it
+    generation       integer     NOT NULL,      -- number of deliberate purchases
+    attempts         integer     NOT NULL,
+    first_sent_at    timestamptz,
+    in_doubt         boolean     NOT NULL,
+    sent_at          timestamptz,
+    lost_at          timestamptz,
+    conflict_at      timestamptz,
+    candidates       json        NOT NULL,
+    task_id          text COLLATE "C",
+    running_since    timestamptz,
+    ended_at         timestamptz,
+    images           json        NOT NULL,
+    missing          json        NOT NULL,
+    credits_used     numeric,
+    credits_refunded numeric,
+    model            text,
+    failure          json,
+    owner            bigint                     -- the current owner, or the last one if ended; null: released
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
+
+-- The rows that wait for an owner, in their order. An index that begins with `owner` would have to sort them all.
+CREATE INDEX jobs_free ON jobs (account, id) WHERE state = 'pending' AND owner IS NULL;
+
+-- What holds a slot of the account, or may hold one: never more rows than the account has slots and doubts.
+CREATE INDEX jobs_sent ON jobs (account, id) WHERE state IN ('submitting', 'running', 'uncertain');
+
+CREATE INDEX jobs_owned ON jobs (owner) WHERE owner IS NOT NULL AND state IN ('pending', 'submitting', 'running');
+
+CREATE INDEX jobs_task ON jobs (account, task_id) WHERE task_id IS NOT NULL;
+
+-- Two purchases can't share one task, even when two hosts write at once. Attached tasks were never sent.
+CREATE UNIQUE INDEX jobs_task_once ON jobs (account, task_id) WHERE task_id IS NOT NULL AND first_sent_at IS NOT NULL;
+
+CREATE INDEX jobs_state ON jobs (state, id);
+
+CREATE INDEX jobs_batch ON jobs (batch) WHERE batch IS NOT NULL;
+
+-- One row for each purchase of each job of a named batch, written in the transaction of the job's transition. A later
+-- purchase of the job adds a row; a purchase that certainly did not happen keeps its row, with 0 credits.
+CREATE TABLE charges (
+    job         bigint  NOT NULL REFERENCES jobs ON DELETE CASCADE,
+    generation  integer NOT NULL,
+    batch       text    NOT NULL,
+    account     text    NOT NULL,
+    price_class text    NOT NULL,
+    credits     numeric NOT NULL,               -- reserved or charged, after refunds
+    basis       text    NOT NULL,               -- reported, agreed: a price; expected, example: an estimate
+    cap         numeric,                        -- the cap under which it was reserved; null: none, or the price is known
+    PRIMARY KEY (job, generation)
+) WITH (fillfactor = 80);
+
+CREATE INDEX charges_estimates ON charges (batch) WHERE basis IN ('expected', 'example');
+
+CREATE INDEX charges_of_class ON charges (account, price_class) WHERE basis IN ('expected', 'example');
+
+-- The sum of a batch's charges. Deleting a charge does not reduce it, so pruned jobs still count.
+CREATE TABLE spending (
+    batch    text    PRIMARY KEY,
+    credits  numeric NOT NULL DEFAULT 0,
+    unpriced integer NOT NULL DEFAULT 0         -- pruned jobs whose price was still an estimate
+) WITH (fillfactor = 50);
+
+-- The writer locks the batch's row and compares before it reserves. Should two ever pass that, this refuses the second.
+CREATE FUNCTION charge_written() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+DECLARE
+    change numeric := new.credits;
+    total  numeric;
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        change := new.credits - old.credits;
+        IF change = 0 THEN RETURN NULL; END IF;
+    END IF;
+    UPDATE spending SET credits = credits + change WHERE batch = new.batch RETURNING credits INTO total;
+    IF NOT FOUND THEN
+        INSERT INTO spending (batch, credits) VALUES (new.batch, change)
+            ON CONFLICT (batch) DO UPDATE SET credits = spending.credits + excluded.credits
+            RETURNING credits INTO total;
+    END IF;
+    IF change > 0 AND total > new.cap THEN
+        RAISE check_violation USING MESSAGE = format('batch %s would pass its cap', new.batch);
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER charge_written AFTER INSERT OR UPDATE OF credits ON charges
+    FOR EACH ROW EXECUTE FUNCTION charge_written();
+
+CREATE FUNCTION charge_pruned() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+BEGIN
+    UPDATE spending SET unpriced = unpriced + 1 WHERE batch = old.batch;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER charge_pruned AFTER DELETE ON charges
+    FOR EACH ROW WHEN (old.basis IN ('expected', 'example')) EXECUTE FUNCTION charge_pruned();
+
+-- The last price that the gateway reported for each price class; null: estimates were reserved, no price is known.
+CREATE TABLE prices (
+    account     text NOT NULL,
+    price_class text NOT NULL,
+    credits     numeric,
+    PRIMARY KEY (account, price_class)
+);
+
+-- What sessions learned about an account: limits, durations and prices as JSON. The last writer wins.
+CREATE TABLE learned (
+    account text PRIMARY KEY,
+    facts   text NOT NULL
+);
+
+-- The reference images that an account has uploaded, by the SHA-256 of their content; never the content itself.
+CREATE TABLE uploads (
+    account     text        NOT NULL,
+    digest      text        NOT NULL,
+    url         text        NOT NULL,
+    size        bigint      NOT NULL,
+    uploaded_at timestamptz NOT NULL,
+    PRIMARY KEY (account, digest)
+);
+
+-- The key that signs callback URLs. A forged callback only triggers a poll, so a leaked key buys nothing.
+CREATE TABLE secrets (
+    name  text  PRIMARY KEY,
+    value bytea NOT NULL
+);
+
+-- Callback notices: the process that received a callback leaves one for the job's owner.
+CREATE TABLE callback_notices (
+    owner   bigint NOT NULL,
+    key     text   NOT NULL,
+    task_id text,
+    PRIMARY KEY (owner, key)
+);

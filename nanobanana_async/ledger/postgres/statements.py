@@ -1,0 +1,268 @@
+"""The SQL statements on the table `jobs` on PostgreSQL, with the ownership rules.
+
+Each method is the work of one call (`pipeline.py`): it runs in the transaction of a flush, which holds the row of this
+owner, so that it can't be buried before the commit. A burial releases its jobs: what has an owner has a living one.
+"""
+
+import secrets
+from collections.abc import Iterable
+from datetime import datetime
+from decimal import Decimal
+
+from nanobanana_async.errors import LedgerError
+from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState
+from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken, Upload
+from nanobanana_async.ledger.columns import COLUMNS, IDENTITY, PROGRESS, same_identity
+from nanobanana_async.ledger.postgres.charges import Charges
+from nanobanana_async.ledger.postgres.columns import (
+    SELECTED,
+    as_text,
+    from_text,
+    identity_row,
+    none_or_text,
+    progress_row,
+    record_of,
+    recordset,
+    stored_form,
+    utc,
+)
+from nanobanana_async.ledger.postgres.pipeline import OneRow, Rows, Statement, Work
+from nanobanana_async.policy.prices import Price
+
+
+def sql_list(states: Iterable[JobState]) -> str:
+    """Return states as an SQL list."""
+    return ", ".join(f"'{state.value}'" for state in JobState if state in frozenset(states))
+
+
+ACTIVE = f"state IN ({sql_list(ACTIVE_STATES)})"
+
+_INSERT_JOB = (
+    f"INSERT INTO jobs ({', '.join(COLUMNS)}, owner)"
+    f" SELECT {', '.join(map(stored_form, COLUMNS))}, %(me)s FROM {recordset(COLUMNS)}"
+    " ON CONFLICT (key) DO NOTHING RETURNING key"
+)
+
+
+def _compare_and_swap(columns: tuple[str, ...]) -> str:
+    changed = ", ".join(f"{column} = {stored_form(column)}" for column in columns)
+    given = tuple(dict.fromkeys(("key", "before", *columns)))
+    return (
+        f"UPDATE jobs AS j SET {changed}, owner = %(me)s FROM {recordset(given)}"
+        f" WHERE j.key = u.key AND j.revision = u.before AND (j.owner = %(me)s OR NOT j.{ACTIVE}) RETURNING j.key"
+    )
+
+
+_UPDATE_PROGRESS = _compare_and_swap(PROGRESS)
+_UPDATE_ALL = _compare_and_swap(IDENTITY + PROGRESS)
+_SELECT_BY_KEY = f"SELECT {SELECTED}, j.owner FROM {recordset(('key',))} JOIN jobs AS j ON j.key = u.key"
+_TAKE_OWNERSHIP = (
+    f"WITH free AS (SELECT j.id FROM {recordset(('key',))} JOIN jobs AS j ON j.key = u.key WHERE j.{ACTIVE}"
+    " AND (j.owner IS NULL OR NOT EXISTS (SELECT FROM owners AS o WHERE o.id = j.owner AND o.buried_by IS NULL))"
+    " ORDER BY j.key FOR UPDATE OF j)"
+    " UPDATE jobs AS j SET owner = %(me)s FROM free WHERE j.id = free.id RETURNING j.key"
+)
+_RELEASE = (
+    f"UPDATE jobs AS j SET owner = NULL FROM {recordset(('key',))}"
+    f" WHERE j.key = u.key AND j.owner = %(me)s AND j.{ACTIVE} RETURNING j.key"
+)
+_SELECT_BY_TASK = (
+    f"SELECT {SELECTED} FROM jobs AS j WHERE account = %(account)s AND task_id = %(task_id)s ORDER BY id DESC LIMIT 1"
+)
+_SELECT_TASK_HOLDER = (
+    f"SELECT u.key, j.key FROM {recordset(('key', 'account', 'task_id'))} JOIN jobs AS j"
+    " ON j.account = u.account AND j.task_id = u.task_id AND j.key <> u.key WHERE j.first_sent_at IS NOT NULL"
+)
+_COUNT_SLOTS_OF_OTHERS = (
+    "SELECT count(*) FROM jobs WHERE account = %(account)s AND state IN ('submitting', 'running', 'uncertain')"
+    " AND owner IS DISTINCT FROM %(me)s AND (%(since)s::timestamptz IS NULL"
+    " OR coalesce(running_since, first_sent_at, created_at) >= %(since)s::timestamptz)"
+)
+_ADD_SECRET = "INSERT INTO secrets VALUES ('callbacks', %(value)s) ON CONFLICT (name) DO NOTHING"
+_INSERT_NOTICE = (
+    "INSERT INTO callback_notices SELECT owner, key, %(task_id)s FROM jobs"
+    f" WHERE key = %(key)s AND owner <> %(me)s AND {ACTIVE}"
+    " ON CONFLICT (owner, key) DO UPDATE SET task_id = excluded.task_id"
+)
+_TAKE_NOTICES = "DELETE FROM callback_notices WHERE owner = %(me)s RETURNING key, task_id"
+_REMEMBER = (
+    "INSERT INTO learned VALUES (%(account)s, %(facts)s) ON CONFLICT (account) DO UPDATE SET facts = excluded.facts"
+)
+_SELECT_UPLOAD = "SELECT url, size, uploaded_at FROM uploads WHERE account = %(account)s AND digest = %(digest)s"
+_REMEMBER_UPLOAD = (
+    "INSERT INTO uploads VALUES (%(account)s, %(digest)s, %(url)s, %(size)s, %(uploaded_at)s)"
+    " ON CONFLICT (account, digest) DO UPDATE SET url = excluded.url, size = excluded.size,"
+    " uploaded_at = excluded.uploaded_at"
+)
+
+
+class PostgresTable:
+    """The tables of the ledger as one owner may read and write them; the owner None may only read.
+
+    `commit_in_doubt`: the answer to an earlier commit of the same calls was lost, so they may be stored already.
+    """
+
+    def __init__(self, owner: int | None, *, commit_in_doubt: bool = False) -> None:
+        self.owner = owner
+        self.charges = Charges(owner)
+        self._commit_in_doubt = commit_in_doubt
+
+    def claim(self, record: JobRecord) -> Work[Claim]:
+        """Insert a job as its owner, or return the stored record; an active job without an owner becomes ours."""
+        (inserted,) = yield [OneRow(_INSERT_JOB, {**identity_row(record), **progress_row(record)})]
+        if inserted:
+            return Claim(record=record, is_new=True, is_ours=record.state in ACTIVE_STATES)
+        found = yield from self._take_and_find(record.key)
+        if found is None:
+            raise LedgerError(f"job {record.key} was pruned by another host meanwhile: repeat", key=record.key)
+        if self._commit_in_doubt and found == (record, self.owner):
+            return Claim(record=record, is_new=True, is_ours=record.state in ACTIVE_STATES)
+        return self._claim_of(*found)
+
+    def advance(self, before: JobRecord, after: JobRecord) -> Work[None]:
+        """Replace `before` if it is unchanged and ours, or ended, and update its charge."""
+        if after.task_id is not None and after.task_id != before.task_id:
+            yield from self._check_task_free(after)
+        if (yield from self._write(before, after)) and after.batch is not None:
+            yield from self.charges.update_from_record(before, after)
+
+    def advance_and_reserve(
+        self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
+    ) -> Work[Allowance]:
+        """Replace `before` by a row that is about to be sent, and add its charge, if the batch may buy it."""
+        if self._commit_in_doubt and (yield from self._is_stored(after)):
+            return (yield from self.charges.reserved_before(after))
+        allowance = yield from self.charges.allowance(after, price, max_credits)
+        if allowance.refusal is None:
+            yield from self._write(before, after)
+            yield from self.charges.reserve(after, allowance.price, max_credits)
+        return allowance
+
+    def _write(self, before: JobRecord, after: JobRecord) -> Work[bool]:
+        """Compare and swap; return False if `after` was stored by a commit whose answer was lost."""
+        row = {"key": as_text(before.key), "before": before.revision, **progress_row(after)}
+        request = OneRow(_UPDATE_PROGRESS, row)
+        if not same_identity(before, after):
+            request = OneRow(_UPDATE_ALL, {**row, **identity_row(after)})
+        (swapped,) = yield [request]
+        if swapped:
+            return True
+        if self._commit_in_doubt and (yield from self._is_stored(after)):
+            return False
+        (found,) = yield [_by_key(before.key)]
+        if not found:
+            reason = "is not in the ledger"
+        elif record_of(found[0][:-1]).revision == before.revision:
+            reason = "is not owned by this ledger (any more)"
+        else:
+            reason = "was changed by another owner"
+        raise LedgerError(f"job {before.key} {reason}", key=before.key, safe_to_repeat=False)
+
+    def _is_stored(self, after: JobRecord) -> Work[bool]:
+        """Return whether exactly this record is stored, and we wrote it: its revision, owner and content are ours."""
+        (found,) = yield [_by_key(after.key)]
+        return bool(found) and found[0][-1] == self.owner and record_of(found[0][:-1]) == after
+
+    def _check_task_free(self, after: JobRecord) -> Work[None]:
+        """Raise `TaskTaken` if the task id of `after` belongs to another job that was sent."""
+        task = {"account": as_text(after.account), "task_id": none_or_text(after.task_id), "key": as_text(after.key)}
+        (holders,) = yield [OneRow(_SELECT_TASK_HOLDER, task)]
+        if holders and after.task_id is not None:
+            raise TaskTaken(after.task_id, from_text(holders[0][1]), key=after.key)
+
+    def adopt(self, key: str) -> Work[Claim | None]:
+        """Take ownership of an active job that has no living owner; return the stored record."""
+        found = yield from self._take_and_find(key)
+        return None if found is None else self._claim_of(*found)
+
+    def _take_and_find(self, key: str) -> Work[tuple[JobRecord, int | None] | None]:
+        """Own an active job that has no living owner; return the record and its owner as they are then."""
+        yield [OneRow(_TAKE_OWNERSHIP, {"key": as_text(key)})]
+        (found,) = yield [_by_key(key)]
+        return (record_of(found[0][:-1]), found[0][-1]) if found else None
+
+    def _claim_of(self, record: JobRecord, owner: int | None) -> Claim:
+        return Claim(record=record, is_ours=owner == self.owner and record.state in ACTIVE_STATES)
+
+    def release(self, key: str) -> Work[None]:
+        """Give up ownership of a job that is ours."""
+        yield [OneRow(_RELEASE, {"key": as_text(key)})]
+
+    def find(self, key: str) -> Work[JobRecord | None]:
+        """Return the job with this key."""
+        (found,) = yield [_by_key(key)]
+        return record_of(found[0][:-1]) if found else None
+
+    def find_task(self, account: str, task_id: str) -> Work[JobRecord | None]:
+        """Return the job with this task id; the newest, if two keys have the same task."""
+        (found,) = yield [Statement(_SELECT_BY_TASK, {"account": as_text(account), "task_id": as_text(task_id)})]
+        return record_of(found[0]) if found else None
+
+    def known_tasks(self, account: str, task_ids: Iterable[str]) -> Work[dict[str, JobRecord | None]]:
+        """Return those of the tasks that a job of the account has, with the job."""
+        tasks = list(dict.fromkeys(task_ids))
+        if not tasks:
+            return {}
+        name = as_text(account)
+        answers: list[Rows] = yield [
+            Statement(_SELECT_BY_TASK, {"account": name, "task_id": as_text(task_id)}) for task_id in tasks
+        ]
+        return {task_id: record_of(found[0]) for task_id, found in zip(tasks, answers, strict=True) if found}
+
+    def count_foreign_jobs(self, account: str, since: datetime | None) -> Work[int]:
+        """Count the jobs that may hold a slot and are not ours."""
+        (found,) = yield [Statement(_COUNT_SLOTS_OF_OTHERS, {"account": as_text(account), "since": since})]
+        return int(found[0][0])
+
+    def callback_secret(self) -> Work[bytes]:
+        """Return the key that signs callback URLs; the first call makes it."""
+        _, found = yield [
+            Statement(_ADD_SECRET, {"value": secrets.token_bytes(32)}, returns_rows=False),
+            Statement("SELECT value FROM secrets WHERE name = 'callbacks'"),
+        ]
+        return bytes(found[0][0])
+
+    def notify_owner(self, key: str, task_id: str | None) -> Work[None]:
+        """Leave a callback notice for the owner of an active job, unless that is this owner."""
+        values = {"key": as_text(key), "task_id": none_or_text(task_id)}
+        yield [Statement(_INSERT_NOTICE, values, returns_rows=False)]
+
+    def take_notices(self) -> Work[list[tuple[str, str | None]]]:
+        """Remove and return the callback notices for this owner."""
+        (rows,) = yield [Statement(_TAKE_NOTICES)]
+        return [(from_text(key), None if task_id is None else from_text(task_id)) for key, task_id in rows]
+
+    def recall(self, account: str) -> Work[str | None]:
+        """Return what was learned about an account."""
+        (found,) = yield [
+            Statement("SELECT facts FROM learned WHERE account = %(account)s", {"account": as_text(account)})
+        ]
+        return from_text(found[0][0]) if found else None
+
+    def remember(self, account: str, learned: str) -> Work[None]:
+        """Store what was learned about an account."""
+        values = {"account": as_text(account), "facts": as_text(learned)}
+        yield [Statement(_REMEMBER, values, returns_rows=False)]
+
+    def find_upload(self, account: str, digest: str) -> Work[Upload | None]:
+        """Return the last upload of this content by the account."""
+        (found,) = yield [Statement(_SELECT_UPLOAD, {"account": as_text(account), "digest": as_text(digest)})]
+        if not found:
+            return None
+        url, size, uploaded_at = found[0]
+        return Upload(digest=digest, url=from_text(url), size=size, uploaded_at=utc(uploaded_at))
+
+    def remember_upload(self, account: str, upload: Upload) -> Work[None]:
+        """Store an upload, in place of an earlier one of the same content."""
+        values = {
+            "account": as_text(account),
+            "digest": as_text(upload.digest),
+            "url": as_text(upload.url),
+            "size": upload.size,
+            "uploaded_at": upload.uploaded_at,
+        }
+        yield [Statement(_REMEMBER_UPLOAD, values, returns_rows=False)]
+
+
+def _by_key(key: str) -> OneRow:
+    return OneRow(_SELECT_BY_KEY, {"key": as_text(key)})

@@ -1,0 +1,101 @@
+"""What the ledgers on SQLite and on PostgreSQL share: a writer thread that is opened, closed and given work."""
+
+import asyncio
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from nanobanana_async.errors import ConfigurationError, LedgerError
+from nanobanana_async.ledger.writer import Writer
+from nanobanana_async.loop_guard import running_loop
+from nanobanana_async.validators import shown
+
+PAGE_SIZE = 200
+PRUNE_BATCH = 5000
+"""Jobs deleted in one transaction: other processes wait meanwhile."""
+
+
+class WriterLedger(ABC):
+    """A ledger whose calls are run by a writer thread, in the process and the event loop that opened it."""
+
+    _read_only: bool
+
+    def __init__(self) -> None:
+        self._writer: Writer | None = None
+        self._process = 0
+
+    def __del__(self) -> None:
+        writer: Writer | None = self.__dict__.get("_writer")  # missing if __init__ raised
+        if writer is not None and self._process == os.getpid():
+            writer.stop()
+
+    @property
+    @abstractmethod
+    def location(self) -> str:
+        """Where the jobs are, without a password."""
+
+    @abstractmethod
+    def _start_writer(self) -> Writer:
+        """Start the thread, which then opens the ledger."""
+
+    async def open(self) -> None:
+        """Open the ledger, creating or migrating it if needed, and become an owner of jobs.
+
+        Raises `LedgerError` when that fails; nothing is changed then.
+        """
+        if self._writer is not None:
+            kind = type(self).__name__
+            raise LedgerError(f"ledger {self.location} is already open: give each session a {kind} of its own")
+        self._process = os.getpid()
+        writer = self._writer = self._start_writer()
+        try:
+            await writer.opened
+        except BaseException:  # also when cancelled: the thread then closes the ledger once it is open
+            writer.stop()
+            self._writer = None
+            raise
+
+    async def aclose(self) -> None:
+        """Finish the queued work, close the ledger, and release all jobs; idempotent."""
+        writer = self._writer
+        if writer is None or self._process != os.getpid():
+            self._writer = None
+        elif writer.loop.is_closed():  # no caller waits, and the loop can't run `aclose`
+            self._writer = None
+            writer.stop()
+        elif (reason := self._why_unusable()) is not None:
+            raise LedgerError(f"ledger {self.location} {reason}")
+        else:
+            self._writer = None
+            await writer.aclose()
+
+    def _queue_work(
+        self, work: Callable[[Any], Any], *, writes: bool, key: str | None, safe: bool
+    ) -> "asyncio.Future[Any]":
+        """Queue work for the writer's thread; it runs even if the caller is cancelled."""
+        reason = None
+        if self._writer is None:
+            reason = "is not open"
+        elif (wrong := self._why_unusable()) is not None:
+            reason = wrong
+        elif writes and self._read_only:
+            reason = "was opened read-only"
+        if self._writer is None or reason is not None:
+            raise LedgerError(f"ledger {self.location} {reason}", key=key, safe_to_repeat=safe)
+        return self._writer.submit(work, writes=writes, key=key, safe=safe)
+
+    def _why_unusable(self) -> str | None:
+        """Return why a call can't be served: it comes from another process or event loop than the opening."""
+        if self._process != os.getpid():
+            return "was opened before this process was forked: open another one in this process"
+        if self._writer is not None and running_loop() is not self._writer.loop:
+            return "belongs to the event loop that opened it: open another one in this loop"
+        return None
+
+
+def check_aware(older_than: object) -> None:
+    """Raise `ConfigurationError` for anything but a time with a time zone."""
+    if not isinstance(older_than, datetime) or older_than.tzinfo is None:
+        raise ConfigurationError(f"older_than must be a datetime with a time zone, not {shown(older_than)}")

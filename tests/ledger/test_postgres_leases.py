@@ -1,0 +1,274 @@
+"""Ownership on PostgreSQL: leases, burials, and owners that come back after theirs."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from nanobanana_async.errors import ConfigurationError, LedgerError
+from nanobanana_async.jobs import JobState
+from nanobanana_async.ledger.base import OwnershipLost
+from nanobanana_async.ledger.postgres.leases import Beat, Lease, Watch
+from nanobanana_async.ledger.postgres.ledger import PostgresLedger
+from tests.ledger.child import line
+from tests.ledger.postgres_child import host, say_to
+from tests.support.ledger_contract import NOON, job, keys_left, running
+from tests.support.postgres import SHORT, Server, new_schema, running_server, why_no_server
+
+LEASE = Lease(beat_s=2.0, silence_s=10.0)
+
+
+def test_owner_is_dead_after_a_lease_without_a_beat() -> None:
+    watch = Watch(LEASE)
+    for second in range(0, 12, 2):
+        assert watch.observe([Beat(1, 7, 10.0), Beat(2, second, 10.0)], second) == []
+    assert watch.observe([Beat(1, 7, 10.0), Beat(2, 12, 10.0)], 12) == [Beat(1, 7, 10.0)]
+
+
+def test_each_owner_has_the_lease_that_it_states() -> None:
+    watch = Watch(LEASE)
+    beats = [Beat(1, 0, 3.0), Beat(2, 0, 10.0)]
+    assert watch.observe(beats, 0) == watch.observe(beats, 2) == []
+    assert watch.observe(beats, 4) == beats[:1]
+
+
+def test_silence_counts_only_while_our_own_beats_get_through() -> None:
+    watch = Watch(LEASE)
+    for second in (0, 2, 4, 6, 8):
+        assert watch.observe([Beat(1, 7, 10.0)], second) == []
+    watch.beat_failed()
+    assert watch.observe([Beat(1, 7, 10.0)], 10.5) == []
+    assert watch.observe([Beat(1, 7, 10.0)], 12.5) == []
+
+
+def test_silence_starts_again_after_the_observer_was_suspended() -> None:
+    watch = Watch(LEASE)
+    assert watch.observe([Beat(1, 7, 10.0)], 0) == []
+    assert watch.observe([Beat(1, 7, 10.0)], 60) == []
+    assert watch.observe([Beat(1, 7, 10.0)], 62) == []
+
+
+def test_lease_of_less_than_three_beats_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="at least three beats"):
+        Lease(beat_s=2.0, silence_s=5.0)
+
+
+@asynccontextmanager
+async def opened(url: str, schema: str, lease: Lease = SHORT) -> AsyncIterator[PostgresLedger]:
+    ledger = PostgresLedger(url, schema=schema, lease=lease, patience_s=10)
+    await ledger.open()
+    try:
+        yield ledger
+    finally:
+        await ledger.aclose()
+
+
+async def until_adoptable(ledger: PostgresLedger, keys: list[str]) -> None:
+    async with asyncio.timeout(20):
+        while await keys_left(ledger) != keys:  # noqa: ASYNC110 - another process sets no event
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.slow
+async def test_jobs_of_a_killed_host_are_adopted(postgres: Server) -> None:
+    schema = new_schema()
+    async with opened(postgres.url, schema) as ledger, host("hold", postgres.url, schema) as other:
+        assert await line(other) == "held"
+        claim = await ledger.claim(job("x-1"))
+        assert not claim.is_ours
+        assert await ledger.count_foreign_jobs("mine") == 1
+        other.kill()
+        await until_adoptable(ledger, ["x-1", "x-2"])
+        for key in ("x-1", "x-2"):
+            adopted = await ledger.adopt(key)
+            assert adopted is not None
+            assert adopted.is_ours
+        record = (await ledger.claim(job("x-1"))).record
+        await ledger.advance(record, record.transition_to(JobState.SUBMITTING, first_sent_at=NOON))
+        assert await ledger.count_foreign_jobs("mine") == 0
+
+
+@pytest.mark.slow
+async def test_suspended_owner_is_buried_and_writes_nothing_more(postgres: Server) -> None:
+    schema = new_schema()
+    async with opened(postgres.url, schema) as ledger, host("hold", postgres.url, schema) as other:
+        assert await line(other) == "held"
+        other.send_signal(signal.SIGSTOP)
+        await until_adoptable(ledger, ["x-1", "x-2"])
+        await say_to(other)  # it reads this when it goes on, perhaps before it notices its burial
+        other.send_signal(signal.SIGCONT)
+        assert await line(other) == "OwnershipLost"
+        await say_to(other)
+        assert await line(other) == "OwnershipLost"
+        assert await ledger.find("x-1") == job("x-1")
+        await ledger.adopt("x-1")
+        await say_to(other, "")
+        assert await other.wait() == 0  # it closes in order, and releases nothing that is ours
+        assert await keys_left(ledger) == ["x-2"]
+
+
+@pytest.mark.slow
+async def test_host_suspended_within_a_flush_does_not_hold_its_jobs(postgres: Server) -> None:
+    schema = new_schema()
+    async with opened(postgres.url, schema) as ledger, host("stall", postgres.url, schema) as other:
+        assert await line(other) == "held"
+        await say_to(other)  # it writes, and stops before its commit: its row stays locked until the server ends that
+        await until_adoptable(ledger, ["x-1", "x-2"])
+        other.send_signal(signal.SIGCONT)
+        assert await line(other) == "OwnershipLost"
+        assert await ledger.find("x-3") is None
+
+
+@pytest.mark.slow
+async def test_list_waits_for_owners_that_may_be_dead(postgres: Server) -> None:
+    schema = new_schema()
+    async with host("hold", postgres.url, schema) as other:
+        assert await line(other) == "held"
+        other.kill()
+        await asyncio.sleep(SHORT.silence_s + 0.2)
+        async with opened(postgres.url, schema) as ledger:  # it has not watched that owner yet
+            assert await keys_left(ledger) == ["x-1", "x-2"]
+
+
+@pytest.mark.slow
+async def test_buried_owner_goes_on_under_a_new_number(postgres: Server) -> None:
+    schema = new_schema()
+    async with opened(postgres.url, schema) as ledger:
+        await ledger.claim(running())
+        postgres.execute("UPDATE owners SET buried_by = 99", "UPDATE jobs SET owner = NULL", schema=schema)
+        with pytest.raises(OwnershipLost, match="close the session and open another one") as caught:
+            await ledger.advance(running(), running().transition_to(JobState.SUCCEEDED))
+        assert (caught.value.key, caught.value.safe_to_repeat) == ("order-1", False)
+        await ledger.aclose()
+        await ledger.open()
+        assert (await ledger.claim(running())).is_ours
+        await ledger.advance(running(), running().transition_to(JobState.SUCCEEDED))
+
+
+WRITES: dict[str, Callable[[PostgresLedger], Coroutine[Any, Any, object]]] = {
+    "claim": lambda ledger: ledger.claim(job("new")),
+    "claim of a free job": lambda ledger: ledger.claim(job("free")),
+    "advance": lambda ledger: ledger.advance(running(), running().transition_to(JobState.SUCCEEDED)),
+    "adopt": lambda ledger: ledger.adopt("free"),
+    "release": lambda ledger: ledger.release("order-1"),
+    "remember": lambda ledger: ledger.remember("mine", "{}"),
+    "notify": lambda ledger: ledger.notify_owner("order-1", "t1"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("write", WRITES)
+async def test_nothing_is_written_by_a_buried_owner(postgres: Server, write: str) -> None:
+    schema = new_schema()
+    async with opened(postgres.url, schema, Lease()) as ledger:  # its next beat is far away
+        await ledger.claim(running())
+        await ledger.claim(job("free"))
+        await ledger.release("free")
+        postgres.execute("UPDATE owners SET buried_by = 99", schema=schema)
+        rows = "SELECT (SELECT json_agg(j ORDER BY id)::text FROM jobs AS j), (SELECT count(*) FROM learned)"
+        before = postgres.execute(rows, schema=schema)
+        with pytest.raises(OwnershipLost):
+            await WRITES[write](ledger)
+        assert postgres.execute(rows, schema=schema) == before
+        assert await ledger.find("order-1") == running()
+
+
+@pytest.mark.slow
+async def test_closing_releases_all_jobs_at_once(postgres: Server) -> None:
+    schema = new_schema()
+    async with opened(postgres.url, schema, Lease()) as ledger:
+        async with opened(postgres.url, schema, Lease()) as other:
+            await other.claim(running())
+            assert not (await ledger.claim(running())).is_ours
+        assert await keys_left(ledger) == ["order-1"]
+        assert postgres.execute("SELECT count(*) FROM owners", schema=schema) == [(1,)]
+
+
+@pytest.mark.slow
+async def test_reader_lists_the_jobs_of_a_silent_owner(postgres: Server) -> None:
+    schema = new_schema()
+    async with host("hold", postgres.url, schema) as other:
+        assert await line(other) == "held"
+        reader = PostgresLedger(postgres.url, schema=schema, read_only=True)
+        await reader.open()
+        assert await keys_left(reader) == []
+        assert await reader.has_owner("x-1")
+        other.kill()
+        await until_adoptable(reader, ["x-1", "x-2"])
+        assert not await reader.has_owner("x-1")
+        assert (await reader.count_unowned()).total() == 2
+        with pytest.raises(LedgerError, match="opened read-only"):
+            await reader.claim(job("b"))
+        await reader.aclose()
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Server]:
+    """A server that a test may crash."""
+    if (reason := why_no_server()) is not None:
+        pytest.skip(reason)
+    with running_server() as server:
+        yield server
+
+
+@pytest.mark.slow
+async def test_server_crash_loses_nothing_and_buries_no_living_owner(own_server: Server) -> None:
+    schema = new_schema()
+    acknowledged: list[str] = []
+
+    async def write(ledger: PostgresLedger, name: str) -> None:
+        for number in range(60):
+            record = job(f"{name}-{number}")
+            assert (await ledger.claim(record)).is_new
+            after = record.transition_to(JobState.SUBMITTING, first_sent_at=NOON)
+            await ledger.advance(record, after)
+            acknowledged.append(record.key)
+
+    async with opened(own_server.url, schema) as one, opened(own_server.url, schema) as two:
+        async with asyncio.TaskGroup() as group:
+            for writer in range(4):
+                group.create_task(write(one, f"one-{writer}"))
+                group.create_task(write(two, f"two-{writer}"))
+            while len(acknowledged) < 100:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(own_server.crash)
+            await asyncio.sleep(1.5 * SHORT.silence_s)  # all are silent for longer than their leases
+            await asyncio.to_thread(own_server.start)
+        await asyncio.sleep(1.5 * SHORT.silence_s)
+        assert own_server.execute("SELECT count(*), count(buried_by) FROM owners", schema=schema) == [(2, 0)]
+        assert len(acknowledged) == 8 * 60
+        for key in acknowledged:
+            found = await one.find(key)
+            assert found is not None
+            assert found.state is JobState.SUBMITTING
+
+
+@pytest.mark.slow
+async def test_call_fails_when_the_server_stays_away(own_server: Server) -> None:
+    schema = new_schema()
+    ledger = PostgresLedger(own_server.url, schema=schema, lease=SHORT, patience_s=0.5)
+    await ledger.open()
+    await ledger.claim(job("a"))
+    await asyncio.to_thread(own_server.crash)
+    try:
+        with pytest.raises(LedgerError, match=r"can't be reached.*no success within 0\.5 s") as caught:
+            await ledger.claim(job("b"))
+        assert (caught.value.key, caught.value.safe_to_repeat) == ("b", True)
+    finally:
+        await asyncio.to_thread(own_server.start)
+    assert (await ledger.claim(job("b"))).is_new
+    await ledger.aclose()
+
+
+@pytest.mark.slow
+async def test_ended_connection_is_replaced(postgres: Server) -> None:
+    schema = new_schema()
+    async with opened(postgres.url, schema, Lease()) as ledger:
+        await ledger.claim(running())
+        postgres.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'nanobanana_async'"
+        )
+        await ledger.advance(running(), running().transition_to(JobState.SUCCEEDED, ended_at=NOON))

@@ -1,0 +1,253 @@
+"""Opening a ledger on PostgreSQL: settings, errors that say what to do, tables and their versions."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from nanobanana_async import ApiMall, Session
+from nanobanana_async.errors import ConfigurationError, LedgerError
+from nanobanana_async.ledger.location import as_location
+from nanobanana_async.ledger.postgres.ledger import PostgresLedger
+from nanobanana_async.ledger.postgres.schema import CLIENT, Step, Tables, current_tables
+from nanobanana_async.ledger.postgres.url import PostgresUrl
+from tests.support.ledger_contract import job
+from tests.support.postgres import PASSWORD, QUOTED_PASSWORD, Server, new_schema
+
+URL = "postgresql://fox:s3cret@db.example:5433/spring"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        (URL, "postgresql://fox:***@db.example:5433/spring"),
+        ("postgres://fox@db.example/spring", "postgres://fox@db.example/spring"),
+        ("postgresql:///spring?host=/run/pg&password=s3cret", "postgresql:///spring?host=/run/pg&password=***"),
+        ("postgresql://fox:s3/cr@et@db.example", "postgresql://fox:***@db.example"),
+        ("postgresql://:s3cret@db.example?sslpassword=k", "postgresql://:***@db.example?sslpassword=***"),
+    ],
+)
+def test_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    ledger = PostgresLedger(url)
+    assert repr(ledger) == f"PostgresLedger({shown!r})"
+    assert str(ledger.location) == shown
+    assert "s3cret" not in repr(PostgresUrl.parse(url))
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [(URL, "authentication with s3cret failed"), (f"{URL}?password=p%40ss", "password=p@ss and p%40ss are wrong")],
+)
+def test_message_is_shown_without_the_password(url: str, said: str) -> None:
+    masked = PostgresUrl.parse(url).mask(said)
+    assert "***" in masked
+    for secret in ("s3cret", "p@ss", "p%40ss"):
+        assert secret not in masked
+
+
+def test_url_may_name_the_schema() -> None:
+    url = PostgresUrl.parse(f"{URL}?sslmode=require&schema=my%20app&connect_timeout=3")
+    assert (url.schema, url.url) == ("my app", f"{URL}?sslmode=require&connect_timeout=3")
+    assert PostgresUrl.parse(str(url).replace("***", "s3cret")) == url
+    assert PostgresUrl.parse(f"{URL}?schema=a", "b").schema == "b"
+    assert PostgresUrl.parse(f"{URL}?schema=a").url == URL
+
+
+@pytest.mark.parametrize("url", ["", "jobs.sqlite", "host=db password=s3cret", "mysql://db", "postgresql://a\0b", 5])
+def test_anything_but_a_url_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="needs a URL such as") as caught:
+        PostgresLedger(url)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["postgresql+asyncpg://fox:s3cret@db/spring", "postgres:/fox:s3cret@db/spring"])
+def test_url_with_a_slip_is_not_taken_for_a_path(url: str) -> None:
+    for take in (lambda: Session(ApiMall(api_key="k"), ledger=url), lambda: as_location("--ledger", url)):
+        with pytest.raises(ConfigurationError, match="needs a URL such as") as caught:
+            take()
+        assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("schema", ["", "x" * 64, "pg_mine", "public", "a\0b", "information_schema"])
+def test_schema_of_others_or_without_a_name_is_refused(schema: str) -> None:
+    with pytest.raises(ConfigurationError, match="schema"):
+        PostgresLedger(URL, schema=schema)
+
+
+@asynccontextmanager
+async def opened(url: str, schema: str, *, read_only: bool = False) -> AsyncIterator[PostgresLedger]:
+    ledger = PostgresLedger(url, schema=schema, read_only=read_only)
+    await ledger.open()
+    try:
+        yield ledger
+    finally:
+        await ledger.aclose()
+
+
+async def why_closed(url: str, schema: str | None = None, *, read_only: bool = False) -> str:
+    """Return the message of the error with which opening fails, and check that no password is in it."""
+    ledger = PostgresLedger(url, schema=schema or new_schema(), read_only=read_only)
+    with pytest.raises(LedgerError) as caught:
+        await ledger.open()
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert PASSWORD not in str(error)
+        assert QUOTED_PASSWORD not in str(error)
+        error = error.__cause__
+    return str(caught.value)
+
+
+async def test_unreachable_server_is_named() -> None:
+    assert "the server can't be reached: check that it runs" in await why_closed("postgresql://fox@127.0.0.1:1/spring")
+
+
+async def test_unreadable_url_shows_nothing_of_its_password() -> None:
+    said = await why_closed(f"postgresql://fox:{PASSWORD}@127.0.0.1:1/spring")  # the slash ends the host for libpq
+    assert "postgresql://fox:***@" in said
+    assert "s3cret" not in said
+
+
+async def test_unknown_option_is_named_as_such() -> None:
+    assert "check its form" in await why_closed("postgresql://fox@127.0.0.1:1/spring?no_such_option=1")
+
+
+async def test_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("nanobanana_async.ledger.postgres.con")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("problems", "schema"):
+        monkeypatch.delitem(sys.modules, f"nanobanana_async.ledger.postgres.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    assert "pip install 'nanobanana-async[postgres]'" in await why_closed(URL)
+
+
+@pytest.mark.slow
+async def test_wrong_password_user_and_database_have_different_errors(postgres: Server) -> None:
+    at = f"127.0.0.1:{postgres.port}"
+    assert "check the user in the URL, and the password" in await why_closed(f"postgresql://postgres:no@{at}/postgres")
+    assert "check the user in the URL, and the password" in await why_closed(f"postgresql://postgres@{at}/postgres")
+    socket = postgres.url
+    assert "there is no such database" in await why_closed(socket.replace("/postgres?", "/spring?"))
+    assert "the server does not know this user" in await why_closed(socket.replace("postgres@", "fox@"))
+    async with opened(postgres.tcp_url, new_schema()) as ledger:
+        assert (await ledger.claim(job())).is_new
+
+
+@pytest.mark.slow
+async def test_user_without_rights_learns_what_an_administrator_must_do(postgres: Server) -> None:
+    schema, url = new_schema(), postgres.url.replace("postgres@", "app@")
+    postgres.execute("CREATE ROLE app LOGIN")
+    said = await why_closed(url, schema)
+    assert f'`CREATE SCHEMA IF NOT EXISTS "{schema}" AUTHORIZATION "app"` in database' in said
+    postgres.execute(f"CREATE SCHEMA {schema}")
+    assert "may not create tables in the schema" in await why_closed(url, schema)
+    async with opened(postgres.url, schema):
+        pass
+    assert "let their owner grant USAGE" in await why_closed(url, schema)
+    postgres.execute(
+        f"GRANT USAGE ON SCHEMA {schema} TO app",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO app",
+    )
+    async with opened(url, schema) as ledger:
+        assert (await ledger.claim(job())).is_new
+    postgres.execute(f"DROP SCHEMA {schema} CASCADE", "DROP ROLE app")
+
+
+@pytest.mark.slow
+async def test_schema_with_tables_of_others_is_not_touched(postgres: Server) -> None:
+    schema = new_schema()
+    postgres.execute(f"CREATE SCHEMA {schema} CREATE TABLE orders (id int)")
+    assert "holds other tables, such as 'orders': choose another schema" in await why_closed(postgres.url, schema)
+    postgres.execute("CREATE TABLE meta (id int)", schema=schema)
+    assert "`meta` is not that of a ledger" in await why_closed(postgres.url, schema)
+
+
+@pytest.mark.slow
+async def test_database_that_is_not_in_utf_8_is_refused(postgres: Server) -> None:
+    postgres.execute("CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
+    assert "createdb --encoding UTF8" in await why_closed(postgres.url.replace("/postgres?", "/latin?"))
+    postgres.execute("DROP DATABASE latin")
+
+
+@pytest.mark.slow
+async def test_reader_creates_nothing(postgres: Server) -> None:
+    schema = new_schema()
+    assert "open it for writing once" in await why_closed(postgres.url, schema, read_only=True)
+    assert postgres.execute(f"SELECT 1 FROM pg_namespace WHERE nspname = '{schema}'") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["postgres", "pooler"])
+async def test_hosts_that_open_an_empty_database_together_make_one_ledger(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    url, schema = request.getfixturevalue(kind).url, new_schema()
+    ledgers = [PostgresLedger(url, schema=schema) for _ in range(8)]
+    async with asyncio.TaskGroup() as group:
+        for ledger in ledgers:
+            group.create_task(ledger.open())
+    async with asyncio.TaskGroup() as group:
+        claims = [group.create_task(ledger.claim(job())) for ledger in ledgers]
+        secrets = [group.create_task(ledger.callback_secret()) for ledger in ledgers]
+    assert sorted(claim.result().is_new for claim in claims) == [False] * 7 + [True]
+    assert len({secret.result() for secret in secrets}) == 1
+    for ledger in ledgers:
+        await ledger.aclose()
+
+
+TABLES = current_tables()
+WIDER = Tables(script=TABLES.script, steps=[Step(script="ALTER TABLE jobs ADD COLUMN note text DEFAULT ''")])
+
+
+@pytest.mark.slow
+async def test_older_tables_are_migrated_while_old_clients_run(
+    postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = new_schema()
+    async with opened(postgres.url, schema) as old:
+        await old.claim(job("a"))
+        monkeypatch.setattr("nanobanana_async.ledger.postgres.connection.current_tables", lambda: WIDER)
+        async with opened(postgres.url, schema) as new:
+            assert await new.find("a") == job("a")
+            await old.claim(job("b"))  # a step only adds: old clients go on
+        monkeypatch.undo()
+        async with opened(postgres.url, schema) as again:
+            assert await again.find("b") == job("b")
+    assert postgres.execute("SELECT version, min_client FROM meta", schema=schema) == [(2, 1)]
+    assert postgres.execute("SELECT note FROM jobs", schema=schema) == [("",), ("",)]
+
+
+@pytest.mark.slow
+async def test_client_that_is_too_old_is_refused(postgres: Server) -> None:
+    schema = new_schema()
+    async with opened(postgres.url, schema) as ledger:
+        await ledger.claim(job())
+    postgres.execute(f"UPDATE meta SET min_client = {CLIENT + 1}", schema=schema)
+    for read_only in (False, True):
+        said = await why_closed(postgres.url, schema, read_only=read_only)
+        assert "written by a newer nanobanana_async" in said
+        assert "upgrade the library on this host" in said
+
+
+@pytest.mark.slow
+async def test_ledger_can_be_opened_again_and_only_once_at_a_time(postgres: Server) -> None:
+    schema = new_schema()
+    async with opened(postgres.url, schema) as ledger:
+        with pytest.raises(LedgerError, match="give each session a PostgresLedger of its own"):
+            await ledger.open()
+        await ledger.claim(job())
+        await ledger.aclose()
+        with pytest.raises(LedgerError, match="is not open"):
+            await ledger.claim(job())
+        await ledger.open()
+        assert await ledger.find("order-1") == job()
+
+
+@pytest.mark.slow
+async def test_dropped_tables_are_an_error_that_says_so(postgres: Server) -> None:
+    schema = new_schema()
+    async with opened(postgres.url, schema) as ledger:
+        postgres.execute(f"DROP SCHEMA {schema} CASCADE")
+        with pytest.raises(LedgerError, match="a table is missing: was the schema dropped"):
+            await ledger.find("order-1")

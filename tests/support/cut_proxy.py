@@ -1,0 +1,80 @@
+"""A TCP proxy in a thread that can lose the answer to a request, as a network does that breaks at the wrong moment."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from tests.support.postgres import free_port
+
+
+class CutProxy:
+    """Forwards to a port; loses the answer to the next request with certain words (`lose_answer_to`)."""
+
+    def __init__(self, target: int) -> None:
+        self.port = free_port()
+        self.cuts = 0
+        self._target = target
+        self._words: bytes | None = None
+        self._server = socket.create_server(("127.0.0.1", self.port))
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def lose_answer_to(self, words: bytes) -> None:
+        """Break the connection after the next request that contains the words, once the server has answered it."""
+        self._words = words
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self._thread.join(5)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._server.accept()
+                server = socket.create_connection(("127.0.0.1", self._target))
+                pair = _Pair(self, client, server)
+                threading.Thread(target=pair.copy_requests, daemon=True).start()
+                threading.Thread(target=pair.copy_answers, daemon=True).start()
+
+    def takes(self, request: bytes) -> bool:
+        """Return whether the answer to this request is to be lost."""
+        if self._words is None or self._words not in request:
+            return False
+        self._words = None
+        self.cuts += 1
+        return True
+
+
+class _Pair:
+    def __init__(self, proxy: CutProxy, client: socket.socket, server: socket.socket) -> None:
+        self._proxy = proxy
+        self._client = client
+        self._server = server
+        self._losing = False
+
+    def copy_requests(self) -> None:
+        with suppress(OSError), self._server:
+            while data := self._client.recv(1 << 16):
+                self._losing = self._losing or self._proxy.takes(data)
+                self._server.sendall(data)
+
+    def copy_answers(self) -> None:
+        with suppress(OSError), self._client:
+            while data := self._server.recv(1 << 16):
+                if self._losing:  # the server has done it, and the client will never know
+                    self._client.shutdown(socket.SHUT_RDWR)
+                    return
+                self._client.sendall(data)
+
+
+@contextmanager
+def cut_proxy(target: int) -> Iterator[CutProxy]:
+    """Run a proxy to a port until the end of the block."""
+    proxy = CutProxy(target)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
