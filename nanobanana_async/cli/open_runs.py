@@ -22,6 +22,7 @@ from cattrs import BaseValidationError, structure
 
 from nanobanana_async import ConfigurationError, Gateway, ImageRequest
 from nanobanana_async.cli.options import DEFAULT_LEDGER
+from nanobanana_async.commands import jobs_command
 from nanobanana_async.file_locks import try_lock, wait_for_lock
 from nanobanana_async.images.files import sync_folder
 from nanobanana_async.ledger.location import Location
