@@ -10,6 +10,8 @@ from typing import Any, Self
 
 from rich.console import Console
 
+from nanobanana_async.formatting import plural
+
 INTERRUPTED = 130
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
@@ -115,4 +117,6 @@ class StopSignals:
                 self._task.cancel()
             return
         self.stop_requested.set()
-        self._say(f"buying no more; collecting {self._running()} running jobs; press Ctrl-C again to stop at once")
+        running = self._running()
+        rest = f"collecting {plural(running, 'running job')}" if running else "no job is running"
+        self._say(f"buying no more; {rest}; press Ctrl-C again to stop at once")

@@ -41,8 +41,7 @@ def means_hashes(source: InputFile, notes: Notes, *, yes: bool) -> bool:
     """Return whether to go on with prompts that begin with # and may be comments; without a terminal True."""
     if not notes.hashes or yes or source.title == STANDARD_INPUT or not sys.stdin.isatty():
         return True
-    lines = "this line" if notes.hashes == 1 else f"these {notes.hashes:,} {source.unit}s"
-    return confirm(f"Images of {lines} will be bought.", yes=False)
+    return confirm(f"Images of {numbered(notes.hashes, source.unit)} will be bought.", yes=False)
 
 
 def _print_error(console: Console, sentence: str) -> None:

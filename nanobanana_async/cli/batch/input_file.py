@@ -16,6 +16,7 @@ from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ParsedRow, ReadingOptions, csv_cells, jsonl, table, text_lines
 from nanobanana_async.cli.batch.spool import copy_input
 from nanobanana_async.cli.batch.stored_images import read_objects
+from nanobanana_async.cli.options import in_cli_words
 from nanobanana_async.errors import ConfigurationError, InvalidRequest, NanoBananaError
 from nanobanana_async.extra import to_extra
 from nanobanana_async.gateways.contract import Gateway
@@ -85,6 +86,11 @@ class InputFile:
     """The reference images in object stores, as they were when the command began."""
 
     @property
+    def heading(self) -> str:
+        """What the page of the images is called."""
+        return self.batch
+
+    @property
     def unit(self) -> str:
         """What the number of a row counts."""
         if self.is_table:
@@ -122,8 +128,8 @@ class InputFile:
             except InvalidRequest as error:
                 yield FileRow(index=index, number=number, error=error.message)
                 continue
-            comment = row.request is not None and row.request.prompt.startswith("#")
-            notes.hashes += comment and self.format not in ("json", "jsonl")
+            if row.request is not None and row.request.prompt.startswith("#") and self.format not in ("json", "jsonl"):
+                notes.hashes.append(number)
             own_fields = frozenset(found.keys() & set(REQUEST_FIELDS))
             file_row = FileRow(index=index, number=number, given=row.request, own_fields=own_fields)
             row = rows.registered(row, gateway, self.known)
@@ -172,7 +178,7 @@ class InputFile:
                 gateway.check(row.request)
                 name = row_name(self.options.names, facts)
             except InvalidRequest as wrong:
-                error = wrong.message
+                error = in_cli_words(wrong.message)
         if row.own_key is not None and row.error is None:
             if hash(row.own_key) in own_keys:
                 error = error or f"key {row.own_key!r} belongs to an earlier row: each row needs its own key, or none"
