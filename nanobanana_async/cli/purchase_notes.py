@@ -13,6 +13,7 @@ from nanobanana_async.commands import jobs_command
 from nanobanana_async.formatting import age, credit_count, duration, plural
 from nanobanana_async.jobs import JobRecord
 
+REHEARSAL = "a rehearsal: images and credits are emulated, nothing was paid"
 EARLIER_JOBS = 500
 """How many of the newest jobs are compared with the requests, to say which were bought before."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nanobanana_async import ApiMall, ConfigurationError
+from nanobanana_async import ApiMall, ConfigurationError, DefApi
 from nanobanana_async.cli.batch.formats import Format
 from nanobanana_async.cli.batch.input_file import FileRow, open_input
 from nanobanana_async.cli.batch.notes import Notes
@@ -392,3 +392,18 @@ async def test_defaults_are_bought_and_shown(batch: Command) -> None:
     assert [{**found, "model": None} for found in settings] == [
         {"num_images": 2, "aspect_ratio": "16:9", "resolution": "2K", "model": None}
     ] * 2
+
+
+def test_column_that_the_gateway_does_not_take_is_named_as_extra(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("prompt,aspect_ratio\na fox,16:9\na lynx,\n")
+    gateway = DefApi(api_key="k" * 20)
+    with open_input(str(file), None, None) as found:
+        assert [row.error for row in found.rows(gateway)] == [
+            "defapi does not take aspect_ratio: name it extra.aspect_ratio if the model takes it",
+            None,
+        ]
+    with open_input(str(file), None, None, ReadingOptions(defaults={"aspect_ratio": "1:1"})) as found:
+        assert [row.error for row in found.rows(gateway)][1] == (
+            "defapi does not take aspect_ratio: pass --extra aspect_ratio=VALUE if the model takes it"
+        )

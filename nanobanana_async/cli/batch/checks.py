@@ -32,7 +32,7 @@ def count_valid_rows(source: InputFile, gateway: Gateway, notes: Notes) -> int |
         _print_error(console, sentence)
     if not total:
         _print_error(console, f"{source.title} is empty: it has no rows")
-    elif len(bad) > 1:
+    elif bad:
         _print_error(console, f"nothing was bought: correct {plural(len(bad), 'row')} of {total} first")
     return None if bad or not total else total
 
