@@ -33,10 +33,12 @@ PUBLIC = {
     "Resolution",
     "RetryPolicy",
     "Session",
+    "SessionPortal",
     "SessionStats",
     "SqliteLedger",
     "Timeouts",
     "__version__",
+    "portal",
     "sweep",
 }
 ERRORS = {

@@ -20,10 +20,12 @@ _SAME_LETTERS = {name.replace("_", ""): name for name in COLUMNS}
 _SYNONYMS = {
     **dict.fromkeys(("numberofimages", "noofimages", "imagecount", "imagesperprompt"), "num_images"),
     **dict.fromkeys(("fileformat", "imageformat"), "output_format"),
+    **dict.fromkeys(("referenceimage", "imagereference", "refimage"), "image"),
+    **dict.fromkeys(("referenceimages", "imagereferences", "refimages"), "images"),
 }
 _BY_VALUES = {
     **dict.fromkeys(("size", "imagesize"), "resolution"),
-    **dict.fromkeys(("ratio", "imageratio"), "aspect_ratio"),
+    **dict.fromkeys(("ratio", "imageratio", "aspect", "imageaspect"), "aspect_ratio"),
     "format": "output_format",
     **dict.fromkeys(
         ("numberofpictures", "pictures", "photos", "numberofphotos", "outputs", "howmany", "variants", "variations"),

@@ -39,5 +39,7 @@ def _environ(name: Name | None, base_url: str | None) -> dict[str, str]:
             # Where stderr is a file, the question goes to the terminal itself.
             environ[kind.key_variable] = getpass.getpass(question, stream=sys.stderr if sys.stderr.isatty() else None)
         except EOFError:
-            raise ConfigurationError(f"no API key was typed: set {kind.key_variable}") from None
+            environ[kind.key_variable] = ""
+        if not environ[kind.key_variable].strip():
+            raise ConfigurationError(f"no API key was typed: set {kind.key_variable}")
     return environ

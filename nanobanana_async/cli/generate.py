@@ -28,7 +28,7 @@ from nanobanana_async.cli.display import JobsDisplay, shorten
 from nanobanana_async.cli.jobs.actions import open_read_only
 from nanobanana_async.cli.open_runs import OpenRun, fingerprint, runs_beside
 from nanobanana_async.cli.options import DEFAULT_LEDGER, check_output, fetch_command, in_cli_words
-from nanobanana_async.cli.purchase_notes import Continued, delivered_before_note, summary
+from nanobanana_async.cli.purchase_notes import REHEARSAL, Continued, delivered_before_note, summary
 from nanobanana_async.cli.result_lines import ResultLines, missing_images_sentence
 from nanobanana_async.cli.signals import Interrupted, StopSignals
 from nanobanana_async.commands import resolve_advice
@@ -254,6 +254,8 @@ class GenerateRun:
         results = {key: each.result for key, each in self._outcomes.items() if each.result is not None}
         if results:
             self._display.print_note(summary(self._keys, self._continued.bought, results, records, took_s))
+            if self._plan.ledger is None:
+                self._display.print_note(REHEARSAL)
         if self._open_run is not None:  # after the last line: a run that was killed before it is delivered again
             bought = [key for key, record in records.items() if record.possibly_bought]
             kept = [key for key in self._keys if key not in records or records[key].state is not JobState.FAILED]

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import platformdirs
-from cyclopts import CoercionError, CycloptsError, MissingArgumentError, Parameter, Token, UnknownOptionError
+from cyclopts import (
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    Parameter,
+    Token,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from nanobanana_async.commands import as_value, jobs_command
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
@@ -135,6 +143,10 @@ def usage_message(error: CycloptsError) -> str:
         return _unknown_option(error)
     if isinstance(error, MissingArgumentError) and error.keyword in ("-o", "--output"):
         return f"{error.keyword} needs a folder"
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return _unexpected_argument(error.unused_tokens[0], error.command_chain)
+    if isinstance(error, MissingArgumentError) and error.keyword is None and error.argument is not None:
+        return _missing_argument(error.argument.name, error.command_chain)
     if not isinstance(error, CoercionError) or error.token is None:
         return str(error)
     token = error.token
@@ -151,6 +163,17 @@ def _name_in_file(token: Token) -> str:
     return f"{token.source}: {token.keyword.strip('[]')}" if in_file and token.keyword is not None else ""
 
 
+def _unexpected_argument(argument: str, command: Sequence[str] | None) -> str:
+    before = ": write all prompts before the options" if tuple(command or ()) == ("generate",) else ""
+    return f"{argument!r} is not expected there{before} (quote a value of several words)"
+
+
+def _missing_argument(name: str, command: Sequence[str] | None) -> str:
+    """Return what a command lacks, with an example of it where one helps more than its name."""
+    example = {"PROMPT": 'such as "a fox in snow"', "--output": "such as -o spring"}.get(name)
+    return f"{' '.join(command or ())} needs {name}{f', {example}' if example else ''}".strip()
+
+
 _SECRET = re.compile(r"-+(?:\w+[-_])?(?:api[-_]?)?(?:key|token|secret)", re.IGNORECASE)
 _OTHER_OPTIONS = {
     "--proxy": "set HTTPS_PROXY, which may hold a password",
@@ -158,6 +181,7 @@ _OTHER_OPTIONS = {
     "--quality": "--resolution takes 1K, 2K or 4K",
     "-n": "--num-images is the number of images of a prompt",
     "--n": "--num-images is the number of images of a prompt",
+    **dict.fromkeys(("--out", "--output-dir", "--output-folder", "--outdir", "--out-dir"), "-o names the folder"),
 }
 
 
@@ -209,6 +233,7 @@ _PHRASES = (
     (re.compile(r"\b(?:proxy|tls)= or (?=HTTPS_PROXY|SSL_CERT_FILE)"), ""),
     (re.compile(r"\ballow_networks=\S* or "), ""),
     (re.compile(r"\ballow_http=True or "), ""),
+    (re.compile(r"\bpass extra=\{'(\w+)': \.\.\.\}"), r"pass --extra \1=VALUE"),
     (re.compile(r"\bcall `resume` to poll it"), "`jobs resume` polls it"),
     (re.compile(r"\bcall `session\.resolve`"), "use `jobs resolve`"),
     (re.compile(r" \(Timeouts\.job_s\); await it again"), "; the same command waits again"),
@@ -225,7 +250,8 @@ def in_cli_words(error: object) -> str:
 
 def setting_message(error: ConfigurationError | InvalidRequest) -> str:
     """Return the message about a wrong setting with the option's name where it begins with an argument's."""
-    sentence = in_cli_words(error)
+    local = isinstance(error, InvalidRequest) and error.status is None
+    sentence = in_cli_words(error.message if local else error)  # its advice is for errors of a gateway
     first, space, rest = sentence.partition(" ")
     option = f"--{first}" if first in ("resolution", "model") else with_option_names(first)
     return f"{option}{space}{rest}"

@@ -11,6 +11,7 @@ from typing import Any, Self
 from rich.console import Console
 
 from nanobanana_async.cli import exit_while_importing
+from nanobanana_async.formatting import plural
 
 INTERRUPTED = 130
 
@@ -118,4 +119,6 @@ class StopSignals:
                 self._task.cancel()
             return
         self.stop_requested.set()
-        self._say(f"buying no more; collecting {self._running()} running jobs; press Ctrl-C again to stop at once")
+        running = self._running()
+        rest = f"collecting {plural(running, 'running job')}" if running else "no job is running"
+        self._say(f"buying no more; {rest}; press Ctrl-C again to stop at once")

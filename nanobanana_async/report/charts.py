@@ -71,7 +71,7 @@ def charts_of(summary: Summary, run: Recorder | None) -> tuple[list[Chart], Busy
         _slots_chart(held, run, axis) if held or (run is not None and run.samples) else None,
         _credits_chart(summary, axis),
         _histogram("Time per job", durations_s, "from sent to ended"),
-        _histogram("Detection delay", [] if run is None else run.delays_s(), "at most: between the last two polls"),
+        _histogram("Detection delay", [] if run is None else run.delays_s(), "between the last two polls", "at most "),
     ]
     return [chart for chart in charts if chart is not None], axis
 
@@ -161,8 +161,11 @@ def _credits_chart(summary: Summary, axis: BusyTimeAxis) -> Chart | None:
     )
 
 
-def _histogram(title: str, values: Sequence[float], note: str) -> Chart | None:
-    """Return a histogram of sorted values; values above the 99th percentile are in the last bar."""
+def _histogram(title: str, values: Sequence[float], note: str, bound: str = "") -> Chart | None:
+    """Return a histogram of sorted values; values above the 99th percentile are in the last bar.
+
+    `bound` says in the headline that the values are limits.
+    """
     if not values:
         return None
     median, high = values[len(values) // 2], values[min(len(values) - 1, math.ceil(len(values) * 0.99))]
@@ -183,7 +186,7 @@ def _histogram(title: str, values: Sequence[float], note: str) -> Chart | None:
     ticks = [Tick(100 * bar / bars, _bin_label(bar * width, width)) for bar in range(0, bars, every)]
     return Chart(
         title=title,
-        headline=f"{duration(median)} median",
+        headline=f"{bound}{duration(median)} median",
         note=note,
         layers=(("bars", path), ("median", f"M{_n(at)} 0V100")),
         x_ticks=tuple(ticks),

@@ -48,12 +48,17 @@ def test_a_missing_key_is_prompted_for_on_a_terminal(
     assert streams == [sys.stderr if stderr is TerminalStream else None]  # None: the terminal itself
 
 
-def test_an_end_of_input_at_the_prompt_is_no_key(bare: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def ended(*_: object, **__: object) -> str:
-        raise EOFError
+@pytest.mark.parametrize("typed", [None, "", "  "])
+def test_nothing_typed_at_the_prompt_is_no_key(
+    typed: str | None, bare: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(*_: object, **__: object) -> str:
+        if typed is None:
+            raise EOFError
+        return typed
 
     bare.setattr(sys, "stdin", TerminalStream())
-    bare.setattr(getpass, "getpass", ended)
+    bare.setattr(getpass, "getpass", answer)
     assert cli.run(["balance", "--gateway", "apimall"]) == 2
     assert capsys.readouterr().err == "nanobanana: no API key was typed: set APIMALL_API_KEY\n"
 

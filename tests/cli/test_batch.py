@@ -100,6 +100,8 @@ async def test_a_second_run_makes_no_request_and_prints_the_same(batch: Command)
         assert (batch.out / "index.html").stat().st_ino == report  # the page of the run that bought stays
     assert (again.code, sorted(again.out.splitlines())) == (0, sorted(first.out.splitlines()))
     assert "6 rows had ended before: 6 succeeded" in again.err
+    assert "48 credits spent\n" in first.err
+    assert "48 credits spent; none of them by this run\n" in again.err
     assert batch.lines() == lines
 
 

@@ -1,7 +1,10 @@
 """The dry run says what a run would cost, whether the cap suffices, and with which settings."""
 
+import sys
+
 import pytest
 
+from nanobanana_async.cli.batch import dry_run
 from tests.cli.batches import Command, emulated
 from tests.cli.test_batch_tables import dry
 from tests.support.command import Said
@@ -96,3 +99,12 @@ async def test_dry_run_without_a_key_reads_what_the_folder_has_bought(batch: Com
     assert {name: facts(said)[name] for name in ("finished", "to buy")} == {"finished": "2", "to buy": "1"}
     assert "for defapi" in said.complaint
     assert (await batch(batch.prompts(3))).code == 2  # a run needs the key
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [(True, "num_images      1\n"), (False, "num_images\t1\n")])
+def test_facts_are_columns_on_a_terminal(
+    terminal: bool, shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    dry_run._show("num_images", 1)
+    assert capsys.readouterr().out == shown

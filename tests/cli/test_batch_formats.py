@@ -120,6 +120,7 @@ def test_other_json_is_refused(content: str, what: str, tmp_path: Path) -> None:
         ("a.csv", "prompt,aspect.ratio,Number of images\na fox,16:9,2\n", "'Number of images' is read as num_images"),
         ("a.jsonl", '{"prompt": "a fox", "aspectRatio": "16:9", "numImages": 2}', "'numImages' is read as num_images"),
         ("a.csv", "prompt,Ratio,num_images\na fox,16:9,2\n", "column 'Ratio' is read as aspect_ratio"),
+        ("a.csv", "prompt,Aspect,num_images\na fox,16:9,2\n", "column 'Aspect' is read as aspect_ratio"),
     ],
 )
 def test_names_without_doubt_are_recognised_and_said(name: str, content: str, recognised: str, tmp_path: Path) -> None:

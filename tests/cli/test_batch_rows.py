@@ -201,4 +201,6 @@ async def test_unwritable_metadata_is_an_error_before_buying(metadata: str, batc
     async with emulated(batch) as emulator:
         said = await batch(file)
         assert (said.code, emulator.stats().creates_received) == (2, 0)
-    assert said.complaint.startswith("nanobanana: a.jsonl, line 2: ")
+    why, advice = said.err.splitlines()
+    assert why.startswith("nanobanana: a.jsonl, line 2: ")
+    assert advice == "nanobanana: nothing was bought: correct 1 row of 2 first"

@@ -57,8 +57,8 @@ async def test_terminal_is_asked_about_lines_that_begin_with_a_hash(
         said = await batch(batch.write("a.txt", "# animals", "a fox"), *options, stdin=answer, terminal=True)
         assert emulator.stats().creates_accepted == bought
     assert said.code == (0 if bought else 2)
-    assert "1 line begins with # and is a prompt" in said.err
-    assert ("Images of this line will be bought. Continue? [y/N]" in said.err) == (not options)
+    assert "line 1 begins with # and is a prompt" in said.err
+    assert ("Images of line 1 will be bought. Continue? [y/N]" in said.err) == (not options)
     assert batch.out.exists() == bool(bought)
 
 
@@ -67,4 +67,4 @@ async def test_without_a_terminal_lines_with_a_hash_are_only_said(batch: Command
     async with emulated(batch) as emulator:
         said = await batch(batch.write("a.txt", "# animals", "a fox"))
         assert (said.code, emulator.stats().creates_accepted) == (0, 2)
-    assert ("[y/N]" in said.err, "1 line begins with #" in said.err) == (False, True)
+    assert ("[y/N]" in said.err, "line 1 begins with #" in said.err) == (False, True)

@@ -42,14 +42,17 @@ async def test_sweep_of_3_by_4_by_2_is_24_rows_named_by_its_variables(batch: Com
         for style in ("oil", "ink", "wood")
         for ratio in ("1_1", "16_9")
     }
-    assert '<select class="filter" data-name="style"' in (batch.out / "index.html").read_text(encoding="utf-8")
+    page = (batch.out / "index.html").read_text(encoding="utf-8")
+    assert '<select class="filter" data-name="style"' in page
+    assert "<h1><bdi>a {product} in {style}</bdi></h1>" in page
 
 
 @pytest.mark.slow
 async def test_only_rows_of_an_added_value_are_bought(batch: Command) -> None:
     async with emulated(batch) as emulator:
         await batch(TEMPLATE, "--vary", "product=mug,pot", "--vary", "style=oil,ink")
-        assert (await batch(TEMPLATE, "--vary", "product=mug,lamp,pot", "--vary", "style=oil,ink")).code == 0
+        more = await batch(TEMPLATE, "--vary", "product=mug,lamp,pot", "--vary", "style=oil,ink")
+        assert (more.code, "48 credits spent; 32 of them before this run\n" in more.err) == (0, True)
         assert sorted(job.prompt for job in emulator.jobs()) == prompts(batch)
         assert len(prompts(batch)) == 6
         assert (await batch(TEMPLATE, "--vary", "product=mug,pot,lamp", "--vary", "style=ink,oil")).code == 0

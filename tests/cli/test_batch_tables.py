@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nanobanana_async import ApiMall, ConfigurationError
+from nanobanana_async import ApiMall, ConfigurationError, DefApi
 from nanobanana_async.cli.batch.formats import Format
 from nanobanana_async.cli.batch.input_file import FileRow, open_input
 from nanobanana_async.cli.batch.notes import Notes
@@ -299,11 +299,29 @@ def test_lines_with_a_hash_are_said_and_skipped_on_request(tmp_path: Path) -> No
     lines = "# a heading\na fox\n  # another\n"
     read = Read(tmp_path / "a.txt", lines)
     assert len(read.prompts) == 3
-    assert read.notes == ["2 lines begin with # and are prompts: --comments '#' skips such lines"]
+    assert read.notes == ["lines 1 and 3 begin with # and are prompts: --comments '#' skips them"]
     skipped = Read(tmp_path / "a.txt", lines, ReadingOptions(comments="#"))
     assert ([row.number for row in skipped.rows], skipped.notes) == ([2], [])
     table = Read(tmp_path / "a.csv", "# made by me\nprompt\n# off\na fox\n", ReadingOptions(comments="#"))
     assert (table.prompts, table.rows[0].number) == (["a fox"], 4)
+
+
+@pytest.mark.parametrize("content", ["key,prompt\na,# old\nb,a fox\n", "prompt,key\n# old,a\na fox,b\n"])
+def test_rows_whose_prompt_begins_with_a_hash_are_skipped_in_any_column(content: str, tmp_path: Path) -> None:
+    read = Read(tmp_path / "a.csv", content)
+    assert read.prompts == ["# old", "a fox"]
+    assert read.notes == ["row 2 begins with # and is a prompt: --comments '#' skips it"]
+    skipped = Read(tmp_path / "a.csv", content, ReadingOptions(comments="#"))
+    assert ([row.number for row in skipped.rows], skipped.prompts, skipped.notes) == ([3], ["a fox"], [])
+
+
+@pytest.mark.parametrize("header", ["Reference Image", "reference_images", "Ref image"])
+def test_columns_of_reference_images_are_recognised(header: str, tmp_path: Path) -> None:
+    read = Read(tmp_path / "a.csv", f"prompt,{header}\na fox,https://example.com/cat.png\n")
+    request = read.rows[0].request
+    assert request is not None
+    assert (request.images, read.rows[0].metadata) == (("https://example.com/cat.png",), None)
+    assert f"column {header!r} is read as image" in read.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -374,3 +392,18 @@ async def test_defaults_are_bought_and_shown(batch: Command) -> None:
     assert [{**found, "model": None} for found in settings] == [
         {"num_images": 2, "aspect_ratio": "16:9", "resolution": "2K", "model": None}
     ] * 2
+
+
+def test_column_that_the_gateway_does_not_take_is_named_as_extra(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("prompt,aspect_ratio\na fox,16:9\na lynx,\n")
+    gateway = DefApi(api_key="k" * 20)
+    with open_input(str(file), None, None) as found:
+        assert [row.error for row in found.rows(gateway)] == [
+            "defapi does not take aspect_ratio: name it extra.aspect_ratio if the model takes it",
+            None,
+        ]
+    with open_input(str(file), None, None, ReadingOptions(defaults={"aspect_ratio": "1:1"})) as found:
+        assert [row.error for row in found.rows(gateway)][1] == (
+            "defapi does not take aspect_ratio: pass --extra aspect_ratio=VALUE if the model takes it"
+        )

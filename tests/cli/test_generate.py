@@ -66,6 +66,7 @@ async def test_the_built_in_emulator_needs_no_key(tmp_path: Path) -> None:
     said = await nanobanana("generate", "a fox", "--gateway", "emulator", "-o", "out", folder=tmp_path)
     assert said.code == 0
     assert (tmp_path / said.out.strip()).is_file()
+    assert said.err.endswith("a rehearsal: images and credits are emulated, nothing was paid\n")
 
 
 async def test_the_built_in_emulator_without_a_folder_says_that_its_urls_end() -> None:

@@ -1,6 +1,7 @@
 """Signals, closed and odd streams while `nanobanana generate` runs: what is bought is never lost."""
 
 import asyncio
+import io
 import os
 import shlex
 import signal
@@ -10,7 +11,9 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from nanobanana_async.cli.signals import StopSignals
 from nanobanana_async.emulator import Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import error
 from tests.support.command import Said, ended, environment, nanobanana, started
@@ -168,3 +171,15 @@ def test_closed_descriptors_are_never_those_of_a_ledger(tmp_path: Path) -> None:
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)} <&- >&- 2>&-"
     done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment() | dict(os.environ), check=False)
     assert done.returncode > 2
+
+
+@pytest.mark.parametrize(
+    ("running", "rest"),
+    [(0, "no job is running"), (1, "collecting 1 running job"), (2, "collecting 2 running jobs")],
+)
+async def test_first_signal_says_how_many_jobs_run(running: int, rest: str) -> None:
+    said: list[str] = []
+    with StopSignals(Console(file=io.StringIO()), said.append, lambda: running) as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await signals.stop_requested.wait()
+    assert said == [f"buying no more; {rest}; press Ctrl-C again to stop at once"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanobanana_async import ConfigurationError, NanoBananaError
+from nanobanana_async import ConfigurationError, InvalidRequest, NanoBananaError
 from nanobanana_async.cli.options import extra_of, in_cli_words, setting_message, with_option_names
 
 
@@ -22,6 +22,11 @@ def test_only_the_first_word_of_a_setting_message_is_an_option() -> None:
 def test_arguments_of_python_are_not_advice() -> None:
     error = ConfigurationError("base_url must use https (allow_http=True or NANOBANANA_ALLOW_HTTP=1 permits that)")
     assert setting_message(error) == "--base-url must use https (NANOBANANA_ALLOW_HTTP=1 permits that)"
+
+
+def test_wrong_option_is_said_without_the_advice_for_requests() -> None:
+    assert setting_message(InvalidRequest("aspect_ratio is 17")) == "--aspect-ratio is 17"
+    assert setting_message(InvalidRequest("bad", status=400)) == "bad [400] (change the request)"
 
 
 def test_extra_options_are_json_where_they_can_be() -> None:
@@ -59,6 +64,10 @@ def test_extra_option_without_a_name_of_its_own_is_refused(options: list[str], w
         (
             "the gateway knows its task t; call `resume` to poll it",
             "the gateway knows its task t; `jobs resume` polls it",
+        ),
+        (
+            "defapi does not take aspect_ratio: pass extra={'aspect_ratio': ...} if the model takes it",
+            "defapi does not take aspect_ratio: pass --extra aspect_ratio=VALUE if the model takes it",
         ),
     ],
 )

@@ -63,7 +63,13 @@ async def test_rehearsed_image_that_was_not_saved_is_bought_again(quick: Command
     assert (again.code, len(images_of(quick.out))) == (0, 3)
     assert "1 job of an earlier rehearsal ended with its emulator" in again.err
     finished = await quick(file, "--gateway", "emulator")
-    assert (finished.code, "rehearsal" in finished.err) == (0, False)
+    assert (finished.code, "earlier rehearsal" in finished.err) == (0, False)
+
+
+async def test_rehearsal_says_that_nothing_was_paid(quick: Command) -> None:
+    said = await quick(quick.prompts(1), "--gateway", "emulator")
+    assert "a rehearsal: images and credits are emulated, nothing was paid\n" in said.err
+    assert " (rehearsal)</bdi></h1>" in (quick.out / "index.html").read_text(encoding="utf-8")
 
 
 async def test_stopped_rehearsal_of_generate_says_that_its_jobs_end(tmp_path: Path) -> None:

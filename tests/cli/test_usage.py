@@ -27,7 +27,12 @@ async def test_help_names_environment_variables_of_options() -> None:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (("generate",), "PROMPT"),
+        (("generate",), 'generate needs PROMPT, such as "a fox in snow"'),
+        (("generate", "a fox", "-o", "x", "an owl"), "'an owl' is not expected there: write all prompts before"),
+        (("demo", "x"), "'x' is not expected there"),
+        (("batch", "x.csv"), "batch needs --output, such as -o spring"),
+        (("generate", "x", "--output-folder", "x"), "unknown option --output-folder: -o names the folder"),
+        (("batch", "x.csv", "-o", "x", "--out", "x"), "unknown option --out: -o names the folder"),
         (("generate", "x", "--resolution", "3K"), "--resolution"),
         (("generate", "x", "--resolution", "3K"), "1K"),
         (("generate", "x", "--num-images", "9"), "--num-images must be a whole number from 1 to 6"),

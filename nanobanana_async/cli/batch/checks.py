@@ -32,7 +32,7 @@ def count_valid_rows(source: InputFile, gateway: Gateway, notes: Notes) -> int |
         _print_error(console, sentence)
     if not total:
         _print_error(console, f"{source.title} is empty: it has no rows")
-    elif len(bad) > 1:
+    elif bad:
         _print_error(console, f"nothing was bought: correct {plural(len(bad), 'row')} of {total} first")
     return None if bad or not total else total
 
@@ -41,8 +41,7 @@ def means_hashes(source: InputFile, notes: Notes, *, yes: bool) -> bool:
     """Return whether to go on with prompts that begin with # and may be comments; without a terminal True."""
     if not notes.hashes or yes or source.title == STANDARD_INPUT or not sys.stdin.isatty():
         return True
-    lines = "this line" if notes.hashes == 1 else f"these {notes.hashes:,} {source.unit}s"
-    return confirm(f"Images of {lines} will be bought.", yes=False)
+    return confirm(f"Images of {numbered(notes.hashes, source.unit)} will be bought.", yes=False)
 
 
 def _print_error(console: Console, sentence: str) -> None:

@@ -178,7 +178,7 @@ class BatchCommand:
         sheet
             The sheet of a workbook; by default the first.
         comments
-            Skip lines, or rows of a table, that begin with this text, such as '#'.
+            Skip lines that begin with this text, such as '#', and rows of a table that do or whose prompt does.
         strict
             Refuse columns and fields that are not known, instead of copying them into the results.
         names

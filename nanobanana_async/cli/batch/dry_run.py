@@ -85,30 +85,35 @@ async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = Tru
         uploads = await _count_uploads(digests, gateway, ledger)
     if changed:
         print(f"nanobanana: {one_line(changed_sentence(changed, plan.file.unit))}", file=sys.stderr)
-    print(f"rows\t{plan.total}")
+    _show("rows", plan.total)
     for status in _STATUSES:
         if counts[status] or status == "to buy":
-            print(f"{status}\t{counts[status]}")
-    print(f"credits\t{costs}")
+            _show(status, counts[status])
+    _show("credits", costs)
     if asks_balance and counts["to buy"] and not others.message and isinstance(gateway, HasBalance):
         await _show_balance(gateway)
     if plan.max_credits is not None:
-        print(f"max_credits\t{_cap_sentence(plan, spent, costs, counts['to buy'])}")
+        _show("max_credits", _cap_sentence(plan, spent, costs, counts["to buy"]))
     if digests:
-        print(f"local images\t{len(digests)}")
-        print(f"uploads\t{uploads}")
-    for line in settings.lines():
-        print(line)
+        _show("local images", len(digests))
+        _show("uploads", uploads)
+    for name, value in settings.values():
+        _show(name, value)
     if others.message:
         print(f"nanobanana: this run would buy nothing: {others.message}", file=sys.stderr)
     return OK
+
+
+def _show(name: str, value: object) -> None:
+    """Print a fact: in columns on a terminal, after a tab in a pipe."""
+    print(f"{name:<15} {value}" if sys.stdout.isatty() else f"{name}\t{value}")
 
 
 async def _show_balance(gateway: Gateway) -> None:
     """Print the balance of the account, or why it can't be read: a dry run works without a network, too."""
     try:
         async with asyncio.timeout(BALANCE_S):
-            print(f"balance\t{plain_number(await read_balance(gateway))}")
+            _show("balance", plain_number(await read_balance(gateway)))
     except TimeoutError:
         print(f"nanobanana: the balance is unknown: no answer in {BALANCE_S:g} s", file=sys.stderr)
     except NanoBananaError as error:
@@ -163,8 +168,8 @@ class _Settings:
             if len(values) <= MAX_VALUES and isinstance(value := getattr(row.request, name), (str, int, ExtraFields)):
                 values.setdefault(str(value))
 
-    def lines(self) -> Iterator[str]:
-        """Yield the value of each setting, and which column sets another one."""
+    def values(self) -> Iterator[tuple[str, str]]:
+        """Yield the name and the value of each setting, and which column sets another one."""
         defaults = {"model": self._model, "num_images": "1", **self._plan.file.options.defaults}
         for name in dict.fromkeys((*_ALWAYS, *self._plan.file.options.defaults, *self._given)):
             parts = [str(defaults.get(name, "none" if name in ("images", "extra") else "the gateway's default"))]
@@ -174,7 +179,7 @@ class _Settings:
                 what = "column" if self._plan.file.is_table else "field"
                 where = f"{what} {name} sets it in {rows:,} of {plural(self._plan.total, 'row')}"
                 parts.append(f"{where}: {shown}" if shown else where)
-            yield f"{name}\t{one_line('; '.join(parts))}"
+            yield name, one_line("; ".join(parts))
 
 
 def _cap_sentence(plan: Plan, spent: Decimal, costs: Costs, rows: int) -> str:

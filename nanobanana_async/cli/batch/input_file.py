@@ -1,6 +1,7 @@
 """Read the rows of a batch: text with a prompt per line, JSON lines, or a table (CSV, or the sheet of a workbook)."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,6 +17,7 @@ from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ParsedRow, ReadingOptions, csv_cells, jsonl, table, text_lines
 from nanobanana_async.cli.batch.spool import copy_input
 from nanobanana_async.cli.batch.stored_images import read_objects
+from nanobanana_async.cli.options import in_cli_words
 from nanobanana_async.errors import ConfigurationError, InvalidRequest, NanoBananaError
 from nanobanana_async.extra import to_extra
 from nanobanana_async.gateways.contract import Gateway
@@ -27,6 +29,8 @@ from nanobanana_async.report import ReportRow
 
 STANDARD_INPUT = "standard input"
 """The title of rows that are read from there."""
+_EXTRA = re.compile(r"pass extra=\{'(\w+)': \.\.\.\}")
+"""What the library advises for a field that a gateway does not take."""
 
 
 @frozen(kw_only=True)
@@ -85,6 +89,11 @@ class InputFile:
     """The reference images in object stores, as they were when the command began."""
 
     @property
+    def heading(self) -> str:
+        """What the page of the images is called."""
+        return self.batch
+
+    @property
     def unit(self) -> str:
         """What the number of a row counts."""
         if self.is_table:
@@ -122,8 +131,8 @@ class InputFile:
             except InvalidRequest as error:
                 yield FileRow(index=index, number=number, error=error.message)
                 continue
-            comment = row.request is not None and row.request.prompt.startswith("#")
-            notes.hashes += comment and self.format not in ("json", "jsonl")
+            if row.request is not None and row.request.prompt.startswith("#") and self.format not in ("json", "jsonl"):
+                notes.hashes.append(number)
             own_fields = frozenset(found.keys() & set(REQUEST_FIELDS))
             file_row = FileRow(index=index, number=number, given=row.request, own_fields=own_fields)
             row = rows.registered(row, gateway, self.known)
@@ -172,7 +181,7 @@ class InputFile:
                 gateway.check(row.request)
                 name = row_name(self.options.names, facts)
             except InvalidRequest as wrong:
-                error = wrong.message
+                error = in_cli_words(_as_column(wrong.message, found.own_fields))
         if row.own_key is not None and row.error is None:
             if hash(row.own_key) in own_keys:
                 error = error or f"key {row.own_key!r} belongs to an earlier row: each row needs its own key, or none"
@@ -241,6 +250,13 @@ def open_input(
         folder = Path() if file == "-" else path.parent
         found = InputFile(copy.path, title, kind, name, options or ReadingOptions(), copy.note, folder)
         yield evolve(found, options=evolve(found.options, by_values=found.names_by_values()))
+
+
+def _as_column(message: str, own_fields: frozenset[str]) -> str:
+    """Return an error that names the column to use in place of `extra`, where the row itself has the value."""
+    if (given := _EXTRA.search(message)) and given[1] in own_fields:
+        return message.replace(given[0], f"name it extra.{given[1]}")
+    return message
 
 
 def _why_unstorable(metadata: object) -> str | None:

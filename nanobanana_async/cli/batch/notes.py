@@ -18,8 +18,8 @@ class Notes:
     unit: str = "line"
     delimiter: str = ","
     """What separates the cells of the table."""
-    hashes: int = 0
-    """Prompts that begin with #."""
+    hashes: list[int] = field(factory=list)
+    """The numbers of the rows whose prompts begin with #."""
     repeated: int = 0
     """Rows without a key that are equal to an earlier one."""
     same_request: int = 0
@@ -34,8 +34,9 @@ class Notes:
         what = "column" if self.unit == "row" else "field"
         yield from filter(None, (recognised_note(self.recognised.items(), what), unknown_note([*self.unknown], what)))
         if self.hashes:
-            begin = "begins with # and is a prompt" if self.hashes == 1 else "begin with # and are prompts"
-            yield f"{plural(self.hashes, self.unit)} {begin}: --comments '#' skips such {self.unit}s"
+            one = len(self.hashes) == 1
+            begin = "begins with # and is a prompt" if one else "begin with # and are prompts"
+            yield f"{numbered(self.hashes, self.unit)} {begin}: --comments '#' skips {'it' if one else 'them'}"
         if self.repeated:
             bought = "repeats an earlier one: it is bought as a separate image"
             if self.repeated > 1:

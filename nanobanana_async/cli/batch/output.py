@@ -19,6 +19,7 @@ from nanobanana_async.cli.batch.notes import numbered
 from nanobanana_async.cli.batch.results import RESULTS, Result
 from nanobanana_async.cli.display import shorten
 from nanobanana_async.cli.options import in_cli_words, with_option_names
+from nanobanana_async.cli.purchase_notes import REHEARSAL
 from nanobanana_async.commands import resolve_advice
 from nanobanana_async.errors import ConfigurationError, CreditLimitReached, NanoBananaError, TaskNotFound
 from nanobanana_async.escaping import exact
@@ -89,6 +90,8 @@ class BatchSummary:
         """Rows that had ended before this run."""
         self.removed = 0
         """Rows of earlier runs that are no longer in the file."""
+        self.spent_before: Decimal | None = None
+        """What the batch had cost when this run began to buy; None: it has not begun."""
         self.stop_reason: NanoBananaError | None = None
         self.overspent = Decimal(0)
         """By how much the total cost of the batch exceeds its cap."""
@@ -168,11 +171,22 @@ class BatchSummary:
             reserved = f", and {number(display.reserved)} reserved for jobs that run or are in doubt"
         all_rows = plural(display.total or display.done, "row")
         rest = f", {left:,} left" if left and self._counts else ""
-        yield f"{all_rows}: {counts}{rest}; {number(display.spent)} credits spent{reserved}"
+        before = self._earlier(display.spent)
+        yield f"{all_rows}: {counts}{rest}; {number(display.spent)} credits spent{reserved}{before}"
+        if self._rehearsal:
+            yield REHEARSAL
         yield from self._advice(left, display.spent + display.reserved, interrupted=interrupted)
         if self._counts and (self._folder / RESULTS).exists():
             shown = f"{self._folder / REPORT} shows them, " if reported else ""
             yield f"{shown}{self._folder / RESULTS} lists them"
+
+    def _earlier(self, spent: Decimal) -> str:
+        """Return how much of the cost is that of earlier runs."""
+        if not self.spent_before:
+            return ""
+        if self.spent_before == spent:
+            return "; none of them by this run"
+        return f"; {number(self.spent_before)} of them before this run"
 
     def _counted(self) -> str:
         return ", ".join(f"{self._counts[status]} {status}" for status in STATUSES if self._counts[status])

@@ -36,7 +36,7 @@ class ReadingOptions:
     defaults: Mapping[str, Any] = field(factory=dict)
     """Fields of the rows that do not have them."""
     comments: str | None = None
-    """Rows that begin with this text are skipped."""
+    """Rows that begin with this text, or whose prompt does, are skipped."""
     strict: bool = False
     """Whether names that are no field are refused."""
     names: NameTemplate | None = None
@@ -140,9 +140,12 @@ def table(rows: Iterator[tuple[int, list[str]]], options: ReadingOptions, notes:
                 yield number, "this row repeats the header, as in files that were joined: remove it"
                 continue
             try:
-                yield number, columns.facts([cell.strip() for cell in cells])
+                facts = columns.facts([cell.strip() for cell in cells])
             except HeaderError as error:
                 yield number, str(error)
+                continue
+            if not (options.comments and facts.get("prompt", "").startswith(options.comments)):
+                yield number, facts
     except HeaderError as error:
         yield number, str(error)
     except csv.Error as error:

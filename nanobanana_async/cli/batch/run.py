@@ -164,6 +164,7 @@ class Run:
         if self._summary.finished_before:
             self._display.say(self._summary.beginning())
         await self._credits.refresh_display()
+        self._summary.spent_before = self._display.spent
 
     async def _buy(self, session: Session) -> None:
         plan = self._plan

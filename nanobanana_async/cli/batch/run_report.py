@@ -42,6 +42,7 @@ class RunReport:
         self.written = False
         self._folder = folder
         self._file = plan.file
+        self._title = f"{plan.file.heading} (rehearsal)" if plan.emulated else plan.file.heading
         self._store = plan.store
         self._gateway = gateway
         self._results = results
@@ -89,7 +90,7 @@ class RunReport:
     async def write(self) -> None:
         """Write the page; raises `ConfigurationError` if it can't be written."""
         self._report_version += 1
-        path, title, rows = self._folder / REPORT, self._file.batch, self._rows(self._report_version)
+        path, title, rows = self._folder / REPORT, self._title, self._rows(self._report_version)
         cost = Credits(spent=self._display.spent, reserved=self._display.reserved)
 
         def write() -> None:

@@ -49,6 +49,12 @@ class SweepInput(InputFile):
     """A sweep in the place of a file of rows."""
 
     sweep: Sweep = field(kw_only=True)
+    template: str = field(default="", kw_only=True)
+    """The prompt with its variables, if the batch has no name that was given."""
+
+    @property
+    def heading(self) -> str:
+        return self.template or self.batch
 
     @property
     def unit(self) -> str:
@@ -121,7 +127,8 @@ def open_sweep(options: SweepOptions, name: str | None, reading: ReadingOptions)
     if not batch.strip():
         raise ConfigurationError("--name is empty")
     note = f"{sweep.shape}: {plural(len(sweep), 'row')}"
-    yield SweepInput(Path(), "the sweep", "jsonl", batch, reading, note, sweep=sweep)
+    template = options.prompt if name is None else ""
+    yield SweepInput(Path(), "the sweep", "jsonl", batch, reading, note, sweep=sweep, template=template)
 
 
 def consents(source: InputFile, total: int, gateway: Gateway, expected: Any, *, yes: bool) -> bool:
