@@ -386,3 +386,18 @@ async def test_precedence_in_a_process(home: Path) -> None:
         said = await in_a_process("generate", "a fox", "--num-images", "1", environ=environ)
         assert said.code == 0
         assert "from-file" in said.out
+
+
+@pytest.mark.parametrize("options", [("--profile", "work"), ("--profile=work",), ("--dry-run", "--profile", "work")])
+async def test_profile_after_a_sweep_is_no_file(home: Path, options: tuple[str, ...]) -> None:
+    own_file(home, '[profile.work]\ngateway = "defapi"\n')
+    sweep = ("batch", "-o", "out", "--prompt", "a {pet}", "--vary", "pet=fox,owl")
+    dry_run = () if "--dry-run" in options else ("--dry-run",)
+    said = await nanobanana(*sweep, *options, *dry_run, environ=environment())
+    assert (said.code, "rows\t2" in said.out) == (0, True), said.err
+    assert "the estimate is for defapi" in said.err
+
+
+async def test_mistyped_option_of_batch_is_no_file(home: Path) -> None:
+    said = await nanobanana("batch", "-o", "out", "--dryrun", environ=environment())
+    assert (said.code, "--dry-run" in said.complaint) == (2, True)

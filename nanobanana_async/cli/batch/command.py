@@ -49,7 +49,7 @@ class BatchCommand:
 
     def batch(
         self,
-        file: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+        file: str | None = None,
         /,
         *,
         output: Annotated[Target, TargetOption],
