@@ -154,7 +154,10 @@ def test_only_plain_names_stand_in_braces(written: str) -> None:
         (lambda: any_sweep("a {x}", x=[True]), "x, value 1: must be text or a number, not True"),
         (lambda: any_sweep("a {x}", x=[["a"]]), "must be text or a number"),
         (lambda: any_sweep("a {x}", x=[10**5000]), "x, value 1: the number has more than 100 digits"),
-        (lambda: any_sweep("in {image}", image=[b"bytes"]), "image, value 1: image is in the template, and has no name"),
+        (
+            lambda: any_sweep("in {image}", image=[b"bytes"]),
+            "image, value 1: image is in the template, and has no name",
+        ),
         (lambda: any_sweep("in {image}", image=[None]), "image, value 1: image is in the template, and has no name"),
         (
             lambda: any_sweep("a", image=["https://x.example/a/x.png", "https://x.example/b/x.png"]),
