@@ -226,8 +226,8 @@ def _text(where: str, value: Any) -> str | int | float:
     if isinstance(value, str):
         return str(value)
     if isinstance(value, Integral) and not isinstance(value, bool):
-        if -_LARGEST < value < _LARGEST:
-            return int(value)
+        if -_LARGEST < (number := int(value)) < _LARGEST:
+            return number
         raise ConfigurationError(f"{where}: the number has more than 100 digits: pass it as text")
     if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)

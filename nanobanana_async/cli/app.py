@@ -74,7 +74,7 @@ def with_settings(
 
 
 def _with_stdin_last(tokens: tuple[str, ...]) -> list[str]:
-    """Return the tokens of `batch` with a lone `-`, standard input, at the end behind `--`: elsewhere it would be an option.
+    """Return the tokens of `batch` with a lone `-`, standard input, behind `--` at the end: else it would be an option.
 
     A FILE that may begin with a hyphen would take the name of an option for its own, as in `batch --profile work`.
     """

@@ -280,8 +280,8 @@ class BatchCommand:
                 return USAGE
             if store is not None and folder is None and found is None:
                 print(
-                    f"nanobanana: {path} in this folder is new, and gets the ledger of what this batch buys. If the batch"
-                    " ran in another folder, stop, and pass its --folder: else its rows are bought again",
+                    f"nanobanana: {path} in this folder is new, and gets the ledger of what this batch buys. If the"
+                    " batch ran in another folder, stop, and pass its --folder: else its rows are bought again",
                     file=sys.stderr,
                 )
             with BatchFolder(path, owner) as held:
