@@ -35,8 +35,8 @@ _FORBIDDEN = {
 class KeyPart:
     """A part of the key of a row, and where in the key it stands.
 
-    The place is that of the name in the template, behind it that of the field: so a key is the same in whatever order
-    the lists are given, and no row is bought again for that.
+    The place is that of the name in the template, behind it that of the field: so the order of the lists
+    changes no key, and no row is bought again for it.
     """
 
     place: tuple[int, str]

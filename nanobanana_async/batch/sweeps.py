@@ -13,7 +13,7 @@ from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.validators import shown
 from nanobanana_async.values import did_you_mean
 
-MOST_ROWS = 1_000_000_000  # nobody buys that many: it is a mistake
+MOST_ROWS = 1_000_000_000  # so many are a mistake
 _NAME = re.compile(r"[^\W\d][\w -]*")
 
 

@@ -151,7 +151,7 @@ async def test_order_of_the_lists_buys_nothing_again(batch: Command) -> None:
         (("--prompt=a {x}", "--vary-file", "wide.csv"), "wide.csv, row 2: 2 cells, but the header has 1"),
         (("--prompt=a {x}", "--vary-file", "empty.csv"), "empty.csv is empty"),
         (("--prompt=a {x}", "--vary-file", "hidden.csv"), "hidden.csv: in a sweep the column metadata.num_images"),
-        (("--prompt=a {x}", "--vary-file", "metadata.csv"), "metadata.csv: in a sweep the column metadata can't"),
+        (("--prompt=a {x}", "--vary-file", "metadata.csv"), "metadata.csv: in a sweep the column metadata would"),
         (("--prompt=a {x}", "--vary-file", "extra.csv"), "extra.csv, row 2: extra must be a JSON object"),
         (("--prompt=a {x}", "--vary", "x=a", "--resolution", "2K,9K"), "resolution, value 2"),
         (("--prompt=a {x}", "--vary", "x=a", "--vary", "resolution=1K", "--resolution", "2K"), "in one of them"),
