@@ -194,8 +194,8 @@ def _refuse_hidden_fields(file: Path, names: Iterable[str | None]) -> None:
     for name in filter(None, names):
         if name == "metadata" or (name.startswith("metadata.") and name.removeprefix("metadata.") in COLUMNS):
             raise ConfigurationError(
-                f"{file}: in a sweep the column {name} would set a field of the request, or be taken for one: give it a name of its"
-                " own (every column that is no field is metadata)"
+                f"{file}: in a sweep the column {name} would set a field of the request, or be taken for one: give it a"
+                " name of its own (every column that is no field is metadata)"
             )
 
 
