@@ -22,6 +22,7 @@ FIELDS = (*(name for name in REQUEST_FIELDS if name not in ("prompt", "callback_
 MOST_VALUES = 100_000  # of one list: a generator without an end ends here
 
 _LONGEST_PART, _LONGEST_KEY = 60, 200
+_LARGEST = 10**100  # of whole numbers: Python makes no text of much larger ones
 _FORBIDDEN = {
     "prompt": "the template is the prompt, with the variables in braces",
     "metadata": "what varies is the metadata of a row by itself",
@@ -31,10 +32,22 @@ _FORBIDDEN = {
 
 
 @frozen
+class KeyPart:
+    """A part of the key of a row, and where in the key it stands.
+
+    The place is that of the name in the template, behind it that of the field: so the order of the lists
+    changes no key, and no row is bought again for it.
+    """
+
+    place: tuple[int, str]
+    text: str
+
+
+@frozen
 class Choice:
     """One value of a list, or one of the rows whose values go together."""
 
-    key: tuple[str, ...]
+    key: tuple["KeyPart", ...]
     """Its parts of the key of a row."""
     metadata: dict[str, Any]
     fields: dict[str, Any]
@@ -54,14 +67,22 @@ class Axis:
 
     def refuse_repeats(self) -> None:
         """Raise `ConfigurationError` if two choices would be the same rows, and bought twice."""
-        first: dict[tuple[str, ...], int] = {}
+        first: dict[str, int] = {}
         for number, choice in enumerate(self.choices, 1):
-            if (earlier := first.setdefault(choice.key, number)) != number:
-                unit = "values" if len(self.names) == 1 else "rows"
+            key = joined(choice.key)
+            if (earlier := first.setdefault(key, number)) == number:
+                continue
+            unit = "values" if len(self.names) == 1 else "rows"
+            names = f"{', '.join(self.names)}: {unit} {earlier} and {number}"
+            if choice.fields != self.choices[earlier - 1].fields and unit == "values":
                 raise ConfigurationError(
-                    f"{', '.join(self.names)}: {unit} {earlier} and {number} are both {joined(choice.key)!r}, and would"
-                    f" be bought twice: leave one out{'' if unit == 'values' else ', or give each row a key'}"
+                    f"{names} are different and both named {key!r}, as their rows would be: pass rows with a key, such"
+                    f" as {{'key': 'front', '{self.names[0]}': ...}}, or a --vary-file with a column key"
                 )
+            raise ConfigurationError(
+                f"{names} are both {key!r}, and would be bought twice:"
+                f" leave one out{'' if unit == 'values' else ', or give each row a key'}"
+            )
 
 
 def is_field(name: str) -> bool:
@@ -116,9 +137,10 @@ def unused(names: tuple[str, ...]) -> str:
     )
 
 
-def joined(parts: Iterable[str]) -> str:
-    """Return the key of a row: the parts with - between them; no other parts have the same key."""
-    key = "-".join(part.replace("-", "--") for part in parts)
+def joined(parts: Iterable[KeyPart]) -> str:
+    """Return the key of a row: the parts in their order with - between them; no other parts have the same key."""
+    ordered = sorted(parts, key=lambda part: part.place)
+    key = "-".join(part.text.replace("-", "--") for part in ordered)
     return key if len(key) <= _LONGEST_KEY else f"{key[:_LONGEST_KEY].rstrip('-')}~{_digest(key)}"
 
 
@@ -151,32 +173,37 @@ def _choice(where: str, row: Mapping[str, Any], used: tuple[str, ...]) -> Choice
     """
     metadata: dict[str, Any] = {}
     fields: dict[str, Any] = {}
-    parts: list[str] = []
-    settings: list[str] = []
-    images = ""
+    parts: list[KeyPart] = []
+    settings: list[KeyPart] = []
+    images = unnamed = ""
     for name, value in row.items():
         if name in ("image", "images"):
             fields["images"] = _field(where, name, value)
             images = "+".join(map(_image_name, fields["images"]))
+            unnamed = "" if fields["images"] else "none"
             metadata |= {name: images} if images else {}
+            if name in used and not images:
+                raise ConfigurationError(f"{where}: {name} is in the template, and has no name here")
         elif is_field(name):
             found = _field(where, name, value)
-            (parts if name in used else settings).append("default" if found is None else str(found))
+            text = "default" if found is None else str(found)
+            (parts if name in used else settings).append(_part(name, text, used))
             if found is not None:
                 fields[name] = metadata[name] = found
             elif name in used:
                 raise ConfigurationError(f"{where}: {name} is in the template, and has no value here")
         elif name != "key" and not is_absent(value):
             metadata[name] = _text(where, value) if name in used else value
-            parts += [str(metadata[name])] if name in used else []
+            parts += [_part(name, str(metadata[name]), used)] if name in used else []
         elif name != "key" and len(row) == 1:
             raise ConfigurationError(f"{where}: it is empty")
     if not is_absent(own := row.get("key")):
         try:
-            parts = [validate_row_key(own)]
+            named = min((*parts, *settings), key=lambda part: part.place, default=None)
+            parts = [_part("key" if named is None else named.place[1], validate_row_key(own), used)]
         except InvalidRequest as error:
             raise ConfigurationError(f"{where}: {error.message}") from None
-    return Choice(tuple(map(_part, parts or settings or [images])), metadata, fields)
+    return Choice(tuple(parts or settings or [_part("images", images or unnamed, used)]), metadata, fields)
 
 
 def _field(where: str, name: str, value: Any) -> Any:
@@ -199,7 +226,9 @@ def _text(where: str, value: Any) -> str | int | float:
     if isinstance(value, str):
         return str(value)
     if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
+        if -_LARGEST < (number := int(value)) < _LARGEST:
+            return number
+        raise ConfigurationError(f"{where}: the number has more than 100 digits: pass it as text")
     if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     raise ConfigurationError(f"{where}: must be text or a number, not {shown(value)}")
@@ -211,10 +240,12 @@ def _image_name(image: Reference) -> str:
     return PurePosixPath(path).stem
 
 
-def _part(text: str) -> str:
-    """Return text as a part of a key: printable, not long, without - at its ends, and different for different texts."""
+def _part(name: str, text: str, used: tuple[str, ...]) -> KeyPart:
+    """Return a text as a part of a key: printable, not long, no - at its ends, and other texts are other parts."""
     clean = "".join(letter if letter.isprintable() else " " for letter in text)[:_LONGEST_PART].strip(" -")
-    return clean if clean == text else f"{clean}~{_digest(text)}"
+    order = (*used, *FIELDS)
+    place = order.index(name) if name in order else len(order)
+    return KeyPart((place, name), clean if clean == text and clean else f"{clean}~{_digest(text)}")
 
 
 def _digest(text: str) -> str:

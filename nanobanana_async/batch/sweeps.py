@@ -13,6 +13,7 @@ from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.validators import shown
 from nanobanana_async.values import did_you_mean
 
+MOST_ROWS = 1_000_000_000  # so many are a mistake
 _NAME = re.compile(r"[^\W\d][\w -]*")
 
 
@@ -73,6 +74,8 @@ class Sweep:
             if not any(name in self.variables or is_field(name) for name in axis.names):
                 raise ConfigurationError(unused(axis.names))
             axis.refuse_repeats()
+        if (rows := math.prod(len(axis.choices) for axis in self._axes)) > MOST_ROWS:
+            raise ConfigurationError(f"{self.shape}: {rows:,} rows are more than {MOST_ROWS:,}: pass fewer values")
 
 
 def sweep(template: str, /, *rows: Iterable[Mapping[str, Any]], **values: Iterable[Any]) -> Sweep:

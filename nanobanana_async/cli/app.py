@@ -57,7 +57,18 @@ def with_settings(
     """
     choose(config, profile)
     with interrupted_by_signals():
-        return app(tokens, exit_on_error=False, print_error=False)
+        return app(_with_stdin_last(tokens), exit_on_error=False, print_error=False)
+
+
+def _with_stdin_last(tokens: tuple[str, ...]) -> list[str]:
+    """Return the tokens of `batch` with a lone `-`, standard input, behind `--` at the end: else it would be an option.
+
+    A FILE that may begin with a hyphen would take the name of an option for its own, as in `batch --profile work`.
+    """
+    if tokens[:1] != ("batch",) or "-" not in tokens or "--" in tokens:
+        return list(tokens)
+    at = tokens.index("-")
+    return [*tokens[:at], *tokens[at + 1 :], "--", "-"]
 
 
 def run(tokens: Sequence[str]) -> int:

@@ -49,6 +49,8 @@ def as_target(name: str, value: object) -> Target:
     if is_store(value):
         return _target_of_store(name, value, "")
     if isinstance(value, str) and "://" in value:
+        if value[:7].lower() == "file://":
+            raise ConfigurationError(f"{name}: the URL of a folder has its whole path, as in file:///srv/images")
         known = ", ".join(f"{scheme}://" for scheme in STORE_SCHEMES)
         raise ConfigurationError(
             f"{name} must be the path of a folder or the URL of an object store ({known}), not a URL"

@@ -92,6 +92,26 @@ def test_a_value_in_the_middle_moves_no_key() -> None:
     assert len(after) == 6
 
 
+def test_order_of_lists_and_columns_moves_no_key() -> None:
+    def found(*rows: Any, **values: Any) -> dict[str, str]:
+        return {row["key"]: row["prompt"] for row in any_sweep("a {pet} in {style}", *rows, **values)}
+
+    one = found(pet=["fox", "owl"], style=["oil"], resolution=["1K"], aspect_ratio=["1:1"])
+    assert one == found(aspect_ratio=["1:1"], resolution=["1K"], style=["oil"], pet=["owl", "fox"])
+    assert list(one) == ["fox-oil-1:1-1K", "owl-oil-1:1-1K"]
+    assert found([{"style": "oil", "pet": "fox"}]) == found([{"pet": "fox", "style": "oil"}])
+    with_key = [*any_sweep("a {pet} in {style}", style=["oil"], **{"extra.seed": [1]}, pet=["fox"])]
+    assert [row["key"] for row in with_key] == ["fox-oil-1"]
+    own = [*sweep("a {pet} in {style}", [{"style": "oil", "key": "K"}], pet=["fox"])]
+    assert [row["key"] for row in own] == ["fox-K"]
+
+
+def test_missing_image_is_a_part_of_the_key() -> None:
+    images = [None, "https://x.example/c.png"]
+    rows = [*sweep("{pet} {style}", pet=["mug", "mug-P"], image=images, style=["P-R", "R"])]
+    assert len({row["key"] for row in rows}) == len(rows) == 8
+
+
 def test_ten_million_rows_are_made_one_by_one() -> None:
     rows = sweep("{a}{b}{c}", a=range(1000), b=range(1000), c=range(10))
     assert len(rows) == 10_000_000
@@ -133,6 +153,21 @@ def test_only_plain_names_stand_in_braces(written: str) -> None:
         (lambda: any_sweep("a {x}", x=[None]), "x, value 1: it is empty"),
         (lambda: any_sweep("a {x}", x=[True]), "x, value 1: must be text or a number, not True"),
         (lambda: any_sweep("a {x}", x=[["a"]]), "must be text or a number"),
+        (lambda: any_sweep("a {x}", x=[10**5000]), "x, value 1: the number has more than 100 digits"),
+        (
+            lambda: any_sweep("in {image}", image=[b"bytes"]),
+            "image, value 1: image is in the template, and has no name",
+        ),
+        (lambda: any_sweep("in {image}", image=[None]), "image, value 1: image is in the template, and has no name"),
+        (
+            lambda: any_sweep("a", image=["https://x.example/a/x.png", "https://x.example/b/x.png"]),
+            "image: values 1 and 2 are different and both named 'x', .* pass rows with a key",
+        ),
+        (lambda: any_sweep("a", **{"extra.seed": [1, "1"]}), "values 1 and 2 are different and both named '1'"),
+        (
+            lambda: any_sweep("{a}{b}{c}{d}", **{name: range(100_000) for name in "abcd"}),
+            "100,000,000,000,000,000,000 rows are more than",
+        ),
         (lambda: any_sweep("a {x}", x=[float("inf")]), "must be text or a number"),
         (
             lambda: any_sweep("a {aspect_ratio}", aspect_ratio=[None]),

@@ -121,6 +121,20 @@ async def test_values_with_commas_are_quoted_or_lines_of_a_file(batch: Command) 
     )
 
 
+async def test_column_extra_of_a_table_is_json(batch: Command) -> None:
+    batch.write("pets.csv", "pet,extra", 'fox,"{""seed"": 7}"')
+    seen = facts(await batch("--prompt=a {pet}", "--vary-file", "pets.csv", "--dry-run"))
+    assert seen["rows"] == "1"
+
+
+async def test_order_of_the_lists_buys_nothing_again(batch: Command) -> None:
+    lists = ("--vary", "product=mug", "--vary", "style=oil,ink")
+    async with emulated(batch) as emulator:
+        await batch(TEMPLATE, *lists)
+        assert (await batch(TEMPLATE, *lists[2:], *lists[:2])).code == 0
+        assert len([*emulator.jobs()]) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
@@ -139,6 +153,9 @@ async def test_values_with_commas_are_quoted_or_lines_of_a_file(batch: Command) 
         (("--prompt=a {x}", "--vary-file", "twice.csv"), "two columns are x"),
         (("--prompt=a {x}", "--vary-file", "wide.csv"), "wide.csv, row 2: 2 cells, but the header has 1"),
         (("--prompt=a {x}", "--vary-file", "empty.csv"), "empty.csv is empty"),
+        (("--prompt=a {x}", "--vary-file", "hidden.csv"), "hidden.csv: in a sweep the column metadata.num_images"),
+        (("--prompt=a {x}", "--vary-file", "metadata.csv"), "metadata.csv: in a sweep the column metadata would"),
+        (("--prompt=a {x}", "--vary-file", "extra.csv"), "extra.csv, row 2: extra must be a JSON object"),
         (("--prompt=a {x}", "--vary", "x=a", "--resolution", "2K,9K"), "resolution, value 2"),
         (("--prompt=a {x}", "--vary", "x=a", "--vary", "resolution=1K", "--resolution", "2K"), "in one of them"),
         (("--prompt=a {x}", "--vary", "x=a", "--format", "csv"), "--format is for a FILE"),
@@ -151,6 +168,9 @@ async def test_wrong_sweep_buys_nothing(arguments: tuple[str, ...], why: str, ba
     batch.write("twice.csv", "x,x", "a,b")
     batch.write("wide.csv", "x", "a,b")
     batch.write("empty.csv", "", "")
+    batch.write("hidden.csv", "x,metadata.num_images", "a,6")
+    batch.write("metadata.csv", "x,metadata", "a,b")
+    batch.write("extra.csv", "x,extra", "a,[1")
     async with emulated(batch) as emulator:
         said = await batch(arguments[0], *arguments[1:])
         assert (said.code, [*emulator.jobs()]) == (2, [])

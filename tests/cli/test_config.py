@@ -184,6 +184,9 @@ async def test_one_folder_for_all_batches_is_refused(home: Path) -> None:
         ('proxy = "http://me:sk-hidden@proxy.example:1"', "proxy must hold no password: set HTTPS_PROXY"),
         ("[generate]\nbuy_again = true", "it decides about one run: pass --buy-again"),
         ("yes = true", "it decides about one run: pass --yes"),
+        ('gateway = "apimall"\napi_key_variable = "sk-hidden"', "api_key_variable must be the name of a variable"),
+        ('gateway = "apimall"\n[profile.x]\ngateway = "apimall"\naccount = "a\\u0000"', "account must hold no NUL"),
+        ('ledger = "/a\\u0000b"', "ledger must hold no NUL"),
         ('ledger = "jobs.sqlite"', "ledger must be the whole path of a file"),
         ("max_jobs = ", "is not valid TOML"),
         ("max_jobs = 1\nmax_jobs = 2", "is not valid TOML"),
@@ -300,6 +303,26 @@ async def test_key_file_must_be_private(home: Path, monkeypatch: pytest.MonkeyPa
     assert "can't be read" in (await nanobanana("balance", environ=environment())).complaint
 
 
+@pytest.mark.parametrize("named", ['api_key_file = "/k"', 'api_key_variable = "MINE"'])
+async def test_key_of_the_environment_is_not_sent_to_the_address_of_another_key(home: Path, named: str) -> None:
+    own_file(home, f'gateway = "apimall"\nbase_url = "https://file.example"\n{named}\n')
+    said = await nanobanana("balance", environ=environment() | KEYS | {"MINE": "sk-mine"})
+    assert (said.code, "names another API key for https://file.example" in said.complaint) == (2, True)
+
+
+async def test_key_of_the_file_is_not_sent_to_the_address_of_the_environment(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_file(home, 'gateway = "apimall"\napi_key_variable = "MINE"\n')
+    variables = {"MINE": "sk-mine", "NANOBANANA_BASE_URL": "https://variable.example"}
+    said = await nanobanana("balance", environ=environment() | variables)
+    assert (said.code, "set APIMALL_API_KEY too, or unset NANOBANANA_BASE_URL" in said.complaint) == (2, True)
+    both = await selected(monkeypatch, **variables, **KEYS)
+    assert both[1:3] == ("https://variable.example", "sk-mall-1")
+    typed = await selected(monkeypatch, "balance", "--base-url", "https://typed.example", MINE="sk-mine")
+    assert typed[1:3] == ("https://typed.example", "sk-mine")
+
+
 async def test_missing_variable_of_a_key_is_named_and_no_other_key_is_used(home: Path) -> None:
     own_file(home, '[profile.work]\ngateway = "apimall"\napi_key_variable = "WORK_KEY"\n')
     said = await nanobanana("balance", "--profile", "work", environ=environment() | KEYS)
@@ -310,7 +333,7 @@ async def test_config_prints_values_with_sources_and_no_secret(home: Path) -> No
     path = own_file(
         home,
         'gateway = "apimall"\napi_key_variable = "MALL"\nproxy = "http://p.example:1"\nsidecar = true\n'
-        'allow_networks = ["10.0.0.5/32", "10.0.0.6/32"]\n[generate]\nextra = { seed = 7 }\n',
+        'allow_networks = ["10.0.0.5/32", "10.0.0.6/32"]\n[generate]\nextra = { seed = 7 }\noutput = "s3://me:hidden@b/x"\n',
     )
     rows = await shown(
         MALL="sk-hidden", DEFAPI_API_KEY="sk-hidden", NANOBANANA_BASE_URL="https://me:hidden@x.example", DEFAPI_X="1"
@@ -387,3 +410,18 @@ async def test_precedence_in_a_process(home: Path) -> None:
         said = await in_a_process("generate", "a fox", "--num-images", "1", environ=environ)
         assert said.code == 0
         assert "from-file" in said.out
+
+
+@pytest.mark.parametrize("options", [("--profile", "work"), ("--profile=work",), ("--dry-run", "--profile", "work")])
+async def test_profile_after_a_sweep_is_no_file(home: Path, options: tuple[str, ...]) -> None:
+    own_file(home, '[profile.work]\ngateway = "defapi"\n')
+    sweep = ("batch", "-o", "out", "--prompt", "a {pet}", "--vary", "pet=fox,owl")
+    dry_run = () if "--dry-run" in options else ("--dry-run",)
+    said = await nanobanana(*sweep, *options, *dry_run, environ=environment())
+    assert (said.code, "rows\t2" in said.out) == (0, True), said.err
+    assert "the estimate is for defapi" in said.err
+
+
+async def test_mistyped_option_of_batch_is_no_file(home: Path) -> None:
+    said = await nanobanana("batch", "-o", "out", "--dryrun", environ=environment())
+    assert (said.code, "--dry-run" in said.complaint) == (2, True)

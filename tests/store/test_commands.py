@@ -34,6 +34,13 @@ def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return command
 
 
+async def test_new_ledger_of_a_batch_in_a_store_is_said_once(batch: Command, s3: S3) -> None:
+    async with emulated(batch):
+        first, again = [await batch(batch.prompts(1), folder=f"s3://{s3.bucket}/spring") for _ in range(2)]
+    assert "is new, and gets the ledger of what this batch buys" in first.err
+    assert "is new" not in again.err
+
+
 async def test_images_go_to_the_store_and_the_rest_into_a_folder(batch: Command, s3: S3) -> None:
     url = f"s3://{s3.bucket}/spring"
     async with emulated(batch):

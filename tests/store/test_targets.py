@@ -89,6 +89,8 @@ def test_file_url_is_a_folder(tmp_path: Path) -> None:
     [
         ("https://bucket.s3.amazonaws.com/x", "must be the path of a folder or the URL of an object store"),
         ("r2://bucket/x", "not a URL that begins with r2://"),
+        ("file://images", "has its whole path, as in file:///srv/images"),
+        ("FILE://localhost/images", "has its whole path, as in file:///srv/images"),
         ("s3://", "names no bucket"),
         ("gs:///x", "names no bucket"),
         ("s3://bucket/a//b", "its parts must not be empty"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -49,7 +50,7 @@ class BatchCommand:
 
     def batch(
         self,
-        file: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+        file: str | None = None,
         /,
         *,
         output: Annotated[Target, TargetOption],
@@ -277,6 +278,12 @@ class BatchCommand:
                 and consents(source, total, selected, expected_credits, yes=unasked)
             ):
                 return USAGE
+            if store is not None and folder is None and found is None:
+                print(
+                    f"nanobanana: {path} in this folder is new, and gets the ledger of what this batch buys. If the"
+                    " batch ran in another folder, stop, and pass its --folder: else its rows are bought again",
+                    file=sys.stderr,
+                )
             with BatchFolder(path, owner) as held:
                 return asyncio.run(_run(plan, None if emulated else selected, held))
 

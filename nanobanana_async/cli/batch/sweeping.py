@@ -19,8 +19,8 @@ from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ParsedRow, ReadingOptions, csv_cells, text_lines
 from nanobanana_async.cli.batch.spool import copy_input
 from nanobanana_async.cli.jobs.consent import confirm
-from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.extra import value_of_text
+from nanobanana_async.errors import ConfigurationError, InvalidRequest
+from nanobanana_async.extra import to_extra, value_of_text
 from nanobanana_async.formatting import plain_number, plural
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.images.names import slug
@@ -196,6 +196,16 @@ def _rows_of_file(file: Path, options: SweepOptions) -> Iterator[dict[str, Any]]
             raise ConfigurationError(f"{file}: broken CSV: {error}") from None
 
 
+def _refuse_hidden_fields(file: Path, names: Iterable[str | None]) -> None:
+    """Raise `ConfigurationError` for metadata that would set a field: in a sweep both have one name."""
+    for name in filter(None, names):
+        if name == "metadata" or (name.startswith("metadata.") and name.removeprefix("metadata.") in COLUMNS):
+            raise ConfigurationError(
+                f"{file}: in a sweep the column {name} would set a field of the request, or be taken for one: give it a"
+                " name of its own (every column that is no field is metadata)"
+            )
+
+
 def _table(rows: Iterable[tuple[int, list[str]]], file: Path) -> Iterator[dict[str, Any]]:
     columns: Columns | None = None
     for number, cells in rows:
@@ -205,13 +215,15 @@ def _table(rows: Iterable[tuple[int, list[str]]], file: Path) -> Iterator[dict[s
             names = [field_of_column(cell) for cell in cells]
             if twice := [name for name in names if name is not None and names.count(name) > 1]:
                 raise ConfigurationError(f"{file}: two columns are {twice[0].removeprefix('metadata.')}")
+            _refuse_hidden_fields(file, names)
             columns = Columns(tuple(names))
             continue
         try:
             facts = columns.facts([cell.strip() for cell in cells])
-        except HeaderError as error:
-            raise ConfigurationError(f"{file}, row {number}: {error}") from None
-        extra = {f"extra.{name}": value for name, value in facts.pop("extra", {}).items()}
+            extra = {f"extra.{name}": value for name, value in to_extra(facts.pop("extra", None)).items()}
+        except (HeaderError, InvalidRequest) as error:
+            why = error.message if isinstance(error, InvalidRequest) else error
+            raise ConfigurationError(f"{file}, row {number}: {why}") from None
         if "images" in facts:
             facts["images"] = [text_to_reference(image, file.parent) for image in facts["images"]]
         yield {**facts.pop("metadata", {}), **facts, **extra}

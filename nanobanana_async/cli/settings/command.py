@@ -123,9 +123,9 @@ def _option_rows(file: SettingsFile | None) -> Iterator[Row]:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return _masked(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def _masked(value: str) -> str:
-    """Return a value of the environment without a password in a URL."""
+    """Return a value without a password in a URL."""
     return re.sub(r"//[^/]*@", "//***@", value)

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
@@ -70,6 +71,7 @@ PER_RUN = frozenset(
 
 TABLES = ("generate", "batch", "jobs")
 _SECRETS = frozenset({"api_key", "apikey", "key", "password", "secret", "token"})
+_VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _MAX_BYTES = 1_000_000
 
 
@@ -179,6 +181,8 @@ def _check(
         wanted, types = known[name]
         if type(value) not in types:
             raise ConfigurationError(f"{source}: {name} must be {wanted}, not {shown(value)}")
+        if isinstance(value, str) and "\0" in value:
+            raise ConfigurationError(f"{source}: {name} must hold no NUL character")
     ledger = values.get("ledger")
     if ledger is not None and not (ledger.startswith("~") or Path(ledger).is_absolute()):
         raise ConfigurationError(
@@ -199,6 +203,8 @@ def _check_connection(source: str, values: Mapping[str, Any]) -> None:
             raise ConfigurationError(f"{source}: {str(checked).replace('allow_http=True', 'allow_http = true')}")
     if "api_key_file" in values and "api_key_variable" in values:
         raise ConfigurationError(f"{source}: name the API key by api_key_file or by api_key_variable, not by both")
+    if not _VARIABLE.fullmatch(values.get("api_key_variable", "NONE")):  # not shown: it may be the key itself
+        raise ConfigurationError(f"{source}: api_key_variable must be the name of a variable, such as WORK_KEY")
     if "allow_networks" in values:
         from nanobanana_async.images.addresses import to_networks  # imports aiohttp
 

@@ -80,6 +80,9 @@ class FileSettings:
                     each.tokens[:] = [token for token in each.tokens if token.source != "env"]
             for variable in CONNECTION_VARIABLES.values():
                 os.environ.pop(variable, None)
+        tokens = [token for each in arguments if "--base-url" in each.names for token in each.tokens]
+        if not layer.in_profile and all(token.source != "cli" for token in tokens):
+            _refuse_mixed_accounts(layer)
         given = {name: value for name, value in layer.values.items() if name in ("gateway", "base_url")}
         self._fill(layer, given, app, commands, arguments)
         for name in ("account", "allow_http"):
@@ -125,6 +128,28 @@ def options_of(layer: Layer, command: str) -> dict[str, Any]:
     if "extra" in values:
         values["extra"] = [f"{name}={json.dumps(value, default=str)}" for name, value in values["extra"].items()]
     return values
+
+
+def _refuse_mixed_accounts(layer: Layer) -> None:
+    """Raise `ConfigurationError` where the environment has half of an account whose other half the file names.
+
+    The key of one would be sent to the address of the other.
+    """
+    variable = GATEWAYS[layer.values["gateway"]].key_variable
+    key, url = (bool(os.environ.get(name, "").strip()) for name in (variable, CONNECTION_VARIABLES["base_url"]))
+    if not {"api_key_file", "api_key_variable"} & set(layer.values) or key == url:
+        return
+    ours = layer.values.get("base_url")
+    if key and ours is not None and layer.values.get("api_key_variable") != variable:
+        raise ConfigurationError(
+            f"{variable} is set, and {layer.source} names another API key for {ours}: unset {variable}, or set"
+            f" {CONNECTION_VARIABLES['base_url']} to the address that its key is for"
+        )
+    if url and os.environ[CONNECTION_VARIABLES["base_url"]].strip().rstrip("/") != (ours or "").rstrip("/"):
+        raise ConfigurationError(
+            f"{CONNECTION_VARIABLES['base_url']} is set, and the API key that {layer.source} names is for another"
+            f" address: set {variable} too, or unset {CONNECTION_VARIABLES['base_url']}"
+        )
 
 
 def _take_key(layer: Layer) -> None:
