@@ -82,11 +82,13 @@ def quoted(word: str) -> str:
     """Quote a word for a shell. What a line for display would escape or collapse is written as its bytes."""
     if word.isprintable() and "  " not in word:
         return shlex.quote(word)
-    plain = (character if character.isalnum() or character in "-_./:" else _bytes_of(character) for character in word)
+    plain = (
+        character if character.isalnum() or character in "-_./:" else _escape_bytes(character) for character in word
+    )
     return f"$'{''.join(plain)}'"
 
 
-def _bytes_of(character: str) -> str:
+def _escape_bytes(character: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in character.encode(errors="surrogateescape"))
 
 

@@ -18,7 +18,7 @@ from nanobanana_async.connections import make_components, wrong_gateway_error
 from nanobanana_async.engine.adoption import adopt_all
 from nanobanana_async.engine.balance import BalanceReader
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.lifecycle import SessionTask
+from nanobanana_async.engine.lifecycle import SessionLifecycle
 from nanobanana_async.engine.reconciler import Reconciler
 from nanobanana_async.engine.resolver import JobResolver
 from nanobanana_async.errors import ConfigurationError, SessionClosed
@@ -110,9 +110,9 @@ class Session(Purchases, NoPlainWith):
             download_headers=download_headers,
             references=references,
         )
-        self._callback_urls = self._components.callbacks
+        self._callback_urls = self._components.callback_urls
         self._balance: BalanceReader | None = None
-        self._session_task = SessionTask(f"<Session {self.gateway.name}>", self._components)
+        self._session_task = SessionLifecycle(f"<Session {self.gateway.name}>", self._components)
 
     def __repr__(self) -> str:
         if "_session_task" not in self.__dict__:  # a traceback or debugger may show a session whose constructor raised

@@ -90,7 +90,7 @@ def collect_stats(engine: Engine) -> SessionStats:
         paused_until=engine.poller.used_up_budgets.until,
         outage=None if (error := engine.poller.outage.error) is None else error.message,
         slots_held=limits.slots_held,
-        queued=engine.scheduler.dispatcher.queued,
+        queued=engine.scheduler.dispatcher.unsent_count,
         requests_in_flight=engine.scheduler.workers.requests_in_flight,
         polls=engine.poller.polls,
         throttled=limits.throttled,

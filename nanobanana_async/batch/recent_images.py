@@ -22,7 +22,7 @@ _MAX_CAPTION = 200
 
 
 @define
-class _RecentImage:
+class _GridImage:
     row: int
     caption: str
     url: str
@@ -59,7 +59,7 @@ class RecentImages:
     """Keeps the last images of the outcomes that were taken: links and paths, and of inline images a limited amount."""
 
     def __init__(self) -> None:
-        self._images: deque[_RecentImage] = deque(maxlen=SHOWN)
+        self._images: deque[_GridImage] = deque(maxlen=SHOWN)
         self._seen = 0
 
     def add(self, outcome: Outcome) -> None:
@@ -72,7 +72,7 @@ class RecentImages:
         for image, place in zip(result.images, saved, strict=True):
             path = place if isinstance(place, Path) else None  # an object in a store is shown by its link
             url = "" if path is not None and is_inline(image.url) else image.url
-            self._images.append(_RecentImage(outcome.index, f"row {outcome.index}: {prompt}", url, path))
+            self._images.append(_GridImage(outcome.index, f"row {outcome.index}: {prompt}", url, path))
             self._seen += 1
         while sum(image.kept_chars for image in self._images) > MAX_KEPT_CHARS:
             self._images.popleft()

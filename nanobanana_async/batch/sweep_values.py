@@ -69,7 +69,7 @@ class Axis:
         """Raise `ConfigurationError` if two choices would be the same rows, and bought twice."""
         first: dict[str, int] = {}
         for number, choice in enumerate(self.choices, 1):
-            key = joined(choice.key)
+            key = join_key_parts(choice.key)
             if (earlier := first.setdefault(key, number)) == number:
                 continue
             unit = "values" if len(self.names) == 1 else "rows"
@@ -137,7 +137,7 @@ def unused(names: tuple[str, ...]) -> str:
     )
 
 
-def joined(parts: Iterable[KeyPart]) -> str:
+def join_key_parts(parts: Iterable[KeyPart]) -> str:
     """Return the key of a row: the parts in their order with - between them; no other parts have the same key."""
     ordered = sorted(parts, key=lambda part: part.place)
     key = "-".join(part.text.replace("-", "--") for part in ordered)

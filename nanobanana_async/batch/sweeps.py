@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from nanobanana_async.batch.rows import SweepRow
-from nanobanana_async.batch.sweep_values import axis_of_list, axis_of_rows, is_field, joined, unused
+from nanobanana_async.batch.sweep_values import axis_of_list, axis_of_rows, is_field, join_key_parts, unused
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.validators import shown
 from nanobanana_async.values import did_you_mean
@@ -53,7 +53,10 @@ class Sweep:
                 fields["extra"] = extra
             prompt = "".join(f"{text}{'' if name is None else metadata[name]}" for text, name in self._parts)
             yield SweepRow(
-                prompt=prompt, **fields, key=joined(part for choice in chosen for part in choice.key), metadata=metadata
+                prompt=prompt,
+                **fields,
+                key=join_key_parts(part for choice in chosen for part in choice.key),
+                metadata=metadata,
             )
 
     def _check_names(self) -> None:

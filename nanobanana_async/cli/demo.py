@@ -100,7 +100,7 @@ async def _run(folder: Path, count: int, console: Console) -> int:
                 ticking = group.create_task(display.follow(session.stats))
                 rows = await _generate(session, emulator, display, folder, count)
                 ticking.cancel()
-        display.print_facts(session.stats(), recorder.delays_s())
+        display.print_summary(session.stats(), recorder.delays_s())
     spent = Credits(spent=emulator.stats().credits_charged)
     write = partial(write_report, folder / REPORT, rows, title=OWNER.batch, run=recorder, credits=spent)
     await anyio.to_thread.run_sync(write)

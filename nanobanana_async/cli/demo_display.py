@@ -95,7 +95,7 @@ class DemoDisplay(LiveDisplay):
         """Print lines, above the board if there is one."""
         self.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
-    def print_facts(self, stats: SessionStats, delays_s: Sequence[float]) -> None:
+    def print_summary(self, stats: SessionStats, delays_s: Sequence[float]) -> None:
         """Print what the whole run has shown, as the gateway counted it; the delays are those of the page."""
         gateway = self._emulator.stats()
         delay_s = delays_s[len(delays_s) // 2] if delays_s else 0.0

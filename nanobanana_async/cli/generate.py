@@ -47,7 +47,7 @@ MAX_KEYS = 5  # in a command that a message names
 
 
 @frozen(kw_only=True)
-class GeneratePlan:
+class GenerateOptions:
     """What to buy, and where the results go."""
 
     requests: Sequence[ImageRequest]
@@ -66,16 +66,16 @@ class GeneratePlan:
 class GenerateRun:
     """One run of the command."""
 
-    def __init__(self, plan: GeneratePlan, gateway: Gateway, console: Console) -> None:
-        self._plan = plan
+    def __init__(self, options: GenerateOptions, gateway: Gateway, console: Console) -> None:
+        self._options = options
         self._gateway = gateway
-        self._display = JobsDisplay(len(plan.requests), console)
-        rehearsal = plan.ledger is None
+        self._display = JobsDisplay(len(options.requests), console)
+        rehearsal = options.ledger is None
         self._signals = StopSignals(
             console, self._display.print_note, self._display.count_unended_purchases, rehearsal=rehearsal
         )
         self._lines = ResultLines(console)
-        self._ledger = None if plan.ledger is None else ledger_at(plan.ledger)
+        self._ledger = None if options.ledger is None else ledger_at(options.ledger)
         self._open_run: OpenRun | None = None
         self._keys: Sequence[str] = ()
         self._continued = Continued()
@@ -90,8 +90,8 @@ class GenerateRun:
         Raises `ConfigurationError` before anything is bought if folder or ledger can't be written, and `Interrupted`,
         which says what is left, if a signal ended the run.
         """
-        plan, clock = self._plan, asyncio.get_running_loop().time
-        await check_output(plan.target)
+        options, clock = self._options, asyncio.get_running_loop().time
+        await check_output(options.target)
         began_at = clock()
         with self._display, self._signals:
             try:
@@ -106,22 +106,22 @@ class GenerateRun:
         return self._print_summary(records, clock() - began_at)
 
     async def _work(self) -> None:
-        plan = self._plan
+        options = self._options
         session = Session(
             self._gateway,
             ledger=self._ledger,
-            concurrency=plan.concurrency,
+            concurrency=options.concurrency,
             observers=[self._display],
             trust_env=True,
         )
         try:
-            if plan.ledger is not None and runs_beside(plan.ledger).parent == DEFAULT_LEDGER.parent:
+            if options.ledger is not None and runs_beside(options.ledger).parent == DEFAULT_LEDGER.parent:
                 await asyncio.to_thread(make_folder, DEFAULT_LEDGER.parent)
             await session.open()
         except LedgerError as error:
             raise ConfigurationError(f"{error}; --ledger names another file") from None
         except OSError as error:
-            raise _unwritable(plan.ledger, error) from None
+            raise _unwritable(options.ledger, error) from None
         try:
             self._keys = await self._name_jobs()
             if not self._signals.stop_requested.is_set():
@@ -131,18 +131,20 @@ class GenerateRun:
 
     async def _name_jobs(self) -> Sequence[str]:
         """Return the keys of the jobs: of an earlier run that did not end, or new ones."""
-        plan = self._plan
-        if plan.ledger is None or self._ledger is None:
-            return [generate_key() for _ in plan.requests]
-        registered = [(await asyncio.to_thread(digest_local_images, each, self._gateway))[0] for each in plan.requests]
+        options = self._options
+        if options.ledger is None or self._ledger is None:
+            return [generate_key() for _ in options.requests]
+        registered = [
+            (await asyncio.to_thread(digest_local_images, each, self._gateway))[0] for each in options.requests
+        ]
         prints = [fingerprint(self._gateway, request) for request in registered]
         try:
             ledger_id = hashlib.sha256(await self._ledger.callback_secret()).hexdigest()[:16]
             run = await asyncio.to_thread(
-                OpenRun, runs_beside(plan.ledger), ledger_id, prints, buy_again=plan.buy_again
+                OpenRun, runs_beside(options.ledger), ledger_id, prints, buy_again=options.buy_again
             )
         except OSError as error:
-            raise _unwritable(plan.ledger, error) from None
+            raise _unwritable(options.ledger, error) from None
         self._open_run = run
         if run.continued:
             self._continued = await Continued.read(self._ledger, run)
@@ -154,20 +156,22 @@ class GenerateRun:
         return run.keys
 
     async def _buy(self, session: Session) -> None:
-        plan = self._plan
+        options = self._options
         rows = [
             Row(index=index, key=key, request=request, name=safe_name(slug(request.prompt)))
-            for index, (key, request) in enumerate(zip(self._keys, plan.requests, strict=True))
+            for index, (key, request) in enumerate(zip(self._keys, options.requests, strict=True))
         ]
         async with (
             asyncio.TaskGroup() as group,
-            session.generate_many(rows, ordered=plan.ordered, save_to=plan.target, sidecar=plan.sidecar) as batch,
+            session.generate_many(
+                rows, ordered=options.ordered, save_to=options.target, sidecar=options.sidecar
+            ) as batch,
         ):
             background = [group.create_task(self._stop_on_signal(batch))]
             if self._display.console.is_terminal:
                 background.append(group.create_task(self._show_progress(batch)))
             try:
-                async with asyncio.timeout(plan.timeout):
+                async with asyncio.timeout(options.timeout):
                     async for outcome in batch:
                         await self._deliver(outcome)
             except TimeoutError:
@@ -199,15 +203,19 @@ class GenerateRun:
             self._note(outcome, missing_images_sentence(outcome.result))
         for line in map(str, outcome.saved) if outcome.saved else self._lines.links(outcome.result):
             await self._lines.print(line)
-        if outcome.ok and (self._plan.target is not None or self._lines.failure is None):
+        if outcome.ok and (self._options.target is not None or self._lines.failure is None):
             self._delivered.add(outcome.key)
-        if self._lines.failure is not None and self._plan.target is None and not self._signals.stop_requested.is_set():
+        if (
+            self._lines.failure is not None
+            and self._options.target is None
+            and not self._signals.stop_requested.is_set()
+        ):
             why = self._lines.failure.strerror or "closed"
             self._display.print_note(f"nanobanana: standard output can't be written ({why}): buying no more")
             self._signals.stop_requested.set()
 
     def _note(self, outcome: Outcome, sentence: str) -> None:
-        many = len(self._plan.requests) > 1 and outcome.request is not None
+        many = len(self._options.requests) > 1 and outcome.request is not None
         prefix = f"{shorten(outcome.request.prompt, 40)}: " if many and outcome.request is not None else ""
         self._display.print_note(f"nanobanana: {prefix}{sentence}")
 
@@ -216,33 +224,33 @@ class GenerateRun:
         sentence = one_line(in_cli_words(error))
         key = error.key or ""
         record = self._display.records.get(key)
-        if record is not None and record.state is JobState.UNCERTAIN and self._plan.ledger is not None:
-            return f"{one_line(in_cli_words(error.message))}: {resolve_advice(None, key, self._plan.fetch_options)}"
+        if record is not None and record.state is JobState.UNCERTAIN and self._options.ledger is not None:
+            return f"{one_line(in_cli_words(error.message))}: {resolve_advice(None, key, self._options.fetch_options)}"
         if isinstance(error, JobUnfinished) and not error.safe_to_repeat:
             sentence = "the waiting ended before the job, which goes on at the gateway and is paid for"
         outcome = self._outcomes.get(key)
         if (record is not None and record.state is JobState.RUNNING) or (outcome and outcome.result is not None):
             return f"{sentence}; {self._advice([key])}"
-        if record is not None and record.state is JobState.FAILED and self._plan.ledger is not None:
+        if record is not None and record.state is JobState.FAILED and self._options.ledger is not None:
             return f"{sentence}; the same command buys it again"
         return sentence
 
     def _advice(self, keys: Sequence[str]) -> str:
         """Return how to get the images of jobs that are paid for."""
-        plan = self._plan
-        if plan.ledger is None:
+        options = self._options
+        if options.ledger is None:
             return "they are lost with the emulator"
         if len(keys) > MAX_KEYS:
             return "the same command delivers them and buys nothing twice"
-        command = fetch_command(keys, plan.fetch_options, plan.target, sidecar=plan.sidecar)
+        command = fetch_command(keys, options.fetch_options, options.target, sidecar=options.sidecar)
         return f"the same command, or `{one_line(command)}`, delivers {'it' if len(keys) == 1 else 'them'}"
 
     async def _read_records(self) -> dict[str, JobRecord]:
         """Return the records of the jobs; the session has stored the last answers while it closed."""
         records = {key: record for key, record in self._display.records.items() if key in self._keys}
-        if self._plan.ledger is not None and self._keys:
+        if self._options.ledger is not None and self._keys:
             with suppress(LedgerError, ConfigurationError):  # then those of the events
-                async with open_read_only(self._plan.ledger) as ledger:
+                async with open_read_only(self._options.ledger) as ledger:
                     for key in self._keys:
                         if (record := await ledger.find(key)) is not None:
                             records[key] = record
@@ -254,7 +262,7 @@ class GenerateRun:
         results = {key: each.result for key, each in self._outcomes.items() if each.result is not None}
         if results:
             self._display.print_note(summary(self._keys, self._continued.bought, results, records, took_s))
-            if self._plan.ledger is None:
+            if self._options.ledger is None:
                 self._display.print_note(REHEARSAL)
         if self._open_run is not None:  # after the last line: a run that was killed before it is delivered again
             bought = [key for key, record in records.items() if record.possibly_bought]
@@ -281,13 +289,13 @@ class GenerateRun:
         elif self._timed_out:
             failure = self._display.create_failures.get(left[0]) if left else None
             reason = "" if failure is None else f" ({one_line(in_cli_words(failure))})"
-            yield f"the waiting ended after {self._plan.timeout:g} s{reason}"
+            yield f"the waiting ended after {self._options.timeout:g} s{reason}"
         found = {key: records[key] for key in (*left, *undelivered) if key in records}
         paid = [key for key, record in found.items() if record.state in (JobState.RUNNING, JobState.SUCCEEDED)]
         doubt = [key for key, record in found.items() if record.possibly_bought and key not in paid]
         if paid:
             yield f"{plural(len(paid), 'job')} paid for and not delivered: {self._advice(paid)}"
-        if doubt and self._plan.ledger is None:
+        if doubt and self._options.ledger is None:
             yield f"{plural(len(doubt), 'job')} ended with the emulator"
         elif doubt:
             yield (

@@ -14,7 +14,7 @@ from rich.console import Console
 from nanobanana_async import ConcurrencyPolicy, ConfigurationError, Gateway, ImageRequest
 from nanobanana_async.cli.display import shorten
 from nanobanana_async.cli.find_gateway import find_gateway
-from nanobanana_async.cli.generate import GeneratePlan, GenerateRun
+from nanobanana_async.cli.generate import GenerateOptions, GenerateRun
 from nanobanana_async.cli.jobs.consent import confirm, print_note
 from nanobanana_async.cli.options import (
     DEFAULT_LEDGER,
@@ -152,7 +152,7 @@ class GenerateCommand:
             raise ConfigurationError(
                 "--gateway emulator needs -o DIR, which saves the images: their URLs end with the command"
             )
-        plan = GeneratePlan(
+        options = GenerateOptions(
             requests=requests,
             target=output,
             sidecar=sidecar,
@@ -166,7 +166,7 @@ class GenerateCommand:
         selected = None if gateway == "emulator" else self.find_gateway(gateway, base_url)
         if not _means_single_words(requests, asks=not emulated):
             return CANCELLED
-        return asyncio.run(_run(plan, selected))
+        return asyncio.run(_run(options, selected))
 
 
 def _means_single_words(requests: Sequence[ImageRequest], *, asks: bool) -> bool:
@@ -187,18 +187,18 @@ def _means_single_words(requests: Sequence[ImageRequest], *, asks: bool) -> bool
     return True
 
 
-async def _run(plan: GeneratePlan, gateway: Gateway | None) -> int:
-    """Run the plan; without a gateway, at an emulated one."""
+async def _run(options: GenerateOptions, gateway: Gateway | None) -> int:
+    """Buy what the options say; without a gateway, at an emulated one."""
     console = Console(stderr=True)
     if gateway is None:
         from nanobanana_async.emulator import Emulator  # takes longer to import than the rest of the command
 
         async with Emulator(seed=secrets.randbits(32)) as emulator:  # task ids that no earlier emulator had
-            return await _run(plan, emulator.apimall())
-    for request in plan.requests:
+            return await _run(options, emulator.apimall())
+    for request in options.requests:
         gateway.check(request)
         await asyncio.to_thread(digest_local_images, request, gateway)  # raises for a local image that can't be used
-    return await GenerateRun(plan, gateway, console).run()
+    return await GenerateRun(options, gateway, console).run()
 
 
 generate = GenerateCommand(find_gateway).generate

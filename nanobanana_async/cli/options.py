@@ -90,10 +90,10 @@ async def check_output(target: Target | None) -> None:
     """
     if not isinstance(target, Path):
         return
-    from nanobanana_async.images.files import check_folder, why_unwritable  # most commands write no image
+    from nanobanana_async.images.files import ensure_writable_folder, why_unwritable  # most commands write no image
 
     try:
-        await asyncio.to_thread(check_folder, target)
+        await asyncio.to_thread(ensure_writable_folder, target)
     except OSError as error:
         raise ConfigurationError(why_unwritable(target, error, or_else="name another folder with -o")) from None
 

@@ -73,14 +73,16 @@ def summary(
 ) -> str:
     """Return what this run bought and, apart from it, what an earlier run had bought."""
     if not before:
-        return f"{_amount(keys, results, records)}, {duration(took_s)}"
-    found = _amount([key for key in keys if key in before], results, records)
+        return f"{_describe_images_and_cost(keys, results, records)}, {duration(took_s)}"
+    found = _describe_images_and_cost([key for key in keys if key in before], results, records)
     new = [key for key in keys if key not in before and key in records and records[key].possibly_bought]
-    bought = _amount(new, results, records) if new else "nothing"
+    bought = _describe_images_and_cost(new, results, records) if new else "nothing"
     return f"bought now: {bought}; bought by an earlier run: {found}; {duration(took_s)}"
 
 
-def _amount(keys: Sequence[str], results: Mapping[str, GenerationResult], records: Mapping[str, JobRecord]) -> str:
+def _describe_images_and_cost(
+    keys: Sequence[str], results: Mapping[str, GenerationResult], records: Mapping[str, JobRecord]
+) -> str:
     """Return the number of images of some jobs, and their cost."""
     images = sum(len(results[key].images) for key in keys if key in results)
     known = [price for key in keys if key in records and (price := records[key].credits) is not None]

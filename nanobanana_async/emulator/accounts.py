@@ -73,7 +73,7 @@ class Task:
     starts_at: float
     ends_at: float
     fails: bool
-    references: Sequence[str | None] = ()  # the SHA-256 of each, None if unknown
+    reference_digests: Sequence[str | None] = ()  # the SHA-256 of each, None if unknown
     foreign: bool = False  # of another client: it takes no slot and no credits
     refunded: bool = False
     polls: int = 0

@@ -15,7 +15,7 @@ class ImageSpec:
     index: int
     width: int
     height: int
-    png: bool
+    is_png: bool
     task_id: str = ""
     """It makes the images of equal prompts differ; the seed of an emulator determines its task ids."""
 

@@ -95,7 +95,7 @@ def query(
     state.counters.on_poll(now, task, phase, status, read=read)
     if first_report and task.first_seen_at is not None:
         state.mark_end_seen(task)
-    progress = _progress(state, now, task, phase)
+    progress = _progress_field(state, now, task, phase)
     if gateway == "apimall":
         return EmulatedResponse(200, JSON, _apimall_query_body(state, now, task, phase, status, progress))
     shape = state.settings.query_shape
@@ -158,7 +158,7 @@ def configured_word(state: State, status: str) -> str:
     return state.settings.status_words.get(status, status)
 
 
-def _progress(state: State, now: float, task: Task, phase: Phase) -> Mapping[str, object]:
+def _progress_field(state: State, now: float, task: Task, phase: Phase) -> Mapping[str, object]:
     """Return the field that says how much of a running job is done, if the settings want it."""
     if state.settings.progress == "absent" or phase in (Phase.SUCCEEDED, Phase.FAILED):
         return {}

@@ -54,7 +54,7 @@ def image_spec(task: Task, index: int, settings: EmulatorSettings) -> ImageSpec:
         index=index,
         width=width,
         height=height,
-        png=task.request.output_format == "png",
+        is_png=task.request.output_format == "png",
     )
 
 

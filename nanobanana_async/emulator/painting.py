@@ -27,7 +27,7 @@ def paint_with_pillow(spec: ImageSpec) -> bytes:
     image = sketch.resize((spec.width, spec.height), Image.Resampling.LANCZOS)
     _draw_prompt(image, spec.prompt)
     out = io.BytesIO()
-    if spec.png:
+    if spec.is_png:
         image.save(out, "PNG", compress_level=2)
     else:
         image.save(out, "JPEG", quality=88)

@@ -172,7 +172,7 @@ class State:
             starts_at=now + duration_s * self.settings.pending_share,
             ends_at=now + duration_s,
             fails=fails,
-            references=tuple(self._sha256_of(reference) for reference in request.references),
+            reference_digests=tuple(self._sha256_of(reference) for reference in request.references),
         )
 
     def _sha256_of(self, reference: Reference) -> str | None:

@@ -77,7 +77,7 @@ class JobFacts:
     polls: int
     charged: Decimal
     refunded: bool
-    references: Sequence[str | None]
+    reference_digests: Sequence[str | None]
     """The SHA-256 of each reference image; None for one that is not stored in the emulator."""
 
 
@@ -96,7 +96,7 @@ def job_facts(task: Task, now: float) -> JobFacts:
         polls=task.polls,
         charged=task.price,
         refunded=task.refunded,
-        references=task.references,
+        reference_digests=task.reference_digests,
     )
 
 

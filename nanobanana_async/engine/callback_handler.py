@@ -130,7 +130,7 @@ class CallbackHandler:
                 wait_s = CONFIRM_GAP_S
                 try:
                     async with self._confirmations:
-                        decided = await self._try_claimed_task(key, task_id)
+                        decided = await self._try_to_confirm(key, task_id)
                 except NanoBananaError as error:
                     log.info("callback.unconfirmed job=%s error=%s", key, type(error).__name__)
                     again = is_outage(error) or isinstance(error, RateLimited)
@@ -143,7 +143,7 @@ class CallbackHandler:
         finally:
             del self._unconfirmed[key]
 
-    async def _try_claimed_task(self, key: str, task_id: str) -> bool:
+    async def _try_to_confirm(self, key: str, task_id: str) -> bool:
         """Give an uncertain job its task id, if the task exists and is no other job's. Return False to try again."""
         engine, ledger = self._engine, self._engine.store.ledger
         record = await ledger.find(key)

@@ -58,7 +58,7 @@ class Dispatcher:
         self._image_polls: deque[ImagePoll] = deque()
 
     @property
-    def queued(self) -> int:
+    def unsent_count(self) -> int:
         """How many jobs wait to be sent for the first time."""
         return sum(1 for job in self._pending if job.phase is Phase.QUEUED)
 
@@ -72,11 +72,11 @@ class Dispatcher:
         """Add a job to the queue for its state."""
         match job.record.state:
             case JobState.PENDING:
-                self._pending.append(job)
+                self._pending.add(job)
             case (
                 JobState.SUBMITTING
             ):  # behind the other repeats, so that no single job uses up its attempts as the breaker's probe
-                self._repeats.append(self.assign_place(job))
+                self._repeats.add(self.assign_place(job))
             case _:
                 self._overdue.append(job)
 
@@ -97,25 +97,25 @@ class Dispatcher:
         seen_enough = limiter.budget.is_limited or len(self._overdue) <= (
             self._workers.free_requests if limiter.was_throttled else 0
         )
-        asks_at = NEVER
+        ask_again_at = NEVER
         for queue in (self._repeats, self._pending) if seen_enough else (self._repeats,):
             while queue:
                 job = queue.first()
                 if job.phase is not Phase.QUEUED:  # it was withdrawn, or is no longer followed
-                    queue.popleft()
+                    queue.pop_first()
                     continue
                 affordable = self._credits.check(job, now)
                 if affordable is Affordable.NEVER:
-                    starts.append((queue.popleft(), Decline(self._credits.explain_refusal(job))))
+                    starts.append((queue.pop_first(), Decline(self._credits.explain_refusal(job))))
                     continue
                 if not self._free_requests(starts):
                     return NEVER
                 if affordable is Affordable.LATER:
-                    asks_at = min(asks_at, self._credits.asks_at(job))
+                    ask_again_at = min(ask_again_at, self._credits.ask_again_at(job))
                     break
                 if not self._slots.admits(job, now):
                     break
-                queue.popleft()
+                queue.pop_first()
                 self._credits.reserve(job)
                 self._slots.on_sent(job, now)
                 starts.append((job, RequestKind.CREATE))
@@ -125,9 +125,9 @@ class Dispatcher:
                 if self._slots.breaker.paused_until > now
                 else now + RETRY_BUDGET_CHECK_S
             )
-            return min(opens_at, asks_at)
-        opens_at = self._slots.opens_at(now)
-        return min(opens_at if self._pending and opens_at > now else NEVER, asks_at)
+            return min(opens_at, ask_again_at)
+        opens_at = self._slots.creates_open_at(now)
+        return min(opens_at if self._pending and opens_at > now else NEVER, ask_again_at)
 
     def _admit_polls(self, now: float, starts: list[DispatchDecision]) -> float:
         while self._image_polls or self._overdue:
@@ -170,7 +170,7 @@ class SubmitQueue:
     def __iter__(self) -> Iterator[TrackedJob]:
         return (job for _, job in self._heap)
 
-    def append(self, job: TrackedJob) -> None:
+    def add(self, job: TrackedJob) -> None:
         """Add a job at its place."""
         heapq.heappush(self._heap, (job.place, job))
 
@@ -178,7 +178,7 @@ class SubmitQueue:
         """Return the next job."""
         return self._heap[0][1]
 
-    def popleft(self) -> TrackedJob:
+    def pop_first(self) -> TrackedJob:
         """Take out the next job."""
         return heapq.heappop(self._heap)[1]
 

@@ -211,7 +211,7 @@ class Engine:
         if task_id is not None:
             validate_task_id(task_id)
         self.check_resolvable(job, buy_again=buy_again)
-        if buy_again and self.store.credits.check_another_purchase(job, self.clock()) is Affordable.NEVER:
+        if buy_again and self.store.credits.affordability_of_another(job, self.clock()) is Affordable.NEVER:
             raise CreditLimitReached(self.store.credits.explain_refusal(job), key=record.key, safe_to_repeat=False)
         body = self.references.body_to_store(record.request) if buy_again and record.request is not None else None
         job.may_buy = True

@@ -50,7 +50,7 @@ def earliest_sent_at(record: JobRecord) -> datetime:
     return record.sent_at or record.first_sent_at or record.created_at
 
 
-def to_history_read(
+def to_history_evidence(
     reading: TaskListing, claimed: Mapping[str, JobRecord | None], history: History, gateway: Gateway
 ) -> HistoryEvidence | None:
     """Return a reading with the jobs that have its tasks; None if nothing shows what the gateway's clock says."""

@@ -111,7 +111,7 @@ class History:
         return self.gateway is not None and not self._unreadable
 
     @property
-    def fails(self) -> bool:
+    def is_failing(self) -> bool:
         """Whether so many readings in a row failed that jobs do not wait for several more."""
         return self._failures >= MOST_READINGS
 
@@ -170,7 +170,9 @@ class History:
         after_s = ready_after_s(self.lateness_s, self.delay_s, processed=job.record.conflict_at is not None)
         ready_at = now + max(0.0, after_s - self._store.age_s(lost_at))
         due = now if parked and not self._was_read else ready_at
-        self.waits[job.key] = HistoryWait(job, due, ready_at, lost_at, reads=MOST_READINGS - 1 if self.fails else 0)
+        self.waits[job.key] = HistoryWait(
+            job, due, ready_at, lost_at, reads=MOST_READINGS - 1 if self.is_failing else 0
+        )
         self._changed.set()
 
     async def wait_until_due(self) -> None:
@@ -198,7 +200,7 @@ class History:
         for number in range(1, most_pages + 1):
             sent_at = self._store.utcnow()
             page = await self._read_page(number)
-            offset = offset or _offset_of(page, sent_at, self._store.utcnow())
+            offset = offset or _clock_offset(page, sent_at, self._store.utcnow())
             known = len(tasks)
             for task in page.tasks:
                 # Tasks made meanwhile move older ones to the next page, where they are listed once more.
@@ -248,7 +250,7 @@ class History:
         return await self._answers.read(self.gateway.read_history, response)
 
 
-def _offset_of(page: HistoryPage, sent_at: datetime, answered_at: datetime) -> ClockOffset | None:
+def _clock_offset(page: HistoryPage, sent_at: datetime, answered_at: datetime) -> ClockOffset | None:
     """Return the bounds of the offset by the date of an answer, which is in whole seconds."""
     if page.answered_at is None:
         return None

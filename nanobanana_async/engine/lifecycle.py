@@ -73,7 +73,7 @@ class SessionComponents:
     max_credits: Decimal | None
     publisher: ReferencePublisher | None
     guard: LoopGuard = field(init=False, default=Factory(_make_guard, takes_self=True))
-    callbacks: CallbackUrls = field(init=False, default=Factory(_make_callback_urls, takes_self=True))
+    callback_urls: CallbackUrls = field(init=False, default=Factory(_make_callback_urls, takes_self=True))
 
     def disown(self) -> None:
         """Leave the sockets to the parent process; called in a forked child."""
@@ -97,7 +97,7 @@ class SessionComponents:
             estimates,
             self.polling,
             self.retry,
-            self.callbacks,
+            self.callback_urls,
             budget,
             query_s=self.timeouts.query_s,
             job_s=job_s,
@@ -148,14 +148,14 @@ class SessionComponents:
             references,
             history,
             budgets=budgets,
-            callbacks=self.callbacks,
+            callbacks=self.callback_urls,
             guard=self.guard,
             max_requests=self.concurrency.max_requests,
         )
-        handler = CallbackHandler(self.gateway, engine, self.callbacks)
+        handler = CallbackHandler(self.gateway, engine, self.callback_urls)
         engine.scheduler.background_tasks += [handler.keep_fetching_notices, Reconciler(engine).keep_reconciling]
         deliveries = self._make_deliveries(engine, handler, budget)
-        self.callbacks.set_handlers(handler, deliveries)
+        self.callback_urls.set_handlers(handler, deliveries)
         return engine
 
     def _make_deliveries(self, engine: Engine, handler: CallbackHandler, budget: SessionBudget) -> Deliveries | None:
@@ -164,10 +164,10 @@ class SessionComponents:
         if gateway.supports_callbacks or not isinstance(gateway, HasWebhooks):
             return None
         send = BudgetedSend(self.transport, budget, timeout_s=self.timeouts.query_s, clock=engine.clock)
-        webhooks = Webhooks(gateway, gateway.account, self.callbacks, send)
+        webhooks = Webhooks(gateway, gateway.account, self.callback_urls, send)
         unseen = UnseenWebhooks(self.ledger, gateway.account, engine.store.utcnow)
-        webhook = AccountWebhook(webhooks, self.callbacks, engine.poller.fallback, unseen)
-        deliveries = Deliveries(webhook, gateway, engine, self.callbacks, handler)
+        webhook = AccountWebhook(webhooks, self.callback_urls, engine.poller.fallback, unseen)
+        deliveries = Deliveries(webhook, gateway, engine, self.callback_urls, handler)
         engine.scheduler.background_tasks += [webhook.keep_registered, deliveries.keep_checking_early]
         return deliveries
 
@@ -184,7 +184,7 @@ def to_ledger(ledger: Ledger | str | os.PathLike[str] | PostgresUrl | None) -> L
             return ledger
 
 
-class SessionTask:
+class SessionLifecycle:
     """The task that opens the parts of a session and its engine, and closes them in reverse order."""
 
     def __init__(self, name: str, parts: SessionComponents) -> None:
@@ -302,7 +302,7 @@ class SessionTask:
 
 _STRAY_CANCELLATION = "the session's ledger or transport was cancelled from within while it was being opened or closed"
 
-_OPENED_SESSIONS: WeakSet[SessionTask] = WeakSet()
+_OPENED_SESSIONS: WeakSet[SessionLifecycle] = WeakSet()
 """The tasks of all opened sessions. A forked child has copies of them, whose sockets are its parent's."""
 
 

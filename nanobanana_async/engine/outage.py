@@ -55,7 +55,7 @@ class Outage:
         """Return whether it is time to give up after a failure, which was recorded before."""
         return self.may_be_hopeless(error) and self._clock() - self._since >= HOPELESS_AFTER_S
 
-    def wait_s(self, error: NanoBananaError, wait_s: float) -> float:
+    def limited_wait_s(self, error: NanoBananaError, wait_s: float) -> float:
         """Return how long to wait after a failure: not as long as usual if it may be hopeless."""
         return min(wait_s, LONGEST_WAIT_S) if self.may_be_hopeless(error) else wait_s
 

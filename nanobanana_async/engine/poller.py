@@ -304,7 +304,7 @@ class Poller:
 
     def _retry_wait_s(self, error: NanoBananaError, failures: int) -> float:
         backoff_s = self._retry.backoff_s(failures + 1, self._jitter.random())
-        return max(asked_wait_s(error), self.outage.wait_s(error, backoff_s))
+        return max(asked_wait_s(error), self.outage.limited_wait_s(error, backoff_s))
 
     def _stop_polling(self, job: TrackedJob, error: NanoBananaError) -> Next:
         """End the polling and the waiting, not the job."""

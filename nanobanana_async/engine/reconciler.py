@@ -16,7 +16,7 @@ from attrs import frozen
 from nanobanana_async.candidates import Candidate
 from nanobanana_async.engine.doubt import was_processed
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.evidence import earliest_sent_at, shows_shared_keys, to_doubt, to_history_read
+from nanobanana_async.engine.evidence import earliest_sent_at, shows_shared_keys, to_doubt, to_history_evidence
 from nanobanana_async.engine.history import MOST_READINGS, HistoryWait
 from nanobanana_async.engine.next_step import AwaitHistory, Finish, HoldSlots, Next
 from nanobanana_async.engine.phases import Phase
@@ -128,7 +128,7 @@ class Reconciler:
                 self._recover_with(wait, self._reopen)
             return
         if not parked and (
-            self._history.fails or not self._history.is_readable
+            self._history.is_failing or not self._history.is_readable
         ):  # its repeats go on, as without a history
             self._history.waits.pop(job.key, None)
             return
@@ -199,7 +199,7 @@ class Reconciler:
         tracked = [job.record for job in engine.tracked.values()]
         claimed |= {record.task_id: record for record in tracked if record.task_id is not None}
         in_doubt = [record for record in (*tracked, *uncertain) if record.in_doubt and self._history.can_show(record)]
-        read = to_history_read(reading, claimed, self._history, gateway)
+        read = to_history_evidence(reading, claimed, self._history, gateway)
         shared = any(map(shows_shared_keys, (*tracked, *uncertain)))
         verdicts: dict[str, Verdict] = {}
         if read is not None:

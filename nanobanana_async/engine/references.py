@@ -120,7 +120,7 @@ class References:
             and any(upload.is_reused for upload in job.uploads.values())
         )
 
-    async def renew_uploads(self, job: TrackedJob) -> None:
+    async def restart_with_new_uploads(self, job: TrackedJob) -> None:
         """Let a refused job, which bought nothing, be sent with new uploads for those that were not made for it.
 
         It is the job's next generation, with a key of its own: a gateway may hold an idempotency key for one body only,

@@ -54,7 +54,7 @@ class JobResolver:
                 raise ConfigurationError(f"job {key} is running: nothing to resolve, {why}")
             return await self._carry_out_decision(job, task_id, buy_again=buy_again)
         except BaseException:
-            await self._release(key)
+            await self._release_ownership(key)
             raise
 
     async def query_before_attach(self, record: JobRecord) -> Observation:
@@ -139,7 +139,7 @@ class JobResolver:
                 late = self._clock() + max(wait_s, asked_s) - began >= LATE_REPLICA_S
                 if not passes or late or outage.is_hopeless(error):
                     raise
-                wait_s = outage.wait_s(error, wait_s)
+                wait_s = outage.limited_wait_s(error, wait_s)
                 outage.report(record, retried=True)
             await anyio.sleep(max(wait_s, asked_s))
 
@@ -147,7 +147,7 @@ class JobResolver:
         """Return the greatest age that a task of this job can have."""
         return max(0.0, self._engine.store.age_s(record.may_run_since))
 
-    async def _release(self, key: str) -> None:
+    async def _release_ownership(self, key: str) -> None:
         """Let other owners follow a RUNNING job that was not resolved."""
         with anyio.CancelScope(shield=True):
             if key not in self._engine.tracked:

@@ -120,7 +120,7 @@ class Scheduler:
             self._on_due(due, now)
         starts, next_at = self.dispatcher.admit(now)
         for start in starts:
-            self._start_admitted(start)
+            self._start_or_decline(start)
         self._timers.set_loop_timer(now, next_at)
 
     async def _tick_on_timer(self) -> None:
@@ -130,7 +130,7 @@ class Scheduler:
             self._timers.fired.clear()
             self.tick()
 
-    def _start_admitted(self, start: DispatchDecision) -> None:
+    def _start_or_decline(self, start: DispatchDecision) -> None:
         """Start what the dispatcher decided."""
         match start:
             case ImagePoll():
@@ -253,7 +253,7 @@ class Scheduler:
         """Begin to follow a job in this phase. It gets back the slots that it held while it was uncertain."""
         before = self.holding.pop(job.key, None)
         if before is not None and before is not job:
-            job.take_over(before)
+            job.inherit_slots(before)
         job.wait_error = None
         job.enter_phase(phase)
         self.dispatcher.assign_place(job)

@@ -48,7 +48,7 @@ class Slots:
             return not job.draws_retry_budget or self.retry_budget.draw(now)
         return self.limiter.admits(now, Load(self.held + self.foreign, self.weight_in_flight), job.weight)
 
-    def opens_at(self, now: float) -> float:
+    def creates_open_at(self, now: float) -> float:
         """Return when a first create may leave by the passing of time; a past time if other events are awaited."""
         spacing_opens_at = self.spacing.opens_at if self.spacing.active else now
         return max(self.breaker.paused_until, spacing_opens_at, self.limiter.opens_at(now))

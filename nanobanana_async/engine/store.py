@@ -53,11 +53,11 @@ class CreditAccount:
         """Return whether all caps of the job allow it. A job that may have been bought is always allowed to go on."""
         if not job.budgets or job.key in self._reservations or job.record.possibly_bought:
             return Affordable.NOW
-        return self._affordable_under_caps(job, now)
+        return self._affordability_under_caps(job, now)
 
-    def check_another_purchase(self, job: TrackedJob, now: float) -> Affordable:
+    def affordability_of_another(self, job: TrackedJob, now: float) -> Affordable:
         """Return whether all caps of the job allow another purchase of it, beside the last one."""
-        return self._affordable_under_caps(job, now) if job.budgets else Affordable.NOW
+        return self._affordability_under_caps(job, now) if job.budgets else Affordable.NOW
 
     def explain_refusal(self, job: TrackedJob) -> str:
         """Return why a cap does not allow the job."""
@@ -65,9 +65,9 @@ class CreditAccount:
         used_up = (cap for cap in job.budgets if cap.check(price) is Affordable.NEVER)
         return next(used_up).explain_refusal(price)
 
-    def asks_at(self, job: TrackedJob) -> float:
+    def ask_again_at(self, job: TrackedJob) -> float:
         """Return when to ask the ledger again about a job that has to wait."""
-        return min((cap.asks_at for cap in job.budgets if isinstance(cap, BatchBudget)), default=NEVER_ASK_AGAIN)
+        return min((cap.ask_again_at for cap in job.budgets if isinstance(cap, BatchBudget)), default=NEVER_ASK_AGAIN)
 
     def price_of(self, job: TrackedJob) -> Price:
         """Return the price of a job, or the estimate of it."""
@@ -106,7 +106,7 @@ class CreditAccount:
             if isinstance(cap, BatchBudget):
                 why = refusal_reason(price, limit=cap.max_credits, spent=allowance.other_charges, blocked=blocked)
                 asks_at = now + ASK_AGAIN_S if waits else NEVER_ASK_AGAIN
-                cap.on_refused(price, Affordable.LATER if waits else Affordable.NEVER, why, asks_at=asks_at)
+                cap.on_refused(price, Affordable.LATER if waits else Affordable.NEVER, why, ask_again_at=asks_at)
 
     def on_transition(self, before: JobRecord, job: TrackedJob) -> Price | None:
         """Update prices, spending and reservations after a transition of the record.
@@ -138,9 +138,9 @@ class CreditAccount:
         for cap in self._caps_of(job):
             cap.suspend(_purchase_id(job.record))
 
-    def _affordable_under_caps(self, job: TrackedJob, now: float) -> Affordable:
+    def _affordability_under_caps(self, job: TrackedJob, now: float) -> Affordable:
         for cap in job.budgets:
-            if isinstance(cap, BatchBudget) and now >= cap.asks_at:
+            if isinstance(cap, BatchBudget) and now >= cap.ask_again_at:
                 cap.forget_refusals()
         price = self.price_of(job)
         return max(cap.check(price) for cap in job.budgets)

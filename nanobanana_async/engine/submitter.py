@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import evolve
 
-from nanobanana_async.engine.attempts import describe_attempt
+from nanobanana_async.engine.attempts import attempt_facts
 from nanobanana_async.engine.contained_send import send_contained
 from nanobanana_async.engine.doubt import NO_DOUBT, doubt_facts, interrupted_facts, may_be_processed, why_in_doubt
 from nanobanana_async.engine.estimates import JobEstimates
@@ -174,7 +174,7 @@ class Submitter:
         job.failures += 1
         job.last_failure = error.for_job(job.key, safe_to_repeat=error.safe_to_repeat)  # a copy without its traceback
         outage = self._poller.outage
-        attempt = evolve(self._describe_attempt(job, sent_before=sent_before), unmet=outage.unmet)
+        attempt = evolve(self._attempt_facts(job, sent_before=sent_before), unmet=outage.unmet)
         outage.request_failed(error, job.sent_at)
         attempt = evolve(attempt, hopeless=outage.is_hopeless(error))
         decision = decide_failed_create(error, attempt, self._retry)
@@ -214,7 +214,7 @@ class Submitter:
                     job.first_attempt_at = NEVER  # waiting for a slot does not use up `max_wait_s`
                 await self._store.transition(job, JobState.PENDING, attempts=attempts, first_sent_at=first_sent_at)
                 if decision.kind is FailureKind.REFUSED:
-                    await self._references.renew_uploads(job)
+                    await self._references.restart_with_new_uploads(job)
                 return ScheduleAt(due)
             case RetryAction.REFUSE:
                 await self._store.transition(
@@ -246,7 +246,7 @@ class Submitter:
     async def recover(self, job: TrackedJob) -> Next:
         """Continue a job that an earlier session left in SUBMITTING."""
         self._slots.acquire(job)
-        attempt = self._describe_attempt(job, sent_before=True)
+        attempt = self._attempt_facts(job, sent_before=True)
         job.first_attempt_at = self._clock()
         why = "the session ended before an answer came"
         decision = decide_failed_create(TransportError(why, possibly_sent=True), attempt, self._retry)
@@ -262,11 +262,11 @@ class Submitter:
 
     def _is_key_expired(self, job: TrackedJob) -> bool:
         """Whether the idempotency key is too old to repeat the create with it."""
-        attempt = self._describe_attempt(job, sent_before=True)
+        attempt = self._attempt_facts(job, sent_before=True)
         return attempt.keyed and not attempt.is_key_alive
 
-    def _describe_attempt(self, job: TrackedJob, *, sent_before: bool) -> Attempt:
-        return describe_attempt(job, self._gateway, self._store, self._clock(), sent_before=sent_before)
+    def _attempt_facts(self, job: TrackedJob, *, sent_before: bool) -> Attempt:
+        return attempt_facts(job, self._gateway, self._store, self._clock(), sent_before=sent_before)
 
     async def _mark_uncertain(self, job: TrackedJob, why: str, **facts: Any) -> Next:
         failure = job.record.failure or to_failure(TransportError(why, possibly_sent=True))
@@ -286,7 +286,7 @@ class Submitter:
             return 0.0
         backoff_s = self._retry.backoff_s(job.failures, self._jitter.random())
         confirms_s = self._history.confirms_after_s(job.record) if decision.kind is FailureKind.IN_PROGRESS else 0.0
-        return max(asked_wait_s(error), confirms_s, self._poller.outage.wait_s(error, backoff_s))
+        return max(asked_wait_s(error), confirms_s, self._poller.outage.limited_wait_s(error, backoff_s))
 
     def _update_limits(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, now: float) -> None:
         used_up = isinstance(error, RateLimited) and self._poller.used_up_budgets.pause_if_used_up(error, job.sent_at)

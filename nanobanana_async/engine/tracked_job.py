@@ -189,7 +189,7 @@ class TrackedJob:
         if phase not in FOLLOWED_PHASES:  # a handle may live for long, and bytes with it
             self.sources, self.uploads, self.uploads_renewed = NO_SOURCES, NO_UPLOADS, False
 
-    def take_over(self, before: "TrackedJob") -> None:
+    def inherit_slots(self, before: "TrackedJob") -> None:
         """Take over the slots, caps and price that the same job, tracked before, has held while it was uncertain."""
         self.holding_before = before
         self.slots, before.slots = before.slots, 0

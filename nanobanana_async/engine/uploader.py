@@ -72,7 +72,7 @@ class Uploader:
                     raise
                 self._outage.report(record, retried=True)
                 asked_s = min(getattr(error, "retry_after_s", None) or 0.0, MAX_RETRY_AFTER_S)
-                wait_s = self._outage.wait_s(error, self._retry.backoff_s(failures, self._jitter.random()))
+                wait_s = self._outage.limited_wait_s(error, self._retry.backoff_s(failures, self._jitter.random()))
                 wait_s = max(asked_s, wait_s)
                 log_failed_upload(record, error, wait_s=wait_s)
             await asyncio.sleep(wait_s)

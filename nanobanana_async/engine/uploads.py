@@ -43,7 +43,7 @@ class _Upload:
     digest: str
     jobs: dict[str, TrackedJob] = field(factory=dict)
     """By key: a job with several images asks for each again whenever one has come."""
-    unreadable_sources: dict[LocalImage | None, InvalidRequest | DownloadError] = field(factory=dict)
+    source_errors: dict[LocalImage | None, InvalidRequest | DownloadError] = field(factory=dict)
     """The sources that no longer have the image, or whose store fails, and why."""
 
     def waiting_jobs(self) -> list[TrackedJob]:
@@ -53,9 +53,7 @@ class _Upload:
     def next_source(self) -> LocalImage | None:
         """Return a source that was not tried: equal images may lie in several files, and one of them may be gone."""
         sources = (job.sources.get(self.digest) for job in self.waiting_jobs())
-        return next(
-            (source for source in sources if source is not None and source not in self.unreadable_sources), None
-        )
+        return next((source for source in sources if source is not None and source not in self.source_errors), None)
 
 
 class Uploads:
@@ -138,7 +136,7 @@ class Uploads:
         del self._ongoing[upload.digest]
         for job in upload.waiting_jobs():
             if failure is not None:
-                own = upload.unreadable_sources.get(job.sources.get(upload.digest), failure)
+                own = upload.source_errors.get(job.sources.get(upload.digest), failure)
                 self._failed(job, Finish(own.for_job(job.key, safe_to_repeat=True)))
                 continue
             if made is not None:
@@ -184,7 +182,7 @@ class Uploads:
                     self._memory.release(facts.size)
                     raise
             except (InvalidRequest, DownloadError) as error:
-                upload.unreadable_sources[source] = error
+                upload.source_errors[source] = error
         raise image_not_at_hand(upload.digest)
 
     def _remember_url(self, digest: str, url: str, for_s: float) -> UploadedImage:

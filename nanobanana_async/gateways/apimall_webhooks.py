@@ -78,7 +78,7 @@ def parse_webhooks(answer: GatewayAnswer, envelope: Mapping[str, Any]) -> Webhoo
     items = data if isinstance(data, list) else next((facts[name] for name in _LISTS if name in facts), None)
     if not isinstance(items, list):
         raise answer.unexpected_response("the answer has no list of webhooks")
-    found = (_parse(answer, item) for item in items[:MAX_WEBHOOKS_READ] if isinstance(item, Mapping))
+    found = (_parse_webhook(answer, item) for item in items[:MAX_WEBHOOKS_READ] if isinstance(item, Mapping))
     webhooks = [webhook for webhook in found if webhook is not None and webhook.url]
     more, total = states_further_pages(facts, len(items)), facts.get("total")
     cursor = next_cursor(facts)
@@ -89,7 +89,7 @@ def parse_webhooks(answer: GatewayAnswer, envelope: Mapping[str, Any]) -> Webhoo
 
 def parse_webhook(answer: GatewayAnswer, data: object) -> Webhook:
     """Return a webhook that was registered; its URL is empty if the answer does not repeat it."""
-    webhook = _parse(answer, data) if isinstance(data, Mapping) else None
+    webhook = _parse_webhook(answer, data) if isinstance(data, Mapping) else None
     if webhook is None:
         raise answer.unexpected_response("the answer has no id of a webhook")
     return webhook
@@ -117,7 +117,7 @@ def parse_signature(headers: Mapping[str, str], body: bytes, secret: str) -> Sig
     return Signature(is_valid=hmac.compare_digest(mac.hex(), given[1].lower()), signed_at=signed_at)
 
 
-def _parse(answer: GatewayAnswer, fields: Mapping[str, Any]) -> Webhook | None:
+def _parse_webhook(answer: GatewayAnswer, fields: Mapping[str, Any]) -> Webhook | None:
     webhook_id, url, status = (
         parse_optional_task_id(fields.get("id")),
         fields.get("url"),

@@ -16,7 +16,7 @@ from nanobanana_async.errors import SaveError
 from nanobanana_async.http.threads import ThreadLimiter
 from nanobanana_async.images.files import (
     PartialFile,
-    check_folder,
+    ensure_writable_folder,
     rename_exclusive,
     sync_folder,
     to_fetch_error,
@@ -94,7 +94,7 @@ class FolderDestination:
     async def check_writable(self) -> None:
         """See `Destination.check`; creates the folder."""
         try:
-            await self._threads.run(check_folder, self._folder)
+            await self._threads.run(ensure_writable_folder, self._folder)
         except OSError as error:
             raise SaveError(why_unwritable(self._folder, error)) from None
 

@@ -196,7 +196,7 @@ def to_fetch_error(folder: Path, error: OSError) -> FetchError:
     return FetchError(why_unwritable(folder, error), retryable=error.errno in _RETRYABLE_ERRORS, unwritable=True)
 
 
-def check_folder(folder: Path) -> None:
+def ensure_writable_folder(folder: Path) -> None:
     """Create a folder if it is missing, and write and remove a test file in it; raise OSError if that fails."""
     part = PartialFile(folder)
     try:

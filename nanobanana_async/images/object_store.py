@@ -141,7 +141,7 @@ class StoreUrl:
     async def get(self, name: str) -> bytes | None:
         """Return the content of an object; None if there is none, or none that these credentials may see."""
         found = await self._get(name)
-        return None if found is None else await self._content(found)
+        return None if found is None else await self._read_content(found)
 
     async def object_facts(self, name: str) -> ObjectFacts | None:
         """Return what the store says about an object; None if there is none.
@@ -221,7 +221,7 @@ class StoreUrl:
             failure = _reason(error)
         raise self._failure("read", failure)
 
-    async def _content(self, found: Any) -> bytes:
+    async def _read_content(self, found: Any) -> bytes:
         try:
             return bytes(await found.bytes_async())
         except Exception as error:

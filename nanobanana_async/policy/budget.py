@@ -148,7 +148,7 @@ class BatchBudget:
 
     def __init__(self, max_credits: Decimal) -> None:
         self.max_credits = max_credits
-        self.asks_at = NEVER_ASK_AGAIN
+        self.ask_again_at = NEVER_ASK_AGAIN
         """When to ask the ledger again, since other processes may have freed credits."""
         self._estimated: set[Hashable] = set()
         self._refusals: dict[str, _Refused] = {}
@@ -164,15 +164,15 @@ class BatchBudget:
         """Return why a job at this price is not bought."""
         return self._refusals[price.price_class].why
 
-    def on_refused(self, price: Price, answer: Affordable, why: str, *, asks_at: float) -> None:
+    def on_refused(self, price: Price, answer: Affordable, why: str, *, ask_again_at: float) -> None:
         """Record that the ledger refused a job."""
         self._refusals[price.price_class] = _Refused(answer, why)
-        self.asks_at = asks_at
+        self.ask_again_at = ask_again_at
 
     def forget_refusals(self) -> None:
         """Forget the refusals of the ledger."""
         self._refusals.clear()
-        self.asks_at = NEVER_ASK_AGAIN
+        self.ask_again_at = NEVER_ASK_AGAIN
 
     def reserve(self, purchase: Hashable, price: Price) -> None:
         """Record that a job is about to be sent."""

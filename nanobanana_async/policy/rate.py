@@ -119,9 +119,9 @@ class Pacer:
     _measured_rate: float = 0.0
     """The rate after the last refusal, or at the last opening of a window; 0 during the search."""
     _clean_run_length: int = CLEAN_RUN
-    _restored_at: float = -math.inf
+    _window_restored_at: float = -math.inf
     """When a session began that knows the window: what left in the minute before that counts, and is not known."""
-    _least_rate: float = 0.0
+    _rate_lower_bound: float = 0.0
     """The bound of the rate of the theory, at the start of this run."""
     _held_back_lately: bool = False
     """Whether requests lately waited for the pace."""
@@ -215,7 +215,7 @@ class Pacer:
         self._sent.forget(sent_at)
         self._accepted_before = self._sent.total
         passed_s = max(0.0, min(sent_at - self._first_sent_at, WINDOW_S))
-        self._least_rate = self._accepted_before / (passed_s + WINDOW_S)
+        self._rate_lower_bound = self._accepted_before / (passed_s + WINDOW_S)
         self._first_run = not self.active
 
     def _step_down(self, sent_at: float, wait_s: float | None) -> None:
@@ -223,7 +223,7 @@ class Pacer:
         if not self.active and self._restored_rate:
             self.rate, self.step_level = self._restored_rate, RESTORED_STEP_LEVEL
         elif not self.active:
-            self.rate = max(self._least_rate, 1.0 / max(wait_s or 0.0, FIRST_WAIT_S))
+            self.rate = max(self._rate_lower_bound, 1.0 / max(wait_s or 0.0, FIRST_WAIT_S))
         elif not self.accepted_since_refusal:  # no token came in since the last refusal
             self.rate = min(self.rate / 2.0, 1.0 / passed_s)
             self.step_level //= 2
@@ -250,7 +250,7 @@ class Pacer:
 
     def _end_refusal_run(self, now: float) -> bool:
         """End a run of refusals; return whether the limit is one per window, and so its quota was measured."""
-        unknown = self._refused_since < self._restored_at + WINDOW_S
+        unknown = self._refused_since < self._window_restored_at + WINDOW_S
         self._refused_since = math.inf
         if not self.windowed and not self._is_window(now):
             return False
@@ -266,7 +266,7 @@ class Pacer:
 
     def _is_window(self, now: float) -> bool:
         """Return whether the gateway refused for longer than a bucket does, and long after the first request."""
-        closed_s = max(FIRST_WAIT_S, WINDOW_GAPS / max(self._least_rate, MIN_RATE))
+        closed_s = max(FIRST_WAIT_S, WINDOW_GAPS / max(self._rate_lower_bound, MIN_RATE))
         late = self._refusing_s >= closed_s and now >= self._first_sent_at + WINDOW_S / 2.0
         return late and self._accepted_before >= FEW_ACCEPTED
 
@@ -314,7 +314,7 @@ class Pacer:
         self._clean_run_length = 4 * CLEAN_RUN  # it starts below the limit, so that more of them have to be accepted
         if pace.windowed:
             self.windowed, self.rate, self.step_level = True, self._measured_rate, RESTORED_STEP_LEVEL
-            self._emptied_at = self._restored_at = now
+            self._emptied_at = self._window_restored_at = now
             self._patience, self._raise_at = LONGEST_PATIENCE, now + LONGEST_PATIENCE * WINDOW_S
         else:
             self._restored_rate = max(RESTORED_SHARE * pace.rate, MIN_RATE)

@@ -63,8 +63,8 @@ class _KindState:
     """When the first refusal for the rate came."""
     best_minute: float = 0.0
     """The highest rate that a minute since then has proven."""
-    other_kind_tried: int = 0
-    other_kind_accepted: int = 0
+    other_kind_sent_count: int = 0
+    other_kind_accepted_count: int = 0
     """Requests of the other kind that were sent during the run, and how many of them were accepted."""
 
     def learned(self) -> LearnedPace | None:
@@ -132,11 +132,16 @@ class RequestBudget:
         if self._count_for_other_kind(kind, sent_at, accepted=False):
             self._add_evidence(REFUSED_TOO)
         if this.refused_since is None:
-            this.refused_since, this.refused_in_a_row, this.other_kind_tried, this.other_kind_accepted = now, 1, 0, 0
+            this.refused_since, this.refused_in_a_row, this.other_kind_sent_count, this.other_kind_accepted_count = (
+                now,
+                1,
+                0,
+                0,
+            )
         elif sent_at > this.refused_since:
             this.refused_in_a_row += 1
-            if this.refused_in_a_row >= LONG_RUN and this.other_kind_accepted:
-                share = (this.other_kind_accepted + 0.5) / (this.other_kind_tried + 1.0)
+            if this.refused_in_a_row >= LONG_RUN and this.other_kind_accepted_count:
+                share = (this.other_kind_accepted_count + 0.5) / (this.other_kind_sent_count + 1.0)
                 self._add_evidence(math.log(1.0 - share))
         for each in (this, self._both):
             each.limited_since = min(each.limited_since, now)
@@ -161,7 +166,7 @@ class RequestBudget:
     def _may_probe_sharing(self, kind: RequestKind) -> bool:
         """Return whether one request may show, at once, whether it is refused as the other kind was."""
         other = self._kinds[_OTHER_KIND[kind]]
-        untried = other.refused_since is not None and other.other_kind_tried < other.refused_in_a_row
+        untried = other.refused_since is not None and other.other_kind_sent_count < other.refused_in_a_row
         return untried and self._kinds[kind].refused_since is None and self.shared_log_odds < WELL_KNOWN
 
     def _count_for_other_kind(self, kind: RequestKind, sent_at: float, *, accepted: bool) -> bool:
@@ -169,8 +174,8 @@ class RequestBudget:
         other = self._kinds[_OTHER_KIND[kind]]
         if other.refused_since is None or sent_at <= other.refused_since:
             return False
-        other.other_kind_tried += 1
-        other.other_kind_accepted += accepted
+        other.other_kind_sent_count += 1
+        other.other_kind_accepted_count += accepted
         return True
 
     def _add_evidence(self, evidence: float) -> None:

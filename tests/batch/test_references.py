@@ -54,5 +54,5 @@ async def test_cells_of_a_data_frame_name_files_by_paths_only(tmp_path: Path) ->
         errors = [str(outcome.error) async for outcome in outcomes]
     assert errors[0] == errors[2] == "None"
     assert "for a file pass Path('cat.png')" in errors[1]
-    sent = {job.prompt: list(job.references) for job in simulator.jobs(0.0)}
+    sent = {job.prompt: list(job.reference_digests) for job in simulator.jobs(0.0)}
     assert sent == {"a": [hashlib.sha256(PNG).hexdigest()], "c": []}

@@ -40,7 +40,7 @@ async def test_events_and_board_fit_an_ascii_terminal_of_80_columns() -> None:
             display(JobStateChanged(before=JobState.SUBMITTING, record=running))
         stats = evolve(STATS, job_limit=6, slots_held=5, credits_spent=Decimal(96), credits_remaining=Decimal(1104))
         display.console.print(display._render_board(stats))
-        display.print_facts(stats, [0.1, 0.2, 0.4])
+        display.print_summary(stats, [0.1, 0.2, 0.4])
     printed = output.getvalue().decode("ascii")
     assert all(len(line.rstrip()) <= 80 for line in printed.splitlines())
     text = " ".join(printed.split())

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def references(emulator: Emulator) -> list[str]:
-    return sorted(digest for job in emulator.jobs() for digest in job.references if digest is not None)
+    return sorted(digest for job in emulator.jobs() for digest in job.reference_digests if digest is not None)
 
 
 @pytest.mark.parametrize("gateway", ["apimall", "defapi"])

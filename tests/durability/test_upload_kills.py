@@ -41,7 +41,7 @@ async def test_call_after_a_kill_ends_well_and_buys_once(gateway: GatewayName, s
         assert await run("none", *arguments) == 0
         stats = emulator.stats()
         assert charged(stats, 1)
-        assert [list(job.references) for job in emulator.jobs()] == [[sha256(CONTENT)]]
+        assert [list(job.reference_digests) for job in emulator.jobs()] == [[sha256(CONTENT)]]
         if gateway == "apimall":
             again = step == "bytes stored"  # stored, and not yet remembered
             assert stats.uploads == {sha256(CONTENT): 2 if again else 1}

@@ -11,7 +11,7 @@ from nanobanana_async.emulator.composition import ImageSpec
 from nanobanana_async.emulator.images import data_uri, paint, plain_png, require_pillow, size_of
 from tests.emulator.calling import Caller
 
-FOX = ImageSpec(prompt="a fox", seed=0, index=0, width=160, height=90, png=True)
+FOX = ImageSpec(prompt="a fox", seed=0, index=0, width=160, height=90, is_png=True)
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_general_endpoint_takes_the_parameters_of_other_models(model: str) -> No
     response = caller.buy(model=model, **GENERAL)
     assert body_of(response)["data"]["model"] == model
     (job,) = caller.simulator.jobs(0.0)
-    assert job.references == (None,)
+    assert job.reference_digests == (None,)
 
 
 def test_general_endpoint_has_a_default_model() -> None:

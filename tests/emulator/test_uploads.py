@@ -250,14 +250,14 @@ async def test_create_with_a_reference_that_is_not_there_is_400(
     urls = ["https://example.com/a.png", data["public_url"]]
     assert (await post(http, nanobanana_emulator, "images/generate", **{**create, "image_urls": urls}))[0] == 200
     (job,) = nanobanana_emulator.jobs()
-    assert job.references == (None, SHA256)
+    assert job.reference_digests == (None, SHA256)
 
 
 def test_defapi_takes_images_as_data_uris() -> None:
     caller = Caller()
     assert caller.buy_defapi(images=[DATA_URI, "https://example.com/a.png"]).status == 200
     (job,) = caller.simulator.jobs(0.0)
-    assert job.references == (SHA256, None)
+    assert job.reference_digests == (SHA256, None)
 
 
 @pytest.mark.parametrize("image", ["data:image/png;base64,bm8gaW1hZ2U=", "data:image/png;base64,?", "data:,x", "x"])

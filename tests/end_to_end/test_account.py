@@ -56,7 +56,7 @@ async def test_upscale_is_bought_where_the_model_takes_it() -> None:
     async with emulated(extra_fields=True) as emulator, quick(emulator) as session:
         result = await session.generate("sharper", task_type="upscale", model="z-image", images=[image])
         (job,) = emulator.jobs()
-        assert (job.task_id, len(job.references)) == (result.task_id, 1)
+        assert (job.task_id, len(job.reference_digests)) == (result.task_id, 1)
     async with emulated() as emulator, quick(emulator) as session:
         with pytest.raises(InvalidRequest, match="type must be one of text-to-image, image-to-image"):
             await session.generate("sharper", task_type="upscale", images=[image])
@@ -79,7 +79,7 @@ async def test_aspect_ratio_and_many_images_go_to_other_models_of_defapi() -> No
             extra={"aspect_ratio": "16:9", "image_size": "2K"},
         )
         (job,) = emulator.jobs()
-        assert (job.task_id, len(job.references)) == (result.task_id, 6)
+        assert (job.task_id, len(job.reference_digests)) == (result.task_id, 6)
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -36,7 +36,7 @@ def cat(tmp_path: Path) -> Path:
 
 
 def references(emulator: Emulator) -> list[list[str | None]]:
-    return [list(job.references) for job in emulator.jobs()]
+    return [list(job.reference_digests) for job in emulator.jobs()]
 
 
 def uploads(emulator: Emulator) -> tuple[int, int]:

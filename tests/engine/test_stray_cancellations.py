@@ -185,7 +185,7 @@ async def test_session_survives_the_cancellation_of_its_tasks() -> None:
     async with apimall(FakeTransport(FakeGateway().answer)) as session:
         await others_are_served(session)  # idle workers wait for their next step now
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            if "SessionTask._run" not in repr(task):
+            if "SessionLifecycle._run" not in repr(task):
                 task.cancel()
         await others_are_served(session)
 

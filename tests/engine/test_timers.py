@@ -111,12 +111,12 @@ def test_queue_is_ordered_by_place(numbers: list[int]) -> None:
     queue = SubmitQueue()
     assert not queue
     for number in numbers:
-        queue.append(job_number(number))
+        queue.add(job_number(number))
     assert sorted(job.place for job in queue) == sorted(numbers)
     served: list[int] = []
     while queue:
         first = queue.first()
-        assert queue.popleft() is first
+        assert queue.pop_first() is first
         served.append(first.place)
     assert served == sorted(numbers)
 

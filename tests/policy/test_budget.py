@@ -207,8 +207,8 @@ def test_batch_budget_asks_the_ledger_until_a_refusal() -> None:
     cap.resume("a")
     cap.set_price("a", EIGHT)
     assert cap.check(GUESS) is NOW
-    cap.on_refused(FOX, NEVER, "no room", asks_at=7.0)
-    assert (cap.check(FOX), cap.explain_refusal(FOX), cap.asks_at) == (NEVER, "no room", 7.0)
+    cap.on_refused(FOX, NEVER, "no room", ask_again_at=7.0)
+    assert (cap.check(FOX), cap.explain_refusal(FOX), cap.ask_again_at) == (NEVER, "no room", 7.0)
     assert cap.check(Price("owl", EIGHT)) is NOW
     changes: list[Callable[[], None]] = [
         partial(cap.charge, "a", None),
@@ -217,10 +217,10 @@ def test_batch_budget_asks_the_ledger_until_a_refusal() -> None:
         cap.forget_refusals,
     ]
     for change in changes:
-        cap.on_refused(FOX, LATER, "no room", asks_at=7.0)
+        cap.on_refused(FOX, LATER, "no room", ask_again_at=7.0)
         assert cap.check(FOX) is LATER
         change()
-        assert (cap.check(FOX), cap.asks_at) == (NOW, NEVER_ASK_AGAIN)
+        assert (cap.check(FOX), cap.ask_again_at) == (NOW, NEVER_ASK_AGAIN)
     cap.reserve("b", FOX)
     assert cap.check(GUESS) is NOW
 

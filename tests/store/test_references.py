@@ -60,7 +60,7 @@ def store_of(s3: S3, url: str) -> S3Store:
 
 
 def references(emulator: Emulator) -> set[str | None]:
-    return {digest for job in emulator.jobs() for digest in job.references}
+    return {digest for job in emulator.jobs() for digest in job.reference_digests}
 
 
 async def refusal(session: Session, image: Any) -> InvalidRequest:

@@ -31,7 +31,7 @@ class Change:
     """What was bought."""
 
 
-class ChangedRows:
+class RowChangeDetector:
     """Find the job of each row by its key and its request. `find` reads the ledger."""
 
     def __init__(

@@ -22,8 +22,8 @@ from nanobanana_async.cli.batch.keyless import UNSENT_KEY, gateway_without_key
 from nanobanana_async.cli.batch.naming import template_of, with_names
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ReadingOptions
-from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.run import Run
+from nanobanana_async.cli.batch.run_options import RunOptions
 from nanobanana_async.cli.batch.sweeping import consents, open_sweep, sweep_options
 from nanobanana_async.cli.find_gateway import find_gateway
 from nanobanana_async.cli.options import ExtraOption, RunFolder, TargetOption, Yes, extra_of
@@ -254,7 +254,7 @@ class BatchCommand:
             total = count_valid_rows(source, selected, notes)
             if total is None:
                 return USAGE
-            plan = Plan(
+            run_options = RunOptions(
                 file=source,
                 total=total,
                 folder=path,
@@ -271,7 +271,7 @@ class BatchCommand:
                 delimiter=notes.delimiter,
             )
             if dry_run:
-                return asyncio.run(show_dry_run(plan, selected, asks_balance=not emulated and keyless is None))
+                return asyncio.run(show_dry_run(run_options, selected, asks_balance=not emulated and keyless is None))
             unasked = yes or emulated
             if not (
                 means_hashes(source, notes, yes=unasked)
@@ -285,7 +285,7 @@ class BatchCommand:
                     file=sys.stderr,
                 )
             with BatchFolder(path, owner) as held:
-                return asyncio.run(_run(plan, None if emulated else selected, held))
+                return asyncio.run(_run(run_options, None if emulated else selected, held))
 
 
 def _folder_of_run(output: Target, folder: Path | None, batch: str) -> Path:
@@ -297,14 +297,14 @@ def _folder_of_run(output: Target, folder: Path | None, batch: str) -> Path:
     return Path(safe_name(batch)) if folder is None else folder
 
 
-async def _run(plan: Plan, gateway: Gateway | None, folder: BatchFolder) -> int:
+async def _run(options: RunOptions, gateway: Gateway | None, folder: BatchFolder) -> int:
     console = Console(stderr=True)
     if gateway is not None:
-        return await Run(plan, gateway, folder, console).run()
+        return await Run(options, gateway, folder, console).run()
     from nanobanana_async.emulator import Emulator  # takes a fifth of a second to import
 
     async with Emulator(seed=secrets.randbits(32)) as emulator:  # task ids that no earlier emulator had
-        return await Run(plan, emulator.apimall(), folder, console).run()
+        return await Run(options, emulator.apimall(), folder, console).run()
 
 
 batch = BatchCommand(find_gateway).batch

@@ -9,16 +9,16 @@ from nanobanana_async import ConfigurationError, CreditLimitReached, Gateway, Jo
 from nanobanana_async.cli.batch.costs import cost_of
 from nanobanana_async.cli.batch.display import BatchDisplay
 from nanobanana_async.cli.batch.output import BatchSummary
-from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.results import Results
+from nanobanana_async.cli.batch.run_options import RunOptions
 from nanobanana_async.cli.jobs.actions import require_ledger
 
 
 @frozen
-class BatchCredits:
+class BatchCreditsReader:
     """Reads the credits of a batch from its ledger."""
 
-    plan: Plan
+    options: RunOptions
     gateway: Gateway
     ledger: SqliteLedger
     results: Results
@@ -27,7 +27,7 @@ class BatchCredits:
 
     async def refresh_display(self) -> None:
         """Show what the ledger says that the batch has spent, with its earlier runs, and has reserved."""
-        batch, display = self.plan.file.batch, self.display
+        batch, display = self.options.file.batch, self.display
         display.reserved = await self.ledger.reserved(batch)
         display.spent = await self.ledger.spent_or_reserved(batch) - display.reserved
 
@@ -44,9 +44,9 @@ class BatchCredits:
 
     async def compare_with_cap(self) -> None:
         """Check whether the batch, with its earlier runs, has cost more than the cap."""
-        cap = self.plan.max_credits
+        cap = self.options.max_credits
         if cap is not None:
-            spent = await self.ledger.spent_or_reserved(self.plan.file.batch)
+            spent = await self.ledger.spent_or_reserved(self.options.file.batch)
             self.summary.overspent = max(Decimal(0), spent - cap)
 
     async def _count_left(self) -> None:
@@ -54,5 +54,5 @@ class BatchCredits:
         states = await self.ledger.count_by_state()
         self.summary.uncollected = states[JobState.SUBMITTING] + states[JobState.RUNNING] + self.display.saving
         if isinstance(self.summary.stop_reason, CreditLimitReached):
-            left = (row for row in self.plan.file.rows(self.gateway) if row.key not in self.results)
-            self.summary.cost_left = await cost_of(left, self.ledger, self.gateway, self.plan.expected_credits)
+            left = (row for row in self.options.file.rows(self.gateway) if row.key not in self.results)
+            self.summary.cost_left = await cost_of(left, self.ledger, self.gateway, self.options.expected_credits)

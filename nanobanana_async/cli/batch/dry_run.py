@@ -10,16 +10,16 @@ from decimal import Decimal
 
 from nanobanana_async import Gateway, JobState, NanoBananaError
 from nanobanana_async.cli.balance import read_balance
-from nanobanana_async.cli.batch.changed import ChangedRows, changed_sentence
+from nanobanana_async.cli.batch.changed import RowChangeDetector, changed_sentence
 from nanobanana_async.cli.batch.costs import Costs
 from nanobanana_async.cli.batch.edited import Edits, find_edits
 from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.other_accounts import OtherAccounts
-from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.rehearsal import LOST_STATES
 from nanobanana_async.cli.batch.results import RESULTS, line_offsets
 from nanobanana_async.cli.batch.rows import is_not_bought_again, is_record_of_row
+from nanobanana_async.cli.batch.run_options import RunOptions
 from nanobanana_async.cli.jobs.actions import Prices, open_read_only, prices_in
 from nanobanana_async.cli.options import in_cli_words
 from nanobanana_async.escaping import one_line
@@ -39,40 +39,42 @@ _ALWAYS = ("model", "num_images", "aspect_ratio", "resolution", "output_format")
 _STATUSES = ("finished", "changed", "failed", "uncertain", "running", "of another account", "to buy")
 
 
-async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = True) -> int:
+async def show_dry_run(options: RunOptions, gateway: Gateway, *, asks_balance: bool = True) -> int:
     """Print the rows by status, what those to buy cost, the balance for it, what the cap buys, and the settings."""
     counts: Counter[str] = Counter()
     prices: Prices = {}
     spent = Decimal(0)
     changed: list[tuple[int, str, tuple[str, ...]]] = []
-    settings = _Settings(plan, gateway)
+    settings = _Settings(options, gateway)
     digests: set[str] = set()
-    others = OtherAccounts(gateway, plan.folder / LEDGER)
-    old_offsets = line_offsets(plan.folder / RESULTS)
-    path, edits = plan.folder / LEDGER, Edits(plan.file)
+    others = OtherAccounts(gateway, options.folder / LEDGER)
+    old_offsets = line_offsets(options.folder / RESULTS)
+    path, edits = options.folder / LEDGER, Edits(options.file)
     async with AsyncExitStack() as stack:
         ledger = (
             await stack.enter_async_context(open_read_only(path)) if path.is_file() and path.stat().st_size else None
         )
         if ledger is not None:
-            prices, spent = await prices_in(ledger, gateway), await ledger.spent_or_reserved(plan.file.batch)
-            edits = await find_edits(plan.file, gateway, ledger, plan.folder)
-            for sentence in filter(None, (edits.note, "" if plan.buy_changed else edits.why)):
+            prices, spent = await prices_in(ledger, gateway), await ledger.spent_or_reserved(options.file.batch)
+            edits = await find_edits(options.file, gateway, ledger, options.folder)
+            for sentence in filter(None, (edits.note, "" if options.buy_changed else edits.why)):
                 print(f"nanobanana: {one_line(sentence)}", file=sys.stderr)
-        costs = Costs(gateway, prices, plan.expected_credits)
-        costs.left = None if plan.max_credits is None else plan.max_credits - spent
-        for row in plan.file.rows(gateway):
+        costs = Costs(gateway, prices, options.expected_credits)
+        costs.left = None if options.max_credits is None else options.max_credits - spent
+        for row in options.file.rows(gateway):
             change = None
             if ledger is not None:
-                row, change = await ChangedRows(plan.file, gateway, ledger.find, buy=plan.buy_changed).current(row)
+                row, change = await RowChangeDetector(
+                    options.file, gateway, ledger.find, buy=options.buy_changed
+                ).current(row)
             record = None if ledger is None else await ledger.find(row.key)
             status = (
-                "finished" if record is None and row.key in old_offsets else _row_status(row, record, plan, gateway)
+                "finished" if record is None and row.key in old_offsets else _row_status(row, record, options, gateway)
             )
             if change is not None:
                 status = "changed"
                 changed.append((change.number, change.why, change.names))
-            elif row.key in edits.changed and not plan.buy_changed:
+            elif row.key in edits.changed and not options.buy_changed:
                 status = "changed"
             unsaved = status in ("running", "to buy") or (status == "finished" and row.key not in old_offsets)
             if unsaved and record is not None and others.add(record):
@@ -84,16 +86,16 @@ async def show_dry_run(plan: Plan, gateway: Gateway, *, asks_balance: bool = Tru
                 digests.update(local_digests(row.request.images))
         uploads = await _count_uploads(digests, gateway, ledger)
     if changed:
-        print(f"nanobanana: {one_line(changed_sentence(changed, plan.file.unit))}", file=sys.stderr)
-    _show("rows", plan.total)
+        print(f"nanobanana: {one_line(changed_sentence(changed, options.file.unit))}", file=sys.stderr)
+    _show("rows", options.total)
     for status in _STATUSES:
         if counts[status] or status == "to buy":
             _show(status, counts[status])
     _show("credits", costs)
     if asks_balance and counts["to buy"] and not others.message and isinstance(gateway, HasBalance):
         await _show_balance(gateway)
-    if plan.max_credits is not None:
-        _show("max_credits", _cap_sentence(plan, spent, costs, counts["to buy"]))
+    if options.max_credits is not None:
+        _show("max_credits", _cap_sentence(options, spent, costs, counts["to buy"]))
     if digests:
         _show("local images", len(digests))
         _show("uploads", uploads)
@@ -133,13 +135,13 @@ async def _count_uploads(digests: set[str], gateway: Gateway, ledger: StoredLedg
     return len(digests) - known
 
 
-def _row_status(row: FileRow, record: JobRecord | None, plan: Plan, gateway: Gateway) -> str:
+def _row_status(row: FileRow, record: JobRecord | None, options: RunOptions, gateway: Gateway) -> str:
     if record is None:
         return "to buy"
     if not is_record_of_row(row, record, gateway):
         return "failed"
     match record.state:
-        case state if plan.emulated and state in LOST_STATES:
+        case state if options.emulated and state in LOST_STATES:
             return "to buy"
         case JobState.SUCCEEDED:
             return "finished"
@@ -148,14 +150,14 @@ def _row_status(row: FileRow, record: JobRecord | None, plan: Plan, gateway: Gat
         case JobState.RUNNING | JobState.SUBMITTING:
             return "running"
         case _:
-            return "failed" if is_not_bought_again(record, retry_failed=plan.retry_failed) else "to buy"
+            return "failed" if is_not_bought_again(record, retry_failed=options.retry_failed) else "to buy"
 
 
 class _Settings:
     """The settings of all rows, and in how many rows the file has its own."""
 
-    def __init__(self, plan: Plan, gateway: Gateway) -> None:
-        self._plan = plan
+    def __init__(self, options: RunOptions, gateway: Gateway) -> None:
+        self._options = options
         self._model = gateway.model
         self._given: Counter[str] = Counter()
         self._values: dict[str, dict[str, None]] = {}
@@ -170,21 +172,21 @@ class _Settings:
 
     def values(self) -> Iterator[tuple[str, str]]:
         """Yield the name and the value of each setting, and which column sets another one."""
-        defaults = {"model": self._model, "num_images": "1", **self._plan.file.options.defaults}
-        for name in dict.fromkeys((*_ALWAYS, *self._plan.file.options.defaults, *self._given)):
+        defaults = {"model": self._model, "num_images": "1", **self._options.file.options.defaults}
+        for name in dict.fromkeys((*_ALWAYS, *self._options.file.options.defaults, *self._given)):
             parts = [str(defaults.get(name, "none" if name in ("images", "extra") else "the gateway's default"))]
             if rows := self._given[name]:
                 values = list(self._values[name])
                 shown = ", ".join(values[:MAX_VALUES]) + (", ..." if len(values) > MAX_VALUES else "")
-                what = "column" if self._plan.file.is_table else "field"
-                where = f"{what} {name} sets it in {rows:,} of {plural(self._plan.total, 'row')}"
+                what = "column" if self._options.file.is_table else "field"
+                where = f"{what} {name} sets it in {rows:,} of {plural(self._options.total, 'row')}"
                 parts.append(f"{where}: {shown}" if shown else where)
             yield name, one_line("; ".join(parts))
 
 
-def _cap_sentence(plan: Plan, spent: Decimal, costs: Costs, rows: int) -> str:
+def _cap_sentence(options: RunOptions, spent: Decimal, costs: Costs, rows: int) -> str:
     """Return whether the cap suffices, and if not, how many rows it buys and which one would."""
-    cap = plan.max_credits or Decimal(0)
+    cap = options.max_credits or Decimal(0)
     before = f", since earlier runs used {plain_number(spent)}" if spent else ""
     if costs.affordable == rows:
         return f"{plain_number(cap)} is enough{before and f', although earlier runs used {plain_number(spent)}'}"

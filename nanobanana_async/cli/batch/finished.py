@@ -7,7 +7,7 @@ from pathlib import Path
 from attrs import evolve
 
 from nanobanana_async import ConfigurationError, Gateway, JobState, SaveError
-from nanobanana_async.cli.batch.changed import Change, ChangedRows
+from nanobanana_async.cli.batch.changed import Change, RowChangeDetector
 from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.batch.input_file import FileRow, InputFile
 from nanobanana_async.cli.batch.other_accounts import OtherAccounts
@@ -41,7 +41,7 @@ class FinishedRows:
         store: StoreUrl | None = None,
     ) -> None:
         self.other_accounts = OtherAccounts(gateway, folder / LEDGER)
-        self._changed = ChangedRows(file, gateway, ledger.find, buy=buy_changed)
+        self._changed = RowChangeDetector(file, gateway, ledger.find, buy=buy_changed)
         self._folder = folder
         self._gateway = gateway
         self._ledger = ledger

@@ -219,7 +219,7 @@ class BatchSummary:
             )
         if self.overspent:
             yield f"nanobanana: the batch has cost {credit_count(self.overspent)} more than --max-credits"
-            yield from (_above_estimate(event) for event in self._above_estimate[:MAX_ERRORS])
+            yield from (_describe_above_estimate(event) for event in self._above_estimate[:MAX_ERRORS])
         if self.stop_reason is not None:
             yield f"nanobanana: the buying stopped: {with_option_names(in_cli_words(self.stop_reason))}"
         costs = self.cost_left
@@ -238,7 +238,7 @@ def _them(rows: int) -> str:
     return "it" if rows == 1 else "them"
 
 
-def _above_estimate(event: PriceAboveEstimate) -> str:
+def _describe_above_estimate(event: PriceAboveEstimate) -> str:
     record, price = event.record, event.record.credits_used or Decimal(0)
     prompt = "" if record.request is None else f" ({shorten(record.request.prompt, 40)})"
     return (

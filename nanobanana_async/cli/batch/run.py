@@ -23,17 +23,17 @@ from nanobanana_async import (
 )
 from nanobanana_async.cli.balance import watch_balance
 from nanobanana_async.cli.batch.changed import changed_sentence
-from nanobanana_async.cli.batch.credits import BatchCredits
+from nanobanana_async.cli.batch.credits import BatchCreditsReader
 from nanobanana_async.cli.batch.display import COLLECTING, BatchDisplay
 from nanobanana_async.cli.batch.edited import find_edits
 from nanobanana_async.cli.batch.finished import FinishedRows
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, BatchFolder, unwritable_error
 from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.output import MAX_ERRORS, BatchSummary, StdoutLines
-from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.rehearsal import begin_lost_jobs_again
 from nanobanana_async.cli.batch.results import IMAGES, RESULTS, Result, Results, line_offsets, with_files
 from nanobanana_async.cli.batch.rows import YIELD_EVERY, PendingRows, result_from_outcome
+from nanobanana_async.cli.batch.run_options import RunOptions
 from nanobanana_async.cli.batch.run_report import RunReport
 from nanobanana_async.cli.batch.spreadsheet import SPREADSHEET, write_spreadsheet
 from nanobanana_async.cli.result_lines import missing_images_sentence
@@ -47,24 +47,26 @@ REPORT_S, REPORT_SHARE = 30.0, 20  # seconds between two reports, at least this 
 
 
 class Run:
-    """Execute a plan in a locked folder."""
+    """Runs a batch in a locked folder."""
 
-    def __init__(self, plan: Plan, gateway: Gateway, folder: BatchFolder, console: Console) -> None:
-        self._plan = plan
+    def __init__(self, options: RunOptions, gateway: Gateway, folder: BatchFolder, console: Console) -> None:
+        self._options = options
         self._gateway = gateway
         self._folder = folder.path
         clock = asyncio.get_running_loop().time
         self._stdout = StdoutLines()
         on_stdout = self._stdout.enabled
-        self._display = BatchDisplay(plan.total, console, clock, max_credits=plan.max_credits, on_stdout=on_stdout)
+        self._display = BatchDisplay(
+            options.total, console, clock, max_credits=options.max_credits, on_stdout=on_stdout
+        )
         self._results = Results(folder.path)
         self._ledger = SqliteLedger(folder.path / LEDGER)
-        self._summary = BatchSummary(folder.path, plan.file.unit, rehearsal=plan.emulated)
-        self._signals = StopSignals(console, self._display.say, self._display.running, rehearsal=plan.emulated)
+        self._summary = BatchSummary(folder.path, options.file.unit, rehearsal=options.emulated)
+        self._signals = StopSignals(console, self._display.say, self._display.running, rehearsal=options.emulated)
         self._changed = False
         display, results = self._display, self._results
-        self._credits = BatchCredits(plan, gateway, self._ledger, results, display, self._summary)
-        self._report = RunReport(folder.path, plan, gateway, results, display)
+        self._credits = BatchCreditsReader(options, gateway, self._ledger, results, display, self._summary)
+        self._report = RunReport(folder.path, options, gateway, results, display)
         self._finalize_error: NanoBananaError | None = None
         """Why the results or the report could not be finalized."""
 
@@ -89,12 +91,12 @@ class Run:
         session = Session(
             self._gateway,
             ledger=self._ledger,
-            concurrency=self._plan.concurrency,
+            concurrency=self._options.concurrency,
             observers=[self._display, self._report.recorder, self._summary.observe],
             trust_env=True,
         )
         try:
-            if self._plan.store is None:
+            if self._options.store is None:
                 (self._folder / IMAGES).mkdir(exist_ok=True)
             await session.open()
         except OSError as error:
@@ -116,31 +118,31 @@ class Run:
 
     async def _load_finished(self) -> None:
         """Start the new results file with every row that has already ended."""
-        plan = self._plan
-        if plan.emulated:
+        options = self._options
+        if options.emulated:
             images = self._folder / IMAGES
-            if note := await begin_lost_jobs_again(self._ledger, self._gateway, images, plan.store):
+            if note := await begin_lost_jobs_again(self._ledger, self._gateway, images, options.store):
                 self._display.say(note)
-        edits = await find_edits(plan.file, self._gateway, self._ledger, self._folder)
-        if edits.why and not plan.buy_changed:
+        edits = await find_edits(options.file, self._gateway, self._ledger, self._folder)
+        if edits.why and not options.buy_changed:
             raise ConfigurationError(edits.why)
         if edits.note:
             self._display.say(edits.note)
         old_offsets = line_offsets(self._results.path)
         finished = self._finished = FinishedRows(
             self._folder,
-            plan.file,
+            options.file,
             self._gateway,
             self._ledger,
-            retry_failed=plan.retry_failed,
-            buy_changed=plan.buy_changed,
-            store=plan.store,
+            retry_failed=options.retry_failed,
+            buy_changed=options.buy_changed,
+            store=options.store,
         )
         await finished.begin(old_offsets)
         self._results.begin()
-        for row in self._plan.file.rows(self._gateway):
+        for row in self._options.file.rows(self._gateway):
             if row.error is not None:
-                file = self._plan.file
+                file = self._options.file
                 raise ConfigurationError(f"{file.title}, {file.unit} {row.number}: {row.error}")
             result = await finished.find(row, old_offsets)
             if result is not None:
@@ -155,8 +157,8 @@ class Run:
             if self._signals.stop_requested.is_set():
                 return
         finished.other_accounts.check()
-        if len(self._summary.changed) == plan.total:  # the results and the page stay as they are
-            raise ConfigurationError(f"nothing to buy: {changed_sentence(self._summary.changed, plan.file.unit)}")
+        if len(self._summary.changed) == options.total:  # the results and the page stay as they are
+            raise ConfigurationError(f"nothing to buy: {changed_sentence(self._summary.changed, options.file.unit)}")
         await self._stdout.flush()
         self._summary.removed = len(old_offsets)
         self._changed = self._results.commit()
@@ -167,22 +169,22 @@ class Run:
         self._summary.spent_before = self._display.spent
 
     async def _buy(self, session: Session) -> None:
-        plan = self._plan
+        options = self._options
         self._display.phase = ""
-        pending = PendingRows(plan.file.rows(self._gateway), self._results)
+        pending = PendingRows(options.file.rows(self._gateway), self._results)
         try:
             async with (
                 asyncio.TaskGroup() as group,
                 session.generate_many(
                     pending,
-                    batch=plan.file.batch,
-                    ordered=plan.ordered,
-                    save_to=self._folder / IMAGES if plan.store is None else plan.store,
-                    sidecar=plan.sidecar,
-                    max_credits=plan.max_credits,
-                    expected_credits=plan.expected_credits,
-                    retry_failed=plan.retry_failed,
-                    max_wait_s=plan.max_wait_s,
+                    batch=options.file.batch,
+                    ordered=options.ordered,
+                    save_to=self._folder / IMAGES if options.store is None else options.store,
+                    sidecar=options.sidecar,
+                    max_credits=options.max_credits,
+                    expected_credits=options.expected_credits,
+                    retry_failed=options.retry_failed,
+                    max_wait_s=options.max_wait_s,
                 ) as batch,
             ):
                 report = (self._keep_report_current(batch), self._report.make_thumbnails())
@@ -233,7 +235,7 @@ class Run:
         self._summary.add(result)
         self._display.ended(result.row.job_key, result.row.status, result.row.prompt, result.row.error)
         if outcome.result is not None and outcome.result.missing and self._summary.incomplete <= MAX_ERRORS:
-            self._display.say(f"{self._plan.file.unit} {row.number}: {missing_images_sentence(outcome.result)}")
+            self._display.say(f"{self._options.file.unit} {row.number}: {missing_images_sentence(outcome.result)}")
         self._stdout.add(result, self._folder)
 
     async def _tick(self, session: Session, batch: Batch) -> None:
@@ -275,17 +277,17 @@ class Run:
             self._finalize_error = error
 
     async def _finish_results(self) -> None:
-        if self._plan.ordered and self._summary.finished_before and self._results.committed:
-            rows = self._plan.file.rows(self._gateway)
+        if self._options.ordered and self._summary.finished_before and self._results.committed:
+            rows = self._options.file.rows(self._gateway)
             await anyio.to_thread.run_sync(self._results.reorder, [row.key for row in rows])
         self._results.close()
         if self._results.committed and (self._changed or not (self._folder / SPREADSHEET).exists()):
-            file, results = self._plan.file, self._results
+            file, results = self._options.file, self._results
 
             def ended() -> Iterator[Result]:
                 return filter(None, (results.get(row.key) for row in file.rows(self._gateway)))
 
-            await anyio.to_thread.run_sync(write_spreadsheet, self._folder, ended, self._plan.delimiter)
+            await anyio.to_thread.run_sync(write_spreadsheet, self._folder, ended, self._options.delimiter)
         if not self._changed and self._report.is_newer_than_the_results():
             self._report.written = True  # keep the page of the last run, which has its charts
         elif self._results.committed:
@@ -295,7 +297,7 @@ class Run:
 
     def _exit_code(self) -> int:
         """Print the summary and return the exit code."""
-        display, left = self._display, self._plan.total - len(self._results)
+        display, left = self._display, self._options.total - len(self._results)
         interrupted = self._signals.cancelled or (self._signals.stop_requested.is_set() and left > 0)
         for line in self._summary.ending(display, left, interrupted=interrupted, reported=self._report.written):
             display.say(line)

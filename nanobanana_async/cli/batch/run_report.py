@@ -12,9 +12,9 @@ import anyio.to_thread
 from nanobanana_async import Gateway, SaveError
 from nanobanana_async.cli.batch.display import BatchDisplay
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, unwritable_error
-from nanobanana_async.cli.batch.plan import Plan
 from nanobanana_async.cli.batch.results import Results
 from nanobanana_async.cli.batch.rows import unfinished
+from nanobanana_async.cli.batch.run_options import RunOptions
 from nanobanana_async.commands import resolve_command, same_command
 from nanobanana_async.report import (
     MAX_CARDS,
@@ -37,13 +37,15 @@ class RunReport:
     The display has what the ledger counts.
     """
 
-    def __init__(self, folder: Path, plan: Plan, gateway: Gateway, results: Results, display: BatchDisplay) -> None:
+    def __init__(
+        self, folder: Path, options: RunOptions, gateway: Gateway, results: Results, display: BatchDisplay
+    ) -> None:
         self.recorder = Recorder()
         self.written = False
         self._folder = folder
-        self._file = plan.file
-        self._title = f"{plan.file.heading} (rehearsal)" if plan.emulated else plan.file.heading
-        self._store = plan.store
+        self._file = options.file
+        self._title = f"{options.file.heading} (rehearsal)" if options.emulated else options.file.heading
+        self._store = options.store
         self._gateway = gateway
         self._results = results
         self._display = display

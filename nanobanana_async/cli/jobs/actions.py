@@ -79,7 +79,7 @@ async def find_job(ledger: StoredLedger, key: str) -> JobRecord:
 
 
 @frozen
-class Unfinished:
+class ResumableJobs:
     """The unfinished jobs of a gateway's account that no session follows."""
 
     records: Sequence[JobRecord]
@@ -94,7 +94,7 @@ class Unfinished:
         return sum(record.state is JobState.PENDING for record in self.records)
 
 
-async def find_unfinished(path: Location, gateway: Gateway) -> Unfinished:
+async def find_resumable(path: Location, gateway: Gateway) -> ResumableJobs:
     """Return the jobs that can be resumed."""
     async with open_read_only(path) as ledger:
         records = [record async for record in ledger.adoptable_jobs(gateway.account)]
@@ -105,7 +105,7 @@ async def find_unfinished(path: Location, gateway: Gateway) -> Unfinished:
     price = "their price is unknown: no job of their class has ended in this ledger"
     if len(amounts) == len(costs):
         price = f"about {credit_count(sum(amounts, Decimal(0)))}, at the last price of their class"
-    return Unfinished(records, max(0, other_accounts), price)
+    return ResumableJobs(records, max(0, other_accounts), price)
 
 
 async def find_resolvable(path: Location, key: str, *, buy_again: bool) -> JobRecord:

@@ -127,7 +127,7 @@ class _Commands:
         if buy:
             require_consent(yes=yes)
         selected = self.find_gateway(gateway, base_url)
-        unfinished = asyncio.run(actions.find_unfinished(ledger, selected))
+        unfinished = asyncio.run(actions.find_resumable(ledger, selected))
         cost = f"{plural(unfinished.unsent, 'unsent job')} will be bought: {unfinished.price}."
         if buy and unfinished.unsent and not confirm(cost, yes=yes):
             return FAILED

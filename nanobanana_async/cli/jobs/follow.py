@@ -7,7 +7,7 @@ from rich.console import Console
 
 from nanobanana_async import Gateway, JobState, Session
 from nanobanana_async.cli.display import JobsDisplay
-from nanobanana_async.cli.jobs.actions import Unfinished
+from nanobanana_async.cli.jobs.actions import ResumableJobs
 from nanobanana_async.cli.jobs.printer import ResultPrinter
 from nanobanana_async.cli.signals import Interrupted
 from nanobanana_async.commands import jobs_command
@@ -15,7 +15,7 @@ from nanobanana_async.formatting import plural
 from nanobanana_async.ledger.location import Location
 
 
-async def resume(path: Location, gateway: Gateway, unfinished: Unfinished, *, buy: bool, console: Console) -> int:
+async def resume(path: Location, gateway: Gateway, unfinished: ResumableJobs, *, buy: bool, console: Console) -> int:
     """Follow unfinished jobs to their end and print each result; return 0, or 1 if a job did not succeed."""
     selected = [record for record in unfinished.records if buy or record.state is not JobState.PENDING]
     display = JobsDisplay(len(selected), console)

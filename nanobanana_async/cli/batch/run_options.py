@@ -11,7 +11,7 @@ from nanobanana_async.images.object_store import StoreUrl
 
 
 @frozen(kw_only=True)
-class Plan:
+class RunOptions:
     """The options of a run."""
 
     file: InputFile
