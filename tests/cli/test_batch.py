@@ -324,14 +324,14 @@ async def test_standard_input_has_a_prompt_per_line_by_default(batch: Command) -
         ("a.md", ["a fox"], "a.md: unknown format: pass --format with one of txt, jsonl, json, csv, xlsx"),
     ],
 )
-async def test_a_bad_file_is_one_line_on_stderr_and_creates_no_folder(
+async def test_a_bad_file_is_named_and_creates_no_folder(
     name: str, lines: list[str], complaint: str, batch: Command
 ) -> None:
     batch.patch.setenv("APIMALL_API_KEY", API_KEY)
     batch.patch.setenv("NANOBANANA_BASE_URL", NOWHERE)
     said = await batch(batch.write(name, *lines))
     assert (said.code, said.out) == (2, "")
-    assert said.complaint.startswith(f"nanobanana: {complaint}")
+    assert said.err.startswith(f"nanobanana: {complaint}")
     assert not batch.out.exists()
 
 

@@ -256,7 +256,9 @@ async def test_undecodable_bytes_of_a_folder_name_are_printed_escaped(batch: Com
     async with emulated(batch):
         with batch.patch.context() as patch:
             out = io.BytesIO()
-            patch.setattr("sys.stdout", io.TextIOWrapper(out, encoding="ascii"))
+            stdout = io.TextIOWrapper(out, encoding="ascii")
+            patch.setattr("sys.stdout", stdout)
             said = await batch(batch.prompts(1), folder=name)
     assert said.code == 0
+    stdout.flush()
     assert out.getvalue().count(b"out-\\udcff/images/") == 1

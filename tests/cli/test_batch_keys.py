@@ -120,7 +120,7 @@ async def test_wrong_names_are_refused_before_buying(names: str, complaint: str,
     async with emulated(batch) as emulator:
         said = await batch(batch.write("a.csv", "prompt", "a fox"), "--names", names)
         assert (said.code, emulator.stats().creates_received) == (2, 0)
-    assert said.complaint.startswith(complaint)
+    assert said.err.startswith(complaint)
 
 
 async def test_job_of_a_row_is_shown_by_the_key_of_the_row(batch: Command) -> None:
