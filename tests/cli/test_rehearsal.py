@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from nanobanana_async.cli.batch import command as batch_command
 from nanobanana_async.emulator import Emulator, Fixed
 from tests.cli.batch_kills import images_of
 from tests.cli.batches import Command
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.slow
 def quick(batch: Command) -> Command:
     """The command, with a built-in emulator whose jobs take no time."""
     quick_emulator = partial(Emulator, duration=Fixed(0.05), image_scale=0.05)
-    batch.patch.setattr(batch_command, "Emulator", quick_emulator)
+    batch.patch.setattr("nanobanana_async.emulator.Emulator", quick_emulator)
     return batch
 
 

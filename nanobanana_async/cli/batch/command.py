@@ -18,7 +18,7 @@ from nanobanana_async.cli.batch.dry_run import show_dry_run
 from nanobanana_async.cli.batch.folder import FILES, BatchFolder, FolderOwner, check_owner, refuse_lost_ledger
 from nanobanana_async.cli.batch.formats import Format
 from nanobanana_async.cli.batch.input_file import open_input
-from nanobanana_async.cli.batch.keyless import UNSENT_KEY, gateway_without_key
+from nanobanana_async.cli.batch.keyless import gateway_without_key
 from nanobanana_async.cli.batch.naming import template_of, with_names
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ReadingOptions
@@ -216,9 +216,7 @@ class BatchCommand:
         concurrency = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
         emulated = gateway == "emulator"
         keyless = gateway_without_key(gateway, base_url, folder or output) if dry_run and not emulated else None
-        selected = (
-            ApiMall(api_key=UNSENT_KEY) if gateway == "emulator" else keyless or self.find_gateway(gateway, base_url)
-        )
+        selected = _emulated_account() if gateway == "emulator" else keyless or self.find_gateway(gateway, base_url)
         crossed = {"aspect_ratio": aspect_ratio, "resolution": resolution}
         for_files = {"--format": format, "--comments": comments, "--strict": strict}
         swept = sweep_options(file, prompt, vary, vary_file, crossed, for_files, encoding=encoding, sheet=sheet)
@@ -286,6 +284,12 @@ class BatchCommand:
                 )
             with BatchFolder(path, owner) as held:
                 return asyncio.run(_run(run_options, None if emulated else selected, held))
+
+
+def _emulated_account() -> Gateway:
+    from nanobanana_async.emulator import API_KEY  # takes a fifth of a second to import
+
+    return ApiMall(api_key=API_KEY)  # the account of earlier rehearsals, whose jobs are in the ledger
 
 
 def _folder_of_run(output: Target, folder: Path | None, batch: str) -> Path:
