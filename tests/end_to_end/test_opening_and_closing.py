@@ -254,7 +254,7 @@ def stderr_of(script: str) -> str:
         ("apimall", "pass", "pass"),
         ("defapi", "await session.generate('a fox')", "pass"),
         ("apimall", "await session.generate('a fox')", "del session; gc.collect(); await asyncio.sleep(0.1)"),
-        ("defapi", "job = await session.submit('a fox')", "await job.accepted()"),
+        ("defapi", "job = await session.submit('a fox')", "await job.wait_for_task_id()"),
     ],
     ids=["unused", "used", "collected", "busy"],
 )

@@ -67,7 +67,7 @@ CELLS = {
     """,
     "submit": """
         job = await session.submit("a fox")
-        task_id = await job.accepted()
+        task_id = await job.wait_for_task_id()
     """,
     "wait": """
         print("waiting")
