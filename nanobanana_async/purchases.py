@@ -105,8 +105,8 @@ class Purchases(ABC):
     ) -> Job:
         """Store a job and return its handle; the job is bought when a slot is free.
 
-        `await job.wait_for_task_id()` waits for the gateway's task id, `await job` for the images. See `generate` for the
-        arguments.
+        `await job.wait_for_task_id()` waits for the gateway's task id, `await job` for the images. See `generate` for
+        the arguments.
         """
         engine = self._require_engine()
         fields = _given_fields(
