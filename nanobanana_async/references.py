@@ -162,7 +162,7 @@ def to_reference(image: object) -> object:
             return LocalImage(Path(os.fsdecode(image)))
         case str() if image[:5].lower() == "data:":
             return LocalImage(plain_text(image))
-        case str() if _scheme_of(image) in STORE_SCHEMES:
+        case str() if scheme_of(image) in STORE_SCHEMES:
             return LocalImage(_object_of_url(plain_text(image)))
         case (store, str(path)) if is_store(store):
             kind, path = type(store).__name__, plain_text(path)
@@ -180,7 +180,8 @@ def is_store(value: object) -> bool:
     return any(kind.__module__.partition(".")[0] == "obstore" for kind in type(value).__mro__)
 
 
-def _scheme_of(text: str) -> str:
+def scheme_of(text: str) -> str:
+    """Return the scheme of a URL in lower case; nothing for a text that is none."""
     found = _URL.match(text)
     return "" if found is None else found[1].lower()
 
@@ -212,7 +213,7 @@ def _object_path(path: str, shown: str) -> str:
 
 def path_of_file_url(url: str) -> str | None:
     """Return the path that a file URL names; None for any other text."""
-    if _scheme_of(url) != "file" or not url.partition("://")[2].startswith("/"):
+    if scheme_of(url) != "file" or not url.partition("://")[2].startswith("/"):
         return None
     path = unquote(urlsplit(url).path)
     return path.lstrip("/") if os.name == "nt" else path  # file:///C:/images
@@ -227,7 +228,7 @@ def text_to_reference(text: str, folder: Path) -> str | LocalImage:
     """
     if (path := path_of_file_url(text)) is not None:
         return LocalImage(Path(path))
-    if _scheme_of(text) or re.match(r"(?:data:|sha256:[0-9a-f]{64}\Z)", text, re.IGNORECASE):
+    if scheme_of(text) or re.match(r"(?:data:|sha256:[0-9a-f]{64}\Z)", text, re.IGNORECASE):
         read = to_reference(text)
         return read if isinstance(read, LocalImage) else text
     try:
@@ -291,7 +292,7 @@ def check_url(name: str, url: object) -> None:
 
 def _no_image(name: str, text: str) -> InvalidRequest:
     """Return why a text names no reference image, and what to pass instead."""
-    if (scheme := _scheme_of(text)) == "file":
+    if (scheme := scheme_of(text)) == "file":
         return InvalidRequest(f"{name} is the URL of a file, which only the command takes: for a file pass its Path")
     if scheme and scheme not in ("http", "https"):  # the rest may hold a password
         known = ", ".join(f"{each}://" for each in STORE_SCHEMES)

@@ -15,7 +15,7 @@ from typing import Any, cast
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.escaping import plain_text
 from nanobanana_async.images.object_store import ObjectStore, StoreUrl
-from nanobanana_async.references import STORE_SCHEMES, StoreObject, is_store, path_of_file_url
+from nanobanana_async.references import STORE_SCHEMES, StoreObject, is_store, path_of_file_url, scheme_of
 from nanobanana_async.validators import as_folder, kind_of
 
 _VARIABLES = ("AWS_", "GOOGLE_", "AZURE_")
@@ -40,7 +40,7 @@ def as_target(name: str, value: object) -> Target:
     value = plain_text(value)
     if isinstance(value, str) and (path := path_of_file_url(value)) is not None:
         return as_folder(name, path)
-    if isinstance(value, str) and (scheme := _scheme(value)) is not None:
+    if isinstance(value, str) and (scheme := scheme_of(value)) in STORE_SCHEMES:
         return _target_of_url(name, value, scheme)
     if isinstance(value, tuple) and len(value) == 2:
         if not isinstance(value[1], str):
@@ -65,11 +65,6 @@ def store_of(found: StoreObject) -> StoreUrl:
     if found.store is not None:
         return _target_of_store(name, found.store, "")
     return _target_of_url(name, found.root, found.root.partition("://")[0])
-
-
-def _scheme(text: str) -> str | None:
-    scheme, separator, _ = text.partition("://")
-    return scheme.lower() if separator and scheme.lower() in STORE_SCHEMES else None
 
 
 def _target_of_url(name: str, url: str, scheme: str) -> StoreUrl:

@@ -1,7 +1,7 @@
 """Convert a job's record to a row of the table `jobs` and back."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -160,3 +160,8 @@ def _to_json(value: Any) -> str:
 
 def _none_or(write: Callable[[T], str], value: T | None) -> str | None:
     return None if value is None else write(value)
+
+
+def sql_list(states: Iterable[JobState]) -> str:
+    """Return states as an SQL list."""
+    return ", ".join(f"'{state.value}'" for state in JobState if state in frozenset(states))

@@ -17,17 +17,16 @@ from nanobanana_async.ledger.base import Allowance, Claim, Upload
 from nanobanana_async.ledger.columns import identity_values, progress_values
 from nanobanana_async.ledger.connection import open_file
 from nanobanana_async.ledger.statements import JobTable, update_statement_for
-from nanobanana_async.ledger.stored import PAGE_SIZE, PRUNE_BATCH, WriterLedger, check_aware
+from nanobanana_async.ledger.stored import PRUNE_BATCH, WriterLedger, check_aware
 from nanobanana_async.ledger.uploads import find_upload, prune_uploads, remember_upload
 from nanobanana_async.ledger.writer import Writer
 from nanobanana_async.policy.prices import Price
-from nanobanana_async.validators import as_count, as_file, as_number, check_kind
+from nanobanana_async.validators import as_file, as_number, check_kind
 
 T = TypeVar("T")
 
 BUSY_S = 10.0
 MAX_BUSY_S = 1e6  # SQLite stores it in milliseconds, in 31 bits
-_MAX_ID = 2**63 - 1
 
 
 class SqliteLedger(WriterLedger):
@@ -175,36 +174,21 @@ class SqliteLedger(WriterLedger):
     async def adoptable_jobs(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield an account's active jobs without a living owner, oldest first; call `adopt` to take one."""
         owners = await self._submit(lambda table: table.live_owners(account))
-        start: int | None = 0
-        while start is not None:
-            page = partial(JobTable.adoptable_page, account=account, live_owners=owners, after=start, limit=PAGE_SIZE)
-            start, records = await self._submit(page)
-            for record in records:
-                yield record
+        page = partial(JobTable.adoptable_page, account=account, live_owners=owners)
+        async for record in self._all_pages(page):
+            yield record
 
     async def uncertain(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield an account's UNCERTAIN jobs, oldest first."""
-        start: int | None = 0
-        while start is not None:
-            page = partial(JobTable.uncertain_page, account=account, after=start, limit=PAGE_SIZE)
-            start, records = await self._submit(page)
-            for record in records:
-                yield record
+        async for record in self._all_pages(partial(JobTable.uncertain_page, account=account)):
+            yield record
 
     async def jobs(
         self, state: JobState | Collection[JobState] | None = None, limit: int | None = None
     ) -> AsyncIterator[JobRecord]:
         """Yield the jobs, newest first; only those in the given states, and at most `limit`."""
-        limit = None if limit is None else as_count("limit", limit, least=0)
-        states = {state} if isinstance(state, JobState) else state if state is None else set(state)
-        start: int | None = None if states == set() else _MAX_ID
-        left = _MAX_ID if limit is None else limit
-        while start is not None and left > 0:
-            page = partial(JobTable.jobs_page, states=states, before=start, limit=min(PAGE_SIZE, left))
-            start, records = await self._submit(page)
-            left -= len(records)
-            for record in records:
-                yield record
+        async for record in self._newest_first(JobTable.jobs_page, state, limit):
+            yield record
 
     async def count_by_state(self) -> Counter[JobState]:
         """Count all jobs by state."""

@@ -6,7 +6,7 @@ Everything here is synchronous and runs in a transaction of the caller, which de
 import secrets
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from decimal import Decimal
 
@@ -23,21 +23,17 @@ from nanobanana_async.ledger.columns import (
     progress_values,
     record_of,
     same_identity,
+    sql_list,
     time_to_text,
 )
 from nanobanana_async.ledger.uploads import copy_uploads
 from nanobanana_async.policy.prices import Price
 
-
-def _sql_list(states: Iterable[JobState]) -> str:
-    return ", ".join(f"'{state.value}'" for state in JobState if state in frozenset(states))
-
-
 _ALL_COLUMNS = ", ".join(COLUMNS)
 # The same text as in the index `jobs_open`, or SQLite does not use it.
-_NOT_TERMINAL = f"state IN ({_sql_list(ACTIVE_STATES | {JobState.UNCERTAIN})})"
+_NOT_TERMINAL = f"state IN ({sql_list(ACTIVE_STATES | {JobState.UNCERTAIN})})"
 _NOT_TERMINAL_OF_ACCOUNT = f"account = ? AND {_NOT_TERMINAL}"
-_NOT_ACTIVE = f"state NOT IN ({_sql_list(ACTIVE_STATES)})"
+_NOT_ACTIVE = f"state NOT IN ({sql_list(ACTIVE_STATES)})"
 
 INSERT_JOB = (
     f"INSERT INTO jobs ({_ALL_COLUMNS}, owner) VALUES ({', '.join('?' * (len(COLUMNS) + 1))})"
@@ -78,7 +74,7 @@ SELECT_OWNER = f"SELECT owner FROM jobs WHERE key = ? AND NOT {_NOT_ACTIVE}"
 COUNT_ACTIVE_BY_OWNER = (
     f"SELECT owner, state, count(*) FROM jobs WHERE {_NOT_TERMINAL} AND NOT {_NOT_ACTIVE} GROUP BY owner, state"
 )
-_ENDED_BEFORE = f"state IN ({_sql_list(TERMINAL_STATES)}) AND coalesce(ended_at, created_at) < ?"
+_ENDED_BEFORE = f"state IN ({sql_list(TERMINAL_STATES)}) AND coalesce(ended_at, created_at) < ?"
 COUNT_PRUNABLE = f"SELECT count(*) FROM jobs WHERE {_ENDED_BEFORE}"
 PRUNE = f"DELETE FROM jobs WHERE id > ? AND id <= ? AND {_ENDED_BEFORE}"
 INSERT_NOTICE = (

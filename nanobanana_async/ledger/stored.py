@@ -3,16 +3,19 @@
 import asyncio
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from nanobanana_async.errors import ConfigurationError, LedgerError
+from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.writer import Writer
 from nanobanana_async.loop_guard import running_loop
-from nanobanana_async.validators import shown
+from nanobanana_async.validators import as_count, shown
 
 PAGE_SIZE = 200
+_MAX_ID = 2**63 - 1
 PRUNE_BATCH = 5000
 """Jobs deleted in one transaction: other processes wait meanwhile."""
 
@@ -85,6 +88,32 @@ class WriterLedger(ABC):
         if self._writer is None or reason is not None:
             raise LedgerError(f"ledger {self.location} {reason}", key=key, safe_to_repeat=safe)
         return self._writer.submit(work, writes=writes, key=key, safe=safe)
+
+    async def _all_pages(self, page: Callable[..., Any]) -> AsyncIterator[JobRecord]:
+        """Yield the records of all pages, oldest first, each page read by a call of its own."""
+        start: int | None = 0
+        while start is not None:
+            start, records = await self._submit(partial(page, after=start, limit=PAGE_SIZE))
+            for record in records:
+                yield record
+
+    async def _newest_first(
+        self, page: Callable[..., Any], state: JobState | Collection[JobState] | None, limit: int | None
+    ) -> AsyncIterator[JobRecord]:
+        """Yield the jobs in the given states, at most `limit`, each page read by a call of its own."""
+        limit = None if limit is None else as_count("limit", limit, least=0)
+        states = {state} if isinstance(state, JobState) else state if state is None else set(state)
+        start: int | None = None if states == set() else _MAX_ID
+        left = _MAX_ID if limit is None else limit
+        while start is not None and left > 0:
+            start, records = await self._submit(partial(page, states=states, before=start, limit=min(PAGE_SIZE, left)))
+            left -= len(records)
+            for record in records:
+                yield record
+
+    @abstractmethod
+    def _submit(self, work: Callable[[Any], Any], /) -> "asyncio.Future[Any]":
+        """Queue a call that only reads, for the writer's thread."""
 
     def _why_unusable(self) -> str | None:
         """Return why a call can't be served: it comes from another process or event loop than the opening."""

@@ -272,3 +272,4 @@ async def test_ended_connection_is_replaced(postgres: Server) -> None:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'nanobanana_async'"
         )
         await ledger.advance(running(), running().transition_to(JobState.SUCCEEDED, ended_at=NOON))
+        assert (await ledger.count_by_state())[JobState.SUCCEEDED] == 1

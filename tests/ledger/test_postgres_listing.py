@@ -9,6 +9,7 @@ import pytest
 from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.jobs import JobState
 from nanobanana_async.keys import batch_key_prefix
+from nanobanana_async.ledger import stored
 from nanobanana_async.ledger.base import Refusal, Upload
 from nanobanana_async.ledger.postgres import ledger as ledger_module
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
@@ -34,7 +35,7 @@ Pair = tuple[PostgresLedger, PostgresLedger]
 
 
 async def test_jobs_are_listed_newest_first_by_state_and_limit(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger_module, "PAGE_SIZE", 3)
+    monkeypatch.setattr(stored, "PAGE_SIZE", 3)
     one, two = pair
     for number in range(8):
         await (one if number % 2 else two).claim(job(f"k{number}") if number % 3 else sent(f"k{number}"))

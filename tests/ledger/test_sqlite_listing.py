@@ -7,7 +7,7 @@ import pytest
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
-from nanobanana_async.ledger import sqlite
+from nanobanana_async.ledger import sqlite, stored
 from nanobanana_async.ledger.base import Upload
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from tests.ledger.test_sqlite_file import ledger_at
@@ -19,7 +19,7 @@ YESTERDAY = NOON - timedelta(days=1)
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(sqlite, "PAGE_SIZE", 3)
+    monkeypatch.setattr(stored, "PAGE_SIZE", 3)
     monkeypatch.setattr(sqlite, "PRUNE_BATCH", 4)
     return tmp_path / "jobs.sqlite"
 

@@ -18,10 +18,10 @@ from nanobanana_async.ledger.postgres.leases import Lease
 from nanobanana_async.ledger.postgres.pipeline import Call, Work
 from nanobanana_async.ledger.postgres.statements import PostgresTable
 from nanobanana_async.ledger.postgres.url import PostgresUrl
-from nanobanana_async.ledger.stored import PAGE_SIZE, PRUNE_BATCH, WriterLedger, check_aware
+from nanobanana_async.ledger.stored import PRUNE_BATCH, WriterLedger, check_aware
 from nanobanana_async.ledger.writer import Writer, WriterConnection
 from nanobanana_async.policy.prices import Price
-from nanobanana_async.validators import as_count, as_number
+from nanobanana_async.validators import as_number
 
 T = TypeVar("T")
 
@@ -29,7 +29,6 @@ PATIENCE_S = 60.0
 """How long a call waits while the server is away: longer than a restart or a failover usually takes."""
 
 MAX_PATIENCE_S = 1e6
-_MAX_ID = 2**63 - 1
 
 
 class PostgresLedger(WriterLedger):
@@ -186,36 +185,21 @@ class PostgresLedger(WriterLedger):
                 left_s -= self._lease.beat_s / 2
                 silent = await self._submit(listing.silent_owners)
             silent = []
-        start: int | None = 0
-        while start is not None:
-            page = partial(listing.adoptable_page, account=account, silent=silent, after=start, limit=PAGE_SIZE)
-            start, records = await self._submit(page)
-            for record in records:
-                yield record
+        page = partial(listing.adoptable_page, account=account, silent=silent)
+        async for record in self._all_pages(page):
+            yield record
 
     async def uncertain(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield an account's UNCERTAIN jobs, oldest first."""
-        start: int | None = 0
-        while start is not None:
-            page = partial(listing.uncertain_page, account=account, after=start, limit=PAGE_SIZE)
-            start, records = await self._submit(page)
-            for record in records:
-                yield record
+        async for record in self._all_pages(partial(listing.uncertain_page, account=account)):
+            yield record
 
     async def jobs(
         self, state: JobState | Collection[JobState] | None = None, limit: int | None = None
     ) -> AsyncIterator[JobRecord]:
         """Yield the jobs, newest first; only those in the given states, and at most `limit`."""
-        limit = None if limit is None else as_count("limit", limit, least=0)
-        states = {state} if isinstance(state, JobState) else state if state is None else set(state)
-        start: int | None = None if states == set() else _MAX_ID
-        left = _MAX_ID if limit is None else limit
-        while start is not None and left > 0:
-            page = partial(listing.jobs_page, states=states, before=start, limit=min(PAGE_SIZE, left))
-            start, records = await self._submit(page)
-            left -= len(records)
-            for record in records:
-                yield record
+        async for record in self._newest_first(listing.jobs_page, state, limit):
+            yield record
 
     async def count_by_state(self) -> Counter[JobState]:
         """Count all jobs by state."""

@@ -8,9 +8,10 @@ from attrs import frozen
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
+from nanobanana_async.ledger.columns import sql_list
 from nanobanana_async.ledger.postgres.columns import SELECTED, as_text, from_text, record_of
 from nanobanana_async.ledger.postgres.pipeline import Rows, Statement, Work
-from nanobanana_async.ledger.postgres.statements import ACTIVE, PostgresTable, sql_list
+from nanobanana_async.ledger.postgres.statements import ACTIVE, PostgresTable
 
 Page = tuple[int | None, list[JobRecord]]
 

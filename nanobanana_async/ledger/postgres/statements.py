@@ -10,9 +10,9 @@ from datetime import datetime
 from decimal import Decimal
 
 from nanobanana_async.errors import LedgerError
-from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState
+from nanobanana_async.jobs import ACTIVE_STATES, JobRecord
 from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken, Upload
-from nanobanana_async.ledger.columns import COLUMNS, IDENTITY, PROGRESS, same_identity
+from nanobanana_async.ledger.columns import COLUMNS, IDENTITY, PROGRESS, same_identity, sql_list
 from nanobanana_async.ledger.postgres.charges import Charges
 from nanobanana_async.ledger.postgres.columns import (
     SELECTED,
@@ -28,12 +28,6 @@ from nanobanana_async.ledger.postgres.columns import (
 )
 from nanobanana_async.ledger.postgres.pipeline import OneRow, Rows, Statement, Work
 from nanobanana_async.policy.prices import Price
-
-
-def sql_list(states: Iterable[JobState]) -> str:
-    """Return states as an SQL list."""
-    return ", ".join(f"'{state.value}'" for state in JobState if state in frozenset(states))
-
 
 ACTIVE = f"state IN ({sql_list(ACTIVE_STATES)})"
 
