@@ -22,8 +22,8 @@ def with_own_key(error: NanoBananaError, row: Row) -> NanoBananaError:
 
 
 def log_crash_as_error(index: int, failure: BaseException) -> NanoBananaError:
-    """Log an exception that no row may cause, and return the error of the row at this index."""
-    log_failure("batch.crashed", failure, row=index)
+    """Log an exception that no row may cause, and return the error of the row at this index. The log counts from 1."""
+    log_failure("batch.crashed", failure, row=index + 1)
     return NanoBananaError(f"a bug in nanobanana_async: {failure!r}; see the log")
 
 

@@ -210,11 +210,11 @@ async def test_one_job_is_shown_in_full(jobs: Command) -> None:
         )
     )
     said = await jobs("show", "k")
-    facts = {row[:13].strip(): row[13:].strip() for row in said.out.splitlines()}
+    facts = {row[:16].strip(): row[16:].strip() for row in said.out.splitlines()}
     wire_key = (await jobs.records())["k"].wire_key
     assert said.code == 0
     assert facts["state"] == "failed: the gateway says that the task failed"
-    assert (facts["key"], facts["wire key"], facts["task id"]) == ("k", wire_key, one_line(EVIL))
+    assert (facts["key"], facts["Idempotency-Key"], facts["task id"]) == ("k", wire_key, one_line(EVIL))
     assert facts["credits"] == "2 (8 less 6 refunded)"
     assert facts["failure"].endswith("[500, code E1, request r1]")
     assert facts["ended"].startswith(f"{at_noon.astimezone():%Y-%m-%d %H:%M:%S %z} (")
@@ -226,6 +226,15 @@ async def test_one_job_is_shown_in_full(jobs: Command) -> None:
         "inline image, stored only at the gateway",
     )
     assert printable(said.out)
+
+
+@pytest.mark.parametrize(("gateway", "key"), [("apimall", "k"), ("defapi", None)])
+async def test_a_job_is_shown_with_the_key_that_its_creates_send(jobs: Command, gateway: str, key: str | None) -> None:
+    await jobs.write(running("k", gateway=gateway))
+    assert ("Idempotency-Key" in (await jobs("show", "k")).out) is (key is not None)
+    facts = json.loads((await jobs("--json")).out)
+    assert facts["idempotency_key"] == key
+    assert "wire_key" not in facts
 
 
 async def test_an_attached_task_has_no_prompt(jobs: Command) -> None:
@@ -468,7 +477,7 @@ async def test_jobs_are_handed_over_to_the_account_in_the_environment(jobs: Comm
     assert (said.code, said.out, "2 jobs handed over to account apimall:studio" in said.err) == (0, "", True)
     accounts = {key: record.account for key, record in (await jobs.records()).items()}
     assert accounts == {"a": "apimall:studio", "b": "apimall:studio", "c": "0" * 24}
-    assert "account        apimall:studio\n" in (await jobs("show", "a")).out
+    assert "account          apimall:studio\n" in (await jobs("show", "a")).out
     assert "pass --from: other accounts of apimall in ledger jobs.sqlite: none" in (await jobs("hand-over")).complaint
 
 

@@ -52,8 +52,16 @@ def size_of(uri: str) -> tuple[int, int]:
 def test_links_are_shown_in_row_order() -> None:
     seen = shown(outcome(2, f"{LINK}?2"), outcome(0, f"{LINK}?0", f"{LINK}?1"))
     assert seen.images == seen.links == [f"{LINK}?0", f"{LINK}?1", f"{LINK}?2"]
-    assert "row 0: a fox" in seen.text
+    assert "row 1: a fox" in seen.text
     assert "The last" not in seen.text
+
+
+def test_an_outcome_has_the_number_of_its_file_names() -> None:
+    second = outcome(1, LINK)
+    assert second.number == 2
+    assert "row 2" in page(second).text
+    with pytest.raises(RuntimeError, match="row 2 has"):
+        Outcome(index=1, key="", request=None).unwrap()
 
 
 def test_an_inline_image_is_shown_by_its_thumbnail() -> None:
@@ -93,8 +101,8 @@ def test_inline_images_are_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(recent_images, "MAX_KEPT_CHARS", 3 * len(uri))
     seen = shown(*(outcome(index, uri) for index in range(10)))
     assert len(seen.images) == 3
-    assert "row 7" in seen.text
-    assert "row 6" not in seen.text
+    assert "row 8" in seen.text
+    assert "row 7" not in seen.text
     assert "The last 3 of 10 images:" in seen.text
 
 
@@ -124,7 +132,7 @@ def test_the_html_of_inline_images_is_bounded() -> None:
 
 @pytest.mark.parametrize("words", HOSTILE)
 def test_hostile_prompts_paths_and_links_stay_text(words: str) -> None:
-    assert shown(outcome(0, LINK, prompt=words)).text == f"row 0: {words}"
+    assert shown(outcome(0, LINK, prompt=words)).text == f"row 1: {words}"
     for html in (image_grid([(words, words)]), image_grid([(f"{LINK}?{words}", words)])):
         assert isinstance(html, str)
         assert words in Page(Html(html)).text
@@ -139,4 +147,4 @@ async def test_a_batch_shows_the_images_of_taken_outcomes() -> None:
         assert page(batch).images == []
         _ = [outcome async for outcome in batch]
         assert size_of(page(batch).images[0]) == (20, 20)
-        assert "row 0: a fox" in page(batch).text
+        assert "row 1: a fox" in page(batch).text

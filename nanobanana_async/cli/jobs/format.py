@@ -116,8 +116,13 @@ def _cells(record: JobRecord, now: datetime) -> tuple[str, ...]:
 def json_of(record: JobRecord) -> str:
     """Return a record as one line of JSON, with the size of its body instead of the body; credits are strings."""
     facts = asdict(record, filter=lambda attribute, _: attribute.name != "body", value_serializer=_as_json)
-    facts |= {"wire_key": record.wire_key, "body_bytes": len(record.body)}
+    facts |= {"idempotency_key": _sent_key(record), "body_bytes": len(record.body)}
     return json_line(json.dumps(facts))
+
+
+def _sent_key(record: JobRecord) -> str | None:
+    """Return the key that the creates of this purchase send; None at a gateway that takes none."""
+    return None if record.gateway == "defapi" else record.wire_key
 
 
 def _as_json(_: object, __: object, value: Any) -> Any:
@@ -179,7 +184,7 @@ def job_details(
         ("batch", [batch or NOTHING]),
         ("row key", [row_key or NOTHING]),
         ("task id", [record.task_id or NOTHING]),
-        ("wire key", [record.wire_key]),
+        ("Idempotency-Key", [_sent_key(record) or NOTHING]),
         ("state", [f"{record.state.value}: {_MEANINGS[record.state]}"]),
         ("owner", [_owner(record, ledger, followed=followed)]),
         ("gateway", [record.gateway]),
