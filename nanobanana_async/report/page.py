@@ -34,6 +34,7 @@ _GROUP = 60  # cards that are laid out together: full rows of up to six
 _CHUNK = 1 << 16
 _LONG = 64  # characters; a longer prompt may not fit into two lines
 _MAX_ALT = 160
+_MAX_WORD = 60
 
 STATUS_HELP = {
     "succeeded": "The images are saved.",
@@ -219,12 +220,16 @@ def _is_long(prompt: str) -> bool:
 def _short_settings(row: ReportRow) -> list[str]:
     """Return the row's own key and the settings for the card; the large view shows all of them."""
     known = row.settings
-    found = [] if row.key is None else [row.key[:24]]
-    found += [str(known[name])[:24] for name in ("resolution", "aspect_ratio") if known.get(name)]
+    found = [] if row.key is None else [_start_of(row.key)]
+    found += [_start_of(str(known[name])) for name in ("resolution", "aspect_ratio") if known.get(name)]
     references = known.get("images")
     if isinstance(references, (list, tuple)) and references:
         found.append(plural(len(references), "reference"))
     return found
+
+
+def _start_of(word: str) -> str:
+    return word if len(word) <= _MAX_WORD else f"{word[: _MAX_WORD - 1]}…"
 
 
 def _script_data(row: ReportRow) -> dict[str, Any]:

@@ -284,6 +284,29 @@ def test_borders_of_cards_are_inside_of_what_clips_them(visit: Page, width: int)
     assert visit.locator(".card").evaluate_all(f"{room} - card.getBoundingClientRect().right))") >= 1
 
 
+@pytest.mark.parametrize("width", [1280, 768, 390])
+def test_a_card_shows_a_long_key_and_all_filters_whole(browser: Browser, tmp_path: Path, width: int) -> None:
+    keys = ["mug-oil-wooden-16:9", "a very long product-oil on canvas-marble-1:1", "x" * 59, "y" * 70]
+    shape = {"aspect_ratio": "16:9", "resolution": "4K"}
+    names = ("product", "style", "ground", "light")
+    rows = [
+        row(index, key=key, settings=shape, metadata={name: f"{name} {index}" for name in names})
+        for index, key in enumerate(keys)
+    ]
+    page = opened(browser, tmp_path, rows)
+    page.set_viewport_size({"width": width, "height": 900})
+    cut = """all => all.filter(one => {
+      const [inner, outer] = [one.getBoundingClientRect(), (one.closest(".card") ?? document.body).getBoundingClientRect()];
+      return inner.width === 0 || inner.left < outer.left || inner.right > outer.right || inner.bottom > outer.bottom;
+    }).length"""
+    assert page.locator(".set > *, .filter").evaluate_all(cut) == 0
+    found = page.locator(".set").all_inner_texts()
+    assert " ".join(found[1].split()).startswith(f"{keys[1]} 4K 16:9 8 cr ")
+    assert keys[2] in found[2]
+    assert f"{'y' * 59}…" in found[3]
+    page.context.close()
+
+
 def test_the_phone_layout_shows_facts_and_copy_whole(visit: Page) -> None:
     visit.set_viewport_size({"width": 390, "height": 844})
     cut = "all => all.filter(one => one.scrollWidth > one.clientWidth).length"
