@@ -15,6 +15,7 @@ from nanobanana_async import ConcurrencyPolicy, ConfigurationError, Gateway, Ima
 from nanobanana_async.cli.display import shorten
 from nanobanana_async.cli.find_gateway import find_gateway
 from nanobanana_async.cli.generate import GenerateOptions, GenerateRun
+from nanobanana_async.cli.jobs.actions import open_read_only
 from nanobanana_async.cli.jobs.consent import confirm, print_note
 from nanobanana_async.cli.options import (
     DEFAULT_LEDGER,
@@ -26,12 +27,14 @@ from nanobanana_async.cli.options import (
     Name,
     TargetOption,
     Timeout,
+    check_output,
     extra_of,
     fetch_options,
 )
 from nanobanana_async.formatting import plural
 from nanobanana_async.images.local import digest_local_images
 from nanobanana_async.images.target import Target
+from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.models import OutputFormat, Resolution
 from nanobanana_async.references import text_to_reference
 from nanobanana_async.validators import as_number, as_timeout
@@ -163,28 +166,41 @@ class GenerateCommand:
             buy_again=buy_again,
             fetch_options=fetch_options(ledger, gateway, base_url),
         )
+        asyncio.run(check_output(output, create=False))
         selected = None if gateway == "emulator" else self.find_gateway(gateway, base_url)
-        if not _means_single_words(requests, asks=not emulated):
-            return CANCELLED
+        if (sentence := _about_single_words(requests)) and selected is not None and sys.stdin.isatty():
+            asyncio.run(_check(options, selected))  # what is refused anyway needs no answer
+            if not confirm(sentence, yes=False):
+                return CANCELLED
+        elif sentence:
+            print_note(sentence)
         return asyncio.run(_run(options, selected))
 
 
-def _means_single_words(requests: Sequence[ImageRequest], *, asks: bool) -> bool:
-    """Return whether to go on with prompts that may be the words of one prompt without quotes; without a terminal True.
-
-    Each word would be bought.
-    """
+def _about_single_words(requests: Sequence[ImageRequest]) -> str:
+    """Return what to say about prompts that may be the words of one prompt without quotes; each would be bought."""
     prompts = [request.prompt for request in requests]
     if len(prompts) < 2 or any(len(prompt.split()) > 1 for prompt in prompts):
-        return True
+        return ""
     listed = ", ".join(repr(shorten(prompt, 40)) for prompt in prompts[:MAX_WORDS])
     more = ", ..." if len(prompts) > MAX_WORDS else ""
     images = plural(sum(request.num_images for request in requests), "image")
-    sentence = f"{plural(len(prompts), 'prompt')}, {images}: {listed}{more}. Quote a prompt of several words."
-    if asks and sys.stdin.isatty():
-        return confirm(sentence, yes=False)
-    print_note(sentence)
-    return True
+    return f"{plural(len(prompts), 'prompt')}, {images}: {listed}{more}. Quote a prompt of several words."
+
+
+async def _check_requests(options: GenerateOptions, gateway: Gateway) -> None:
+    for request in options.requests:
+        gateway.check(request)
+        await asyncio.to_thread(digest_local_images, request, gateway)  # raises for a local image that can't be used
+
+
+async def _check(options: GenerateOptions, gateway: Gateway) -> None:
+    """Raise what would end the run before it buys; nothing is written."""
+    await _check_requests(options, gateway)
+    ledger = options.ledger
+    if isinstance(ledger, PostgresUrl) or (ledger is not None and ledger.is_file() and ledger.stat().st_size):
+        async with open_read_only(ledger):
+            pass
 
 
 async def _run(options: GenerateOptions, gateway: Gateway | None) -> int:
@@ -195,9 +211,7 @@ async def _run(options: GenerateOptions, gateway: Gateway | None) -> int:
 
         async with Emulator(seed=secrets.randbits(32)) as emulator:  # task ids that no earlier emulator had
             return await _run(options, emulator.apimall())
-    for request in options.requests:
-        gateway.check(request)
-        await asyncio.to_thread(digest_local_images, request, gateway)  # raises for a local image that can't be used
+    await _check_requests(options, gateway)
     return await GenerateRun(options, gateway, console).run()
 
 

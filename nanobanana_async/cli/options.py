@@ -83,17 +83,18 @@ TargetOption = Parameter(name=["--output", "-o"], converter=_to_target, accepts_
 RunFolder = Annotated[Path | None, Parameter(name="--folder", converter=_to_folder)]
 
 
-async def check_output(target: Target | None) -> None:
+async def check_output(target: Target | None, *, create: bool = True) -> None:
     """Create the folder if it is missing; raise `ConfigurationError` if no file can be written in it.
 
-    An object store is checked by the batch, and by each save.
+    Without `create` nothing is created, and only what is certain is refused. An object store is checked by the batch,
+    and by each save.
     """
     if not isinstance(target, Path):
         return
-    from nanobanana_async.images.files import ensure_writable_folder, why_unwritable  # most commands write no image
+    from nanobanana_async.images.files import check_place, ensure_writable_folder, why_unwritable  # few write images
 
     try:
-        await asyncio.to_thread(ensure_writable_folder, target)
+        await asyncio.to_thread(ensure_writable_folder if create else check_place, target)
     except OSError as error:
         raise ConfigurationError(why_unwritable(target, error, or_else="name another folder with -o")) from None
 

@@ -210,6 +210,18 @@ def ensure_writable_folder(folder: Path) -> None:
         part.discard()
 
 
+def check_place(folder: Path) -> None:
+    """Raise OSError if a folder can surely not be created or written. Nothing is created."""
+    place = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
+    if not place.is_dir():
+        number = errno.EEXIST if place == folder else errno.ENOTDIR
+    elif not os.access(place, os.W_OK | os.X_OK):
+        number = errno.EACCES
+    else:
+        return
+    raise OSError(number, os.strerror(number), str(place))
+
+
 def rename_exclusive(part: Path, target: Path) -> None:
     """Rename a complete file atomically; raise `FileExistsError` if the target exists."""
     try:

@@ -140,3 +140,15 @@ async def test_batch_whose_rows_all_changed_is_refused_and_left_as_it_is(batch: 
         assert "k7" not in said.err
         assert written == [(batch.out / name).read_bytes() for name in ("results.jsonl", "results.csv", "index.html")]
         assert emulator.stats().creates_received == 11
+
+
+@pytest.mark.slow
+async def test_changed_rows_are_refused_without_a_question(batch: Command) -> None:
+    file = batch.write("a.txt", "# animals", "a fox")
+    async with emulated(batch):
+        assert (await batch(file, "--yes")).code == 0
+        said = await batch(file, "--resolution", "4K", stdin=b"n\n", terminal=True)
+        assert (said.code, "Continue?" in said.err) == (2, False)
+        assert "were bought with other settings (resolution)" in said.err
+        said = await batch(file, "--resolution", "4K", "--buy-changed", stdin=b"n\n", terminal=True)
+        assert (said.code, "Continue?" in said.err) == (2, True)

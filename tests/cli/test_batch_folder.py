@@ -262,3 +262,16 @@ async def test_undecodable_bytes_of_a_folder_name_are_printed_escaped(batch: Com
     assert said.code == 0
     stdout.flush()
     assert out.getvalue().count(b"out-\\udcff/images/") == 1
+
+
+@pytest.mark.parametrize("option", ["--vary=product=@{}", "--vary-file={}"])
+@pytest.mark.parametrize("name", ["results.csv", "images/metadata.jsonl"])
+async def test_an_output_file_cannot_have_the_values_of_a_sweep(batch: Command, name: str, option: str) -> None:
+    values = batch.out / name
+    values.parent.mkdir(parents=True)
+    values.write_text("product\nmug\n", encoding="utf-8")
+    if name.endswith("jsonl") and option.startswith("--vary-file"):
+        option = "--vary=product=@./{}"
+    said = await batch("--prompt=a {product}", option.format(f"out/{name}"), "--gateway", "emulator")
+    assert (said.code, f"out/{name} would be overwritten" in said.complaint) == (2, True)
+    assert values.read_text(encoding="utf-8") == "product\nmug\n"

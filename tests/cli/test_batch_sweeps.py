@@ -195,3 +195,16 @@ async def test_more_than_100_rows_need_consent(batch: Command, monkeypatch: pyte
         monkeypatch.setattr(sys, "stdin", io.StringIO())
         assert (await batch(*many, "--yes")).code == 0
         assert len([*emulator.jobs()]) == 101
+
+
+MANY = "--vary=product=" + ",".join(f"mug {number}" for number in range(101))
+
+
+async def test_a_sweep_that_cannot_run_is_refused_without_a_question(batch: Command) -> None:
+    (batch.folder / "fox.png").write_text("a file")
+    async with emulated(batch):
+        said = await batch("--prompt=a {product}", MANY, folder="fox.png", stdin=b"n\n", terminal=True)
+        assert (said.code, "Continue?" in said.err) == (2, False)
+        assert "fox.png can't be written: something else has this name" in said.err
+        said = await batch("--prompt=a {product}", MANY, stdin=b"n\n", terminal=True)
+        assert (said.code, "Continue?" in said.err, batch.out.exists()) == (2, True, False)

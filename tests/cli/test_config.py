@@ -242,6 +242,21 @@ async def test_file_that_cannot_be_read_is_named(home: Path, content: bytes | st
     assert str(path) in said.complaint
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+async def test_pipe_in_place_of_a_file_is_refused_at_once(home: Path) -> None:
+    os.mkfifo(pipe := home.parent / "pipe", 0o600)
+    said = await nanobanana("jobs", "--config", str(pipe), environ=environment())
+    assert (said.code, said.complaint.endswith(f"{pipe} can't be read: it is no regular file")) == (2, True)
+    own_file(home, f'gateway = "apimall"\napi_key_file = "{pipe}"\n')
+    said = await nanobanana("balance", environ=environment())
+    assert (said.code, said.complaint.endswith(f"{pipe} can't be read: it is no regular file")) == (2, True)
+
+
+async def test_null_device_is_an_empty_settings_file(home: Path) -> None:
+    said = await nanobanana("jobs", "--config", os.devnull, "--ledger", "missing.sqlite", environ=environment())
+    assert "ledger missing.sqlite: no such file" in said.complaint
+
+
 async def test_byte_order_mark_and_empty_file_are_accepted(home: Path) -> None:
     for content in (b"\xef\xbb\xbfmax_jobs = 3\r\n", b""):
         path = home.parent / "mine.toml"

@@ -190,6 +190,35 @@ async def test_prompts_of_single_words_are_asked_about_on_a_terminal(answer: str
     assert said.err.startswith(question)
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("-o", "fox.png"), "fox.png can't be written: something else has this name: move that away"),
+        (("-o", "fox.png/deeper"), "fox.png can't be written: a part of the path is a file"),
+        (("--image", "fox.txt"), "fox.txt"),
+        (("--aspect-ratio", "7"), "aspect"),
+        (("--ledger", "fox.txt"), "fox.txt"),
+    ],
+)
+async def test_what_is_refused_anyway_is_refused_without_a_question(
+    tmp_path: Path, options: tuple[str, ...], why: str
+) -> None:
+    for name in ("fox.png", "fox.txt"):
+        (tmp_path / name).write_text("no image, and no ledger\n", encoding="utf-8")
+    environ = environment() | {"APIMALL_API_KEY": "sk-1"}
+    said = await nanobanana("generate", "a", "fox", *options, environ=environ, folder=tmp_path, typed="n\n")
+    assert (said.code, said.out) == (2, "")
+    assert why in said.complaint
+    assert "Continue?" not in said.err
+
+
+async def test_a_declined_question_creates_no_folder(tmp_path: Path) -> None:
+    environ = environment() | {"APIMALL_API_KEY": "sk-1"}
+    said = await nanobanana("generate", "a", "fox", "-o", "out/new", environ=environ, folder=tmp_path, typed="n\n")
+    assert (said.code, "Continue?" in said.err) == (1, True)
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+
 async def test_prompts_of_single_words_are_noted_on_a_pipe() -> None:
     async with Emulator(duration=QUICK) as emulator:
         said = await nanobanana("generate", "a", "fox", "--num-images", "3", environ=environment(emulator))

@@ -296,7 +296,8 @@ def test_a_card_shows_a_long_key_and_all_filters_whole(browser: Browser, tmp_pat
     page = opened(browser, tmp_path, rows)
     page.set_viewport_size({"width": width, "height": 900})
     cut = """all => all.filter(one => {
-      const [inner, outer] = [one.getBoundingClientRect(), (one.closest(".card") ?? document.body).getBoundingClientRect()];
+      const inner = one.getBoundingClientRect();
+      const outer = (one.closest(".card") ?? document.body).getBoundingClientRect();
       return inner.width === 0 || inner.left < outer.left || inner.right > outer.right || inner.bottom > outer.bottom;
     }).length"""
     assert page.locator(".set > *, .filter").evaluate_all(cut) == 0

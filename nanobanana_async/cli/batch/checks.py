@@ -1,13 +1,11 @@
 """Check a whole file before anything is bought: its bad rows, and prompts that look like comments."""
 
-import sys
-
 from rich.console import Console
 
 from nanobanana_async import Gateway
-from nanobanana_async.cli.batch.input_file import STANDARD_INPUT, InputFile
+from nanobanana_async.cli.batch.checking import checking
+from nanobanana_async.cli.batch.input_file import InputFile
 from nanobanana_async.cli.batch.notes import Notes, numbered
-from nanobanana_async.cli.jobs.consent import confirm
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import plural
 
@@ -19,7 +17,7 @@ def count_valid_rows(source: InputFile, gateway: Gateway, notes: Notes) -> int |
     console, total = Console(stderr=True), 0
     bad: list[int] = []
     errors: list[str] = []
-    for row in source.rows(gateway, notes):
+    for row in checking(source.rows(gateway, notes), "rows checked"):
         total += 1
         if row.error is not None:
             bad.append(row.number)
@@ -35,13 +33,6 @@ def count_valid_rows(source: InputFile, gateway: Gateway, notes: Notes) -> int |
     elif bad:
         _print_error(console, f"nothing was bought: correct {plural(len(bad), 'row')} of {total} first")
     return None if bad or not total else total
-
-
-def means_hashes(source: InputFile, notes: Notes, *, yes: bool) -> bool:
-    """Return whether to go on with prompts that begin with # and may be comments; without a terminal True."""
-    if not notes.hashes or yes or source.title == STANDARD_INPUT or not sys.stdin.isatty():
-        return True
-    return confirm(f"Images of {numbered(notes.hashes, source.unit)} will be bought.", yes=False)
 
 
 def _print_error(console: Console, sentence: str) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -13,20 +12,22 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from nanobanana_async import ApiMall, ConcurrencyPolicy, ConfigurationError, Gateway, ImageRequest
-from nanobanana_async.cli.batch.checks import count_valid_rows, means_hashes
+from nanobanana_async.cli.batch.checks import count_valid_rows
+from nanobanana_async.cli.batch.consent import may_buy
 from nanobanana_async.cli.batch.dry_run import show_dry_run
-from nanobanana_async.cli.batch.folder import FILES, BatchFolder, FolderOwner, check_owner, refuse_lost_ledger
+from nanobanana_async.cli.batch.folder import BatchFolder, FolderOwner, check_owner, refuse_lost_ledger
 from nanobanana_async.cli.batch.formats import Format
 from nanobanana_async.cli.batch.input_file import open_input
 from nanobanana_async.cli.batch.keyless import gateway_without_key
 from nanobanana_async.cli.batch.naming import template_of, with_names
 from nanobanana_async.cli.batch.notes import Notes
+from nanobanana_async.cli.batch.own_files import refuse_own_results
 from nanobanana_async.cli.batch.parsers import ReadingOptions
 from nanobanana_async.cli.batch.run import Run
 from nanobanana_async.cli.batch.run_options import RunOptions
-from nanobanana_async.cli.batch.sweeping import consents, open_sweep, sweep_options
+from nanobanana_async.cli.batch.sweeping import open_sweep, sweep_options
 from nanobanana_async.cli.find_gateway import find_gateway
-from nanobanana_async.cli.options import ExtraOption, RunFolder, TargetOption, Yes, extra_of
+from nanobanana_async.cli.options import ExtraOption, RunFolder, TargetOption, Yes, check_output, extra_of
 from nanobanana_async.gateways import registry
 from nanobanana_async.images.names import safe_name
 from nanobanana_async.images.target import Target
@@ -210,6 +211,7 @@ class BatchCommand:
             whether --max-credits is enough, and the settings. Nothing is bought or written. Needs no API key: without
             one the balance is left out.
         """
+        asyncio.run(check_output(output, create=False))
         parse_credits("--max-credits", max_credits)
         parse_credits("--expected-credits", expected_credits)
         max_wait_s = as_number("--max-wait", max_wait, endless=True)
@@ -240,9 +242,7 @@ class BatchCommand:
         with opened as source:
             store = None if isinstance(output, Path) else output
             path = _folder_of_run(output, folder, source.batch)
-            for read in [file, *(vary_file or ())]:
-                if read and Path(read).exists() and Path(read).resolve() in [(path / each).resolve() for each in FILES]:
-                    raise ConfigurationError(f"{read} would be overwritten: name another folder with -o")
+            refuse_own_results(path, file, swept)
             owner = FolderOwner(source.batch, emulated, None if store is None else store.url)
             if (found := check_owner(path, owner)) is not None:
                 refuse_lost_ledger(path, new_ledger=new_ledger)
@@ -270,18 +270,8 @@ class BatchCommand:
             )
             if dry_run:
                 return asyncio.run(show_dry_run(run_options, selected, asks_balance=not emulated and keyless is None))
-            unasked = yes or emulated
-            if not (
-                means_hashes(source, notes, yes=unasked)
-                and consents(source, total, selected, expected_credits, yes=unasked)
-            ):
+            if not may_buy(run_options, selected, notes, owner, yes=yes):
                 return USAGE
-            if store is not None and folder is None and found is None:
-                print(
-                    f"nanobanana: {path} in this folder is new, and gets the ledger of what this batch buys. If the"
-                    " batch ran in another folder, stop, and pass its --folder: else its rows are bought again",
-                    file=sys.stderr,
-                )
             with BatchFolder(path, owner) as held:
                 return asyncio.run(_run(run_options, None if emulated else selected, held))
 

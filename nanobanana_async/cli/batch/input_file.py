@@ -12,6 +12,7 @@ from attrs import evolve, field, frozen
 
 from nanobanana_async.batch.columns import ValuedNames
 from nanobanana_async.batch.rows import Row, RowInput, RowReader, canonical_request
+from nanobanana_async.cli.batch.checking import checking
 from nanobanana_async.cli.batch.formats import ENDINGS, Format, array_to_lines, begins_array, refuse_misnamed
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ParsedRow, ReadingOptions, csv_cells, jsonl, table, text_lines
@@ -110,7 +111,7 @@ class InputFile:
         if self.format == "txt":
             return {}
         names, notes = ValuedNames(), Notes()
-        for _, found in evolve(self, options=evolve(self.options, strict=False)).parsed(notes):
+        for _, found in checking(evolve(self, options=evolve(self.options, strict=False)).parsed(notes), "rows read"):
             if self.is_table and not names.may_have(notes.unknown):
                 break
             if isinstance(found, dict):
@@ -148,7 +149,7 @@ class InputFile:
         self.known.update(read_objects(self._objects(), gateway, self.unit))
 
     def _objects(self) -> Iterator[tuple[int, LocalImage]]:
-        for number, found in self.parsed(Notes()):
+        for number, found in checking(self.parsed(Notes()), "rows searched for reference images"):
             images: list[object] = []
             with suppress(InvalidRequest):  # it will be the error of the row
                 images = [] if isinstance(found, str) else self._with_paths(found).get("images") or []

@@ -12,22 +12,17 @@ from attrs import field, frozen
 
 from nanobanana_async.batch.columns import COLUMNS, Columns, HeaderError, field_of_column
 from nanobanana_async.batch.sweeps import Sweep
-from nanobanana_async.cli.batch.costs import Costs
 from nanobanana_async.cli.batch.formats import ENDINGS
 from nanobanana_async.cli.batch.input_file import InputFile
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ParsedRow, ReadingOptions, csv_cells, text_lines
 from nanobanana_async.cli.batch.spool import copy_input
-from nanobanana_async.cli.jobs.consent import confirm
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.extra import to_extra, value_of_text
-from nanobanana_async.formatting import plain_number, plural
-from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.formatting import plural
 from nanobanana_async.images.names import slug
 from nanobanana_async.references import text_to_reference
 
-ASKED_ABOVE = 100
-"""More rows than these are bought only after a question, or with --yes."""
 _SLUG = 40
 
 
@@ -131,26 +126,18 @@ def open_sweep(options: SweepOptions, name: str | None, reading: ReadingOptions)
     yield SweepInput(Path(), "the sweep", "jsonl", batch, reading, note, sweep=sweep, template=template)
 
 
-def consents(source: InputFile, total: int, gateway: Gateway, expected: Any, *, yes: bool) -> bool:
-    """Ask before a large sweep is bought; raise `ConfigurationError` without a terminal."""
-    if not isinstance(source, SweepInput) or total <= ASKED_ABOVE:
-        return True
-    costs = Costs(gateway, {}, expected)
-    for row in source.rows(gateway):
-        if row.request is not None:
-            costs.add(row.request)
-    price = f"about {plain_number(costs.total)} credits{' (estimate)' if costs.estimated else ''}"
-    return confirm(
-        f"This sweep has {plural(total, 'row')}, {price}; what was bought before is not bought again.", yes=yes
-    )
+def file_of_values(given: str) -> Path | None:
+    """Return the file that a --vary names after @; None if it lists its values."""
+    text = given.partition("=")[2]
+    return Path(text[1:]).expanduser() if text.startswith("@") else None
 
 
 def _values(name: str, text: str, options: SweepOptions) -> list[Any]:
     """Return the values of --vary: a list with commas, quoted as in CSV, or the lines of a file after @."""
-    if not text.startswith("@"):
+    file = file_of_values(f"{name}={text}")
+    if file is None:
         folder, listed = Path(), _cells(name, text)
     else:
-        file = Path(text[1:]).expanduser()
         folder = file.parent
         with _copied(file, options, workbook=False) as copy, copy.open(encoding="utf-8") as lines:
             listed = [line for _, line in text_lines(lines, ReadingOptions())]

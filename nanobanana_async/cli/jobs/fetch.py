@@ -99,6 +99,7 @@ class FetchCommand:
         unique = list(dict.fromkeys(map(validate_task_id, names)))
         if timeout is not None:
             as_number("--timeout", timeout, above=0, endless=True)
+        asyncio.run(check_output(output, create=False))
         exists = not isinstance(ledger, Path) or ledger.exists()
         if exists:
             require_ledger(ledger)

@@ -12,7 +12,7 @@ from typing import Any
 import platformdirs
 from attrs import frozen
 
-from nanobanana_async.cli.settings.private import check_not_writable
+from nanobanana_async.cli.settings.private import check_not_writable, open_regular
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.base import validate_base_url
 from nanobanana_async.gateways.registry import GATEWAYS
@@ -125,8 +125,8 @@ def read(path: Path, profile: str | None) -> SettingsFile:
 def load(path: Path) -> dict[str, Any]:
     """Return the contents of a settings file, unchecked."""
     try:
-        check_not_writable(path)
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            check_not_writable(path)
             content = file.read(_MAX_BYTES + 1)
     except OSError as error:
         why = "it is a folder" if path.is_dir() else (error.strerror or str(error))
