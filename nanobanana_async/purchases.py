@@ -135,7 +135,7 @@ class Purchases(ABC):
         max_credits: Decimal | float | None = None,
         expected_credits: Decimal | float | None = None,
         retry_failed: bool | Collection[JobFailureKind] = False,
-        max_wait_s: float | None = None,
+        max_budget_wait_s: float | None = None,
         progress: bool = False,
     ) -> Batch:
         """Buy any number of jobs: `async for outcome in session.generate_many(prompts)`.
@@ -156,8 +156,8 @@ class Purchases(ABC):
         from 1), `{slug}` (of the prompt), `{key}` and `{metadata[NAME]}`; the default is the row's key, or
         `{row:04}-{slug}`. `sidecar` writes prompt, settings, key and price of each image into `NAME.json` beside it.
         `max_credits` caps everything ever spent under the name. Until a price is known, jobs are bought one at a time
-        at `expected_credits`, by default the example price of the gateway's reference. `max_wait_s` bounds the wait for
-        a used-up daily budget of the account (`BatchStopped`). `progress` shows a tqdm bar.
+        at `expected_credits`, by default the example price of the gateway's reference. `max_budget_wait_s`
+        bounds the wait for a used-up daily budget of the account (`BatchStopped`), and no other wait. `progress` shows a tqdm bar.
         """
         engine = self._require_engine()
         if batch is not None and isinstance(self._components.ledger, MemoryLedger):
@@ -171,7 +171,7 @@ class Purchases(ABC):
             max_credits=parse_credits("max_credits", max_credits),
             expected_credits=parse_credits("expected_credits", expected_credits),
             retry_failed=retry_failed,
-            max_wait_s=as_timeout("max_wait_s", max_wait_s),
+            max_budget_wait_s=as_timeout("max_budget_wait_s", max_budget_wait_s),
             progress=progress,
         )
         return Batch(requests, options, engine, ImageSaver(engine, self._components.downloads))

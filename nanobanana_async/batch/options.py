@@ -44,7 +44,7 @@ class BatchOptions:
     expected_credits: Decimal | None = None
     retry_failed: frozenset[str] = field(default=frozenset(), converter=to_failure_kinds)
     """The kinds of failures that are bought again."""
-    max_wait_s: float | None = None
+    max_budget_wait_s: float | None = None
     """The longest wait for a used-up budget of the account; None: as long as it takes."""
     progress: bool = field(default=False, validator=validate_switch)
 

@@ -101,7 +101,7 @@ class BatchRunner:
     async def run(self, group: TaskGroup) -> None:
         """Pull rows until the input ends or the batch stops buying. Runs in the session's task group."""
         self._group = group
-        if (most_s := self._options.max_wait_s) is not None:
+        if (most_s := self._options.max_budget_wait_s) is not None:
             used_up = self._engine.poller.used_up_budgets
             group.start_soon(watch_budget, used_up, most_s, lambda: self.is_exhausted, self._give_up)
         try:

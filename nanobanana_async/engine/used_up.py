@@ -27,9 +27,9 @@ class UsedUpBudgets:
             return None
         return self._store.utcnow() + timedelta(seconds=self._pause.ends_at - self._clock())
 
-    def pause_outlasts(self, max_wait_s: float) -> bool:
-        """Return whether a pause is certain that lasts longer than this."""
-        return self._pause.confirmed and self._pause.ends_at - self._clock() > max_wait_s
+    def pause_outlasts(self, max_budget_wait_s: float) -> bool:
+        """Return whether there is a pause that lasts longer than this from its first refusal on."""
+        return self._pause.outlasts(self._clock(), max_budget_wait_s)
 
     def pause_if_used_up(self, error: RateLimited, sent_at: float) -> bool:
         """Pause if the refusal says that a budget of a long time is used up; return whether it does."""

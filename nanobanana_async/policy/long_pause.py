@@ -27,6 +27,8 @@ class LongPause:
     """When the next request may leave."""
     confirmed: bool = False
     """Whether the gateway has said so a second time."""
+    _began_at: float = -math.inf
+    """When its first refusal came."""
     _refused_at: float = -math.inf
     """When the last such refusal came: requests sent before that show nothing new."""
 
@@ -35,11 +37,21 @@ class LongPause:
         """Whether the budget is used up."""
         return self.ends_at > -math.inf
 
+    def outlasts(self, now: float, max_wait_s: float) -> bool:
+        """Return whether the pause, from its first refusal on, takes longer than a user is ready to wait.
+
+        The second refusal makes that certain. One who waits for less time than it takes until then believes the first.
+        """
+        waited_s = now - self._began_at
+        too_long = self.used_up and self.ends_at - self._began_at > max_wait_s
+        return too_long and (self.confirmed or waited_s >= max_wait_s)
+
     def on_refused(self, now: float, sent_at: float, for_s: float) -> bool:
         """Record a refusal that states how long nothing is taken; return whether it is the first of its pause."""
         if sent_at <= self._refused_at:
             return False
         first = not self.used_up
+        self._began_at = now if first else self._began_at
         self.confirmed = not first
         self.ends_at, self._refused_at = now + for_s, now
         self.opens_at = now + (min(for_s, MAX_RETRY_AFTER_S) if first else for_s + MARGIN_S)

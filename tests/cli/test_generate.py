@@ -1,5 +1,6 @@
 """`nanobanana generate` against the emulator, over real sockets."""
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -216,7 +217,7 @@ async def test_a_declined_question_creates_no_folder(tmp_path: Path) -> None:
     environ = environment() | {"APIMALL_API_KEY": "sk-1"}
     said = await nanobanana("generate", "a", "fox", "-o", "out/new", environ=environ, folder=tmp_path, typed="n\n")
     assert (said.code, "Continue?" in said.err) == (1, True)
-    assert os.listdir(tmp_path) == []  # noqa: PTH208
+    assert os.listdir(tmp_path) == []
 
 
 async def test_prompts_of_single_words_are_noted_on_a_pipe() -> None:

@@ -108,7 +108,9 @@ async def test_batch_stops_when_the_wait_would_be_too_long() -> None:
 
         async def buy() -> None:
             nonlocal done
-            async for outcome in session.generate_many((f"fox {number}" for number in range(12)), max_wait_s=600):
+            async for outcome in session.generate_many(
+                (f"fox {number}" for number in range(12)), max_budget_wait_s=600
+            ):
                 done += outcome.ok
 
         with pytest.raises(BatchStopped, match="budget of requests is used up until 2 Jan 2026, 00:00 UTC") as why:
@@ -120,12 +122,24 @@ async def test_batch_stops_when_the_wait_would_be_too_long() -> None:
     assert done + len(left) == world.stats(now()).creates_accepted
 
 
+@pytest.mark.parametrize("wait_s", [0, 5, 60])
+@virtually
+async def test_batch_ends_about_its_wait_after_the_first_refusal(wait_s: int) -> None:
+    gateway = FakeGateway(job_s=5.0)
+    daily = refused(429, "daily_limit_exceeded", "Daily limit reached")
+    async with apimall(FakeTransport(in_turn([daily], [gateway.answer]))) as session:
+        with pytest.raises(BatchStopped, match="budget of requests is used up until"):
+            async for _ in session.generate_many(["a fox", "an owl"], max_budget_wait_s=wait_s):
+                pass
+        assert wait_s <= now() <= wait_s + 3.0
+
+
 @pytest.mark.slow
 @virtually
 async def test_batch_waits_as_long_as_it_may() -> None:
     world = an_account(40)
     async with a_session(world) as session:
-        outcomes = session.generate_many((f"fox {number}" for number in range(8)), max_wait_s=2 * DAY_S)
+        outcomes = session.generate_many((f"fox {number}" for number in range(8)), max_budget_wait_s=2 * DAY_S)
         assert [outcome.ok async for outcome in outcomes] == [True] * 8
         patient = session.generate_many([f"owl {number}" for number in range(2)])
         assert [outcome.ok async for outcome in patient] == [True] * 2
@@ -135,5 +149,5 @@ async def test_batch_waits_as_long_as_it_may() -> None:
 async def test_wait_of_a_batch_is_checked() -> None:
     async with apimall(FakeTransport(FakeGateway().answer)) as session:
         for bad in (-1, "long", math.nan):
-            with pytest.raises(ConfigurationError, match="max_wait_s must be a number"):
-                session.generate_many(["a fox"], max_wait_s=bad)  # type: ignore[arg-type]
+            with pytest.raises(ConfigurationError, match="max_budget_wait_s must be a number"):
+                session.generate_many(["a fox"], max_budget_wait_s=bad)  # type: ignore[arg-type]

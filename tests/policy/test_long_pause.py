@@ -20,6 +20,29 @@ def test_first_refusal_pauses_for_two_minutes_and_the_second_is_believed() -> No
     assert pause.opens_at == 140.0 + HOURS_S + MARGIN_S
 
 
+def test_pause_outlasts_a_wait_once_it_is_confirmed_or_the_wait_is_over() -> None:
+    pause = LongPause()
+    assert not pause.outlasts(0.0, 0.0)
+    pause.on_refused(10.0, 9.9, HOURS_S)
+    assert pause.outlasts(10.0, 0.0)
+    assert not pause.outlasts(14.9, 5.0)
+    assert pause.outlasts(15.0, 5.0)
+    assert not pause.outlasts(15.0, 600.0)
+    pause.on_refused(140.0, 139.0, HOURS_S)
+    assert pause.outlasts(140.0, 600.0)
+    assert not pause.outlasts(140.0, 130.0 + HOURS_S)
+    pause.on_answered(141.0)
+    assert not pause.outlasts(200.0, 0.0)
+
+
+def test_pause_that_ends_within_the_wait_does_not_outlast_it() -> None:
+    pause = LongPause()
+    pause.on_refused(0.0, -0.1, 60.0)
+    assert not pause.outlasts(59.0, 60.0)
+    pause.on_refused(61.0, 60.5, 60.0)  # the gateway says so once more: now it takes longer
+    assert pause.outlasts(61.0, 60.0)
+
+
 def test_single_request_shows_the_end_of_a_pause() -> None:
     budget = SessionBudget()
     budget.pause.on_refused(0.0, -0.1, 60.0)

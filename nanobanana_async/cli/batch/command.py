@@ -40,7 +40,7 @@ GatewayFinder = Callable[[Name | None, str | None], Gateway]
 """Returns the gateway that options and environment select."""
 
 USAGE = 2
-MAX_WAIT_S = 600.0
+MAX_BUDGET_WAIT_S = 600.0
 
 
 @frozen
@@ -66,7 +66,7 @@ class BatchCommand:
         expected_credits: Decimal | None = None,
         max_jobs: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")] = None,
         max_requests_per_minute: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_REQUESTS_PER_MINUTE")] = None,
-        max_wait: float = MAX_WAIT_S,
+        max_budget_wait: float = MAX_BUDGET_WAIT_S,
         retry_failed: Flag = False,
         buy_changed: Flag = False,
         ordered: Flag = False,
@@ -158,9 +158,9 @@ class BatchCommand:
             The most jobs to run at once.
         max_requests_per_minute
             The most requests to the gateway in a minute, if you know what the account allows.
-        max_wait
+        max_budget_wait
             Seconds to wait when the account's daily budget of requests is used up; if that takes longer, the run stops,
-            and the same command continues it later.
+            and the same command continues it later. Other waits, such as for a gateway that is down, do not count.
         retry_failed
             Buy rows again that failed or were refused.
         buy_changed
@@ -214,7 +214,7 @@ class BatchCommand:
         asyncio.run(check_output(output, create=False))
         parse_credits("--max-credits", max_credits)
         parse_credits("--expected-credits", expected_credits)
-        max_wait_s = as_number("--max-wait", max_wait, endless=True)
+        max_budget_wait_s = as_number("--max-budget-wait", max_budget_wait, endless=True)
         concurrency = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
         emulated = gateway == "emulator"
         keyless = gateway_without_key(gateway, base_url, folder or output) if dry_run and not emulated else None
@@ -262,7 +262,7 @@ class BatchCommand:
                 max_credits=max_credits,
                 expected_credits=expected_credits,
                 concurrency=concurrency,
-                max_wait_s=max_wait_s,
+                max_budget_wait_s=max_budget_wait_s,
                 retry_failed=retry_failed,
                 buy_changed=buy_changed,
                 ordered=ordered,

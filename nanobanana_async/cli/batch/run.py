@@ -184,7 +184,7 @@ class Run:
                     max_credits=options.max_credits,
                     expected_credits=options.expected_credits,
                     retry_failed=options.retry_failed,
-                    max_wait_s=options.max_wait_s,
+                    max_budget_wait_s=options.max_budget_wait_s,
                 ) as batch,
             ):
                 report = (self._keep_report_current(batch), self._report.make_thumbnails())

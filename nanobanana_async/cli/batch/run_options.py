@@ -25,7 +25,7 @@ class RunOptions:
     max_credits: Decimal | None = None
     expected_credits: Decimal | None = None
     concurrency: ConcurrencyPolicy = field(factory=ConcurrencyPolicy)
-    max_wait_s: float | None = None
+    max_budget_wait_s: float | None = None
     retry_failed: bool = False
     buy_changed: bool = False
     ordered: bool = False

@@ -57,7 +57,7 @@ OPTIONS: Mapping[str, tuple[str, tuple[type, ...]]] = {
     "max_credits": _NUMBER,
     "expected_credits": _NUMBER,
     "timeout": _NUMBER,
-    "max_wait": _NUMBER,
+    "max_budget_wait": _NUMBER,
     "names": _TEXT,
     "comments": _TEXT,
     "strict": _SWITCH,
