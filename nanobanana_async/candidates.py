@@ -4,6 +4,9 @@ from datetime import datetime
 
 from attrs import frozen
 
+MOST_CANDIDATES = 20
+"""No more tasks are kept for a job: those nearest in time. A person compares them one by one."""
+
 
 @frozen(kw_only=True)
 class Candidate:

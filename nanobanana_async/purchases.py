@@ -157,7 +157,8 @@ class Purchases(ABC):
         `{row:04}-{slug}`. `sidecar` writes prompt, settings, key and price of each image into `NAME.json` beside it.
         `max_credits` caps everything ever spent under the name. Until a price is known, jobs are bought one at a time
         at `expected_credits`, by default the example price of the gateway's reference. `max_budget_wait_s`
-        bounds the wait for a used-up daily budget of the account (`BatchStopped`), and no other wait. `progress` shows a tqdm bar.
+        bounds the wait for a used-up daily budget of the account (`BatchStopped`), and no other wait. `progress` shows
+        a tqdm bar.
         """
         engine = self._require_engine()
         if batch is not None and isinstance(self._components.ledger, MemoryLedger):

@@ -13,14 +13,14 @@ CHECK_S = 1.0
 
 async def watch_budget(
     used_up: UsedUpBudgets,
-    max_budget_wait_s: float,
+    most_s: float,
     is_over: Callable[[], bool],
     give_up: Callable[[NanoBananaError], None],
 ) -> None:
     """Call `give_up` with the reason once the wait would be too long; return when the batch is over."""
     while not is_over():
         until = used_up.until
-        if until is not None and used_up.pause_outlasts(max_budget_wait_s):
+        if until is not None and used_up.pause_outlasts(most_s):
             why = (
                 f"the account's daily budget of requests is used up until {moment(until)}; what runs stays in the"
                 " ledger: run the batch again then"

@@ -1,11 +1,12 @@
 """What the failure of a create adds to the record of a job in doubt."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from attrs import evolve
 
+from nanobanana_async.candidates import MOST_CANDIDATES, Candidate
 from nanobanana_async.commands import jobs_command
 from nanobanana_async.engine.store import to_failure
 from nanobanana_async.errors import IdempotencyConflict, JobUncertain, NanoBananaError
@@ -87,6 +88,12 @@ def why_in_doubt(error: NanoBananaError, record: JobRecord, decision: RetryDecis
     return failure
 
 
+def count_of(candidates: Sequence[Candidate]) -> str:
+    """Return how many tasks could be a job, such as "2 tasks", or that there are more than are kept."""
+    more = " or more" if len(candidates) >= MOST_CANDIDATES else ""
+    return f"{plural(len(candidates), 'task')}{more}"
+
+
 def candidates_hint(record: JobRecord, ledger: object | None) -> str:
     """Return how to see the tasks that could be an uncertain job; nothing if none is known."""
     if not record.candidates:
@@ -94,4 +101,4 @@ def candidates_hint(record: JobRecord, ledger: object | None) -> str:
     listed = ", ".join(candidate.task_id for candidate in record.candidates[:MOST_CANDIDATES_NAMED])
     if ledger is not None:
         listed = f"`{jobs_command('show', ledger=ledger, names=[record.key])}` lists them"
-    return f"; {plural(len(record.candidates), 'task')} could be it: {listed}"
+    return f"; {count_of(record.candidates)} could be it: {listed}"

@@ -1,6 +1,7 @@
 """Read the gateway's history of tasks, where it has one, and keep the jobs in doubt that wait for it."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -18,6 +19,7 @@ from nanobanana_async.errors import (
     GatewayUnavailable,
     NanoBananaError,
     RateLimited,
+    TaskNotFound,
     UnexpectedResponse,
 )
 from nanobanana_async.events import log, log_failure
@@ -36,6 +38,10 @@ LONGEST_CONFIRMATION_S = 10.0
 
 # After so many readings that did not decide it, a job is left to its repeats, or becomes UNCERTAIN.
 MOST_READINGS = 5
+# So long a history is not read that was refused, as to a key without the right to read it: that may be given.
+REFUSED_PAUSE_S = 600.0
+# No more tasks are kept of one reading: a page has 50, and a day of a large account a few thousand.
+MOST_TASKS = 20_000
 # How many accepted tasks are remembered.
 MOST_ACCEPTED = 100
 # A clock that is further off is none.
@@ -98,7 +104,7 @@ class History:
         self._longest_answer_s: float | None = None
         self._changed = asyncio.Event()
         self._read_at = -self.delay_s
-        self._unreadable = False
+        self._unreadable_until = -math.inf
         self._failures = 0
         """Readings in a row that failed."""
         self.accepted: dict[str, tuple[datetime, datetime]] = {}
@@ -106,9 +112,14 @@ class History:
         self._was_read = False
 
     @property
+    def is_missing(self) -> bool:
+        """Whether the gateway has no history, as far as is known."""
+        return self.gateway is None or self._unreadable_until == math.inf
+
+    @property
     def is_readable(self) -> bool:
-        """Whether the gateway has a history, as far as is known."""
-        return self.gateway is not None and not self._unreadable
+        """Whether the gateway has a history, which was not refused a short time ago."""
+        return self.gateway is not None and self._clock() >= self._unreadable_until
 
     @property
     def is_failing(self) -> bool:
@@ -214,6 +225,9 @@ class History:
             # A gateway that ignores the number of the page shows the first one for ever.
             if page.is_last or len(tasks) == known or (in_order and oldest < _to_gateway_time(since, offset)):
                 break
+            if len(tasks) >= MOST_TASKS:
+                log.info("history.cut tasks=%d: jobs from before %s stay in doubt", len(tasks), oldest.isoformat())
+                break
         self._read_at, self._was_read, self._failures = self._clock(), True, 0
         return TaskListing(read_at, list(tasks.values()), complete_since, offset)
 
@@ -223,14 +237,26 @@ class History:
         self._failures += 1
         no_history = isinstance(error, UnexpectedResponse) and error.status in _NO_HISTORY_STATUSES
         refused = isinstance(error, GatewayError) and not isinstance(error, (RateLimited, GatewayUnavailable))
-        if no_history or refused or isinstance(error, ConfigurationError):  # such as a lent session that was closed
-            self._unreadable = True
+        what = _name_failure(error)
+        if no_history or isinstance(error, (TaskNotFound, ConfigurationError)):  # or a lent session that was closed
+            self._unreadable_until = math.inf
             self._spacing.disable()
-            log.warning("history.unreadable error=%s: jobs in doubt have to be resolved by hand", error)
+            log.warning("history.unreadable error=%s: jobs in doubt have to be resolved by hand", what)
+        elif refused:
+            self._unreadable_until = self._clock() + REFUSED_PAUSE_S
+            self._spacing.release()
+            log.warning(
+                "history.refused error=%s: it is read again after %g s if a job is in doubt then", what, REFUSED_PAUSE_S
+            )
         elif isinstance(error, NanoBananaError):
-            log.info("history.unread error=%s", error)
+            log.info("history.unread error=%s", what)
         else:
             log_failure("history.crashed", error)
+
+    def allow_reading(self) -> None:
+        """Let a history that was refused be read at once: a person asks for it."""
+        if not self.is_missing:
+            self._unreadable_until = -math.inf
 
     async def find_claimed(self, account: str, tasks: list[PastTask]) -> dict[str, JobRecord | None]:
         """Return the tasks that a job of the ledger has. An attached task may be another job's as well."""
@@ -248,6 +274,13 @@ class History:
         request = self.gateway.build_history(number)
         response = await send_contained(self._transport, request, timeout_s=self._query_s)
         return await self._answers.read(self.gateway.read_history, response)
+
+
+def _name_failure(error: Exception) -> str:
+    """Return what a log may say about a failed reading: no text of the answer, which may hold links to images."""
+    status, code = (getattr(error, name, None) for name in ("status", "code"))
+    facts = [str(fact) for fact in (status, None if code == str(status) else code) if fact is not None]
+    return " ".join([type(error).__name__, *facts])
 
 
 def _clock_offset(page: HistoryPage, sent_at: datetime, answered_at: datetime) -> ClockOffset | None:

@@ -67,7 +67,8 @@ class Reconciler:
 
     async def reconcile(self) -> list[TrackedJob]:
         """Decide about all UNCERTAIN jobs of the account; return those that are not UNCERTAIN any more."""
-        if not self._history.is_readable:
+        self._history.allow_reading()
+        if self._history.is_missing:
             raise ConfigurationError("this gateway lists no tasks: check its own web page, then call `session.resolve`")
         done: asyncio.Future[list[TrackedJob]] = asyncio.get_running_loop().create_future()
 

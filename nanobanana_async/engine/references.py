@@ -149,8 +149,9 @@ class References:
     async def load_body(self, job: TrackedJob) -> tuple[bytes, int]:
         """Return the bytes that a create of the job sends, and how many bytes of images are in memory for it.
 
-        Raises an error if an image can't be read; nothing is held then. `unload` must follow otherwise.
+        Raises an error if an image can't be read; nothing is held then. `release_memory` must follow otherwise.
         """
+        await self._keep_one_body_per_key(job)
         record = job.record
         if not self._sends_inline or record.request is None or not (digests := local_digests(record.request.images)):
             return record.body, 0
@@ -165,6 +166,17 @@ class References:
         except BaseException:
             self._memory.release(size)
             raise
+
+    async def _keep_one_body_per_key(self, job: TrackedJob) -> None:
+        """Let a job that was sent, and surely not bought, begin its next generation if it has another body now.
+
+        As after a 429: an upload has expired meanwhile, or a caller brought a newer signature. See
+        `restart_with_new_uploads` for why.
+        """
+        record, sent = job.record, job.ledger_record
+        was_sent = record.state is JobState.PENDING and record.first_sent_at is not None
+        if was_sent and self._gateway.supports_idempotency_keys and sent.body not in (b"", record.body):
+            await self._store.start_generation(job, sent, body=record.body, request=record.request)
 
     def release_memory(self, size: int) -> None:
         """Record that the images of a create are no longer in memory."""

@@ -76,6 +76,10 @@ class CreateSpacing:
         """Record whether the answer to the repeat of a processed create named the task."""
         self._names_task, self.active = named_task, not named_task
 
+    def release(self) -> None:
+        """Keep nothing apart until another answer is lost."""
+        self.active = False
+
     def disable(self) -> None:
         """Keep nothing apart from now on: no history can be read that would show whose a task is."""
         self._names_task, self.active = True, False

@@ -38,6 +38,7 @@ from decimal import Decimal
 
 from attrs import frozen
 
+from nanobanana_async.candidates import MOST_CANDIDATES
 from nanobanana_async.policy.matching import agreed_tasks
 
 ROUNDING_S = 1.0
@@ -135,7 +136,7 @@ class NotBought:
 
 @frozen
 class Undecided:
-    """These tasks could be the job's. `may_change` says whether a later reading may decide it."""
+    """These tasks could be the job's, or the nearest of them. `may_change`: whether a later reading may decide it."""
 
     candidates: tuple[str, ...]
     may_change: bool
@@ -220,7 +221,16 @@ class _Decision:
         candidates = tuple(task for task in self._candidates[doubt.key] if task not in taken)
         if not candidates:  # it is not known as not bought because of these
             candidates = tuple(task for task in self._wide_candidates[doubt.key] if task not in taken)
-        return Undecided(candidates, self._may_change(doubt))
+        return Undecided(self._nearest(doubt, candidates), self._may_change(doubt))
+
+    def _nearest(self, doubt: JobInDoubt, candidates: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the tasks that were created next to the send, in their order, if there are many."""
+        if len(candidates) <= MOST_CANDIDATES:
+            return candidates
+        sent_at = doubt.sent_at + (self._read.offset.least + self._read.offset.most) / 2
+        distances = {task.task_id: abs(task.created_at - sent_at) for task in self._read.unclaimed}
+        nearest = set(sorted(candidates, key=distances.__getitem__)[:MOST_CANDIDATES])
+        return tuple(task for task in candidates if task in nearest)
 
     def _in_window(self, doubt: JobInDoubt, task: UnclaimedTask, *, wide: bool) -> bool:
         late_s = 3 * self._read.delay_s if wide else self._read.lateness_s

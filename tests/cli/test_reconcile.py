@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from nanobanana_async import ImageRequest, JobState
-from nanobanana_async.candidates import Candidate
+from nanobanana_async.candidates import MOST_CANDIDATES, Candidate
 from nanobanana_async.cli.jobs.format import job_details
 from nanobanana_async.emulator import Emulator, Fixed
+from nanobanana_async.engine.doubt import count_of
 from nanobanana_async.jobs import JobRecord
 from tests.cli.test_jobs import opened
 from tests.support.command import environment, nanobanana
@@ -64,8 +65,8 @@ async def test_reconcile_leaves_a_job_with_one_candidate_and_show_lists_it(tmp_p
         assert said.code == 1
         assert "job fox-1 stays uncertain: 1 task could be it" in said.err
         shown = (await nanobanana("jobs", "show", "fox-1", environ=environ)).out
-        assert f"candidate 1    task {foreign}, created" in shown
-        assert f"to take it     `nanobanana jobs resolve fox-1 {foreign} --as task-id" in shown
+        assert f"candidate 1      task {foreign}, created" in shown
+        assert f"to take it       `nanobanana jobs resolve fox-1 {foreign} --as task-id" in shown
 
 
 async def test_show_has_a_command_for_each_of_several_candidates(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ async def test_show_has_a_command_for_each_of_several_candidates(tmp_path: Path)
         environ = environment(emulator, NANOBANANA_LEDGER=str(tmp_path / "jobs.sqlite"))
         await nanobanana("jobs", "reconcile", environ=environ)
         shown = (await nanobanana("jobs", "show", "fox-1", environ=environ)).out
-    assert "to take one    compare their images and times with the prompt and the first send" in shown
+    assert "to take one      compare their images and times with the prompt and the first send" in shown
     assert all(f"`nanobanana jobs resolve fox-1 {task} --as task-id" in shown for task in tasks)
     assert " ID " not in shown.partition("to take one")[2]
 
@@ -99,8 +100,8 @@ async def test_reconcile_follows_a_job_that_was_bought(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("facts", "line"),
     [
-        ({}, "in doubt       no"),
-        ({"in_doubt": True}, "in doubt       yes: a create may have been accepted"),
+        ({}, "in doubt         no"),
+        ({"in_doubt": True}, "in doubt         yes: a create may have been accepted"),
         ({"in_doubt": True, "conflict_at": NOW}, "(the gateway knows its key: 409)"),
     ],
 )
@@ -119,3 +120,12 @@ def test_show_lists_candidates_with_their_images() -> None:
     assert "https://cdn.example/1.png" in shown
     assert "no image yet" in shown
     assert "`nanobanana jobs resolve order-1 t2 --as task-id --ledger jobs.sqlite`" in shown
+
+
+@pytest.mark.parametrize(("known", "more"), [(2, False), (MOST_CANDIDATES, True)])
+def test_show_says_that_there_may_be_more_candidates(known: int, more: bool) -> None:
+    candidates = tuple(Candidate(task_id=f"t{number}", created_at=NOW) for number in range(known))
+    record = job(state=JobState.UNCERTAIN, in_doubt=True, candidates=candidates)
+    shown = job_details(record, Path("jobs.sqlite"), followed=False, now=NOW)
+    assert (f"only the {MOST_CANDIDATES} nearest in time" in shown) is more
+    assert count_of(candidates) == ("20 tasks or more" if more else "2 tasks")

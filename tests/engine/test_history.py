@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from nanobanana_async import ConfigurationError, JobState, JobUncertain, RetryPolicy, Session, SessionClosed
+from nanobanana_async.engine.history import REFUSED_PAUSE_S
 from nanobanana_async.errors import AccessDenied, TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.testing import EPOCH, FakeTransport, Reply
@@ -153,7 +154,7 @@ async def test_create_that_was_never_processed_is_bought_under_its_key() -> None
     assert len(gateway.readings) == 2  # the first at once, because there may be no history
 
 
-@pytest.mark.parametrize("answer", [refused(404), refused(403), json_reply(200, {"success": True, "data": {}})])
+@pytest.mark.parametrize("answer", [refused(404), json_reply(200, {"success": True, "data": {}})])
 @virtually
 async def test_gateway_without_a_history_leaves_the_job_uncertain_at_once(answer: Reply) -> None:
     gateway = SecretiveGateway()
@@ -168,6 +169,43 @@ async def test_gateway_without_a_history_leaves_the_job_uncertain_at_once(answer
         with pytest.raises(ConfigurationError, match=r"session\.resolve"):
             await session.reconcile()
     assert len(gateway.readings) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@virtually
+async def test_history_that_a_key_may_not_read_is_read_again_later(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = "https://cdn.example/a-private-fox.png"
+    gateway = SecretiveGateway()
+    gateway.trouble = [refused(status, "forbidden", f"no right to list {link}")]
+    async with apimall(gateway.transport(), retry=AT_ONCE) as session:
+        await session.generate("a crow")
+        gateway.loses = lambda _: True
+        for prompt in ("a fox", "an owl"):
+            with pytest.raises(JobUncertain):
+                await session.generate(prompt)
+        assert len(gateway.readings) == 1
+        await asyncio.sleep(REFUSED_PAUSE_S)
+        assert len(gateway.readings) == 1  # no request without a job in doubt
+        with pytest.raises(JobUncertain):
+            await session.generate("a hen")
+        assert len(gateway.readings) > 1
+    assert f"{status} forbidden: it is read again after 600 s" in caplog.text
+    assert link not in caplog.text
+
+
+@virtually
+async def test_history_that_was_refused_is_read_at_once_when_asked_for() -> None:
+    gateway, ledger = SecretiveGateway(), RecordingLedger()
+    await left_uncertain(gateway, ledger, conflicts=True)
+    gateway.trouble = [refused(403)]
+    async with apimall(gateway.transport(), ledger=ledger) as session:
+        with pytest.raises(AccessDenied):
+            await session.reconcile()
+        readings = len(gateway.readings)
+        await session.reconcile()
+        assert len(gateway.readings) > readings
 
 
 @virtually

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from nanobanana_async import ApiMall, JobState, JobUncertain, RetryPolicy, Session
+from nanobanana_async.candidates import MOST_CANDIDATES
+from nanobanana_async.engine import history
 from nanobanana_async.errors import IdempotencyConflict, NanoBananaError, TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import JobRecord
@@ -261,6 +263,35 @@ async def test_page_that_is_always_the_same_is_read_twice_at_most() -> None:
         assert await session.reconcile() == []
     assert gateway.readings == 2
     assert candidates(ledger.record(KEY)) == ["t1"]
+
+
+class EndlessGateway(MisleadingGateway):
+    """Lists 50 other tasks of the time on each page, for ever."""
+
+    def _history(self, *, first: bool) -> HttpResponse:
+        items = [
+            {"task_id": f"t{self.readings}-{number}", "model": "nano-banana-pro", "created_at": EPOCH.isoformat()}
+            for number in range(50)
+        ]
+        date = format_datetime(EPOCH + timedelta(seconds=int(now())), usegmt=True)
+        return json_reply(200, {"success": True, "data": {"items": items}}, date=date)
+
+
+@pytest.mark.parametrize(("most", "pages"), [(120, 3), (1_000_000, 200)])
+@virtually
+async def test_endless_history_is_read_to_a_limit_and_leaves_few_candidates(
+    monkeypatch: pytest.MonkeyPatch, most: int, pages: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway, ledger = EndlessGateway(loses=lambda _: True), RecordingLedger()
+    await left_uncertain(gateway, ledger)
+    gateway.readings = 0
+    monkeypatch.setattr(history, "MOST_TASKS", most)
+    caplog.set_level("INFO")
+    async with gateway.session(ledger=ledger) as session:
+        assert await session.reconcile() == []
+    assert gateway.readings == pages
+    assert len(candidates(ledger.record(KEY))) == MOST_CANDIDATES
+    assert ("history.cut tasks=150" in caplog.text) == (pages == 3)
 
 
 @pytest.mark.parametrize("wait_s", [None, "600"], ids=["at once", "in ten minutes"])

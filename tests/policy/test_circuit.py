@@ -79,6 +79,15 @@ def test_spacing_ends_where_no_history_can_be_read() -> None:
     assert spacing.allows(20.0, in_flight=9, repeat=False)
 
 
+def test_spacing_is_released_until_another_answer_is_lost() -> None:
+    spacing = CreateSpacing()
+    spacing.on_answer_lost(10.0, lateness_s=2.0)
+    spacing.release()
+    assert spacing.allows(10.0, in_flight=9, repeat=False)
+    spacing.on_answer_lost(20.0, lateness_s=2.0)
+    assert not spacing.allows(20.0, in_flight=0, repeat=False)
+
+
 def test_spacing_holds_creates_back_while_a_lost_one_may_be_processed() -> None:
     spacing = CreateSpacing()
     spacing.on_answer_lost(10.0, lateness_s=2.0)

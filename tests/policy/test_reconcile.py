@@ -71,6 +71,17 @@ def test_two_tasks_in_the_window_leave_the_job_undecided() -> None:
     assert decide_doubts([doubt()], read(*tasks)) == {"A": Undecided(("a", "b"), may_change=False)}
 
 
+def test_many_candidates_are_those_nearest_to_the_send() -> None:
+    tasks = [task(f"t{number}", 1100.0 - number) for number in range(200)]
+    job = doubt(processed=False, sent_at=1000.0, lost_at=1100.0)
+    near = [f"t{number}" for number in range(101, 81, -1)]  # from a second before the send on, as the window
+    assert decide_doubts([job], read(*tasks)) == {"A": Undecided(tuple(near), may_change=False)}
+    few = tasks[81:101]
+    undecided = decide_doubts([job], read(*few))["A"]
+    assert isinstance(undecided, Undecided)
+    assert len(undecided.candidates) == len(few)
+
+
 def test_unprocessed_job_gets_no_task_but_a_candidate() -> None:
     verdict = decide_doubts([doubt(processed=False)], read(task("a", 1000.5)))
     assert verdict == {"A": Undecided(("a",), may_change=False)}

@@ -15,6 +15,7 @@ from attrs import asdict, fields
 from rich.table import Table
 from rich.text import Text
 
+from nanobanana_async.candidates import MOST_CANDIDATES
 from nanobanana_async.cli.display import shorten
 from nanobanana_async.commands import jobs_command, resolve_advice
 from nanobanana_async.escaping import json_line, one_line
@@ -245,6 +246,8 @@ def _candidate_rows(record: JobRecord, ledger: Location, now: datetime) -> Itera
     for number_, candidate in enumerate(record.candidates, start=1):
         lines = [f"task {candidate.task_id}, created {_when(candidate.created_at, now)}"]
         yield f"candidate {number_}", [*lines, candidate.image_url or "no image yet"]
+    if len(record.candidates) >= MOST_CANDIDATES:
+        yield "candidates", [f"only the {MOST_CANDIDATES} nearest in time: the gateway's own list has all"]
     names = [[record.key, candidate.task_id] for candidate in record.candidates]
     takes = [f"`{jobs_command('resolve', '--as', 'task-id', ledger=ledger, names=each)}`" for each in names]
     if len(takes) == 1:
