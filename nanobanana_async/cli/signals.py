@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -14,6 +16,7 @@ from nanobanana_async.cli import exit_while_importing
 from nanobanana_async.formatting import plural
 
 INTERRUPTED = 130
+WAKE_EVERY_S = 0.05
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
 
@@ -22,20 +25,65 @@ class Interrupted(Exception):
     """A signal ended the command; the message says what is paid for and how to get it."""
 
 
+class _Waker:
+    """A thread that ends the system call in which the main thread waits, until the handler of a signal has run.
+
+    Python runs a handler between two instructions. A signal that arrives right before a system call, or between two
+    calls of one function (`read(n)` of a pipe makes several), would wait until that call returns: perhaps for ever.
+    """
+
+    def __init__(self) -> None:
+        self._main_thread = threading.get_ident()
+        self._awake = False
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._previous_fd = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        # A signal that interrupts system calls and nothing else: by default it is ignored.
+        self._previous_handler = signal.signal(signal.SIGURG, self._woken)
+        self._thread = threading.Thread(target=self._wake, name="nanobanana-signals", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Restore what was there before."""
+        signal.set_wakeup_fd(self._previous_fd)
+        os.close(self._writing)
+        self._thread.join()
+        os.close(self._reading)
+        signal.signal(signal.SIGURG, self._previous_handler)
+
+    def _woken(self, *_: object) -> None:
+        self._awake = True  # the handlers of earlier signals ran before
+
+    def _wake(self) -> None:
+        while numbers := os.read(self._reading, 64):  # of the signals that arrived, one byte each
+            self._awake = set(SIGNALS).isdisjoint(numbers)
+            while not self._awake:
+                signal.pthread_kill(self._main_thread, signal.SIGURG)
+                time.sleep(WAKE_EVERY_S)
+
+
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Let every signal raise KeyboardInterrupt, as Ctrl-C does, where no event loop runs: while a file is read."""
+    """Let every signal raise KeyboardInterrupt, as Ctrl-C does, where no event loop runs: while a file is read.
+
+    Until the end of the block no signal waits for a system call to return, also while other handlers are set.
+    """
+    if threading.current_thread() is not threading.main_thread():  # it gets no signals
+        yield
+        return
     before: dict[signal.Signals, Any] = {}
+    waker = _Waker() if hasattr(signal, "pthread_kill") else None  # not on Windows
     try:
         for number in SIGNALS:
             if signal.getsignal(number) in (signal.SIG_DFL, exit_while_importing):
-                with suppress(ValueError):  # outside the main thread
-                    before[number] = signal.signal(number, signal.default_int_handler)
+                before[number] = signal.signal(number, signal.default_int_handler)
         yield
     finally:
         for number, previous in before.items():
             raises = previous is exit_while_importing  # what was printed is not flushed yet
             signal.signal(number, signal.default_int_handler if raises else previous)
+        if waker is not None:
+            waker.close()
 
 
 @contextmanager
