@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from cattrs.preconf.json import make_converter
@@ -45,6 +46,8 @@ PROGRESS = (
 """Columns that change with every transition."""
 
 COLUMNS = IDENTITY + PROGRESS
+
+_identity = attrgetter(*IDENTITY)
 
 # Fields at their defaults are left out; fields that a later version adds are ignored.
 _CONVERTER = make_converter(omit_if_default=True)
@@ -101,7 +104,7 @@ def progress_values(record: JobRecord) -> Row:
 
 def same_identity(one: JobRecord, other: JobRecord) -> bool:
     """Return whether two records differ only in `PROGRESS`, so that only those columns need writing."""
-    return all(getattr(one, column) == getattr(other, column) for column in IDENTITY)
+    return bool(_identity(one) == _identity(other))
 
 
 def record_of(row: Row, readers: Mapping[str, Callable[[Any], Any]] | None = None) -> JobRecord:
@@ -149,12 +152,18 @@ READERS: Mapping[str, Callable[[Any], Any]] = {
 """How the values of columns become those of a record."""
 
 
+# Made once: `json.dumps` with such options makes an encoder at each call.
+_ENCODER, _ASCII_ENCODER = (
+    json.JSONEncoder(ensure_ascii=ascii_only, sort_keys=True, separators=(",", ":")) for ascii_only in (False, True)
+)
+
+
 def _to_json(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    text = _ENCODER.encode(value)
     try:
         text.encode()
     except UnicodeEncodeError:  # a gateway's message may hold a lone surrogate, which UTF-8 can't encode
-        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+        return _ASCII_ENCODER.encode(value)
     return text
 
 

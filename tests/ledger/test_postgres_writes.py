@@ -59,19 +59,19 @@ def test_calls_of_one_lane_run_one_after_another_and_others_together() -> None:
 
 
 def test_rows_of_one_statement_are_sent_as_one_sorted_by_key() -> None:
-    rows_sent: list[str] = []
+    rows_sent: list[dict[str, list[Any]]] = []
 
     def send(requests: Any) -> list[list[tuple[Any, ...]]]:
-        rows_sent.extend(request.values["rows"] for request in requests)
+        rows_sent.extend(request.values for request in requests)
         return [[("a", 1), ("c", 3)]]
 
     def work(key: str) -> Work[list[tuple[Any, ...]]]:
-        (rows,) = yield [OneRow("SELECT", {"key": key})]
+        (rows,) = yield [OneRow("SELECT", {"key": key, "state": key.upper()})]
         return rows
 
     calls: list[Call[Any]] = [Call(lambda _, key=key: work(key)) for key in "cab"]  # type: ignore[misc]
     assert run_calls(calls, None, send) == [([("c", 3)], None), ([("a", 1)], None), ([], None)]
-    assert rows_sent == ['[{"key": "a"}, {"key": "b"}, {"key": "c"}]']
+    assert rows_sent == [{"key": ["a", "b", "c"], "state": ["A", "B", "C"]}]
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from typing import Any
 
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.base import Allowance, Refusal
-from nanobanana_async.ledger.postgres.columns import as_text, from_text, none_or_text
-from nanobanana_async.ledger.postgres.pipeline import Statement, Work
+from nanobanana_async.ledger.postgres.columns import as_text, from_text, none_or_text, recordset
+from nanobanana_async.ledger.postgres.pipeline import OneRow, Statement, Work
 from nanobanana_async.policy.prices import Basis, Price, charge_of, from_billionths, price_in, to_billionths
 
 _ESTIMATED = "basis IN ('expected', 'example')"
@@ -24,7 +24,7 @@ _ADD_PRICE = (
 )
 _SELECT_PRICE = "SELECT credits FROM prices WHERE account = %(account)s AND price_class = %(price_class)s"
 _ADD_BATCH = "INSERT INTO spending (batch) VALUES (%(batch)s) ON CONFLICT (batch) DO NOTHING"
-_LOCK_BATCH = "SELECT 1 FROM spending WHERE batch = %(batch)s FOR UPDATE"
+_LOCK_SPENDING = "SELECT credits, unpriced FROM spending WHERE batch = %(batch)s FOR UPDATE"
 _SELECT_SPENDING = "SELECT credits, unpriced FROM spending WHERE batch = %(batch)s"
 _SELECT_ESTIMATES = f"SELECT 1 FROM charges WHERE batch = %(batch)s AND {_ESTIMATED} LIMIT 1"
 _SELECT_UNDER_WAY = (
@@ -42,15 +42,26 @@ _INSERT_CHARGE = (
 _OF_PURCHASE = "job = (SELECT id FROM jobs WHERE key = %(key)s) AND generation = %(generation)s"
 # A charge that stands as it should is not written again: that would lock the batch for nothing.
 _SET_CREDITS = (
-    f"UPDATE charges SET credits = %(credits)s, basis = 'reported', cap = NULL WHERE {_OF_PURCHASE}"
-    " AND (credits <> %(credits)s OR basis <> 'reported')"
+    "UPDATE charges AS c SET credits = u.credits, basis = 'reported', cap = NULL"
+    f" FROM {recordset('key', 'generation', 'credits')} JOIN jobs AS j ON j.key = u.key"
+    " WHERE c.job = j.id AND c.generation = u.generation AND (c.credits <> u.credits OR c.basis <> 'reported')"
+    " RETURNING u.key"
 )
 # The job ended without a price: the user's expected price becomes final, the gateway's example stays an estimate.
-_ACCEPT_EXPECTED = f"UPDATE charges SET basis = 'agreed' WHERE {_OF_PURCHASE} AND basis = 'expected'"
+_ACCEPT_EXPECTED = (
+    f"UPDATE charges AS c SET basis = 'agreed' FROM {recordset('key', 'generation')} JOIN jobs AS j ON j.key = u.key"
+    " WHERE c.job = j.id AND c.generation = u.generation AND c.basis = 'expected' RETURNING u.key"
+)
+# Read before it is written: a write would lock the price until the commit, although it rarely changes.
+_SELECT_CHANGED_PRICE = (
+    f"SELECT u.key, c.account, c.price_class FROM {recordset('key', 'generation', 'credits')}"
+    " JOIN jobs AS j ON j.key = u.key JOIN charges AS c ON c.job = j.id AND c.generation = u.generation"
+    " LEFT JOIN prices AS p ON p.account = c.account AND p.price_class = c.price_class"
+    " WHERE p.credits IS DISTINCT FROM u.credits"
+)
 _LEARN_PRICE = (
-    f"INSERT INTO prices SELECT account, price_class, %(credits)s::numeric FROM charges WHERE {_OF_PURCHASE}"
+    "INSERT INTO prices VALUES (%(account)s, %(price_class)s, %(credits)s::numeric)"
     " ON CONFLICT (account, price_class) DO UPDATE SET credits = excluded.credits"
-    " WHERE prices.credits IS DISTINCT FROM excluded.credits RETURNING account, price_class"
 )
 _SET_PRICE = (
     "INSERT INTO prices VALUES (%(account)s, %(price_class)s, %(credits)s::numeric)"
@@ -110,11 +121,15 @@ class Charges:
         price_requests = [Statement(_SELECT_PRICE, values)]
         if price.is_estimate:
             price_requests = [_write(_ADD_PRICE, values), Statement(f"{_SELECT_PRICE} FOR SHARE", values)]
-        batch_requests = [_write(_ADD_BATCH, values), Statement(_LOCK_BATCH, values)]
+        batch_requests = [Statement(_LOCK_SPENDING, values)]
         if price.is_user_stated:
-            batch_requests.append(_write(_APPLY_USERS_PRICE, values))
-        *answers, spending = yield [*price_requests, *batch_requests, Statement(_SELECT_SPENDING, values)]
-        prices, ((total, unpriced),) = answers[len(price_requests) - 1], spending
+            batch_requests += [_write(_APPLY_USERS_PRICE, values), *batch_requests]
+        answers = yield [*price_requests, *batch_requests]
+        prices, spending = answers[len(price_requests) - 1], answers[-1]
+        if not spending:
+            yield [_write(_ADD_BATCH, values)]
+            return (yield from self.allowance(job, price, max_credits))
+        ((total, unpriced),) = spending
         known = prices[0][0] if prices else None
         if known is None and price.basis is Basis.REPORTED:  # learned from a job outside any named batch
             yield [_write(_SET_PRICE, values), _write(_REPRICE_ESTIMATES, values)]
@@ -162,17 +177,17 @@ class Charges:
         charge, price = charge_of(job), price_in(job)
         if price is not None and price != price_in(before):  # before the charge: locks in the order of `allowance`
             amount = from_billionths(to_billionths(price))
-            (learned,) = yield [Statement(_LEARN_PRICE, {**purchase, "credits": amount})]
-            for account, price_class in learned:
+            (changed,) = yield [OneRow(_SELECT_CHANGED_PRICE, {**purchase, "credits": amount})]
+            for _, account, price_class in changed:
                 values = {"account": account, "price_class": price_class, "credits": amount}
-                yield [_write(_REPRICE_ESTIMATES, values)]
+                yield [_write(_LEARN_PRICE, values), _write(_REPRICE_ESTIMATES, values)]
         if charge is None:
             if before.state is not JobState.PENDING or before.in_doubt:
-                yield [_write(_SET_CREDITS, {**purchase, "credits": Decimal(0)})]
+                yield [OneRow(_SET_CREDITS, {**purchase, "credits": Decimal(0)})]
         elif charge.credits is not None:
-            yield [_write(_SET_CREDITS, {**purchase, "credits": from_billionths(to_billionths(charge.credits))})]
+            yield [OneRow(_SET_CREDITS, {**purchase, "credits": from_billionths(to_billionths(charge.credits))})]
         elif charge.is_final:
-            yield [_write(_ACCEPT_EXPECTED, purchase)]
+            yield [OneRow(_ACCEPT_EXPECTED, purchase)]
 
     def hand_over(self, gateway: str, old: str, new: str) -> Work[None]:
         """Move the charges of one account's jobs to another account, which also gets to know the old one's prices."""

@@ -1,9 +1,8 @@
 """Convert a job's record to a row of the table `jobs` on PostgreSQL and back.
 
-Rows are sent as JSON, as many in one statement as there are to write: `json_to_recordset` gives them their types.
+A statement works on as many rows as there are to write: each column is sent as an array, and `unnest` makes rows of them.
 """
 
-import base64
 import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -18,9 +17,11 @@ _JSON = ("request", "candidates", "images", "missing", "failure")
 _TEXTS = ("key", "gateway", "account", "batch", "task_id", "model")
 _TYPES: Mapping[str, str] = {
     **dict.fromkeys(_TIMES, "timestamptz"),
-    **dict.fromkeys(("revision", "generation", "attempts"), "integer"),
-    **dict.fromkeys(("credits_used", "credits_refunded"), "numeric"),
+    **dict.fromkeys(("revision", "before", "generation", "attempts"), "integer"),
+    **dict.fromkeys(("credits_used", "credits_refunded", "credits"), "numeric"),
+    **dict.fromkeys(_JSON, "json"),
     "in_doubt": "boolean",
+    "body": "bytea",
 }
 
 _MARK = "json:"
@@ -46,20 +47,10 @@ def none_or_text(text: str | None) -> str | None:
     return None if text is None else as_text(text)
 
 
-def recordset(columns: tuple[str, ...]) -> str:
-    """Return the SQL of a table `u` with rows of these columns; its parameter is `rows`."""
-    return f"json_to_recordset(%(rows)s::json) AS u({', '.join(f'{column} {_type(column)}' for column in columns)})"
-
-
-def _type(column: str) -> str:
-    return "integer" if column == "before" else _TYPES.get(column, "text")
-
-
-def stored_form(column: str) -> str:
-    """Return the SQL of a column of `u` as the table `jobs` stores it."""
-    if column == "body":
-        return "decode(u.body, 'base64')"
-    return f"u.{column}::json" if column in _JSON else f"u.{column}"
+def recordset(*columns: str) -> str:
+    """Return the SQL of a table `u` with rows of these columns; each column is a parameter of its name, an array."""
+    arrays = ", ".join(f"%({column})b::{_TYPES.get(column, 'text')}[]" for column in columns)
+    return f"unnest({arrays}) AS u({', '.join(columns)})"
 
 
 SELECTED = ", ".join(f"j.{column}::text" if column in _JSON else f"j.{column}" for column in COLUMNS)
@@ -80,17 +71,20 @@ def record_of(row: Row) -> JobRecord:
 
 def identity_row(record: JobRecord) -> dict[str, Any]:
     """Return the record's values of the columns `IDENTITY`."""
-    values = dict(zip(IDENTITY, identity_values(record), strict=True))
-    return _storable({**values, "body": base64.b64encode(record.body).decode()})
+    row = dict(zip(IDENTITY, identity_values(record), strict=True))
+    for column in ("key", "gateway", "account"):
+        row[column] = as_text(row[column])
+    row["batch"] = none_or_text(record.batch)
+    return row
 
 
 def progress_row(record: JobRecord) -> dict[str, Any]:
     """Return the record's values of the columns `PROGRESS`."""
-    return _storable(dict(zip(PROGRESS, progress_values(record), strict=True)))
-
-
-def _storable(row: dict[str, Any]) -> dict[str, Any]:
-    return {column: none_or_text(value) if column in _TEXTS else value for column, value in row.items()}
+    row = dict(zip(PROGRESS, progress_values(record), strict=True))
+    row["in_doubt"] = record.in_doubt
+    row["task_id"] = none_or_text(record.task_id)
+    row["model"] = none_or_text(record.model)
+    return row
 
 
 def utc(when: datetime) -> datetime:

@@ -5,7 +5,6 @@ step is sent together and answered together, and rows of the same statement beco
 flush of 200 transitions so takes as many round trips as one of them.
 """
 
-import json
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -29,9 +28,9 @@ class Statement:
 
 @frozen
 class OneRow:
-    """One row for a statement that works on many, given as JSON in its parameter `rows`.
+    """One row for a statement that works on many: its parameters are arrays, one for each column.
 
-    Its first returned column is the key, by which each call gets its own row.
+    The first column that it returns is the key, by which each call gets its own row.
     """
 
     sql: str
@@ -130,10 +129,7 @@ def _send(send: Callable[[Sequence[Request]], list[Rows]], requests: Sequence[Re
     for request in requests:
         if isinstance(request, OneRow):
             sets.setdefault(request.sql, []).append(request)
-    together = [
-        Statement(sql, {"rows": json.dumps([row.row for row in sorted(rows, key=lambda row: row.key)])})
-        for sql, rows in sets.items()
-    ]
+    together = [Statement(sql, _arrays(sorted(rows, key=lambda row: row.key))) for sql, rows in sets.items()]
     alone = [request for request in requests if isinstance(request, Statement)]
     if not together and not alone:
         return []
@@ -144,6 +140,10 @@ def _send(send: Callable[[Sequence[Request]], list[Rows]], requests: Sequence[Re
         next(rest) if isinstance(request, Statement) else _only(by_key[request.sql].get(request.key))
         for request in requests
     ]
+
+
+def _arrays(rows: Sequence[OneRow]) -> dict[str, list[Any]]:
+    return {column: [row.row[column] for row in rows] for column in rows[0].row}
 
 
 def _only(row: Row | None) -> Rows:

@@ -23,7 +23,6 @@ from nanobanana_async.ledger.postgres.columns import (
     progress_row,
     record_of,
     recordset,
-    stored_form,
     utc,
 )
 from nanobanana_async.ledger.postgres.pipeline import OneRow, Rows, Statement, Work
@@ -33,40 +32,44 @@ ACTIVE = f"state IN ({sql_list(ACTIVE_STATES)})"
 
 _INSERT_JOB = (
     f"INSERT INTO jobs ({', '.join(COLUMNS)}, owner)"
-    f" SELECT {', '.join(map(stored_form, COLUMNS))}, %(me)s FROM {recordset(COLUMNS)}"
+    f" SELECT u.*, %(me)s FROM {recordset(*COLUMNS)}"
     " ON CONFLICT (key) DO NOTHING RETURNING key"
 )
 
 
+_TASK_HOLDER = (
+    "SELECT h.key FROM jobs AS h WHERE h.account = u.account AND h.task_id = u.task_id AND h.key <> u.key"
+    " AND h.first_sent_at IS NOT NULL"
+)
+
+
 def _compare_and_swap(columns: tuple[str, ...]) -> str:
-    changed = ", ".join(f"{column} = {stored_form(column)}" for column in columns)
-    given = tuple(dict.fromkeys(("key", "before", *columns)))
+    changed = ", ".join(f"{column} = u.{column}" for column in columns)
+    given = dict.fromkeys(("key", "before", "account", *columns))
     return (
-        f"UPDATE jobs AS j SET {changed}, owner = %(me)s FROM {recordset(given)}"
-        f" WHERE j.key = u.key AND j.revision = u.before AND (j.owner = %(me)s OR NOT j.{ACTIVE}) RETURNING j.key"
+        f"UPDATE jobs AS j SET {changed}, owner = %(me)s FROM {recordset(*given)}"
+        f" WHERE j.key = u.key AND j.revision = u.before AND (j.owner = %(me)s OR NOT j.{ACTIVE})"
+        f" AND (u.task_id IS NOT DISTINCT FROM j.task_id OR NOT EXISTS ({_TASK_HOLDER})) RETURNING j.key"
     )
 
 
 _UPDATE_PROGRESS = _compare_and_swap(PROGRESS)
 _UPDATE_ALL = _compare_and_swap(IDENTITY + PROGRESS)
-_SELECT_BY_KEY = f"SELECT {SELECTED}, j.owner FROM {recordset(('key',))} JOIN jobs AS j ON j.key = u.key"
+_SELECT_BY_KEY = f"SELECT {SELECTED}, j.owner FROM {recordset('key')} JOIN jobs AS j ON j.key = u.key"
 _TAKE_OWNERSHIP = (
-    f"WITH free AS (SELECT j.id FROM {recordset(('key',))} JOIN jobs AS j ON j.key = u.key WHERE j.{ACTIVE}"
+    f"WITH free AS (SELECT j.id FROM {recordset('key')} JOIN jobs AS j ON j.key = u.key WHERE j.{ACTIVE}"
     " AND (j.owner IS NULL OR NOT EXISTS (SELECT FROM owners AS o WHERE o.id = j.owner AND o.buried_by IS NULL))"
     " ORDER BY j.key FOR UPDATE OF j)"
     " UPDATE jobs AS j SET owner = %(me)s FROM free WHERE j.id = free.id RETURNING j.key"
 )
 _RELEASE = (
-    f"UPDATE jobs AS j SET owner = NULL FROM {recordset(('key',))}"
+    f"UPDATE jobs AS j SET owner = NULL FROM {recordset('key')}"
     f" WHERE j.key = u.key AND j.owner = %(me)s AND j.{ACTIVE} RETURNING j.key"
 )
 _SELECT_BY_TASK = (
     f"SELECT {SELECTED} FROM jobs AS j WHERE account = %(account)s AND task_id = %(task_id)s ORDER BY id DESC LIMIT 1"
 )
-_SELECT_TASK_HOLDER = (
-    f"SELECT u.key, j.key FROM {recordset(('key', 'account', 'task_id'))} JOIN jobs AS j"
-    " ON j.account = u.account AND j.task_id = u.task_id AND j.key <> u.key WHERE j.first_sent_at IS NOT NULL"
-)
+_SELECT_TASK_HOLDER = f"SELECT u.key, ({_TASK_HOLDER} LIMIT 1) FROM {recordset('key', 'account', 'task_id')}"
 _COUNT_SLOTS_OF_OTHERS = (
     "SELECT count(*) FROM jobs WHERE account = %(account)s AND state IN ('submitting', 'running', 'uncertain')"
     " AND owner IS DISTINCT FROM %(me)s AND (%(since)s::timestamptz IS NULL"
@@ -115,8 +118,6 @@ class PostgresTable:
 
     def advance(self, before: JobRecord, after: JobRecord) -> Work[None]:
         """Replace `before` if it is unchanged and ours, or ended, and update its charge."""
-        if after.task_id is not None and after.task_id != before.task_id:
-            yield from self._check_task_free(after)
         if (yield from self._write(before, after)) and after.batch is not None:
             yield from self.charges.update_from_record(before, after)
 
@@ -134,7 +135,8 @@ class PostgresTable:
 
     def _write(self, before: JobRecord, after: JobRecord) -> Work[bool]:
         """Compare and swap; return False if `after` was stored by a commit whose answer was lost."""
-        row = {"key": as_text(before.key), "before": before.revision, **progress_row(after)}
+        row = {"key": as_text(before.key), "before": before.revision, "account": as_text(after.account)}
+        row.update(progress_row(after))
         request = OneRow(_UPDATE_PROGRESS, row)
         if not same_identity(before, after):
             request = OneRow(_UPDATE_ALL, {**row, **identity_row(after)})
@@ -143,26 +145,26 @@ class PostgresTable:
             return True
         if self._commit_in_doubt and (yield from self._is_stored(after)):
             return False
-        (found,) = yield [_by_key(before.key)]
+        raise (yield from self._why_refused(before, after))
+
+    def _why_refused(self, before: JobRecord, after: JobRecord) -> Work[LedgerError]:
+        """Return the error of a write that changed nothing."""
+        task = {"key": as_text(after.key), "account": as_text(after.account), "task_id": none_or_text(after.task_id)}
+        ((_, holder),), found = yield [OneRow(_SELECT_TASK_HOLDER, task), _by_key(before.key)]
+        if after.task_id not in (None, before.task_id) and holder is not None:
+            return TaskTaken(after.task_id, from_text(holder), key=after.key)
         if not found:
             reason = "is not in the ledger"
         elif record_of(found[0][:-1]).revision == before.revision:
             reason = "is not owned by this ledger (any more)"
         else:
             reason = "was changed by another owner"
-        raise LedgerError(f"job {before.key} {reason}", key=before.key, safe_to_repeat=False)
+        return LedgerError(f"job {before.key} {reason}", key=before.key, safe_to_repeat=False)
 
     def _is_stored(self, after: JobRecord) -> Work[bool]:
         """Return whether exactly this record is stored, and we wrote it: its revision, owner and content are ours."""
         (found,) = yield [_by_key(after.key)]
         return bool(found) and found[0][-1] == self.owner and record_of(found[0][:-1]) == after
-
-    def _check_task_free(self, after: JobRecord) -> Work[None]:
-        """Raise `TaskTaken` if the task id of `after` belongs to another job that was sent."""
-        task = {"account": as_text(after.account), "task_id": none_or_text(after.task_id), "key": as_text(after.key)}
-        (holders,) = yield [OneRow(_SELECT_TASK_HOLDER, task)]
-        if holders and after.task_id is not None:
-            raise TaskTaken(after.task_id, from_text(holders[0][1]), key=after.key)
 
     def adopt(self, key: str) -> Work[Claim | None]:
         """Take ownership of an active job that has no living owner; return the stored record."""
