@@ -1,6 +1,7 @@
 """Several sessions on one ledger in memory, each an owner that can close or be killed during its work."""
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -19,12 +20,15 @@ from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken, Upload
 from nanobanana_async.ledger.memory_charges import MemoryCharges
 from nanobanana_async.policy.prices import Price
+from nanobanana_async.policy.sharing import AccountState, Allotment, Report, Share, exchange
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.support.fakes import FakeGateway, Opening
 
 T = TypeVar("T")
 
 KEY = "order-1"
+CLOCK_AHEAD_S = 1.7e9
+"""The ledger's clock minus that of its owners."""
 LOST = TransportError("the connection was reset", possibly_sent=True)
 
 
@@ -44,6 +48,23 @@ class SharedLedger:
         self.charges = MemoryCharges()
         self.learned: dict[str, str] = {}
         self.uploads: dict[tuple[str, str], Upload] = {}
+        self.lease_s = 0.0
+        """How long a killed owner counts as living."""
+        self.accounts: dict[str, str] = {}
+        """Account -> what its owners know of it together, as JSON."""
+        self.shares: dict[str, dict[int, Share]] = {}
+        """Account -> the share of each owner."""
+        self.owners: list[LedgerView] = []
+
+    def orphans(self, account: str) -> int:
+        """Count the account's jobs that may run and have no living owner."""
+        return sum(
+            1
+            for row in self.rows.values()
+            if row.record.account == account
+            and row.record.state not in TERMINAL_STATES | {JobState.PENDING}
+            and (row.owner is None or not row.owner.living)
+        )
 
     def states(self) -> dict[str, JobState]:
         return {key: row.record.state for key, row in self.rows.items()}
@@ -77,11 +98,19 @@ class LedgerView:
     changes: list[str] = field(factory=list)
     """What it changed, in order."""
     _turn: asyncio.Lock = field(factory=asyncio.Lock)
+    _killed_at: float = -math.inf
 
     async def open(self) -> None:
         if self.alive:
             raise LedgerError("it is open already")
         self.alive = True
+        self.shared.owners.append(self)
+
+    @property
+    def living(self) -> bool:
+        """Whether its jobs are its own: it is open, or was killed less than a lease ago."""
+        left_at = self._killed_at + self.shared.lease_s
+        return self.alive or (self.killed and asyncio.get_running_loop().time() < left_at)
 
     async def aclose(self) -> None:
         self.alive = False
@@ -91,7 +120,7 @@ class LedgerView:
 
     def kill(self) -> None:
         """Die: the lock is gone, and no later call is ever answered."""
-        self.alive, self.killed = False, True
+        self.alive, self.killed, self._killed_at = False, True, asyncio.get_running_loop().time()
 
     async def claim(self, record: JobRecord) -> Claim:
         def claim() -> Claim:
@@ -190,6 +219,20 @@ class LedgerView:
         if not self.killed:
             self.shared.learned[account] = learned
 
+    async def exchange(self, account: str, report: Report) -> Allotment:
+        def exchanged() -> Allotment:
+            living = {number for number, owner in enumerate(self.shared.owners) if owner.living}
+            shares = self.shared.shares.get(account, {})
+            shares = {owner: share for owner, share in shares.items() if owner in living}
+            state = AccountState.from_json(self.shared.accounts.get(account), shares)
+            at = asyncio.get_running_loop().time() + CLOCK_AHEAD_S
+            orphans = self.shared.orphans(account)
+            allotment = exchange(state, self.shared.owners.index(self), report, at, orphans)
+            self.shared.accounts[account], self.shared.shares[account] = state.to_json(), state.shares
+            return allotment
+
+        return await self._run("exchange", exchanged)
+
     async def find_upload(self, account: str, digest: str) -> Upload | None:
         return await self._run("find_upload", lambda: self.shared.uploads.get((account, digest)))
 
@@ -268,7 +311,7 @@ class LedgerView:
 
     @staticmethod
     def _free(row: Row) -> bool:
-        return row.owner is None or not row.owner.alive
+        return row.owner is None or not row.owner.living
 
 
 class KillableTransport(FakeTransport):
