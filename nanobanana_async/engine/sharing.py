@@ -64,6 +64,7 @@ class Exchanges:
             self._dispatcher.polls_due,
             mean_job_s=limits.mean_job_s,
             notice_delay_s=limits.notice_delay_s,
+            longest_run_s=self._slots.longest_run_s,
         )
         try:
             allotment = await self._ledger.exchange(self._account, report)

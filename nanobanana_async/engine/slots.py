@@ -49,6 +49,11 @@ class Slots:
         """What takes up slots."""
         return Load(self.held + self.foreign, self.weight_in_flight)
 
+    @property
+    def longest_run_s(self) -> float:
+        """The longest time that a job may hold its slots."""
+        return self._estimates.longest_run_s
+
     def creates_open_at(self, now: float) -> float:
         """Return when a first create may leave by the passing of time; a past time if other events are awaited."""
         spacing_opens_at = self.spacing.opens_at if self.spacing.active else now

@@ -155,7 +155,14 @@ class SharedAccount:
         return min(self.due_at, self.spoke_at + ticks * TICK_S, self._local(self.allotment.ask_at))
 
     def report(
-        self, load: Load, queued: int, polls_due: int, *, mean_job_s: float, notice_delay_s: float
+        self,
+        load: Load,
+        queued: int,
+        polls_due: int,
+        *,
+        mean_job_s: float,
+        notice_delay_s: float,
+        longest_run_s: float,
     ) -> Report:
         """Return what to say in an exchange that begins now."""
         self.due_at = math.inf
@@ -173,6 +180,7 @@ class SharedAccount:
                 interactive=self.interactive,
                 reserve=self.reserve,
                 events=tuple(map(self._by_shared_clock, events)),
+                longest_run_s=longest_run_s,
                 mean_job_s=mean_job_s,
                 notice_delay_s=notice_delay_s,
                 gate_until=self._shared(self.gate_until),

@@ -43,6 +43,8 @@ SILENT_S = 6.0
 """An owner with jobs speaks at least every four seconds; after this time it may be dead."""
 MEMORY_S = 120.0
 """How long the slots that an owner had count, when one more than the even share is given away."""
+KEPT_FOR_S = 30.0
+"""How long an owner keeps a slot above the even share before it goes to the next: each move leaves it empty a while."""
 HUNGRY_LATELY_S = 60.0
 """The reserve is kept for so long after an interactive owner wanted more than it had."""
 HORIZON_S = 2.0
@@ -124,6 +126,8 @@ class Report:
     reserve: int = 0
     events: tuple[RequestEvent, ...] = ()
     """In their order, since its last exchange."""
+    longest_run_s: float = math.inf
+    """A job without an owner that began longer ago has ended."""
     mean_job_s: float = 20.0
     notice_delay_s: float = 0.5
     gate_until: float = -math.inf
@@ -267,7 +271,7 @@ def fair_shares(wants: Mapping[int, int], room: int, used: Mapping[int, float]) 
 
 
 def _fair_shares_of(shares: Mapping[int, Share], room: int, now: float) -> dict[int, int]:
-    used = {owner: share.used_until(now) for owner, share in shares.items()}
+    used = {owner: share.used_until(now) - KEPT_FOR_S * share.granted for owner, share in shares.items()}
     return fair_shares({owner: share.wanted for owner, share in shares.items()}, room, used)
 
 

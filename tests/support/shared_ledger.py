@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -13,6 +13,7 @@ from typing import Any, Self, TypeVar
 from attrs import define, field
 
 from nanobanana_async import Job, JobState, Session
+from nanobanana_async.engine.wall_clock import utcnow
 from nanobanana_async.errors import LedgerError, TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord
@@ -56,14 +57,15 @@ class SharedLedger:
         """Account -> the share of each owner."""
         self.owners: list[LedgerView] = []
 
-    def orphans(self, account: str) -> int:
-        """Count the account's jobs that may run and have no living owner."""
+    def orphans(self, account: str, since: datetime) -> int:
+        """Count the account's jobs that may run, began after a time, and have no living owner."""
         return sum(
             1
             for row in self.rows.values()
             if row.record.account == account
             and row.record.state not in TERMINAL_STATES | {JobState.PENDING}
             and (row.owner is None or not row.owner.living)
+            and row.record.may_run_since >= since
         )
 
     def states(self) -> dict[str, JobState]:
@@ -135,12 +137,12 @@ class LedgerView:
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
         def advance() -> None:
-            for other in self.shared.rows.values():
-                record = other.record
-                task = (record.account, record.task_id)
-                bought = record.first_sent_at is not None and after.task_id is not None
-                if record.key != after.key and bought and task == (after.account, after.task_id):
-                    raise TaskTaken(str(after.task_id), record.key, key=after.key)
+            if after.task_id is not None and after.task_id != before.task_id:
+                for other in self.shared.rows.values():
+                    record = other.record
+                    same = record.task_id == after.task_id and record.account == after.account
+                    if same and record.key != after.key and record.first_sent_at is not None:
+                        raise TaskTaken(after.task_id, record.key, key=after.key)
             self._swap(before, after)
             if after.batch is not None:
                 self.shared.charges.update_from_record(before, after)
@@ -226,7 +228,7 @@ class LedgerView:
             shares = {owner: share for owner, share in shares.items() if owner in living}
             state = AccountState.from_json(self.shared.accounts.get(account), shares)
             at = asyncio.get_running_loop().time() + CLOCK_AHEAD_S
-            orphans = self.shared.orphans(account)
+            orphans = self.shared.orphans(account, utcnow() - timedelta(seconds=report.longest_run_s))
             allotment = exchange(state, self.shared.owners.index(self), report, at, orphans)
             self.shared.accounts[account], self.shared.shares[account] = state.to_json(), state.shares
             return allotment
