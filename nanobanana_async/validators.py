@@ -81,6 +81,11 @@ def at_least_one(settings: Any, attribute: "Attribute[Any]", value: Any) -> None
     _store(settings, attribute, value, as_count(attribute.name, value))
 
 
+def at_least_zero(settings: Any, attribute: "Attribute[Any]", value: Any) -> None:
+    """Validate a whole number of at least zero, and store it as an int."""
+    _store(settings, attribute, value, as_count(attribute.name, value, least=0))
+
+
 def validate_switch(_: Any, attribute: "Attribute[Any]", value: object) -> None:
     """Validate True or False; see `check_switch`."""
     check_switch(attribute.name, value)

@@ -62,6 +62,16 @@ class Dispatcher:
         """How many jobs wait to be sent for the first time."""
         return sum(1 for job in self._pending if job.phase is Phase.QUEUED)
 
+    @property
+    def queued_slots(self) -> int:
+        """How many slots the jobs would take that wait to be sent for the first time, about."""
+        return len(self._pending) * self._pending.first().weight if self._pending else 0
+
+    @property
+    def polls_due(self) -> int:
+        """How many polls wait to be sent."""
+        return len(self._overdue) + len(self._image_polls)
+
     def assign_place(self, job: TrackedJob) -> TrackedJob:
         """Give a job the last place in the queue for creates."""
         self._places += 1
@@ -164,8 +174,8 @@ class SubmitQueue:
     def __init__(self) -> None:
         self._heap: list[tuple[int, TrackedJob]] = []
 
-    def __bool__(self) -> bool:
-        return bool(self._heap)
+    def __len__(self) -> int:
+        return len(self._heap)
 
     def __iter__(self) -> Iterator[TrackedJob]:
         return (job for _, job in self._heap)

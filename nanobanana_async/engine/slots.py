@@ -1,11 +1,13 @@
 """Count job slots, and decide whether a create may leave: limits, circuit breaker, retry budget."""
 
+from attrs import evolve
+
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import LimitKind
 from nanobanana_async.events import LimitsChanged
 from nanobanana_async.policy.circuit import CircuitBreaker, CreateSpacing, RetryBudget
-from nanobanana_async.policy.concurrency import AnsweredCreate, ConcurrencyPolicy, Load
+from nanobanana_async.policy.concurrency import AnsweredCreate, Load
 from nanobanana_async.policy.limiter import AdmissionLimiter
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.policy.session_budget import SessionBudget
@@ -14,19 +16,13 @@ from nanobanana_async.policy.session_budget import SessionBudget
 class Slots:
     """Counts job slots from the POST until the job is known to have ended, and compares them with the learned limit."""
 
-    def __init__(
-        self,
-        concurrency: ConcurrencyPolicy,
-        retry: RetryPolicy,
-        estimates: JobEstimates,
-        budget: SessionBudget,
-    ) -> None:
-        self.limiter = AdmissionLimiter(concurrency, budget=budget)
+    def __init__(self, limiter: AdmissionLimiter, retry: RetryPolicy, estimates: JobEstimates) -> None:
+        self.limiter = limiter
         self.breaker = CircuitBreaker(retry)
         self.spacing = CreateSpacing()
         self.retry_budget = RetryBudget()
         self._estimates = estimates
-        self.budget = budget
+        self.budget = limiter.budget
         self.held = 0
         """Slots of jobs that were accepted, or may have been, and are not known to have ended."""
         self.foreign = 0
@@ -46,7 +42,17 @@ class Slots:
             if now < self.budget.cap_and_pause_end_at:
                 return False
             return not job.draws_retry_budget or self.retry_budget.draw(now)
-        return self.limiter.admits(now, Load(self.held + self.foreign, self.weight_in_flight), job.weight)
+        return self.limiter.admits(now, self.load, job.weight)
+
+    @property
+    def load(self) -> Load:
+        """What takes up slots."""
+        return Load(self.held + self.foreign, self.weight_in_flight)
+
+    @property
+    def longest_run_s(self) -> float:
+        """The longest time that a job may hold its slots."""
+        return self._estimates.longest_run_s
 
     def creates_open_at(self, now: float) -> float:
         """Return when a first create may leave by the passing of time; a past time if other events are awaited."""
@@ -118,4 +124,4 @@ class Slots:
     def _current_load(self) -> Load:
         since = self.limiter.undecided_since
         likely_ended = 0.0 if since is None else self._estimates.expected_ended_since(since)
-        return Load(self.held + self.foreign, self.weight_in_flight, likely_ended)
+        return evolve(self.load, likely_ended=likely_ended)

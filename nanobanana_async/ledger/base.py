@@ -12,6 +12,7 @@ from attrs import evolve, frozen
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.policy.prices import Price
+from nanobanana_async.policy.sharing import Allotment, Report
 
 
 @frozen(kw_only=True)
@@ -199,6 +200,18 @@ class Ledger(Protocol):
 
     def uncertain(self, account: str) -> AsyncIterator[JobRecord]:
         """Yield the account's UNCERTAIN jobs, oldest first."""
+        ...
+
+
+@runtime_checkable
+class SharesAccount(Protocol):
+    """A ledger through which its owners share the limits of an account."""
+
+    async def exchange(self, account: str, report: Report) -> Allotment:
+        """Take what this owner reports, and return what it may do (`policy.sharing`).
+
+        Raises `LedgerError` if the ledger can't answer soon, or if this owner is no longer alive.
+        """
         ...
 
 

@@ -37,7 +37,7 @@ from attrs import define, field, frozen
 from attrs.validators import optional
 
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.validators import at_least_one, validate_switch
+from nanobanana_async.validators import at_least_one, at_least_zero, validate_switch
 
 REFUSED_SHARE = 0.02
 """e above: of the creates that fill the last slot, the share that may be refused. These 429s show where L is."""
@@ -61,14 +61,21 @@ class ConcurrencyPolicy:
     `max_jobs` is the limit. `max_requests` bounds creates and polls in flight together, `max_requests_per_minute` those
     that leave in any minute: set it if you know the account's budget of requests, or share it with other programs. The
     learned rates stay below it.
+
+    Where several sessions share the account through one PostgreSQL ledger, the jobs of those with `interactive=True` get
+    free slots first, and `reserve` slots more are kept free for them, until none of them had to wait for a minute.
     """
 
     max_jobs: int | None = field(default=None, validator=optional(at_least_one))
     learn: bool = field(default=True, validator=validate_switch)
     max_requests: int = field(default=32, validator=at_least_one)
     max_requests_per_minute: int | None = field(default=None, validator=optional(at_least_one))
+    interactive: bool = field(default=False, validator=validate_switch)
+    reserve: int = field(default=0, validator=at_least_zero)
 
     def __attrs_post_init__(self) -> None:
+        if self.reserve and not self.interactive:
+            raise ConfigurationError("reserve keeps slots free for interactive sessions: set interactive=True with it")
         if self.max_jobs is None and not self.learn:
             raise ConfigurationError("learn=False needs max_jobs, the number of jobs to hold")
 
@@ -83,6 +90,11 @@ class Load:
     """Slots of the creates in flight."""
     likely_ended: float = 0.0
     """m of the theory: the expected number of unnoticed ends since the refusal that is undecided."""
+
+    @property
+    def taken(self) -> int:
+        """The slots in use or about to be."""
+        return self.held + self.in_flight
 
 
 @frozen
@@ -180,6 +192,12 @@ class JobLimit:
         # Compare with the usual creates in flight: where many jobs end in each round trip there are always some.
         beyond = weight if self.mode is Mode.CLIMB and sending <= self._usually_sending else 0
         return taken + weight <= self.cap + beyond
+
+    def room(self, held: int) -> int:
+        """Return how many slots may be taken, by held jobs and creates in flight together, while so many are held."""
+        if self.mode is Mode.RAMP:
+            return max(held + max(2, math.isqrt(held)), int(self._filled_at_once))
+        return max(1, int(self.cap + 1e-9)) + (self.mode is Mode.CLIMB)
 
     def on_accepted(self, now: float, sent_at: float, held: int, sending: int, weight: int = 1) -> None:
         """Record that a job of this weight was accepted; `held` includes it."""

@@ -36,7 +36,7 @@ import copy
 import math
 from datetime import datetime
 
-from attrs import define, field
+from attrs import Factory, define, field
 
 from nanobanana_async.errors import LimitKind
 from nanobanana_async.policy.concurrency import AnsweredCreate, ConcurrencyPolicy, JobLimit, Load
@@ -93,7 +93,7 @@ class AdmissionLimiter:
     """Decides whether a create may leave, and learns from the answer of each."""
 
     policy: ConcurrencyPolicy
-    job_limit: JobLimit = field(init=False)
+    job_limit: JobLimit = field(default=Factory(lambda self: JobLimit(self.policy), takes_self=True))
     budget: RequestBudget = field(factory=RequestBudget)
     rate_log_odds: float = 0.0
     throttled: int = 0
@@ -113,9 +113,6 @@ class AdmissionLimiter:
     _trials: int = 0
     """Unexplained refusals so far; the wait before a trial doubles with each."""
 
-    def __attrs_post_init__(self) -> None:
-        self.job_limit = JobLimit(self.policy)
-
     @property
     def pacer(self) -> Pacer:
         """The pacer of creates, which polls may share."""
@@ -128,20 +125,24 @@ class AdmissionLimiter:
 
     def admits(self, now: float, load: Load, weight: int = 1) -> bool:
         """Return whether a job that takes `weight` slots may be sent under this load."""
-        if self._undecided is not None and self.budget.polls_refused_after(self._undecided.sent_at):
-            self._attribute_to_rate(self._undecided)
+        self.take_evidence_of_polls()
         if now < self.blocked_until or not self.budget.admits("create", now, load.in_flight):
             return False
-        if self._trial_at <= now:
+        if self.trial_at <= now:
             return not load.in_flight and self.job_limit.fits_max_jobs(load.held, weight)
         return load.in_flight < self._max_creates_in_flight and self.job_limit.admits(load.held, load.in_flight, weight)
+
+    def take_evidence_of_polls(self) -> None:
+        """Attribute an undecided refusal to the rate, if polls of the same budget are refused for it."""
+        if self._undecided is not None and self.budget.polls_refused_after(self._undecided.sent_at):
+            self._attribute_to_rate(self._undecided)
 
     def opens_at(self, now: float) -> float:
         """Return when a create may leave by the passing of time; a past time if other events are awaited."""
         gates_open_at = max(self.blocked_until, self.budget.opens_at("create"))
-        if gates_open_at > now or self._trial_at == math.inf:
+        if gates_open_at > now or self.trial_at == math.inf:
             return gates_open_at
-        return self._trial_at
+        return self.trial_at
 
     @property
     def was_throttled(self) -> bool:
@@ -206,7 +207,8 @@ class AdmissionLimiter:
             self._on_refused_for_slots(now, sent_at, load.held)
 
     @property
-    def _trial_at(self) -> float:
+    def trial_at(self) -> float:
+        """When a create may leave as a trial; infinite if none is needed."""
         if self._undecided is None or (self.limit_kind is not None and not self.budget.is_limited):
             return math.inf
         return self._undecided.refused_at + min(LONGEST_WAIT_S, TRIAL_WAIT_S * 2.0 ** (self._trials - 1))

@@ -162,6 +162,10 @@ class Pacer:
             made_up_s = max(0.5 / self.rate, WINDOW_BURST * WINDOW_S if self._waits_for_room else 0.0)
             self.next_at = max(self.next_at, now - made_up_s) + 1.0 / self.rate
 
+    def take_back(self, at: float) -> None:
+        """Record that no request left at a time for which `on_sent` was called."""
+        self._sent.remove(at)
+
     def on_accepted(self, now: float, sent_at: float) -> None:
         """Record that a request was accepted."""
         self._accepted_at = max(self._accepted_at, sent_at)

@@ -115,6 +115,11 @@ class RequestBudget:
         self._kinds[kind].pacer.on_sent(now)
         self._both.pacer.on_sent(now)
 
+    def take_back(self, kind: RequestKind, at: float) -> None:
+        """Record that no request left at a time for which one was recorded as sent."""
+        self._kinds[kind].pacer.take_back(at)
+        self._both.pacer.take_back(at)
+
     def on_accepted(self, kind: RequestKind, now: float, sent_at: float) -> None:
         """Record that a request was answered, and not with a 429 for its rate."""
         self._count_for_other_kind(kind, sent_at, accepted=True)

@@ -1,10 +1,11 @@
 """Several sessions on one ledger in memory, each an owner that can close or be killed during its work."""
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -12,6 +13,7 @@ from typing import Any, Self, TypeVar
 from attrs import define, field
 
 from nanobanana_async import Job, JobState, Session
+from nanobanana_async.engine.wall_clock import utcnow
 from nanobanana_async.errors import LedgerError, TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord
@@ -19,12 +21,15 @@ from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken, Upload
 from nanobanana_async.ledger.memory_charges import MemoryCharges
 from nanobanana_async.policy.prices import Price
+from nanobanana_async.policy.sharing import AccountState, Allotment, Report, Share, exchange
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.support.fakes import FakeGateway, Opening
 
 T = TypeVar("T")
 
 KEY = "order-1"
+CLOCK_AHEAD_S = 1.7e9
+"""The ledger's clock minus that of its owners."""
 LOST = TransportError("the connection was reset", possibly_sent=True)
 
 
@@ -44,6 +49,24 @@ class SharedLedger:
         self.charges = MemoryCharges()
         self.learned: dict[str, str] = {}
         self.uploads: dict[tuple[str, str], Upload] = {}
+        self.lease_s = 0.0
+        """How long a killed owner counts as living."""
+        self.accounts: dict[str, str] = {}
+        """Account -> what its owners know of it together, as JSON."""
+        self.shares: dict[str, dict[int, Share]] = {}
+        """Account -> the share of each owner."""
+        self.owners: list[LedgerView] = []
+
+    def orphans(self, account: str, since: datetime) -> int:
+        """Count the account's jobs that may run, began after a time, and have no living owner."""
+        return sum(
+            1
+            for row in self.rows.values()
+            if row.record.account == account
+            and row.record.state not in TERMINAL_STATES | {JobState.PENDING}
+            and (row.owner is None or not row.owner.living)
+            and row.record.may_run_since >= since
+        )
 
     def states(self) -> dict[str, JobState]:
         return {key: row.record.state for key, row in self.rows.items()}
@@ -77,11 +100,19 @@ class LedgerView:
     changes: list[str] = field(factory=list)
     """What it changed, in order."""
     _turn: asyncio.Lock = field(factory=asyncio.Lock)
+    _killed_at: float = -math.inf
 
     async def open(self) -> None:
         if self.alive:
             raise LedgerError("it is open already")
         self.alive = True
+        self.shared.owners.append(self)
+
+    @property
+    def living(self) -> bool:
+        """Whether its jobs are its own: it is open, or was killed less than a lease ago."""
+        left_at = self._killed_at + self.shared.lease_s
+        return self.alive or (self.killed and asyncio.get_running_loop().time() < left_at)
 
     async def aclose(self) -> None:
         self.alive = False
@@ -91,7 +122,7 @@ class LedgerView:
 
     def kill(self) -> None:
         """Die: the lock is gone, and no later call is ever answered."""
-        self.alive, self.killed = False, True
+        self.alive, self.killed, self._killed_at = False, True, asyncio.get_running_loop().time()
 
     async def claim(self, record: JobRecord) -> Claim:
         def claim() -> Claim:
@@ -106,12 +137,12 @@ class LedgerView:
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
         def advance() -> None:
-            for other in self.shared.rows.values():
-                record = other.record
-                task = (record.account, record.task_id)
-                bought = record.first_sent_at is not None and after.task_id is not None
-                if record.key != after.key and bought and task == (after.account, after.task_id):
-                    raise TaskTaken(str(after.task_id), record.key, key=after.key)
+            if after.task_id is not None and after.task_id != before.task_id:
+                for other in self.shared.rows.values():
+                    record = other.record
+                    same = record.task_id == after.task_id and record.account == after.account
+                    if same and record.key != after.key and record.first_sent_at is not None:
+                        raise TaskTaken(after.task_id, record.key, key=after.key)
             self._swap(before, after)
             if after.batch is not None:
                 self.shared.charges.update_from_record(before, after)
@@ -189,6 +220,20 @@ class LedgerView:
     async def remember(self, account: str, learned: str) -> None:
         if not self.killed:
             self.shared.learned[account] = learned
+
+    async def exchange(self, account: str, report: Report) -> Allotment:
+        def exchanged() -> Allotment:
+            living = {number for number, owner in enumerate(self.shared.owners) if owner.living}
+            shares = self.shared.shares.get(account, {})
+            shares = {owner: share for owner, share in shares.items() if owner in living}
+            state = AccountState.from_json(self.shared.accounts.get(account), shares)
+            at = asyncio.get_running_loop().time() + CLOCK_AHEAD_S
+            orphans = self.shared.orphans(account, utcnow() - timedelta(seconds=report.longest_run_s))
+            allotment = exchange(state, self.shared.owners.index(self), report, at, orphans)
+            self.shared.accounts[account], self.shared.shares[account] = state.to_json(), state.shares
+            return allotment
+
+        return await self._run("exchange", exchanged)
 
     async def find_upload(self, account: str, digest: str) -> Upload | None:
         return await self._run("find_upload", lambda: self.shared.uploads.get((account, digest)))
@@ -268,7 +313,7 @@ class LedgerView:
 
     @staticmethod
     def _free(row: Row) -> bool:
-        return row.owner is None or not row.owner.alive
+        return row.owner is None or not row.owner.living
 
 
 class KillableTransport(FakeTransport):

@@ -25,6 +25,8 @@ from nanobanana_async.ledger.postgres.leases import Beat, Lease, Watch
 from nanobanana_async.ledger.postgres.pipeline import Request, Row, Rows, Statement, run_calls
 from nanobanana_async.ledger.postgres.problems import breaks_connection, is_transient, to_ledger_error
 from nanobanana_async.ledger.postgres.schema import Tables, current_tables, prepare
+from nanobanana_async.ledger.postgres.sharing import LOCK_TIMEOUT_S as EXCHANGE_LOCK_TIMEOUT_S
+from nanobanana_async.ledger.postgres.sharing import Exchange
 from nanobanana_async.ledger.postgres.statements import PostgresTable
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.ledger.writer import Result, WorkItem
@@ -97,7 +99,10 @@ class PostgresConnection:
 
     def run(self, batch: Sequence[WorkItem[Any]]) -> Iterator[list[Result]]:
         """Run work items in one transaction, again if the server is away; yield results as they become final."""
-        yield from self._run(list(batch), commit_in_doubt=False)
+        exchanges = [item for item in batch if isinstance(item.work, Exchange)]
+        yield from self._run([item for item in batch if not isinstance(item.work, Exchange)], commit_in_doubt=False)
+        for item in exchanges:
+            yield [self._exchange(item)]
 
     def wait_s(self) -> float | None:
         """Return after how long the next beat is due."""
@@ -170,6 +175,22 @@ class PostgresConnection:
             outcomes = run_calls([item.work for item in items], table, send)  # type: ignore[misc]
         return [(item.future, value, error) for item, (value, error) in zip(items, outcomes, strict=True)]
 
+    def _exchange(self, item: WorkItem[Any]) -> Result:
+        """Run an exchange (`sharing.py`) in a transaction of its own, once."""
+        try:
+            if self._lost:
+                raise OwnershipLost("buried")
+            with self._transaction(fenced=True, durable=False, lock_s=EXCHANGE_LOCK_TIMEOUT_S) as send:
+                ((value, error),) = run_calls([item.work], PostgresTable(self.owner), send)  # type: ignore[list-item]
+        except OwnershipLost:
+            self._lost = True
+            return item.failed(self._ownership_lost())
+        except Exception as failure:
+            if breaks_connection(failure):
+                self._disconnect()
+            return item.failed(to_ledger_error(failure, self._url, connecting=self._db is None))
+        return item.future, value, error
+
     def _impatient(self, items: Sequence[WorkItem[Any]], error: Exception) -> tuple[list[Result], list[WorkItem[Any]]]:
         """Return the errors of the items whose patience has ended, and the other items."""
         patience_s = self._settings.patience_s
@@ -181,7 +202,12 @@ class PostgresConnection:
 
     @contextmanager
     def _transaction(
-        self, committing: list[bool] | None = None, *, fenced: bool = False, durable: bool = True
+        self,
+        committing: list[bool] | None = None,
+        *,
+        fenced: bool = False,
+        durable: bool = True,
+        lock_s: float = LOCK_TIMEOUT_S,
     ) -> Iterator[Callable[[Sequence[Request]], list[Rows]]]:
         """Give a function that executes requests in one transaction, and commit at the end.
 
@@ -192,7 +218,7 @@ class PostgresConnection:
         try:
             with db.pipeline() as pipeline:
                 db.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED {mode}".encode())
-                db.execute(_SETTINGS.encode(), self._local_settings(durable=durable))
+                db.execute(_SETTINGS.encode(), self._local_settings(durable=durable, lock_s=lock_s))
                 fence = [db.execute(leases.FENCE.encode(), {"me": self.owner})] if fenced else []
 
                 def send(requests: Sequence[Request]) -> list[Rows]:
@@ -218,7 +244,7 @@ class PostgresConnection:
         values = {**request.values, "me": self.owner}
         return db.execute(request.sql.encode(), values, binary=True), request.returns_rows
 
-    def _local_settings(self, *, durable: bool) -> dict[str, str]:
+    def _local_settings(self, *, durable: bool, lock_s: float) -> dict[str, str]:
         """Return the settings of one transaction. Not those of a connection: behind a pooler it may serve others too.
 
         A process that is suspended within a flush holds the row of its owner. The server ends such a flush when the
@@ -227,7 +253,7 @@ class PostgresConnection:
         return {
             "search_path": sql.Identifier(self._url.schema).as_string(None),
             "commit": "on" if durable else "off",
-            "lock_ms": str(round(1000 * min(LOCK_TIMEOUT_S, self._settings.lease.silence_s / 2))),
+            "lock_ms": str(round(1000 * min(lock_s, self._settings.lease.silence_s / 2))),
             "idle_ms": str(round(1000 * self._settings.lease.silence_s)),
         }
 
@@ -259,7 +285,7 @@ class PostgresConnection:
         values = {"dead": dead.owner, "count": dead.count}
         releases = [
             Statement(sql_text, values, returns_rows=False)
-            for sql_text in (leases.RELEASE_OF_BURIED, leases.FORGET_NOTICES)
+            for sql_text in (leases.RELEASE_OF_BURIED, leases.FORGET_NOTICES, leases.FORGET_SHARES)
         ]
         with self._transaction(fenced=True) as send:
             send([Statement(leases.BURY, values), *releases])

@@ -97,8 +97,13 @@ RELEASE_OF_BURIED = (
     " AND EXISTS (SELECT FROM owners WHERE id = %(dead)s AND buried_by = %(me)s)"
 )
 FORGET_NOTICES = "DELETE FROM callback_notices WHERE owner = %(dead)s"
+FORGET_SHARES = (
+    "DELETE FROM shares WHERE owner = %(dead)s"
+    " AND EXISTS (SELECT FROM owners WHERE id = %(dead)s AND buried_by = %(me)s)"
+)
 RESIGN = (
     "UPDATE jobs SET owner = NULL WHERE owner = %(me)s AND state IN ('pending', 'submitting', 'running')",
     "DELETE FROM callback_notices WHERE owner = %(me)s",
+    "DELETE FROM shares WHERE owner = %(me)s",
     "DELETE FROM owners WHERE id = %(me)s AND buried_by IS NULL",
 )

@@ -16,11 +16,13 @@ from nanobanana_async.ledger.base import Allowance, Claim, Upload
 from nanobanana_async.ledger.postgres import listing
 from nanobanana_async.ledger.postgres.leases import Lease
 from nanobanana_async.ledger.postgres.pipeline import Call, Work
+from nanobanana_async.ledger.postgres.sharing import exchange_of
 from nanobanana_async.ledger.postgres.statements import PostgresTable
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.ledger.stored import PRUNE_BATCH, WriterLedger, check_aware
 from nanobanana_async.ledger.writer import Writer, WriterConnection
 from nanobanana_async.policy.prices import Price
+from nanobanana_async.policy.sharing import Allotment, Report
 from nanobanana_async.validators import as_number
 
 T = TypeVar("T")
@@ -163,6 +165,10 @@ class PostgresLedger(WriterLedger):
     async def remember(self, account: str, learned: str) -> None:
         """Store what was learned about an account; the last writer wins."""
         await self._submit(lambda table: table.remember(account, learned), writes=True)
+
+    async def exchange(self, account: str, report: Report) -> Allotment:
+        """Share the limits of an account with the other owners: report, and get what this owner may do."""
+        return await self._queue_work(exchange_of(account, report), writes=True, key=None, safe=False)
 
     async def find_upload(self, account: str, digest: str) -> Upload | None:
         """Return the last upload of this content by the account."""

@@ -144,6 +144,31 @@ CREATE TABLE learned (
     facts   text NOT NULL
 );
 
+-- What all owners learned together about the limits of an account, as JSON of the library (`policy/sharing.py`). Written
+-- without a disk flush: should it be lost, the limits are learned again.
+CREATE TABLE accounts (
+    account text PRIMARY KEY,
+    state   text
+) WITH (fillfactor = 50);
+
+-- The part of an account's job limit that each owner has. Those of living owners count. Times are seconds since 1970.
+CREATE TABLE shares (
+    account     text             NOT NULL,
+    owner       bigint           NOT NULL,
+    granted     integer          NOT NULL,      -- slots that it may take, or has taken
+    target      integer          NOT NULL,      -- its fair share: it gives back what it has above it as its jobs end
+    held        integer          NOT NULL,      -- slots of its jobs
+    in_flight   integer          NOT NULL,      -- slots of its creates that have no answer yet
+    queued      integer          NOT NULL,      -- slots that its queued jobs would take
+    interactive boolean          NOT NULL,
+    reserve     integer          NOT NULL,      -- slots that are kept free for interactive owners
+    used        double precision NOT NULL,      -- slot-seconds of late
+    spoke_at    double precision NOT NULL,
+    hungry_at   double precision,               -- when it last wanted more slots than it had
+    reports     bigint           NOT NULL,
+    PRIMARY KEY (account, owner)
+) WITH (fillfactor = 50);
+
 -- The reference images that an account has uploaded, by the SHA-256 of their content; never the content itself.
 CREATE TABLE uploads (
     account     text        NOT NULL,

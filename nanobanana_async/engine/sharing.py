@@ -1,0 +1,78 @@
+"""Exchange with the other owners of the ledger: who holds how many slots of the account, and what its requests met."""
+
+import asyncio
+from collections.abc import Callable
+
+import anyio
+
+from nanobanana_async.engine.dispatcher import Dispatcher
+from nanobanana_async.engine.slots import Slots
+from nanobanana_async.errors import LedgerError
+from nanobanana_async.events import log
+from nanobanana_async.ledger.base import SharesAccount
+from nanobanana_async.policy.shared_limits import SharedLimiter
+
+PROBE_S = 10.0
+"""How long an answer to the single create that leaves during an outage may take before another owner sends one."""
+
+
+class Exchanges:
+    """The exchanges of a session. What was allotted lasts while the ledger is slow or away."""
+
+    def __init__(
+        self, ledger: SharesAccount, account: str, limiter: SharedLimiter, slots: Slots, dispatcher: Dispatcher
+    ) -> None:
+        self._ledger = ledger
+        self._account = account
+        self._limiter = limiter
+        self._shared = limiter.budget.shared
+        self._slots = slots
+        self._dispatcher = dispatcher
+        self._clock = asyncio.get_running_loop().time
+        self._due = asyncio.Event()
+        self._failure_logged = False
+
+    def check(self) -> None:
+        """Begin an exchange if one is due; called after each step of a job."""
+        if self._next_at() <= self._clock():
+            self._due.set()
+
+    async def keep_exchanging(self, changed: Callable[[], None]) -> None:
+        """Exchange whenever it is due, as long as the session is open; `changed` is called after each exchange."""
+        while True:
+            self._due.clear()
+            wait_s = self._next_at() - self._clock()
+            if wait_s > 0:
+                with anyio.move_on_after(wait_s):
+                    await self._due.wait()
+            else:
+                await self._exchange()
+                changed()
+
+    def _next_at(self) -> float:
+        """Return when the next exchange is due, after a look at the pauses that the session has met."""
+        pause, breaker, shared = self._slots.budget.pause, self._slots.breaker, self._shared
+        shared.gates_polls = pause.used_up
+        shared.gate_until = max(pause.opens_at, breaker.paused_until + PROBE_S * breaker.is_half_open)
+        return shared.next_at(self._clock(), self._slots.load.taken, self._dispatcher.queued_slots)
+
+    async def _exchange(self) -> None:
+        asked_at, limits = self._clock(), self._limiter.job_limit
+        report = self._shared.report(
+            self._slots.load,
+            self._dispatcher.queued_slots,
+            self._dispatcher.polls_due,
+            mean_job_s=limits.mean_job_s,
+            notice_delay_s=limits.notice_delay_s,
+            longest_run_s=self._slots.longest_run_s,
+        )
+        try:
+            allotment = await self._ledger.exchange(self._account, report)
+        except LedgerError as error:
+            self._shared.fail(self._clock())
+            if not self._failure_logged:
+                log.warning("ledger.failed error=%s", error.message)
+            self._failure_logged = True
+        else:
+            self._limiter.take(allotment, asked_at, self._clock())
+            self._failure_logged = False

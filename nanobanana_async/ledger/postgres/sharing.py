@@ -1,0 +1,77 @@
+"""The exchange of an owner with the others of its account, as one short transaction on the account's row.
+
+It is committed without a disk flush, apart from the flushes of jobs: the shares are hints, and no job depends on them. It
+waits for another exchange for a moment only, and is not repeated when the server is away: what is granted lasts.
+"""
+
+import json
+import math
+
+from attrs import frozen
+
+from nanobanana_async.ledger.postgres.pipeline import Call, Statement, Work
+from nanobanana_async.policy.sharing import AccountState, Allotment, Report, Share, exchange
+
+LOCK_TIMEOUT_S = 0.5
+"""How long an exchange waits for that of another owner. Writes of jobs wait behind it."""
+
+_ADD_ACCOUNT = "INSERT INTO accounts (account) VALUES (%(account)s) ON CONFLICT (account) DO NOTHING"
+_LOCK_ACCOUNT = "SELECT state FROM accounts WHERE account = %(account)s FOR UPDATE"
+_LIVING = "EXISTS (SELECT FROM owners AS o WHERE o.id = {}.owner AND o.buried_by IS NULL)"
+_COLUMNS = (
+    *("granted", "target", "held", "in_flight", "queued", "interactive", "reserve", "used", "spoke_at"),
+    *("hungry_at", "reports"),
+)
+# One statement, so that it sees a burial as a whole: a share that is gone, and jobs that have no owner.
+_READ = (
+    "SELECT extract(epoch FROM clock_timestamp())::float8,"
+    " (SELECT count(*) FROM jobs AS j WHERE account = %(account)s AND state IN ('submitting', 'running', 'uncertain')"
+    f" AND NOT {_LIVING.format('j')} AND coalesce(running_since, first_sent_at, created_at)"
+    " >= clock_timestamp() - make_interval(secs => %(longest_s)s::float8)),"
+    f" (SELECT json_agg(json_build_array(owner, {', '.join(_COLUMNS)})) FROM shares AS s"
+    f" WHERE account = %(account)s AND {_LIVING.format('s')})"
+)
+_WRITE_STATE = "UPDATE accounts SET state = %(state)s WHERE account = %(account)s"
+_WRITE_SHARE = (
+    f"INSERT INTO shares (account, owner, {', '.join(_COLUMNS)})"
+    f" VALUES (%(account)s, %(me)s, {', '.join(f'%({column})s' for column in _COLUMNS)})"
+    f" ON CONFLICT (account, owner) DO UPDATE SET {', '.join(f'{column} = excluded.{column}' for column in _COLUMNS)}"
+)
+
+
+@frozen
+class Exchange(Call[Allotment]):
+    """A call that runs in a transaction of its own, without a disk flush, and once only."""
+
+
+def exchange_of(account: str, report: Report) -> Exchange:
+    """Return the call for an exchange of this owner."""
+    return Exchange(lambda table: _exchange(table.owner, account, report))
+
+
+def _exchange(me: int, account: str, report: Report) -> Work[Allotment]:
+    whose = {"account": account, "longest_s": min(report.longest_run_s, 1e9)}
+    _, ((text,),), ((now, orphans, found),) = yield [
+        Statement(_ADD_ACCOUNT, whose, returns_rows=False),
+        Statement(_LOCK_ACCOUNT, whose),
+        Statement(_READ, whose),
+    ]
+    rows = found if isinstance(found, list) else json.loads(found or "[]")
+    state = AccountState.from_json(text, {int(row[0]): _share(row[1:]) for row in rows})
+    allotment = exchange(state, me, report, now, orphans)
+    yield [
+        Statement(_WRITE_STATE, {"account": account, "state": state.to_json()}, returns_rows=False),
+        Statement(_WRITE_SHARE, {"account": account, **_columns(state.shares[me])}, returns_rows=False),
+    ]
+    return allotment
+
+
+def _share(row: list[object]) -> Share:
+    facts = dict(zip(_COLUMNS, row, strict=True))
+    hungry_at = facts.pop("hungry_at")
+    return Share(**facts, hungry_at=-math.inf if hungry_at is None else hungry_at)  # type: ignore[arg-type]
+
+
+def _columns(share: Share) -> dict[str, object]:
+    facts = {column: getattr(share, column) for column in _COLUMNS}
+    return {**facts, "hungry_at": None if share.hungry_at == -math.inf else share.hungry_at}

@@ -1,0 +1,359 @@
+"""Share the limits of one account among the owners of one ledger.
+
+Theory of operation. The account has one learner, the limiter that a session alone has (`policy.limiter`), and each owner
+has a share of the learned room. Both are in the ledger, behind one lock. In an *exchange* an owner reports what it
+holds, what it wants and what became of its requests since it last spoke; the learner takes the reports of all owners as
+those of one client. The owner gets its *allotment*: it may hold that many slots, creates in flight included, until it
+asks again. An ended job makes room for the next one of the same owner without an exchange.
+
+* Invariant: the slots that are granted in all are never more than the room, unless more are taken already. A share
+  shrinks only as its jobs end, and a dead owner's counts until the owner is buried: its jobs still run. The jobs that a
+  burial leaves without an owner count until they are adopted. No slot becomes free by a timer.
+* Targets are max-min fair shares of what the owners want. What can't be divided goes to those who had least of late.
+  Interactive owners come first, and a reserve is kept free for them while one of them had to wait lately. While the
+  limit is unknown the room goes to who asks; fairness comes with the first refusal, as jobs end.
+* One *round trip of knowledge* is one event: a create counts as sent when its owner last heard of the others. Without
+  that each owner would count the refusals of one burst again.
+* While an owner with jobs is silent, its jobs may have ended unseen, so that nothing which is accepted raises the cap.
+* The budget of requests hands out *departures*, the times at which requests may leave, for the next `HORIZON_S`, once a
+  request was refused for its rate. Before that all leave freely. So the pace, the quota of a window and the search for
+  a rate are those of one client; no owner needs to know how many others there are.
+* A pause that the gateway asks for, and an outage, is a *gate* before the creates of all; a used-up budget of a day holds
+  polls too. The owner that met it probes; the others wait a little longer than it does.
+
+All times are by the ledger's clock. It is lost work, not lost money, if a state is lost: the learner begins again.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from copy import copy
+from datetime import UTC, datetime
+from typing import Literal
+
+from attrs import define, evolve, field, frozen
+from cattrs.preconf.json import make_converter
+
+from nanobanana_async.errors import LimitKind
+from nanobanana_async.policy.concurrency import AnsweredCreate, ConcurrencyPolicy, Load, Mode
+from nanobanana_async.policy.limiter import AdmissionLimiter
+from nanobanana_async.policy.request_budget import RequestBudget, RequestKind
+
+SILENT_S = 6.0
+"""An owner with jobs speaks at least every four seconds; after this time it may be dead."""
+MEMORY_S = 120.0
+"""How long the slots that an owner had count, when one more than the even share is given away."""
+KEPT_FOR_S = 30.0
+"""How long an owner keeps a slot above the even share before it goes to the next: each move leaves it empty a while."""
+HUNGRY_LATELY_S = 60.0
+"""The reserve is kept for so long after an interactive owner wanted more than it had."""
+HORIZON_S = 2.0
+"""Departures are handed out for this time: about that between two exchanges of an owner that waits."""
+PROBE_AFTER_S = 5.0
+"""How much longer than the owner that met a gate the others wait before they probe too: it may have died."""
+HEARD_S = 1e-5
+"""What an owner hears of an exchange it knows a little later than the exchange."""
+
+
+@define
+class Share:
+    """What an owner has of the account, as of its last exchange."""
+
+    granted: int = 0
+    """The slots that it may take, or has taken."""
+    target: int = 0
+    """Its fair share; it gives back what it has above this as its jobs end."""
+    held: int = 0
+    in_flight: int = 0
+    queued: int = 0
+    """The slots that its queued jobs would take."""
+    interactive: bool = False
+    reserve: int = 0
+    used: float = 0.0
+    """Slot-seconds of late."""
+    spoke_at: float = -math.inf
+    hungry_at: float = -math.inf
+    """When it last wanted more slots than it had."""
+    reports: int = 0
+    """The number of its last report: one that comes twice counts once."""
+
+    @property
+    def taken(self) -> int:
+        """The slots of its jobs and of its creates in flight."""
+        return self.held + self.in_flight
+
+    @property
+    def wanted(self) -> int:
+        """The slots that it could use."""
+        return self.taken + self.queued
+
+    def used_until(self, now: float) -> float:
+        """Return its slot-seconds of late, with what it has held since its last exchange."""
+        past_s = max(0.0, now - self.spoke_at) if self.spoke_at > -math.inf else 0.0
+        return self.used * math.exp(-past_s / MEMORY_S) + past_s * self.held
+
+
+@frozen(kw_only=True)
+class RequestEvent:
+    """Something that happened to a request of an owner, or the end of one of its jobs."""
+
+    what: Literal["sent", "accepted", "throttled", "ended", "unused"]
+    """Unused: no request left at this departure."""
+    at: float = -math.inf
+    kind: RequestKind = "create"
+    sent_at: float = -math.inf
+    """When it left; for a create, when its owner last heard of the others before that."""
+    load: Load = Load(0)
+    """Of the owner alone."""
+    weight: int = 1
+    limit_kind: LimitKind | None = None
+    wait_s: float | None = None
+
+
+@frozen(kw_only=True)
+class Report:
+    """What an owner says in an exchange."""
+
+    number: int
+    held: int
+    in_flight: int = 0
+    queued: int = 0
+    creates_ready: int = 0
+    """The departures for creates that it has not used yet."""
+    polls_due: int = 0
+    """How many polls wait for a departure."""
+    interactive: bool = False
+    reserve: int = 0
+    events: tuple[RequestEvent, ...] = ()
+    """In their order, since its last exchange."""
+    longest_run_s: float = math.inf
+    """A job without an owner that began longer ago has ended."""
+    mean_job_s: float = 20.0
+    notice_delay_s: float = 0.5
+    gate_until: float = -math.inf
+    """Until when the gateway takes nothing from this owner, as the owner itself has found."""
+    gates_polls: bool = False
+
+
+@frozen(kw_only=True)
+class Allotment:
+    """What an owner may do until its next exchange, and what it should know of the account."""
+
+    at: float = -math.inf
+    """The ledger's time of the exchange."""
+    granted: int = 0
+    target: int = 0
+    ask_at: float = math.inf
+    """When to ask again, because time alone may make room then."""
+    learning: bool = True
+    """The limit is being approached: the answer to each create is to be reported at once."""
+    cap: float = math.inf
+    """The learned limit of jobs; infinite while it is unknown."""
+    rate_log_odds: float = 0.0
+    undecided_since: float | None = None
+    rate: float = math.inf
+    """Creates a second; infinite while no rate was met."""
+    gap_s: float = 0.0
+    """The mean time between two departures of one owner; 0 while all requests leave freely."""
+    departures: Mapping[RequestKind, tuple[float, ...]] = field(factory=dict)
+    gate_until: float = -math.inf
+    gates_polls: bool = False
+
+    @property
+    def room(self) -> int:
+        """How many slots the owner may take."""
+        return min(self.granted, self.target)
+
+
+@define
+class AccountState:
+    """What the owners of a ledger know of an account together: the learner, the gate, and their shares."""
+
+    limiter: AdmissionLimiter = field(factory=lambda: AdmissionLimiter(ConcurrencyPolicy()))
+    spoke_at: float = 0.0
+    """The time of the last exchange."""
+    gate_until: float = -math.inf
+    gate_owner: int | None = None
+    """The owner that probes."""
+    gates_polls: bool = False
+    shares: dict[int, Share] = field(factory=dict)
+    """Of the living owners; the ledger keeps them apart from the rest."""
+
+    def to_json(self) -> str:
+        """Return the state without the shares, for the ledger."""
+        return json.dumps(_CONVERTER.unstructure(evolve(self, shares={})), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | None, shares: dict[int, Share]) -> "AccountState":
+        """Return a stored state with the shares of its living owners; a new one if the text can't be read."""
+        try:
+            state = cls() if text is None else _CONVERTER.structure(json.loads(text), cls)
+        except Exception:  # edited by hand, or written by another version
+            state = cls()
+        state.shares = shares
+        return state
+
+    def room(self, now: float, orphans: int) -> int:
+        """Return how many slots may be taken in all."""
+        held = orphans + sum(share.held for share in self.shares.values())
+        taken = orphans + sum(max(share.taken, share.granted) for share in self.shares.values())
+        if now < self.limiter.blocked_until:
+            return taken
+        if self.limiter.trial_at <= now and taken == held:
+            return held + 1
+        return self.limiter.job_limit.room(held)
+
+    def targets(self, now: float, room: int) -> dict[int, int]:
+        """Return the fair shares of a room: all that interactive owners want first, then the others."""
+        if self.limiter.job_limit.mode is Mode.RAMP:
+            return {owner: share.wanted for owner, share in self.shares.items()}
+        first = {owner: share for owner, share in self.shares.items() if share.interactive}
+        rest = {owner: share for owner, share in self.shares.items() if not share.interactive}
+        targets = _fair_shares_of(first, room, now)
+        room -= sum(targets.values())
+        reserve = max((share.reserve for share in first.values() if now - share.hungry_at < HUNGRY_LATELY_S), default=0)
+        room -= min(reserve, max(0, room - len(rest)))
+        return targets | _fair_shares_of(rest, room, now)
+
+    def start_again(self, now: float) -> None:
+        """Let the learner start from what it knew when the last owner left, as far as that is believed."""
+        before, self.limiter = self.limiter, AdmissionLimiter(ConcurrencyPolicy())
+        known = before.learned(now=self.spoke_at, at=datetime.fromtimestamp(self.spoke_at, UTC))
+        if known is not None:
+            self.limiter.job_limit.mean_job_s = before.job_limit.mean_job_s
+            self.limiter.restore(known, now=now, at=datetime.fromtimestamp(now, UTC))
+
+
+def exchange(state: AccountState, owner: int, report: Report, now: float, orphans: int = 0) -> Allotment:
+    """Take the report of an owner, and return what it may do; `orphans` are running jobs that have no living owner."""
+    if not state.shares:
+        state.start_again(now)
+    share = state.shares.get(owner)
+    if share is None:  # who comes new has no claim on the past
+        past = [other.used_until(now) for other in state.shares.values()]
+        share = state.shares[owner] = Share(used=sum(past) / len(past) if past else 0.0, spoke_at=now)
+    if report.number != share.reports:
+        _learn(state, owner, report, now, orphans)
+    share.used, share.spoke_at, share.reports = share.used_until(now), now, report.number
+    share.held, share.in_flight, share.queued = report.held, report.in_flight, report.queued
+    share.interactive, share.reserve = report.interactive, report.reserve
+    limiter = state.limiter
+    limiter.take_evidence_of_polls()
+    limiter.budget.learned(now)  # it looks for the best minute
+    others = orphans + sum(
+        max(other.granted, other.taken) for each, other in state.shares.items() if each != owner
+    )
+    share.granted = min(share.granted, share.taken)
+    room = state.room(now, orphans)
+    share.target = state.targets(now, room - orphans)[owner]
+    share.granted = max(share.taken, min(share.target, room - others))
+    if share.wanted > share.granted:
+        share.hungry_at = now
+    _set_gate(state, owner, report, now)
+    state.spoke_at = now
+    return _allotment(state, owner, report, now)
+
+
+def fair_shares(wants: Mapping[int, int], room: int, used: Mapping[int, float]) -> dict[int, int]:
+    """Return max-min fair shares in whole slots; what can't be divided goes to those who used least."""
+    left, level = max(0, room), 0
+    for position, want in enumerate(sorted(wants.values())):
+        level = left // (len(wants) - position)
+        if want > level:
+            break
+        left, level = left - want, want
+    shares = {owner: min(want, level) for owner, want in wants.items()}
+    spare = max(0, room) - sum(shares.values())
+    unfilled = [owner for owner, want in wants.items() if want > level]
+    for owner in sorted(unfilled, key=lambda owner: (used[owner], owner))[:spare]:
+        shares[owner] += 1
+    return shares
+
+
+def _fair_shares_of(shares: Mapping[int, Share], room: int, now: float) -> dict[int, int]:
+    used = {owner: share.used_until(now) - KEPT_FOR_S * share.granted for owner, share in shares.items()}
+    return fair_shares({owner: share.wanted for owner, share in shares.items()}, room, used)
+
+
+def _learn(state: AccountState, owner: int, report: Report, now: float, orphans: int) -> None:
+    """Give what an owner has met to the learner, with the load of all."""
+    others = [share for each, share in state.shares.items() if each != owner]
+    held, in_flight = orphans + sum(share.held for share in others), sum(share.in_flight for share in others)
+    silent = orphans > 0 or any(now - share.spoke_at > SILENT_S and share.taken for share in others)
+    limiter = state.limiter
+    limiter.job_limit.mean_job_s, limiter.job_limit.notice_delay_s = report.mean_job_s, report.notice_delay_s
+    for event in report.events:
+        own = event.load
+        total = held + own.held
+        load = Load(total, in_flight + own.in_flight, own.likely_ended * total / max(1, own.held))
+        create = AnsweredCreate(event.sent_at, event.weight)
+        match event.what, event.kind:
+            case "sent", kind:
+                limiter.budget.on_sent(kind, event.at)
+            case "unused", kind:
+                limiter.budget.take_back(kind, event.at)
+            case "ended", _:
+                limiter.on_ended()
+            case "accepted", "create":
+                before = copy(limiter.job_limit)
+                limiter.on_accepted(event.at, create, load)
+                if silent and before.mode is not Mode.RAMP:
+                    limiter.job_limit = before
+            case "accepted", kind:
+                limiter.budget.on_accepted(kind, event.at, event.sent_at)
+            case _, "create":  # an event of now: what leaves before its owner has heard of it belongs to it
+                limiter.on_throttled(now, create, load, event.limit_kind, event.wait_s)
+            case _, kind:
+                limiter.budget.on_throttled(kind, event.at, event.sent_at, event.wait_s)
+
+
+def _set_gate(state: AccountState, owner: int, report: Report, now: float) -> None:
+    """Close the gate as the owner says, and open it when the owner that closed it is through, or late."""
+    if report.gate_until > now and (owner == state.gate_owner or report.gate_until > state.gate_until):
+        state.gate_until, state.gate_owner, state.gates_polls = report.gate_until, owner, report.gates_polls
+    elif report.gate_until <= now and (owner == state.gate_owner or now > state.gate_until + PROBE_AFTER_S):
+        state.gate_until, state.gate_owner = -math.inf, None
+
+
+def _allotment(state: AccountState, owner: int, report: Report, now: float) -> Allotment:
+    share, limiter, budget = state.shares[owner], state.limiter, state.limiter.budget
+    departures: dict[RequestKind, tuple[float, ...]] = {}
+    if budget.is_limited:
+        creates = min(report.queued, share.granted - share.taken) - report.creates_ready
+        departures["create"] = _hand_out(budget, "create", creates, now)
+        departures["poll"] = _hand_out(budget, "poll", report.polls_due, now)
+    gated = state.gate_owner not in (None, owner)
+    return Allotment(
+        at=now,
+        granted=share.granted,
+        target=share.target,
+        ask_at=min((at for at in (limiter.blocked_until, limiter.trial_at) if at > now), default=math.inf),
+        learning=limiter.job_limit.mode is not Mode.HOLD,
+        cap=limiter.job_limit.cap,
+        rate_log_odds=limiter.rate_log_odds,
+        undecided_since=limiter.undecided_since,
+        rate=limiter.pacer.rate,
+        gap_s=len(state.shares) / limiter.pacer.rate,
+        departures=departures,
+        gate_until=state.gate_until + PROBE_AFTER_S if gated else -math.inf,
+        gates_polls=state.gates_polls,
+    )
+
+
+def _hand_out(budget: RequestBudget, kind: RequestKind, wanted: int, now: float) -> tuple[float, ...]:
+    """Return when up to so many requests may leave; they count as sent."""
+    times: list[float] = []
+    at = now
+    while len(times) < wanted:
+        if not budget.admits(kind, at, len(times)):
+            at = max(at, budget.opens_at(kind))
+            if at > now + HORIZON_S or not budget.admits(kind, at, len(times)):
+                break
+        budget.on_sent(kind, at)
+        times.append(at)
+    return tuple(times)
+
+
+_CONVERTER = make_converter(omit_if_default=True)
+_CONVERTER.register_unstructure_hook(Mode, lambda mode: mode.name)
+_CONVERTER.register_structure_hook(Mode, lambda name, _: Mode[name])
