@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from nanobanana_async.gateways.defapi import DefApi
     from nanobanana_async.handle import Job
     from nanobanana_async.jobs import JobState
-    from nanobanana_async.ledger.base import Ledger, OwnershipLost
+    from nanobanana_async.ledger.base import Ledger, NotOurs
     from nanobanana_async.ledger.memory import MemoryLedger
     from nanobanana_async.ledger.postgres.ledger import PostgresLedger
     from nanobanana_async.ledger.sqlite import SqliteLedger
@@ -94,7 +94,7 @@ else:
         "gateways.defapi": ("DefApi",),
         "handle": ("Job",),
         "jobs": ("JobState",),
-        "ledger.base": ("Ledger", "OwnershipLost"),
+        "ledger.base": ("Ledger", "NotOurs"),
         "ledger.memory": ("MemoryLedger",),
         "ledger.postgres.ledger": ("PostgresLedger",),
         "ledger.sqlite": ("SqliteLedger",),
@@ -164,8 +164,8 @@ __all__ = [
     "LedgerError",
     "MemoryLedger",
     "NanoBananaError",
+    "NotOurs",
     "Outcome",
-    "OwnershipLost",
     "PollPolicy",
     "PostgresLedger",
     "PromptBlocked",

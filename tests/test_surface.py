@@ -27,7 +27,7 @@ PUBLIC = {
     "Ledger",
     "MemoryLedger",
     "Outcome",
-    "OwnershipLost",
+    "NotOurs",
     "PollPolicy",
     "PostgresLedger",
     "Resolution",

@@ -15,6 +15,9 @@ _SENTENCES = {
     "learned.unreadable": "what earlier runs learned about the account can't be read: this run starts without it",
     "status.unknown": "the gateway reports an unknown status, {status!r}: such jobs are polled until they end",
     "gateway.fake_address": "{text}",
+    "ledger.away": "{rest}",
+    "ledger.back": "{rest}",
+    "ledger.buried": "{rest}",
 }
 _FAILED = "ledger.failed "
 _SHOWN = 300
@@ -57,4 +60,6 @@ def _sentence(record: logging.LogRecord) -> str | None:
     if text.startswith(_FAILED):
         return f"the ledger failed: {text.partition('error=')[2]}"
     template = _SENTENCES.get(event)
-    return None if template is None else template.format(text=text, status=getattr(record, "status", ""))
+    if template is None:
+        return None
+    return template.format(text=text, rest=text.partition(" ")[2], status=getattr(record, "status", ""))

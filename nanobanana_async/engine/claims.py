@@ -19,17 +19,19 @@ from nanobanana_async.engine.next_step import (
     ScheduleAt,
     StopFollowing,
 )
+from nanobanana_async.engine.ownership import LateAnswer
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import has_local_images
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob, is_safe_to_repeat
-from nanobanana_async.errors import ConfigurationError, IdempotencyConflict, LedgerError
+from nanobanana_async.errors import ConfigurationError, CreditLimitReached, IdempotencyConflict, LedgerError
+from nanobanana_async.events import log
 from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import JobRecord, JobState, has_failed_with
-from nanobanana_async.ledger.base import Claim
+from nanobanana_async.ledger.base import Claim, TaskTaken
 from nanobanana_async.ledger.stored import WriterLedger
 from nanobanana_async.models import difference, same_request
 
@@ -94,11 +96,31 @@ class Claims:
             claim = await self._store.ledger.adopt(job.key)
             if claim is None:
                 raise LedgerError(f"job {job.key} is no longer in the ledger")
+            if job.late_answer is not None and await self._write_late_answer(job, job.late_answer, claim):
+                continue
             if job.may_buy or job.withdraw_requested or not claim.is_ours or claim.record.state is not JobState.PENDING:
                 return self._apply_claim(job, claim)
             await self._store.ledger.release(job.key)
             if not (job.may_buy or job.withdraw_requested):  # else another caller has asked for it meanwhile
                 return StopFollowing()
+
+    async def _write_late_answer(self, job: TrackedJob, late: LateAnswer, claim: Claim) -> bool:
+        """Write the outcome of a create to a job that this session has lost; return whether it was written."""
+        record, keyed = claim.record, self._gateway.supports_idempotency_keys
+        if late.may_still_be_written(record, ours=claim.is_ours):
+            return False
+        if (move := late.move(record, ours=claim.is_ours, keyed=keyed)) is not None:
+            state, facts = move
+            try:
+                await self._store.write_late_answer(job, record, state, **facts)
+            except TaskTaken:
+                move = None
+        job.late_answer = None
+        if move is None and late.task_id not in (None, record.task_id):
+            log.warning(
+                "answer.unused job=%s task=%s: the ledger has the job as %s", job.key, late.task_id, record.state
+            )
+        return move is not None
 
     async def store_resolution(self, job: TrackedJob, *, task_id: str | None, body: bytes | None) -> Next:
         """Store what the user knows of a job: its task id, a body to buy it again with, or neither (not bought)."""
@@ -136,6 +158,11 @@ class Claims:
         """Store that a job is withdrawn, which was never sent."""
         await self._store.transition(job, JobState.WITHDRAWN, ended_at=self._store.utcnow())
         return Finish(job.wait_error)
+
+    async def decline(self, error: CreditLimitReached, job: TrackedJob) -> Next:
+        """Withdraw a job that a cap of credits does not allow."""
+        await self.store_withdrawal(job)
+        return Finish(error)
 
     async def release_untracked(self, tracked: Mapping[str, TrackedJob], job: TrackedJob) -> None:
         """Let other owners follow an unfinished job that is no longer in `tracked`."""
@@ -175,7 +202,8 @@ class Claims:
         if wanted is not None and claim.is_ours and claim.record.state is JobState.PENDING:
             job.record = evolve(job.record, request=wanted.request, body=wanted.body)  # newer signatures in URLs
         if not claim.is_ours and not job.done:
-            return CheckOwnerAt(self._clock() + OWNER_CHECK_S)
+            # At full seconds: the jobs of all callers are then looked up by one flush of the ledger.
+            return CheckOwnerAt((self._clock() // OWNER_CHECK_S + 1) * OWNER_CHECK_S)
         if claim.is_ours and claim.record.state is not JobState.PENDING:
             self._slots.on_foreign_adopted()
         return self._next_by_state(job)

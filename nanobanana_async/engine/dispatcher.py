@@ -60,7 +60,7 @@ class Dispatcher:
     @property
     def unsent_count(self) -> int:
         """How many jobs wait to be sent for the first time."""
-        return sum(1 for job in self._pending if job.phase is Phase.QUEUED)
+        return len({job.key for job in self._pending if _waits_to_be_sent(job) and not job.record.possibly_bought})
 
     @property
     def queued_slots(self) -> int:
@@ -111,7 +111,7 @@ class Dispatcher:
         for queue in (self._repeats, self._pending) if seen_enough else (self._repeats,):
             while queue:
                 job = queue.first()
-                if job.phase is not Phase.QUEUED:  # it was withdrawn, or is no longer followed
+                if not _waits_to_be_sent(job):  # it was withdrawn, is no longer followed, or another owner has sent it
                     queue.pop_first()
                     continue
                 affordable = self._credits.check(job, now)
@@ -152,7 +152,7 @@ class Dispatcher:
                 starts.append(self._image_polls.popleft())
                 continue
             job = self._overdue.pop_best(free, self._estimates.ended_probability)
-            if job.phase is Phase.QUEUED:
+            if job.phase is Phase.QUEUED and job.record.state is JobState.RUNNING:
                 self._slots.retry_budget.earn()
                 self._poller.on_sent(now)
                 starts.append((job, RequestKind.POLL))
@@ -162,6 +162,10 @@ class Dispatcher:
         """Return how many more requests may leave after the starts that were just taken out."""
         declined = sum(1 for start in starts if isinstance(start, tuple) and isinstance(start[1], Decline))
         return self._workers.free_requests - len(starts) + declined
+
+
+def _waits_to_be_sent(job: TrackedJob) -> bool:
+    return job.phase is Phase.QUEUED and job.record.state in (JobState.PENDING, JobState.SUBMITTING)
 
 
 # How many overdue polls are compared when not all can be sent; the longest overdue are among them.

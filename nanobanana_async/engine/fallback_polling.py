@@ -14,6 +14,7 @@ from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.engine.tracked_job import NEVER, NOT_YET, TrackedJob
 from nanobanana_async.events import log
 from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.validators import DAY_S
 
 # A job that waits for its callback is polled once when nearly all others have ended, in case the callback is lost. The
 # time is planned again as durations are learned, and is never later than a minute after it began or was polled.
@@ -99,6 +100,15 @@ class FallbackPolling:
         # A poll that failed is repeated after its backoff, even if callbacks come.
         called = job.callback_pending and job.record.state is JobState.RUNNING and not job.failures
         return min(due, job.polled_at + CALLBACK_POLL_GAP_S) if called else due
+
+    def planned_due(self, job: TrackedJob, due: float) -> float:
+        """Return when a job is due that asked for this time: callbacks make it earlier, or later."""
+        now = self._clock()
+        due = self.due_after_callback(job, due)
+        # A live job always has a due time, even if a setting or a policy asks for an infinite wait.
+        due = due if due < now + DAY_S else now + DAY_S
+        early = due <= now and job.record.state is JobState.RUNNING and self.is_too_early(job)
+        return self.next_check_at(job) if early else due
 
     def is_too_early(self, job: TrackedJob) -> bool:
         """Whether a due job is not polled yet, because its callback is expected."""

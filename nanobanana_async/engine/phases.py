@@ -47,19 +47,26 @@ PHASES: Mapping[Phase, frozenset[Phase]] = {
         | {_P.WITHDRAWING, _P.HOLDING, _P.KNOWN, _P.DONE}
     ),
     # FOREIGN -> FOREIGN: its owner still follows it.
+    # FOREIGN -> WITHDRAWING: it went to another owner while it was being withdrawn, and came back.
     _P.FOREIGN: frozenset(
-        {_P.FOREIGN, _P.RECOVERING, _P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.HOLDING, _P.KNOWN, _P.DONE}
+        {_P.FOREIGN, _P.RECOVERING, _P.PREPARING, _P.QUEUED, _P.SCHEDULED}
+        | {_P.WITHDRAWING, _P.HOLDING, _P.KNOWN, _P.DONE}
     ),
-    _P.RECOVERING: frozenset({_P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
-    _P.PREPARING: frozenset({_P.QUEUED, _P.WITHDRAWING, _P.DONE}),
-    _P.QUEUED: frozenset({_P.IN_FLIGHT, _P.WITHDRAWING, _P.DONE}),
+    # Any phase of a job of ours -> FOREIGN: the ledger says, or a write shows, that it went to another owner.
+    _P.RECOVERING: frozenset(
+        {_P.FOREIGN, _P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.DONE}
+    ),
+    _P.PREPARING: frozenset({_P.FOREIGN, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
+    _P.QUEUED: frozenset({_P.FOREIGN, _P.IN_FLIGHT, _P.WITHDRAWING, _P.DONE}),
     # SCHEDULED -> SCHEDULED: a poll is planned again, as durations are learned or when a callback came.
     # SCHEDULED -> RECOVERING: a job in doubt waits for its repeat, and the gateway's history shows its task.
-    _P.SCHEDULED: frozenset({_P.SCHEDULED, _P.RECOVERING, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
+    _P.SCHEDULED: frozenset({_P.FOREIGN, _P.SCHEDULED, _P.RECOVERING, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
     # IN_FLIGHT -> PREPARING: before its create is sent, a URL of an upload is too old.
-    _P.IN_FLIGHT: frozenset({_P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.DONE}),
-    _P.CHECKING: frozenset({_P.RECOVERING, _P.DONE}),
-    _P.WITHDRAWING: frozenset({_P.DONE}),
+    _P.IN_FLIGHT: frozenset(
+        {_P.FOREIGN, _P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.DONE}
+    ),
+    _P.CHECKING: frozenset({_P.FOREIGN, _P.RECOVERING, _P.DONE}),
+    _P.WITHDRAWING: frozenset({_P.FOREIGN, _P.DONE}),
     _P.HOLDING: frozenset({_P.CLAIMING, _P.RECOVERING, _P.DONE}),
     _P.DONE: frozenset({_P.CLAIMING, _P.RECOVERING}),
 }

@@ -115,7 +115,8 @@ class Reconciler:
     def _still_in_doubt(self, wait: HistoryWait) -> bool:
         job = wait.job
         tracked = self._engine.tracked.get(job.key) is job
-        return tracked and job.record.in_doubt and job.record.state is JobState.SUBMITTING
+        ours = tracked and job.phase is not Phase.FOREIGN
+        return ours and job.record.in_doubt and job.record.state is JobState.SUBMITTING
 
     def _apply_verdict(self, wait: HistoryWait, judgement: _Judgement, now: float) -> None:
         """Carry out a verdict, or let the job wait for the next reading."""

@@ -25,6 +25,7 @@ from nanobanana_async.engine.next_step import (
     ScheduleAt,
     StopFollowing,
 )
+from nanobanana_async.engine.ownership import after_burial, follow_through_ledger, let_go
 from nanobanana_async.engine.phases import UNKNOWN_STATE_PHASES, Phase
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import References
@@ -38,7 +39,6 @@ from nanobanana_async.engine.workers import JobStep, WorkerPool, error_of_crash
 from nanobanana_async.errors import CreditLimitReached, NanoBananaError, SessionClosed
 from nanobanana_async.events import JobReleased, JobTracked, log_failure
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState
-from nanobanana_async.validators import DAY_S
 
 
 class Scheduler:
@@ -88,14 +88,24 @@ class Scheduler:
         self._group = group
         self.workers.start(group)
         self.workers.start_task("pump", self._tick_on_timer, again=True)
+        self._buried = asyncio.Event()
+        if self._store.lease is not None:
+            self._store.lease.on_burial(self._on_burial)
         if self._exchanges is None:
-            recount = partial(recount_foreign_slots, self._claims, self._slots, self.workers, self.tick)
+            recount = partial(recount_foreign_slots, self._claims, self._slots, self.workers, self.tick, self._buried)
             self.workers.start_task("count", recount)
         else:
             exchange = partial(self._exchanges.keep_exchanging, self.tick)
             self.workers.start_task("exchange", exchange, again=True)
         for work in self.background_tasks:
             self.workers.start_task("beside", work, again=True)
+
+    def _on_burial(self) -> None:
+        """Follow all jobs through the ledger: they went to other owners when ours was buried."""
+        if not self.closing:
+            follow_through_ledger(self.tracked, self._apply, self._clock())
+            self._buried.set()
+            self._timers.fired.set()  # this is no task, so that it can't tick itself
 
     def start_background_task(self, work: Callable[[TaskGroup], Coroutine[Any, Any, None]]) -> None:
         """Run a coroutine in the session's task group, until the session closes. It must not raise."""
@@ -154,16 +164,7 @@ class Scheduler:
                 job.enter_phase(Phase.IN_FLIGHT)
                 self.workers.run_poll(self._poller.poll, job)
             case (job, Decline(why=why)):
-                self._decline(job, CreditLimitReached(why))
-
-    def _decline(self, job: TrackedJob, error: CreditLimitReached) -> None:
-        """Withdraw a job that a cap of credits does not allow."""
-
-        async def declined(job: TrackedJob) -> Next:
-            await self._claims.store_withdrawal(job)
-            return Finish(error)
-
-        self.withdraw(job, declined)
+                self.withdraw(job, partial(self._claims.decline, CreditLimitReached(why)))
 
     def withdraw(self, job: TrackedJob, step: JobStep | None = None) -> None:
         """Withdraw a job that waits to be sent."""
@@ -183,7 +184,8 @@ class Scheduler:
         """Carry out what a step returned: set the phase, the queue or timer and the slots, and wake the waiters."""
         if not job.is_followed:  # closing has ended the waiting
             return
-        joined = job.is_undecided
+        next_step = after_burial(job, next_step, self._clock())
+        joined, was_foreign = job.is_undecided, job.phase is Phase.FOREIGN
         if job.is_withdrawn_after(next_step):
             job.withdraw_requested = False
             if isinstance(next_step, Finish):
@@ -201,11 +203,12 @@ class Scheduler:
             case ScheduleAt(due=due):
                 self._schedule(job, due)
             case CheckOwnerAt(due=due):
-                was_foreign = job.phase is Phase.FOREIGN
+                if not (was_foreign or joined):  # it was ours: a withdrawal goes on if it becomes ours again
+                    job.withdraw_requested = too_late or job.phase is Phase.WITHDRAWING
+                if not was_foreign:
+                    let_go(job, self._slots, self._store, self._estimates)
                 job.enter_phase(Phase.FOREIGN)
                 self._timers.set_due(job, due)
-                if not was_foreign:
-                    job.notify_listeners()
             case Recover():
                 self.recover(job, self._submitter.recover)
             case AwaitHistory():
@@ -219,18 +222,15 @@ class Scheduler:
                 self._finish_job(job, error)
             case _:
                 assert_never(next_step)
+        if job.is_followed and was_foreign != (job.phase is Phase.FOREIGN):
+            job.notify_listeners()
         if too_late or joined != job.is_undecided:
             job.wake()
 
     def _schedule(self, job: TrackedJob, due: float) -> None:
         """Set a job's timer, or queue the job if its time has come."""
-        now = self._clock()
-        due = self._poller.fallback.due_after_callback(job, due)
-        # A live job always has a due time, even if a setting or a policy asks for an infinite wait.
-        due = due if due < now + DAY_S else now + DAY_S
-        if due <= now and job.record.state is JobState.RUNNING and self._poller.fallback.is_too_early(job):
-            due = self._poller.fallback.next_check_at(job)
-        if due > now:
+        due = self._poller.fallback.planned_due(job, due)
+        if due > self._clock():
             job.enter_phase(Phase.SCHEDULED)
             self._timers.set_due(job, due)
         else:

@@ -15,7 +15,7 @@ from nanobanana_async.events import Event, EventEmitter, JobStateChanged, PriceA
 from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
-from nanobanana_async.ledger.base import Allowance, Claim, Ledger, Refusal, TaskTaken
+from nanobanana_async.ledger.base import Allowance, Claim, LeasedLedger, Ledger, NotOurs, Refusal, TaskTaken
 from nanobanana_async.loop_guard import cancel_requested
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.policy.budget import NEVER_ASK_AGAIN, Affordable, BatchBudget, Cap
@@ -185,6 +185,7 @@ class JobStore:
         self.credits = account
         self.utcnow = utcnow
         self.ended_counts: Counter[JobState] = Counter()
+        self.lease = ledger if isinstance(ledger, LeasedLedger) else None
         self._emit = emitter
 
     def emit(self, event: Event) -> None:
@@ -250,14 +251,14 @@ class JobStore:
         """Make a transition that the gateway reported, even if the write fails; return the error of the write.
 
         The waiters get that error, unless the job has ended: then they get its outcome. `ledger_record` stays as it
-        was, so that the next write catches up. Raises `TaskTaken`, and nothing has changed, if the task id of a job
-        that begins to run belongs to another job.
+        was, so that the next write catches up. Raises, and nothing has changed: `NotOurs`, and `TaskTaken` if the task
+        id of a job that begins to run belongs to another job.
         """
         after = job.record.transition_to(state, **facts)
         try:
             await self._await_write(job.ledger_record, self.ledger.advance(job.ledger_record, after))
         except LedgerError as error:
-            if isinstance(error, TaskTaken) and state is JobState.RUNNING:
+            if isinstance(error, NotOurs) or (isinstance(error, TaskTaken) and state is JobState.RUNNING):
                 raise
             error.task_id = after.task_id
             self._update_job(
@@ -266,6 +267,15 @@ class JobStore:
             return error
         self._update_job(job, after, stored=after)
         return None
+
+    async def write_late_answer(self, job: TrackedJob, known: JobRecord, state: JobState, **facts: Any) -> None:
+        """Write what this session knows of a create to the record that the ledger has now, which becomes the job's."""
+        after = known.transition_to(state, **facts)
+        await self._await_write(known, self.ledger.advance(known, after))
+        if known.state is JobState.UNCERTAIN:  # another session counted it, and `_update_job` counts it off
+            self.ended_counts[known.state] += 1
+        job.record = known  # only now: the waiters must not get what the other owner believed
+        self._update_job(job, after, stored=after)
 
     async def release(self, key: str) -> None:
         """Let other owners follow an unfinished job."""

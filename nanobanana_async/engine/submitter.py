@@ -14,10 +14,12 @@ from attrs import evolve
 
 from nanobanana_async.engine.attempts import attempt_facts
 from nanobanana_async.engine.contained_send import send_contained
-from nanobanana_async.engine.doubt import NO_DOUBT, doubt_facts, interrupted_facts, may_be_processed, why_in_doubt
+from nanobanana_async.engine.doubt import doubt_facts, interrupted_facts, may_be_processed, why_in_doubt
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.history import History
+from nanobanana_async.engine.limit_events import LimitEvents
 from nanobanana_async.engine.next_step import AwaitHistory, Enqueue, Finish, HoldSlots, Next, Prepare, ScheduleAt
+from nanobanana_async.engine.ownership import LateAnswer, facts_of_running, remember_unbought, wait_until_owner
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import References
 from nanobanana_async.engine.slots import Slots
@@ -36,7 +38,7 @@ from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.threads import AnswerReader
 from nanobanana_async.jobs import Accepted, JobState
-from nanobanana_async.ledger.base import Allowance, TaskTaken
+from nanobanana_async.ledger.base import Allowance, NotOurs, TaskTaken
 from nanobanana_async.policy.retry import (
     Attempt,
     FailureKind,
@@ -80,7 +82,7 @@ class Submitter:
         self._clock = clock
         self._answers = AnswerReader()
         self._jitter = random.Random()
-        self._last_limits: tuple[object, ...] = ()
+        self._limits = LimitEvents(slots, store)
 
     async def submit(self, job: TrackedJob) -> Next:
         """Make one create, the first or a repeat."""
@@ -106,6 +108,9 @@ class Submitter:
             case Allowance():  # the ledger does not allow it: it waits again, or is declined
                 self._store.credits.on_refused(job, answer, self._clock())
                 return Enqueue()
+            case NotOurs():
+                remember_unbought(job)
+                raise answer
             case LedgerError():  # no durable intent, no POST
                 return Finish(answer)
             case _:
@@ -131,6 +136,7 @@ class Submitter:
 
     async def _post(self, job: TrackedJob, body: bytes) -> Accepted:
         request = self._gateway.build_create(body, wire_key=job.record.wire_key)
+        await wait_until_owner(job, self._store.lease)
         # A pooled connection that the server has just closed looks like a lost answer, and without a key that is doubt.
         fresh = not self._gateway.supports_idempotency_keys
         response = await send_contained(self._transport, request, timeout_s=self._create_s, fresh_connection=fresh)
@@ -145,23 +151,23 @@ class Submitter:
         self._history.record_answer_time(accepted.task_id, job.running_at - job.sent_at)
         if job.record.in_doubt:
             self._slots.spacing.on_repeat_answered(named_task=True)
-        self._emit_limits(job.running_at)
+        self._limits.emit_changes(job.running_at)
         if accepted.credits_remaining is not None:
             self._store.credits.remaining = accepted.credits_remaining
         attempts = job.record.attempts + 1
+        facts = facts_of_running(
+            task_id=accepted.task_id,
+            running_since=self._store.utcnow(),
+            attempts=attempts,
+            credits_used=accepted.credits_used,
+            model=accepted.model,
+        )
         try:
             # If the write fails, the waiters get its error and the polls go on.
-            await self._store.transition_as_reported(
-                job,
-                JobState.RUNNING,
-                task_id=accepted.task_id,
-                running_since=self._store.utcnow(),
-                body=b"",  # the body is never sent again
-                attempts=attempts,
-                credits_used=accepted.credits_used,
-                model=accepted.model,
-                **NO_DOUBT,
-            )
+            await self._store.transition_as_reported(job, JobState.RUNNING, **facts)
+        except NotOurs:
+            job.late_answer = LateAnswer(job.record, facts)
+            raise
         except TaskTaken as taken:  # unknown what was paid for: the task is another job's
             why = f"the gateway answered with task {accepted.task_id}, which belongs to job {taken.holder}"
             failure = Failure(kind=UnexpectedResponse.__name__, message=why, request_id=accepted.request_id)
@@ -183,7 +189,7 @@ class Submitter:
         now = self._clock()
         wait_s = self._retry_wait_s(job, error, decision)
         self._update_limits(job, error, decision, now)
-        self._emit_limits(now)
+        self._limits.emit_changes(now)
         action, doubt = decision.action.name.lower(), decision.in_doubt
         self._store.emit(CreateFailed(record=job.record, error=error, action=action, wait_s=wait_s, in_doubt=doubt))
         self._poller.used_up_budgets.report(job, error)
@@ -191,6 +197,10 @@ class Submitter:
             outage.report(job.record, retried=decision.action is not RetryAction.PARK)
         try:
             return await self._carry_out_decision(job, error, decision, attempt, now + wait_s)
+        except NotOurs:
+            if not decision.in_doubt and decision.action is not RetryAction.PARK:
+                remember_unbought(job)
+            raise
         except LedgerError as unwritten:  # the record stays SUBMITTING: it may have been sent
             return Finish(unwritten)
 
@@ -303,17 +313,3 @@ class Submitter:
                 self._slots.spacing.on_repeat_answered(named_task=False)
         if isinstance(error, (GatewayError, UnexpectedResponse)) and error.retry_after_s is not None:
             self._slots.breaker.pause_for(now, error.retry_after_s)
-
-    def _emit_limits(self, now: float) -> None:
-        """Emit the learned limits if they have changed."""
-        standing = self._slots.snapshot(now)
-        known = (
-            standing.job_limit,
-            standing.creates_per_s,
-            standing.limit_kind,
-            standing.creates_paused,
-            standing.throttled,
-        )
-        if known != self._last_limits:
-            self._last_limits = known
-            self._store.emit(standing)

@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
@@ -15,6 +15,9 @@ from nanobanana_async.images.local import LocalImagesByDigest
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, Observation
 from nanobanana_async.policy.budget import Cap
 from nanobanana_async.policy.poll_schedule import PollSchedule
+
+if TYPE_CHECKING:
+    from nanobanana_async.engine.ownership import LateAnswer
 
 Watchers = list[asyncio.Future[NanoBananaError | None]] | None
 
@@ -74,10 +77,12 @@ class TrackedJob:
         "has_handle",
         "holding_before",
         "last_failure",
+        "late_answer",
         "ledger_record",
         "listeners",
         "may_buy",
         "observation",
+        "owner_buried",
         "place",
         "polled_at",
         "polls",
@@ -130,6 +135,10 @@ class TrackedJob:
         """How many creates in a row were not accepted, or polls not answered."""
         self.last_failure: NanoBananaError | None = None
         """Why its last request in this session failed; None if it did not, or if there was none."""
+        self.late_answer: LateAnswer | None = None
+        """The outcome of its create, which could not be written because the job went to another owner."""
+        self.owner_buried = False
+        """Its owner was buried while its current step ran: then the ledger is read before it goes on."""
         self.reopened = False
         """The history has shown that its creates were lost before the gateway had them, and it is sent again."""
         self.draws_retry_budget = False
@@ -234,9 +243,9 @@ class TrackedJob:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether a caller may still need its outcome."""
+        """Whether a caller may still need its outcome, or the ledger an answer of its create."""
         waited_for = self.watchers or self.end_watchers or self.updates or self.listeners
-        return self.may_buy or self.has_handle or bool(waited_for)
+        return self.may_buy or self.has_handle or bool(waited_for) or self.late_answer is not None
 
     @property
     def images_missing(self) -> bool:

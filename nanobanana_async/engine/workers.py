@@ -9,11 +9,12 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from nanobanana_async.engine.next_step import Finish, Next
+from nanobanana_async.engine.next_step import CheckOwnerAt, Finish, Next
 from nanobanana_async.engine.timers import Timed
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.events import log_failure
+from nanobanana_async.ledger.base import NotOurs
 
 JobTask = Callable[[Any], Awaitable[None]]
 
@@ -128,6 +129,8 @@ class WorkerPool:
         try:
             try:
                 next_step = await step(job)
+            except NotOurs:  # it went to another owner: follow it through the ledger
+                next_step = CheckOwnerAt(asyncio.get_running_loop().time())
             except NanoBananaError as error:
                 next_step = Finish(error)
             if next_step is not None:
@@ -138,7 +141,11 @@ class WorkerPool:
                 self._all_finished.set()
 
     async def _run_poll(self, step: Callable[[TrackedJob], Awaitable[Next]], job: TrackedJob) -> None:
-        self._apply(job, await step(job))
+        try:
+            next_step = await step(job)
+        except NotOurs:
+            next_step = CheckOwnerAt(asyncio.get_running_loop().time())
+        self._apply(job, next_step)
 
     def _hand_to_worker(self, job_task: JobTask, job: Timed, permitted: bool) -> None:
         while self._idle:

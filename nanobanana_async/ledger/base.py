@@ -2,7 +2,7 @@
 
 import enum
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Protocol, runtime_checkable
@@ -85,11 +85,14 @@ class TaskTaken(LedgerError):
         self.holder = holder
 
 
-class OwnershipLost(LedgerError):
-    """This owner was silent for longer than its lease, and its jobs went to other owners: it writes nothing more.
+class NotOurs(LedgerError):
+    """The job went to another owner, or was changed by one: nothing was written, and the ledger works.
 
-    Close the session, or the ledger, and open another one: that is a new owner, which continues what is left.
+    A session follows such a job through the ledger. Its owner goes on with it.
     """
+
+    def __init__(self, message: str, *, key: str | None = None, safe_to_repeat: bool = False) -> None:
+        super().__init__(message, key=key, safe_to_repeat=safe_to_repeat)
 
 
 @runtime_checkable
@@ -114,7 +117,7 @@ class Ledger(Protocol):
         ...
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
-        """Replace `before` by `after`; raise `LedgerError` if the record has changed or another owner has the job.
+        """Replace `before` by `after`; raise `NotOurs` if the record has changed or is not ours (any more).
 
         Any owner may update an ended job, and then owns it. Raise `TaskTaken` if the task id that `after` adds belongs
         to another job of the account that was sent. An attached task (never sent) may be shared.
@@ -212,6 +215,28 @@ class SharesAccount(Protocol):
 
         Raises `LedgerError` if the ledger can't answer soon, or if this owner is no longer alive.
         """
+        ...
+
+
+@runtime_checkable
+class LeasedLedger(Protocol):
+    """What a ledger has beside the methods of `Ledger` if its owner may be buried while it lives.
+
+    A buried owner goes on under a new number, and owns nothing: its jobs went to other owners in that moment.
+    """
+
+    @property
+    def surely_owns(self) -> bool:
+        """Whether this owner certainly lives; else no create may leave, since its job may be another owner's by now."""
+        ...
+
+    @property
+    def outage(self) -> str | None:
+        """Why the ledger can't be reached at present, so that calls wait; None if it can."""
+        ...
+
+    def on_burial(self, notify: Callable[[], None]) -> None:
+        """Call `notify` in the event loop each time that this owner was buried. It must be set while it is open."""
         ...
 
 

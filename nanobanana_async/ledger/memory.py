@@ -12,7 +12,7 @@ from attrs import asdict, define, evolve, field, frozen
 from nanobanana_async.errors import IdempotencyConflict, LedgerError
 from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord, JobState
 from nanobanana_async.keys import batch_key_prefix, is_generated_key
-from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken, Upload
+from nanobanana_async.ledger.base import Allowance, Claim, NotOurs, TaskTaken, Upload
 from nanobanana_async.ledger.memory_charges import MemoryCharges
 from nanobanana_async.models import ImageRequest, without_transient_parts
 from nanobanana_async.policy.prices import Price
@@ -89,7 +89,7 @@ class MemoryLedger:
         known = self._find_record(before.key)
         may_write = self._owns(before.key) or before.state not in ACTIVE_STATES
         if known is None or known.revision != before.revision or not may_write:
-            raise LedgerError(f"job {before.key} was changed by another owner", key=before.key, safe_to_repeat=False)
+            raise NotOurs(f"job {before.key} was changed by another owner", key=before.key)
         if after.task_id is not None and after.task_id != before.task_id:
             self._check_task_free(after)
         self._unindex_task(known, after)

@@ -12,7 +12,7 @@ from decimal import Decimal
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord, JobState
-from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken
+from nanobanana_async.ledger.base import Allowance, Claim, NotOurs, TaskTaken
 from nanobanana_async.ledger.charges import Charges
 from nanobanana_async.ledger.columns import (
     COLUMNS,
@@ -140,12 +140,10 @@ class JobTable:
             return
         found = self.connection.execute("SELECT revision FROM jobs WHERE key = ?", (before.key,)).fetchone()
         if found is None:
-            reason = "is not in the ledger"
-        elif found == (before.revision,):
-            reason = "is not owned by this ledger (any more)"
-        else:
-            reason = "was changed by another owner"
-        raise LedgerError(f"job {before.key} {reason}", key=before.key, safe_to_repeat=False)
+            raise LedgerError(f"job {before.key} is not in the ledger", key=before.key, safe_to_repeat=False)
+        unchanged = found == (before.revision,)
+        why = "is not owned by this ledger (any more)" if unchanged else "was changed by another owner"
+        raise NotOurs(f"job {before.key} {why}", key=before.key)
 
     def check_task_free(self, after: JobRecord) -> None:
         """Raise `TaskTaken` if the task id of `after` belongs to another job that was sent."""

@@ -5,8 +5,8 @@ ends. Whether a commit counted whose answer was lost is decided by reading again
 """
 
 import logging
-import os
-import socket
+import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,11 +17,10 @@ from attrs import frozen
 from psycopg import errors, pq, sql
 from psycopg.conninfo import conninfo_to_dict
 
-from nanobanana_async._version import __version__
 from nanobanana_async.errors import LedgerError
-from nanobanana_async.ledger.base import OwnershipLost
 from nanobanana_async.ledger.postgres import leases
-from nanobanana_async.ledger.postgres.leases import Beat, Lease, Watch
+from nanobanana_async.ledger.postgres.leases import Beat, Lease, Tenure, Watch
+from nanobanana_async.ledger.postgres.outage import ServerOutage
 from nanobanana_async.ledger.postgres.pipeline import Request, Row, Rows, Statement, run_calls
 from nanobanana_async.ledger.postgres.problems import breaks_connection, is_transient, to_ledger_error
 from nanobanana_async.ledger.postgres.schema import Tables, current_tables, prepare
@@ -47,6 +46,10 @@ FIRST_PAUSE_S = 0.05
 MAX_PAUSE_S = 1.0
 """The pauses between tries while the server is away double from the first to the longest."""
 
+CLOSING_PATIENCE_S = 5.0
+"""How long calls wait at most for a server that is away once the ledger is being closed."""
+
+
 # The driver warns of what it could not undo on a broken connection. Such an error is retried or raised here.
 logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
@@ -66,6 +69,16 @@ class Settings:
     patience_s: float
     lease: Lease
     clock: Callable[[], float]
+    tenure: Tenure
+    outage: ServerOutage
+    closing: threading.Event
+    """Set when the ledger is being closed: calls do not wait long any more."""
+    on_burial: Callable[[int], None]
+    """Gets the new number of an owner that was buried; called in the writer's thread."""
+
+
+class _Buried(Exception):
+    """This owner was buried: a transaction of it is refused."""
 
 
 def connect(settings: Settings, tables: Tables | None = None) -> "PostgresConnection":
@@ -86,12 +99,12 @@ class PostgresConnection:
         self._db: psycopg.Connection[Row] | None = None
         self._watch = Watch(settings.lease)
         self._beat_at = settings.clock()
-        self._lost = False
+        self._buried, self._gives_up_at = False, math.inf
         self.owner: int | None = None
         try:
             prepare(self._connected(), self._url, tables, may_write=not settings.read_only)
             if not settings.read_only:
-                self.owner = self._enlist()
+                self._enlist()
                 self._beat()
         except BaseException:
             self._disconnect()
@@ -106,26 +119,33 @@ class PostgresConnection:
 
     def wait_s(self) -> float | None:
         """Return after how long the next beat is due."""
-        if self.owner is None or self._lost:
+        if self.owner is None:
             return None
         return max(0.0, self._beat_at - self._settings.clock())
 
     def tend(self) -> None:
-        """Beat if it is time, and bury the owners that are dead."""
+        """Beat if it is time, and bury the owners that are dead; an owner that was buried goes on as another one."""
         if (wait_s := self.wait_s()) is None or wait_s > 0.0:
             return
         try:
+            if self._buried:
+                self._enlist_again()
             self._beat()
+            self._settings.outage.on_answer()
+        except _Buried:
+            self._buried = True
         except Exception as error:  # the next beat tries again, over another connection
             self._watch.beat_failed()
             if not isinstance(error, psycopg.Error) or breaks_connection(error):
                 self._disconnect()
+            if is_transient(error):
+                self._failed(error)
         finally:
             self._beat_at = self._settings.clock() + self._settings.lease.beat_s
 
     def close(self) -> None:
         """Release all jobs and end the lease; if the server is away, the others find this owner silent."""
-        if self.owner is not None and not self._lost:
+        if self.owner is not None and not self._buried:
             with suppress(Exception), self._transaction() as send:
                 send([Statement(resign, returns_rows=False) for resign in leases.RESIGN])
         self._disconnect()
@@ -136,20 +156,19 @@ class PostgresConnection:
         pause_s, repeated = FIRST_PAUSE_S, False
         while items:
             self.tend()
-            if self._lost and (writes := [item for item in items if item.writes]):
-                yield [item.failed(self._ownership_lost()) for item in writes]
-                items = [item for item in items if not item.writes]
-                continue
             committing: list[bool] = []
             try:
+                if self._buried:  # what the buried owner may not write any more is refused by its new number
+                    self._enlist_again()
                 results = self._flush(items, committing, commit_in_doubt=commit_in_doubt)
-            except OwnershipLost:
-                self._lost = True
+            except _Buried:
+                self._buried = True
             except Exception as error:
                 commit_in_doubt = commit_in_doubt or bool(committing)
                 if is_transient(error):
                     if breaks_connection(error):
                         self._disconnect()
+                    self._failed(error)
                     failed, items = self._impatient(items, error)
                     yield failed
                     time.sleep(pause_s)
@@ -164,6 +183,7 @@ class PostgresConnection:
                         yield from self._run([item], commit_in_doubt=commit_in_doubt)
                     return
             else:
+                self._settings.outage.on_answer()
                 yield results
                 return
 
@@ -178,25 +198,31 @@ class PostgresConnection:
     def _exchange(self, item: WorkItem[Any]) -> Result:
         """Run an exchange (`sharing.py`) in a transaction of its own, once."""
         try:
-            if self._lost:
-                raise OwnershipLost("buried")
+            if self._buried:
+                raise _Buried
             with self._transaction(fenced=True, durable=False, lock_s=EXCHANGE_LOCK_TIMEOUT_S) as send:
                 ((value, error),) = run_calls([item.work], PostgresTable(self.owner), send)  # type: ignore[list-item]
-        except OwnershipLost:
-            self._lost = True
-            return item.failed(self._ownership_lost())
+        except _Buried:
+            self._buried = True
+            return item.failed(LedgerError("this owner was buried: its new number has no share yet"))
         except Exception as failure:
             if breaks_connection(failure):
                 self._disconnect()
             return item.failed(to_ledger_error(failure, self._url, connecting=self._db is None))
         return item.future, value, error
 
+    def _failed(self, error: Exception) -> None:
+        self._settings.outage.on_failure(to_ledger_error(error, self._url, connecting=self._db is None).message)
+
     def _impatient(self, items: Sequence[WorkItem[Any]], error: Exception) -> tuple[list[Result], list[WorkItem[Any]]]:
         """Return the errors of the items whose patience has ended, and the other items."""
-        patience_s = self._settings.patience_s
-        until = self._settings.clock() - patience_s
+        patience_s, now = self._settings.patience_s, self._settings.clock()
+        if self._settings.closing.is_set():
+            self._gives_up_at = min(self._gives_up_at, now + CLOSING_PATIENCE_S)
+        until = now - patience_s if now < self._gives_up_at else now
         failure = to_ledger_error(error, self._url, connecting=self._db is None)
-        message = f"{failure.message}; no success within {patience_s:g} s"
+        waited = "before the ledger was closed" if now >= self._gives_up_at else f"within {patience_s:g} s"
+        message = f"{failure.message}; no success {waited}"
         failed = [item.failed(LedgerError(message)) for item in items if item.queued_at <= until]
         return failed, [item for item in items if item.queued_at > until]
 
@@ -211,7 +237,7 @@ class PostgresConnection:
     ) -> Iterator[Callable[[Sequence[Request]], list[Rows]]]:
         """Give a function that executes requests in one transaction, and commit at the end.
 
-        All goes through one pipeline. A fenced transaction raises `OwnershipLost` if this owner is buried.
+        All goes through one pipeline. A fenced transaction raises `_Buried` if this owner is buried.
         """
         db = self._connected()
         mode = "READ ONLY" if self._settings.read_only else "READ WRITE"
@@ -225,7 +251,7 @@ class PostgresConnection:
                     cursors = [self._execute(db, request) for request in requests]
                     pipeline.sync()  # only after it the server sees a transaction that stands idle, and may end it
                     if fence and not fence.pop().fetchall():
-                        raise OwnershipLost("buried")
+                        raise _Buried
                     return [cursor.fetchall() if returns else [] for cursor, returns in cursors]
 
                 yield send
@@ -260,23 +286,30 @@ class PostgresConnection:
     # The lease
 
     def _enlist(self) -> int:
-        values = {
-            "host": socket.gethostname(),
-            "process": os.getpid(),
-            "client": __version__,
-            "lease_s": self._settings.lease.silence_s,
-        }
+        """Become an owner under a new number, which counts as a beat; return it."""
+        sent_at = self._settings.tenure.clock()
         with self._transaction() as send:
-            (((owner,),),) = send([Statement(leases.ENLIST, values)])
-        return int(owner)
+            (((owner,),),) = send([Statement(leases.ENLIST, self._settings.lease.owner_facts())])
+        self.owner = number = int(owner)
+        self._settings.tenure.on_beat(number, sent_at)
+        return number
+
+    def _enlist_again(self) -> None:
+        """Go on under a new number after a burial. The jobs of the old one stay with those who have them now."""
+        owner = self._enlist()
+        self._buried, self._watch = False, Watch(self._settings.lease)
+        self._settings.on_burial(owner)
 
     def _beat(self) -> None:
+        sent_at = self._settings.tenure.clock()
         # Without a disk flush: a beat that a crash of the server forgets has done its work.
         with self._transaction(durable=False) as send:
             mine, others = send([Statement(leases.BEAT), Statement(leases.OTHERS)])
         if not mine:
-            self._lost = True
+            self._buried = True  # also if the next line fails: it is tried again then
+            self._enlist_again()
             return
+        self._settings.tenure.on_beat(int(mine[0][0]), sent_at)
         for dead in self._watch.observe([Beat(*row) for row in others], self._settings.clock()):
             self._bury(dead)
 
@@ -289,12 +322,6 @@ class PostgresConnection:
         ]
         with self._transaction(fenced=True) as send:
             send([Statement(leases.BURY, values), *releases])
-
-    def _ownership_lost(self) -> OwnershipLost:
-        return OwnershipLost(
-            f"ledger {self._url}: this process gave no sign of life for {self._settings.lease.silence_s:g} s, so its"
-            " jobs went to other owners, and it writes nothing more: close the session and open another one"
-        )
 
     # The connection
 

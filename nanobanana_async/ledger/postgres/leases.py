@@ -6,10 +6,14 @@ too, so that an owner either beats or is buried. It needs no file lock and no se
 owners behind a pooler, and for a host that was suspended or cut off, which finds itself buried when it comes back.
 """
 
-from collections.abc import Iterable
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable
 
 from attrs import frozen
 
+from nanobanana_async._version import __version__
 from nanobanana_async.errors import ConfigurationError
 
 BEAT_S = 2.0
@@ -35,6 +39,15 @@ class Lease:
     def __attrs_post_init__(self) -> None:
         if not 0 < 3 * self.beat_s <= self.silence_s:
             raise ConfigurationError("a lease must be at least three beats long, or one lost beat would end it")
+
+    def owner_facts(self) -> dict[str, object]:
+        """Return what an owner states in its row."""
+        return {
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "client": __version__,
+            "lease_s": self.silence_s,
+        }
 
 
 @frozen
@@ -74,6 +87,42 @@ class Watch:
             if now - since > beat.lease_s:
                 dead.append(beat)
         return dead
+
+
+def awake_or_not_s() -> float:
+    """Return the seconds of a clock that also counts while the machine is suspended, as the clocks of others do."""
+    clock = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
+    return time.perf_counter() if clock is None else time.clock_gettime(clock)  # on Windows it counts so
+
+
+class Tenure:
+    """Whether this owner certainly lives. The writer's thread writes it, and the event loop reads it.
+
+    No observer can find an owner silent before a lease has passed since it sent its last beat that got through.
+    """
+
+    def __init__(self, lease: Lease, clock: Callable[[], float] = awake_or_not_s) -> None:
+        self._sure_s = lease.silence_s - lease.beat_s  # a beat less: time for the bytes to leave
+        self.clock = clock
+        self._sure: tuple[int | None, float] = (None, 0.0)
+        """The owner, and until when it certainly lives."""
+        self.owner: int | None = None
+        """The owner as the session knows it: it hears of a burial later than the thread does."""
+
+    def on_beat(self, owner: int, sent_at: float) -> None:
+        """Record that a beat got through which was sent at this time of `clock`."""
+        self._sure = owner, sent_at + self._sure_s
+
+    @property
+    def number(self) -> int | None:
+        """The number of the owner whose beat got through last."""
+        return self._sure[0]
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the owner that the session knows certainly lives."""
+        owner, until = self._sure
+        return owner is not None and owner == self.owner and self.clock() < until
 
 
 ENLIST = (

@@ -1,7 +1,6 @@
 """The ledger on PostgreSQL, which several hosts may share."""
 
 import asyncio
-import importlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import datetime
@@ -9,31 +8,24 @@ from decimal import Decimal
 from functools import partial
 from typing import Any, TypeVar
 
-from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, Upload
 from nanobanana_async.ledger.postgres import listing
 from nanobanana_async.ledger.postgres.leases import Lease
+from nanobanana_async.ledger.postgres.owner import OwnerLedger
 from nanobanana_async.ledger.postgres.pipeline import Call, Work
 from nanobanana_async.ledger.postgres.sharing import exchange_of
 from nanobanana_async.ledger.postgres.statements import PostgresTable
 from nanobanana_async.ledger.postgres.url import PostgresUrl
-from nanobanana_async.ledger.stored import PRUNE_BATCH, WriterLedger, check_aware
-from nanobanana_async.ledger.writer import Writer, WriterConnection
+from nanobanana_async.ledger.stored import PRUNE_BATCH, check_aware
 from nanobanana_async.policy.prices import Price
 from nanobanana_async.policy.sharing import Allotment, Report
-from nanobanana_async.validators import as_number
 
 T = TypeVar("T")
 
-PATIENCE_S = 60.0
-"""How long a call waits while the server is away: longer than a restart or a failover usually takes."""
 
-MAX_PATIENCE_S = 1e6
-
-
-class PostgresLedger(WriterLedger):
+class PostgresLedger(OwnerLedger):
     """Jobs in a PostgreSQL database that several hosts share: each record is durable before the job is bought.
 
     `url` is `postgresql://user@host:port/database` with libpq's options; the password is better in `~/.pgpass` or
@@ -41,8 +33,9 @@ class PostgresLedger(WriterLedger):
     pooler such as pgbouncer, in transaction mode, may stand between. Needs the extra `postgres`.
 
     Each open ledger is an owner with a lease of ten seconds: the jobs of a process that was killed, suspended or cut
-    off for longer are adopted by the others, and what it still tries to write raises `OwnershipLost`. `patience_s` is
-    how long a call waits for a server that is away before it raises `LedgerError`. `read_only` changes nothing.
+    off for longer are adopted by the others, and what it still tries to write raises `NotOurs`. When it comes back it
+    is a new owner. `patience_s` is how long a call waits for a server that is away before it raises `LedgerError`;
+    None: as long as it is away. `read_only` changes nothing.
     """
 
     def __init__(
@@ -51,14 +44,10 @@ class PostgresLedger(WriterLedger):
         *,
         schema: str | None = None,
         read_only: bool = False,
-        patience_s: float = PATIENCE_S,
+        patience_s: float | None = None,
         lease: Lease | None = None,
     ) -> None:
-        self._url = PostgresUrl.parse(url, schema)
-        self._read_only = read_only
-        self._patience_s = as_number("patience_s", patience_s, most=MAX_PATIENCE_S)
-        self._lease = lease or Lease()
-        super().__init__()
+        super().__init__(PostgresUrl.parse(url, schema), read_only=read_only, patience_s=patience_s, lease=lease)
 
     def __repr__(self) -> str:
         url = self.__dict__.get("_url")  # missing if __init__ raised
@@ -70,30 +59,12 @@ class PostgresLedger(WriterLedger):
         """The URL without its password."""
         return str(self._url)
 
-    def _start_writer(self) -> Writer:
-        return Writer(partial(self._connect, asyncio.get_running_loop().time), name="ledger on PostgreSQL")
-
-    def _connect(self, clock: Callable[[], float]) -> WriterConnection:
-        try:
-            connection = importlib.import_module("nanobanana_async.ledger.postgres.connection")
-        except ImportError as error:
-            if (error.name or "psycopg").split(".")[0] != "psycopg":
-                raise
-            raise LedgerError(
-                "a PostgreSQL ledger needs the extra `postgres`: pip install 'nanobanana-async[postgres]'"
-            ) from None
-        settings = connection.Settings(
-            url=self._url, read_only=self._read_only, patience_s=self._patience_s, lease=self._lease, clock=clock
-        )
-        opened: WriterConnection = connection.connect(settings)
-        return opened
-
     async def claim(self, record: JobRecord) -> Claim:
         """Insert a job as its owner, or return the stored record; an active job without an owner becomes ours."""
         return await self._write(lambda table: table.claim(record), record)
 
     async def advance(self, before: JobRecord, after: JobRecord) -> None:
-        """Replace `before` by `after`; raises `LedgerError` if another owner has changed or owns the job.
+        """Replace `before` by `after`; raises `NotOurs` if another owner has changed or owns the job.
 
         Raises `TaskTaken` if the task id belongs to another job that was sent.
         """

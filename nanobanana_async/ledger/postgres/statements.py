@@ -11,7 +11,7 @@ from decimal import Decimal
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord
-from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken, Upload
+from nanobanana_async.ledger.base import Allowance, Claim, NotOurs, TaskTaken, Upload
 from nanobanana_async.ledger.columns import COLUMNS, IDENTITY, PROGRESS, same_identity, sql_list
 from nanobanana_async.ledger.postgres.charges import Charges
 from nanobanana_async.ledger.postgres.columns import (
@@ -154,12 +154,10 @@ class PostgresTable:
         if after.task_id not in (None, before.task_id) and holder is not None:
             return TaskTaken(after.task_id, from_text(holder), key=after.key)
         if not found:
-            reason = "is not in the ledger"
-        elif record_of(found[0][:-1]).revision == before.revision:
-            reason = "is not owned by this ledger (any more)"
-        else:
-            reason = "was changed by another owner"
-        return LedgerError(f"job {before.key} {reason}", key=before.key, safe_to_repeat=False)
+            return LedgerError(f"job {before.key} is not in the ledger", key=before.key, safe_to_repeat=False)
+        unchanged = record_of(found[0][:-1]).revision == before.revision
+        why = "is not owned by this ledger (any more)" if unchanged else "was changed by another owner"
+        return NotOurs(f"job {before.key} {why}", key=before.key)
 
     def _is_stored(self, after: JobRecord) -> Work[bool]:
         """Return whether exactly this record is stored, and we wrote it: its revision, owner and content are ours."""

@@ -1,0 +1,35 @@
+"""Whether the server of a ledger can be reached, and the lines in the log that say so."""
+
+from collections.abc import Callable
+
+from nanobanana_async.events import log
+
+SAY_AFTER_S = 2.0
+"""A server that was away for so long is reported."""
+
+
+class ServerOutage:
+    """The server is away, or is not. The writer's thread writes it, and the event loop reads `reason`."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since: float | None = None
+        self.reason: str | None = None
+        """Why the server can't be reached, once it was away for a while; None if it can."""
+
+    def on_failure(self, why: str) -> None:
+        """Record that a try has failed; say so in the log if that has lasted for a while."""
+        now = self._clock()
+        self._since = now if self._since is None else self._since
+        if self.reason is None and now - self._since >= SAY_AFTER_S:
+            self.reason = why
+            log.warning("ledger.away %s: calls wait, and nothing is bought until it is back", why)
+
+    def on_answer(self) -> None:
+        """Record that the server has answered."""
+        if self._since is None:
+            return
+        away_s, self._since = self._clock() - self._since, None
+        if self.reason is not None:
+            self.reason = None
+            log.warning("ledger.back the ledger's server answers again after %.0f s", away_s)
