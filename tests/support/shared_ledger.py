@@ -17,21 +17,17 @@ from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken, Upload
+from nanobanana_async.ledger.feeding import FedBatch
 from nanobanana_async.ledger.memory_charges import MemoryCharges
 from nanobanana_async.policy.prices import Price
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.support.fakes import FakeGateway, Opening
+from tests.support.shared_feeding import FeedingView, Row, Stored
 
 T = TypeVar("T")
 
 KEY = "order-1"
 LOST = TransportError("the connection was reset", possibly_sent=True)
-
-
-@define
-class Row:
-    record: JobRecord
-    owner: "LedgerView | None"
 
 
 class SharedLedger:
@@ -44,6 +40,9 @@ class SharedLedger:
         self.charges = MemoryCharges()
         self.learned: dict[str, str] = {}
         self.uploads: dict[tuple[str, str], Upload] = {}
+        self.fed_batches: dict[str, FedBatch] = {}
+        self.fed_rows: dict[str, Stored] = {}
+        """By the key of the job."""
 
     def states(self) -> dict[str, JobState]:
         return {key: row.record.state for key, row in self.rows.items()}
@@ -63,7 +62,7 @@ class SharedLedger:
 
 
 @define(eq=False)
-class LedgerView:
+class LedgerView(FeedingView):
     """One owner's ledger on the shared rows. It may be slow, fail as `fails` says, and be killed."""
 
     shared: SharedLedger

@@ -14,6 +14,7 @@ from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, Upload
 from nanobanana_async.ledger.postgres import listing
+from nanobanana_async.ledger.postgres.feeding import FeedingCalls
 from nanobanana_async.ledger.postgres.leases import Lease
 from nanobanana_async.ledger.postgres.pipeline import Call, Work
 from nanobanana_async.ledger.postgres.statements import PostgresTable
@@ -31,7 +32,7 @@ PATIENCE_S = 60.0
 MAX_PATIENCE_S = 1e6
 
 
-class PostgresLedger(WriterLedger):
+class PostgresLedger(FeedingCalls, WriterLedger):
     """Jobs in a PostgreSQL database that several hosts share: each record is durable before the job is bought.
 
     `url` is `postgresql://user@host:port/database` with libpq's options; the password is better in `~/.pgpass` or

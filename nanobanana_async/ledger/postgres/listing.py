@@ -59,6 +59,7 @@ _COPIES = (
     "INSERT INTO uploads SELECT %(new)s, digest, url, size, uploaded_at FROM uploads WHERE account = %(old)s"
     " ON CONFLICT (account, digest) DO NOTHING",
 )
+_CHANGE_ACCOUNT_OF_FED = "UPDATE fed_batches SET account = %(new)s WHERE gateway = %(gateway)s AND account = %(old)s"
 _CHANGE_ACCOUNT = (
     "WITH moved AS (UPDATE jobs SET account = %(new)s, revision = revision + 1"
     " WHERE gateway = %(gateway)s AND account = %(old)s RETURNING 1) SELECT count(*) FROM moved"
@@ -156,7 +157,7 @@ def hand_over(table: PostgresTable, gateway: str, old: str, new: str) -> Work[in
             safe_to_repeat=True,
         )
     yield from table.charges.hand_over(gateway, old, new)
-    copies = [Statement(copy, values, returns_rows=False) for copy in _COPIES]
+    copies = [Statement(copy, values, returns_rows=False) for copy in (*_COPIES, _CHANGE_ACCOUNT_OF_FED)]
     *_, ((moved,),) = yield [*copies, Statement(_CHANGE_ACCOUNT, values)]
     return int(moved)
 
