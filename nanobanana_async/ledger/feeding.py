@@ -68,18 +68,10 @@ class Fed:
 
 
 @frozen(kw_only=True)
-class DrawnRow:
-    """A row that this worker has drawn, and whether its job is this ledger's own: it is PENDING, and to be bought."""
-
-    row: FedRow
-    is_ours: bool
-
-
-@frozen(kw_only=True)
 class Draw:
     """The rows that were drawn."""
 
-    rows: tuple[DrawnRow, ...] = ()
+    rows: tuple[FedRow, ...] = ()
     unfinished: bool
     """Whether rows of the batch are left to draw, or are drawn and not delivered, by any worker."""
     facts: FedBatch
@@ -111,7 +103,7 @@ class FeedsRows(Ledger, Protocol):
         ...
 
     async def draw(self, batch: str, count: int) -> Draw:
-        """Draw at most so many rows. A job that is PENDING and has no owner becomes ours, as by `adopt`."""
+        """Draw at most so many rows, in the order of the input. Their jobs are then claimed as any others."""
         ...
 
     async def deliver(self, revisions: Mapping[str, int | None]) -> None:

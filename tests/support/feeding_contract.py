@@ -45,7 +45,7 @@ async def opened(ledger: FeedsRows, *rows: FedRow) -> None:
 
 
 async def drawn(ledger: FeedsRows, count: int = 8) -> list[int]:
-    return [each.row.index for each in (await ledger.draw(SPRING, count)).rows]
+    return [row.index for row in (await ledger.draw(SPRING, count)).rows]
 
 
 @scene
@@ -66,15 +66,24 @@ async def each_row_is_drawn_by_one_worker_in_order(one: FeedsRows, two: FeedsRow
 
 
 @scene
-async def drawn_row_has_all_that_was_fed_and_is_ours_to_write(one: FeedsRows, two: FeedsRows) -> None:
+async def drawn_row_has_all_that_was_fed_and_can_be_claimed(one: FeedsRows, two: FeedsRows) -> None:
     row = fed(7, keyed=True, metadata='{"shelf": "\\u0000"}', name="fox \0")
     await opened(one, row)
-    (found,) = (await two.draw(SPRING, 8)).rows
-    assert found.row == row
-    assert found.is_ours
-    after = row.record.transition_to(JobState.SUBMITTING, first_sent_at=NOON)
-    await two.advance(row.record, after)
-    assert await one.find(row.record.key) == after
+    assert (await two.draw(SPRING, 8)).rows == (row,)
+    claim = await two.claim(row.record)
+    assert (claim.record, claim.is_new, claim.is_ours) == (row.record, False, True)
+
+
+@scene
+async def rows_that_wait_are_no_jobs_that_an_owner_left(one: FeedsRows, two: FeedsRows) -> None:
+    await opened(one, fed(0), fed(1))
+    assert await drawn(one) == [0, 1]
+    for number in (0, 1):
+        await one.claim(fed(number).record)
+    submitting = fed(1).record.transition_to(JobState.SUBMITTING, first_sent_at=NOON)
+    await one.advance(fed(1).record, submitting)
+    await one.aclose()
+    assert [record async for record in two.adoptable_jobs("mine")] == [submitting]
 
 
 @scene
@@ -111,7 +120,7 @@ async def key_with_another_request_is_reported_and_not_stored(one: FeedsRows, tw
     await opened(one, fed(0, keyed=True))
     found = await two.feed(SPRING, [fed(0, keyed=True, prompt="an owl"), fed(1, keyed=True)])
     assert (found.new, list(found.other_requests)) == (1, [fed(0, keyed=True).record.key])
-    assert [each.row.record.request for each in (await two.draw(SPRING, 8)).rows] == [
+    assert [row.record.request for row in (await two.draw(SPRING, 8)).rows] == [
         ImageRequest("image 0"),
         ImageRequest("image 1"),
     ]
@@ -129,8 +138,7 @@ async def job_that_was_bought_before_is_fed_if_it_is_the_same(one: FeedsRows, tw
     await one.open_batch(FACTS)
     found = await one.feed(SPRING, [row, fed(1, keyed=True, prompt="an owl")])
     assert (found.new, list(found.other_requests)) == (0, [other.record.key])
-    (known,) = (await two.draw(SPRING, 8)).rows
-    assert (known.row.record, known.is_ours) == (running, False)
+    assert [row.record for row in (await two.draw(SPRING, 8)).rows] == [running]
 
 
 @scene
@@ -152,6 +160,7 @@ async def row_whose_job_has_changed_is_drawn_again_once_it_is_fed_again(one: Fee
     await opened(one, *rows)
     assert await drawn(one) == [0, 1]
     await one.deliver({row.record.key: 0 for row in rows})
+    await one.claim(rows[1].record)
     await one.advance(rows[1].record, rows[1].record.transition_to(JobState.SUBMITTING, first_sent_at=NOON))
     await two.feed(SPRING, rows)
     assert await drawn(two) == [1]
@@ -172,34 +181,24 @@ async def rows_of_a_closed_worker_are_drawn_in_any_state(one: FeedsRows, two: Fe
     rows = [fed(0), fed(1), fed(2)]
     await opened(two, *rows)
     assert await drawn(one) == [0, 1, 2]
+    for row in rows:
+        await one.claim(row.record)
     submitting = rows[1].record.transition_to(JobState.SUBMITTING, first_sent_at=NOON)
     await one.advance(rows[1].record, submitting)
     running = submitting.transition_to(JobState.RUNNING, task_id="t1")
     await one.advance(submitting, running)
     await one.deliver({rows[2].record.key: 0})
     await one.aclose()
-    draw = await two.draw(SPRING, 8)
-    assert [(each.row.record, each.is_ours) for each in draw.rows] == [(rows[0].record, True), (running, False)]
-    claim = await two.adopt(running.key)
-    assert claim is not None
-    assert claim.is_ours
-
-
-@scene
-async def job_that_another_owner_follows_is_drawn_and_not_ours(one: FeedsRows, two: FeedsRows) -> None:
-    await opened(one, fed(0))
-    assert (await two.claim(fed(0).record)).is_ours  # a caller of `generate_many`
-    (found,) = (await one.draw(SPRING, 8)).rows
-    assert not found.is_ours
-    claim = await one.adopt(found.row.record.key)
-    assert claim is not None
-    assert not claim.is_ours
+    drawn_rows = (await two.draw(SPRING, 8)).rows
+    assert [row.record for row in drawn_rows] == [rows[0].record, running]
+    assert all([(await two.claim(row.record)).is_ours for row in drawn_rows])
 
 
 @scene
 async def jobs_without_images_are_reported_when_they_are_fed_again(one: FeedsRows, two: FeedsRows) -> None:
     await opened(one, fed(0), fed(1))
     assert await drawn(one) == [0, 1]
+    await one.claim(fed(0).record)
     withdrawn = fed(0).record.transition_to(JobState.WITHDRAWN)
     await one.advance(fed(0).record, withdrawn)
     assert (await two.feed(SPRING, [fed(0), fed(1)])).ended == (withdrawn,)
@@ -219,4 +218,5 @@ async def batch_keeps_its_cap_until_another_one_is_given(one: FeedsRows, two: Fe
     assert (await one.draw(SPRING, 1)).facts.max_credits == 100
     theirs = FedBatch(batch=SPRING, gateway="apimall", account="theirs", max_credits=Decimal(5))
     kept = await one.open_batch(theirs)
-    assert (kept.account, kept.max_credits) == ("mine", 100)
+    assert kept.account == "mine"
+    assert kept.max_credits == 100

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import define, evolve
 
-from nanobanana_async.jobs import JobRecord, JobState
-from nanobanana_async.ledger.feeding import UNSAVED, WITHOUT_IMAGES, Draw, DrawnRow, Fed, FedBatch, FedRow
+from nanobanana_async.jobs import JobRecord
+from nanobanana_async.ledger.feeding import UNSAVED, WITHOUT_IMAGES, Draw, Fed, FedBatch, FedRow
 from nanobanana_async.models import same_request
 
 if TYPE_CHECKING:
@@ -100,14 +100,11 @@ class FeedingView:
                 for key, each in self.shared.fed_rows.items()
                 if each.batch == batch and each.delivered is None and key in self.shared.rows
             }
-            drawn: list[DrawnRow] = []
+            drawn: list[FedRow] = []
             for key, each in sorted(open_rows.items(), key=lambda item: item[1].row.index):
                 if len(drawn) < count and (each.worker is None or not each.worker.alive):
                     each.worker = self
-                    job = self.shared.rows[key]
-                    is_ours = job.record.state is JobState.PENDING and (job.owner is None or not job.owner.alive)
-                    job.owner = self if is_ours else job.owner
-                    drawn.append(DrawnRow(row=evolve(each.row, record=job.record), is_ours=is_ours))
+                    drawn.append(evolve(each.row, record=self.shared.rows[key].record))
             facts = self.shared.fed_batches[batch]
             return Draw(rows=tuple(drawn), unfinished=bool(open_rows), facts=facts)
 

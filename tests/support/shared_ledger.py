@@ -222,7 +222,9 @@ class LedgerView(FeedingView):
     async def adoptable_jobs(self, account: str) -> AsyncIterator[JobRecord]:
         def free() -> list[JobRecord]:
             rows = [row for row in self.shared.rows.values() if row.record.account == account]
-            return [row.record for row in rows if row.record.state in ACTIVE_STATES and self._free(row)]
+            free_rows = [row.record for row in rows if row.record.state in ACTIVE_STATES and self._free(row)]
+            waits = self.shared.fed_rows
+            return [record for record in free_rows if record.state is not JobState.PENDING or record.key not in waits]
 
         for record in await self._run("unfinished", free):
             yield record

@@ -15,7 +15,7 @@ from attrs import define, field
 
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.columns import COLUMNS, sql_list
-from nanobanana_async.ledger.feeding import UNSAVED, WITHOUT_IMAGES, Draw, DrawnRow, Fed, FedBatch, FedRow
+from nanobanana_async.ledger.feeding import UNSAVED, WITHOUT_IMAGES, Draw, Fed, FedBatch, FedRow
 from nanobanana_async.ledger.postgres.columns import (
     SELECTED,
     as_text,
@@ -55,8 +55,8 @@ _SAME_FOR_ALL = tuple(column for column in COLUMNS if column not in ("key", "req
 """All rows are PENDING and were never sent: only these columns of their jobs differ."""
 _OWN = {"key": "r.key", "request": "r.request::json", "body": "decode(r.body, 'base64')"}
 _INSERT_JOBS = (
-    f"INSERT INTO jobs ({', '.join(COLUMNS)})"
-    f" SELECT {', '.join(_OWN.get(column) or stored_form(column) for column in COLUMNS)}"
+    f"INSERT INTO jobs ({', '.join(COLUMNS)}, fed)"
+    f" SELECT {', '.join(_OWN.get(column) or stored_form(column) for column in COLUMNS)}, true"
     " FROM json_to_recordset(%(own)s::json) AS r(key text, request text, body text)"
     f" CROSS JOIN {recordset(_SAME_FOR_ALL)} ORDER BY r.key ON CONFLICT (key) DO NOTHING RETURNING key"
 )
@@ -88,19 +88,18 @@ _UPDATE_ROWS = (
     " OR f.delivered <> j.revision)"
 )
 
+_MARK_JOBS = f"UPDATE jobs AS j SET fed = true FROM {_FACTS_OF_ROW} WHERE j.key = u.key AND NOT j.fed"
+
 _FED_COLUMNS = ("row_index", "place", "own_key", "digest", "metadata", "name")
 _DRAWN = f"{', '.join(f'f.{column}' for column in _FED_COLUMNS)}, {SELECTED}"
 _DRAW = (
     "WITH free AS MATERIALIZED (SELECT job FROM fed_rows WHERE batch = %(batch)s AND worker IS NULL"
     " AND delivered IS NULL AND row_index > %(after)s ORDER BY row_index, job LIMIT %(count)s FOR UPDATE SKIP LOCKED),"
-    " drawn AS (UPDATE fed_rows AS f SET worker = %(me)s FROM free WHERE f.job = free.job RETURNING f.*),"
-    " taken AS (UPDATE jobs SET owner = %(me)s FROM free WHERE jobs.id = free.job AND jobs.owner IS NULL"
-    " AND jobs.state = 'pending' RETURNING jobs.id)"
-    f" SELECT taken.id IS NOT NULL, {_DRAWN} FROM drawn AS f JOIN jobs AS j ON j.id = f.job"
-    " LEFT JOIN taken ON taken.id = f.job ORDER BY f.row_index, f.job"
+    " drawn AS (UPDATE fed_rows AS f SET worker = %(me)s FROM free WHERE f.job = free.job RETURNING f.*)"
+    f" SELECT {_DRAWN} FROM drawn AS f JOIN jobs AS j ON j.id = f.job ORDER BY f.row_index, f.job"
 )
 _IN_HAND = (
-    f"SELECT false, {_DRAWN} FROM fed_rows AS f JOIN jobs AS j ON j.id = f.job"
+    f"SELECT {_DRAWN} FROM fed_rows AS f JOIN jobs AS j ON j.id = f.job"
     " WHERE f.batch = %(batch)s AND f.worker = %(me)s AND f.delivered IS NULL ORDER BY f.row_index"
 )
 _FREE_OF_DEAD = (
@@ -154,10 +153,10 @@ class FeedingCalls(ABC):
         return await self._submit(partial(_feed, batch=batch, rows=rows), writes=True)
 
     async def draw(self, batch: str, count: int) -> Draw:
-        """Draw at most so many rows. A job that is PENDING and has no owner becomes ours."""
+        """Draw at most so many rows; their jobs are claimed as any others."""
         now = asyncio.get_running_loop().time()
         draw = await self._submit(partial(_draw, batch=batch, count=count, drawing=self._drawing, now=now), writes=True)
-        self._drawing.in_hand.update(drawn.row.record.key for drawn in draw.rows)
+        self._drawing.in_hand.update(row.record.key for row in draw.rows)
         return draw
 
     async def deliver(self, revisions: Mapping[str, int | None]) -> None:
@@ -217,7 +216,7 @@ def _feed(table: PostgresTable, batch: str, rows: Sequence[FedRow]) -> Work[Fed]
                 ended.append(record)
     stored = [(key, row) for key, row in by_key.items() if row.record.key not in other_requests]
     values["facts"] = json.dumps([_facts_of_row(key, row) for key, row in stored])
-    update = [Statement(_UPDATE_ROWS, values, returns_rows=False)] if known else []
+    update = [Statement(sql, values, returns_rows=False) for sql in (_MARK_JOBS, _UPDATE_ROWS) if known]
     yield [Statement(_INSERT_ROWS, values, returns_rows=False), *update]
     return Fed(new=len(new), other_requests=other_requests, ended=tuple(ended))
 
@@ -234,15 +233,15 @@ def _draw(table: PostgresTable, batch: str, count: int, drawing: _Drawing, now: 
         (more,) = yield [Statement(_DRAW, {**values, "after": FIRST, "count": count - len(found)})]
         found = [*found, *more]
     rows = [_drawn_row(row) for row in found]
-    drawing.up_to[batch] = rows[-1].row.index if len(rows) == count else FIRST
+    drawing.up_to[batch] = rows[-1].index if len(rows) == count else FIRST
     unfinished = True
     if len(found) < count:
         (((unfinished,),),) = yield [Statement(_UNFINISHED, values)]
         drawing.free_at = min(drawing.free_at, now + FREE_AT_END_S)
     if table.commit_in_doubt:  # what an earlier try may have drawn without an answer
         (drawn,) = yield [Statement(_IN_HAND, values)]
-        known = drawing.in_hand | {each.row.record.key for each in rows}
-        rows += [each for each in map(_drawn_row, drawn) if each.row.record.key not in known]
+        known = drawing.in_hand | {each.record.key for each in rows}
+        rows += [each for each in map(_drawn_row, drawn) if each.record.key not in known]
     return Draw(rows=tuple(rows), unfinished=bool(unfinished), facts=_facts_of(facts[0]))
 
 
@@ -290,9 +289,9 @@ def _jobs_to_insert(records: Sequence[JobRecord]) -> dict[str, str]:
     }
 
 
-def _drawn_row(row: Row) -> DrawnRow:
-    is_ours, index, place, own_key, digest, metadata, name, *columns = row
-    facts = FedRow(
+def _drawn_row(row: Row) -> FedRow:
+    index, place, own_key, digest, metadata, name, *columns = row
+    return FedRow(
         record=record_of(tuple(columns)),
         index=index,
         place=place,
@@ -301,7 +300,6 @@ def _drawn_row(row: Row) -> DrawnRow:
         metadata=metadata,
         name=from_text(name),
     )
-    return DrawnRow(row=facts, is_ours=is_ours)
 
 
 def _is_same_job(known: JobRecord, wanted: JobRecord) -> bool:

@@ -24,10 +24,13 @@ _OWNERS = (
     "SELECT id, host, process, client, beat_at < clock_timestamp() - make_interval(secs => lease_s)"
     " FROM owners WHERE buried_by IS NULL ORDER BY id"
 )
+WAITS = "(fed AND state = 'pending')"
+"""The row of a fed batch waits for a worker: it is nothing that an owner has left."""
+
 _ADOPTABLE_PARTS = (  # each has an index that returns its rows in order
-    "state = 'pending' AND owner IS NULL",
+    "state = 'pending' AND owner IS NULL AND NOT fed",
     "state IN ('submitting', 'running') AND owner IS NULL",
-    f"{ACTIVE} AND owner = ANY(%(silent)s::bigint[])",
+    f"{ACTIVE} AND NOT {WAITS} AND owner = ANY(%(silent)s::bigint[])",
 )
 _ADOPTABLE_PAGE = " UNION ALL ".join(
     f"(SELECT id, {SELECTED} FROM jobs AS j WHERE account = %(account)s AND {part} AND id > %(after)s"
@@ -45,7 +48,8 @@ _SELECT_JOBS_OF_STATE = (
 )
 _HAS_OWNER = f"SELECT 1 FROM jobs WHERE key = %(key)s AND {ACTIVE} AND owner IS NOT NULL AND owner NOT IN ({_SILENT})"
 _COUNT_UNOWNED = (
-    f"SELECT state, count(*) FROM jobs WHERE {ACTIVE} AND (owner IS NULL OR owner IN ({_SILENT})) GROUP BY state"
+    f"SELECT state, count(*) FROM jobs WHERE {ACTIVE} AND NOT {WAITS}"
+    f" AND (owner IS NULL OR owner IN ({_SILENT})) GROUP BY state"
 )
 _ENDED_BEFORE = f"state IN ({sql_list(TERMINAL_STATES)}) AND coalesce(ended_at, created_at) < %(time)s"
 _PRUNE = f"DELETE FROM jobs WHERE id > %(after)s AND id <= %(until)s AND {_ENDED_BEFORE} RETURNING 1"

@@ -51,11 +51,12 @@ CREATE TABLE jobs (
     credits_refunded numeric,
     model            text,
     failure          json,
-    owner            bigint                     -- the current owner, or the last one if ended; null: released
+    owner            bigint,                    -- the current owner, or the last one if ended; null: released
+    fed              boolean     NOT NULL DEFAULT false -- a row of a fed batch: as long as it waits, workers draw it
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
 
--- The rows that wait for an owner, in their order. An index that begins with `owner` would have to sort them all.
-CREATE INDEX jobs_free ON jobs (account, id) WHERE state = 'pending' AND owner IS NULL;
+-- The jobs that wait for an owner and are no rows of a fed batch, in their order. An index that begins with `owner` would have to sort them all.
+CREATE INDEX jobs_free ON jobs (account, id) WHERE state = 'pending' AND owner IS NULL AND NOT fed;
 
 -- What holds a slot of the account, or may hold one: never more rows than the account has slots and doubts.
 CREATE INDEX jobs_sent ON jobs (account, id) WHERE state IN ('submitting', 'running', 'uncertain');
