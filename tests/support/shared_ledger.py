@@ -19,11 +19,13 @@ from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken, Upload
+from nanobanana_async.ledger.feeding import FedBatch
 from nanobanana_async.ledger.memory_charges import MemoryCharges
 from nanobanana_async.policy.prices import Price
 from nanobanana_async.policy.sharing import AccountState, Allotment, Report, Share, exchange
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.support.fakes import FakeGateway, Opening
+from tests.support.shared_feeding import FeedingView, Row, Stored
 
 T = TypeVar("T")
 
@@ -31,12 +33,6 @@ KEY = "order-1"
 CLOCK_AHEAD_S = 1.7e9
 """The ledger's clock minus that of its owners."""
 LOST = TransportError("the connection was reset", possibly_sent=True)
-
-
-@define
-class Row:
-    record: JobRecord
-    owner: "LedgerView | None"
 
 
 class SharedLedger:
@@ -49,6 +45,9 @@ class SharedLedger:
         self.charges = MemoryCharges()
         self.learned: dict[str, str] = {}
         self.uploads: dict[tuple[str, str], Upload] = {}
+        self.fed_batches: dict[str, FedBatch] = {}
+        self.fed_rows: dict[str, Stored] = {}
+        """By the key of the job."""
         self.lease_s = 0.0
         """How long a killed owner counts as living."""
         self.accounts: dict[str, str] = {}
@@ -86,7 +85,7 @@ class SharedLedger:
 
 
 @define(eq=False)
-class LedgerView:
+class LedgerView(FeedingView):
     """One owner's ledger on the shared rows. It may be slow, fail as `fails` says, and be killed."""
 
     shared: SharedLedger
@@ -268,7 +267,9 @@ class LedgerView:
     async def adoptable_jobs(self, account: str) -> AsyncIterator[JobRecord]:
         def free() -> list[JobRecord]:
             rows = [row for row in self.shared.rows.values() if row.record.account == account]
-            return [row.record for row in rows if row.record.state in ACTIVE_STATES and self._free(row)]
+            free_rows = [row.record for row in rows if row.record.state in ACTIVE_STATES and self._free(row)]
+            waits = self.shared.fed_rows
+            return [record for record in free_rows if record.state is not JobState.PENDING or record.key not in waits]
 
         for record in await self._run("unfinished", free):
             yield record

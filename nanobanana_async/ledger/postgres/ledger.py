@@ -12,6 +12,7 @@ from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, Upload
 from nanobanana_async.ledger.postgres import listing
+from nanobanana_async.ledger.postgres.feeding import FeedingCalls
 from nanobanana_async.ledger.postgres.leases import Lease
 from nanobanana_async.ledger.postgres.owner import OwnerLedger
 from nanobanana_async.ledger.postgres.pipeline import Call, Work
@@ -25,7 +26,7 @@ from nanobanana_async.policy.sharing import Allotment, Report
 T = TypeVar("T")
 
 
-class PostgresLedger(OwnerLedger):
+class PostgresLedger(FeedingCalls, OwnerLedger):
     """Jobs in a PostgreSQL database that several hosts share: each record is durable before the job is bought.
 
     `url` is `postgresql://user@host:port/database` with libpq's options; the password is better in `~/.pgpass` or

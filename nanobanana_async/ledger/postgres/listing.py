@@ -24,10 +24,13 @@ _OWNERS = (
     "SELECT id, host, process, client, beat_at < clock_timestamp() - make_interval(secs => lease_s)"
     " FROM owners WHERE buried_by IS NULL ORDER BY id"
 )
+WAITS = "(fed AND state = 'pending')"
+"""The row of a fed batch waits for a worker: it is nothing that an owner has left."""
+
 _ADOPTABLE_PARTS = (  # each has an index that returns its rows in order
-    "state = 'pending' AND owner IS NULL",
+    "state = 'pending' AND owner IS NULL AND NOT fed",
     "state IN ('submitting', 'running') AND owner IS NULL",
-    f"{ACTIVE} AND owner = ANY(%(silent)s::bigint[])",
+    f"{ACTIVE} AND NOT {WAITS} AND owner = ANY(%(silent)s::bigint[])",
 )
 _ADOPTABLE_PAGE = " UNION ALL ".join(
     f"(SELECT id, {SELECTED} FROM jobs AS j WHERE account = %(account)s AND {part} AND id > %(after)s"
@@ -45,7 +48,8 @@ _SELECT_JOBS_OF_STATE = (
 )
 _HAS_OWNER = f"SELECT 1 FROM jobs WHERE key = %(key)s AND {ACTIVE} AND owner IS NOT NULL AND owner NOT IN ({_SILENT})"
 _COUNT_UNOWNED = (
-    f"SELECT state, count(*) FROM jobs WHERE {ACTIVE} AND (owner IS NULL OR owner IN ({_SILENT})) GROUP BY state"
+    f"SELECT state, count(*) FROM jobs WHERE {ACTIVE} AND NOT {WAITS}"
+    f" AND (owner IS NULL OR owner IN ({_SILENT})) GROUP BY state"
 )
 _ENDED_BEFORE = f"state IN ({sql_list(TERMINAL_STATES)}) AND coalesce(ended_at, created_at) < %(time)s"
 _PRUNE = f"DELETE FROM jobs WHERE id > %(after)s AND id <= %(until)s AND {_ENDED_BEFORE} RETURNING 1"
@@ -59,6 +63,7 @@ _COPIES = (
     "INSERT INTO uploads SELECT %(new)s, digest, url, size, uploaded_at FROM uploads WHERE account = %(old)s"
     " ON CONFLICT (account, digest) DO NOTHING",
 )
+_CHANGE_ACCOUNT_OF_FED = "UPDATE fed_batches SET account = %(new)s WHERE gateway = %(gateway)s AND account = %(old)s"
 _CHANGE_ACCOUNT = (
     "WITH moved AS (UPDATE jobs SET account = %(new)s, revision = revision + 1"
     " WHERE gateway = %(gateway)s AND account = %(old)s RETURNING 1) SELECT count(*) FROM moved"
@@ -156,7 +161,7 @@ def hand_over(table: PostgresTable, gateway: str, old: str, new: str) -> Work[in
             safe_to_repeat=True,
         )
     yield from table.charges.hand_over(gateway, old, new)
-    copies = [Statement(copy, values, returns_rows=False) for copy in _COPIES]
+    copies = [Statement(copy, values, returns_rows=False) for copy in (*_COPIES, _CHANGE_ACCOUNT_OF_FED)]
     *_, ((moved,),) = yield [*copies, Statement(_CHANGE_ACCOUNT, values)]
     return int(moved)
 

@@ -51,11 +51,12 @@ CREATE TABLE jobs (
     credits_refunded numeric,
     model            text,
     failure          json,
-    owner            bigint                     -- the current owner, or the last one if ended; null: released
+    owner            bigint,                    -- the current owner, or the last one if ended; null: released
+    fed              boolean     NOT NULL DEFAULT false -- a row of a fed batch: as long as it waits, workers draw it
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
 
--- The rows that wait for an owner, in their order. An index that begins with `owner` would have to sort them all.
-CREATE INDEX jobs_free ON jobs (account, id) WHERE state = 'pending' AND owner IS NULL;
+-- The jobs that wait for an owner and are no rows of a fed batch, in their order. An index that begins with `owner` would have to sort them all.
+CREATE INDEX jobs_free ON jobs (account, id) WHERE state = 'pending' AND owner IS NULL AND NOT fed;
 
 -- What holds a slot of the account, or may hold one: never more rows than the account has slots and doubts.
 CREATE INDEX jobs_sent ON jobs (account, id) WHERE state IN ('submitting', 'running', 'uncertain');
@@ -70,6 +71,41 @@ CREATE UNIQUE INDEX jobs_task_once ON jobs (account, task_id) WHERE task_id IS N
 CREATE INDEX jobs_state ON jobs (state, id);
 
 CREATE INDEX jobs_batch ON jobs (batch) WHERE batch IS NOT NULL;
+
+-- What holds for all rows of a fed batch. Who feeds it locks its row.
+CREATE TABLE fed_batches (
+    batch            text    PRIMARY KEY,       -- the prefix of its keys, as in jobs
+    gateway          text    NOT NULL,
+    account          text    NOT NULL,
+    max_credits      numeric,                   -- null: no cap
+    expected_credits numeric,
+    fed              bigint  NOT NULL DEFAULT 0 -- number of rows
+);
+
+-- The rows of fed batches: what an outcome needs beside the job, and which worker has drawn it.
+CREATE TABLE fed_rows (
+    job       bigint  PRIMARY KEY REFERENCES jobs ON DELETE CASCADE,
+    batch     text    NOT NULL,
+    row_index bigint  NOT NULL,
+    place     bigint,                           -- among the rows without a key; null: it has a key
+    own_key   text,
+    digest    text    NOT NULL,                 -- of the request
+    metadata  text,                             -- JSON
+    name      text    NOT NULL,                 -- of its images
+    worker    bigint,                           -- the owner that has drawn it
+    delivered integer                           -- the revision of the job whose outcome was taken; -1: images not saved
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
+
+-- Rows without a key are told apart by their order: a second input with other rows at these places is refused.
+CREATE UNIQUE INDEX fed_rows_place ON fed_rows (batch, place) WHERE place IS NOT NULL;
+
+-- The rows to draw, in the order of the input.
+CREATE INDEX fed_rows_free ON fed_rows (batch, row_index, job) WHERE worker IS NULL AND delivered IS NULL;
+
+-- The rows that workers have in hand: never more than all of them run and queue.
+CREATE INDEX fed_rows_drawn ON fed_rows (batch) WHERE worker IS NOT NULL AND delivered IS NULL;
+
+CREATE INDEX fed_rows_unsaved ON fed_rows (batch) WHERE delivered < 0;
 
 -- One row for each purchase of each job of a named batch, written in the transaction of the job's transition. A later
 -- purchase of the job adds a row; a purchase that certainly did not happen keeps its row, with 0 credits.

@@ -102,7 +102,7 @@ class PostgresTable:
     def __init__(self, owner: int | None, *, commit_in_doubt: bool = False) -> None:
         self.owner = owner
         self.charges = Charges(owner)
-        self._commit_in_doubt = commit_in_doubt
+        self._commit_in_doubt = self.commit_in_doubt = commit_in_doubt
 
     def claim(self, record: JobRecord) -> Work[Claim]:
         """Insert a job as its owner, or return the stored record; an active job without an owner becomes ours."""

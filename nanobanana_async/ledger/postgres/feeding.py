@@ -1,0 +1,309 @@
+"""The rows of fed batches on PostgreSQL: stored in thousands, drawn in handfuls.
+
+Feeding locks the row of the batch, so that two who feed one batch take turns. A draw locks its rows only and skips
+those that others have locked, so no worker waits for another one.
+"""
+
+import asyncio
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from attrs import define, field
+
+from nanobanana_async.jobs import JobRecord
+from nanobanana_async.ledger.columns import COLUMNS, sql_list
+from nanobanana_async.ledger.feeding import UNSAVED, WITHOUT_IMAGES, Draw, Fed, FedBatch, FedRow
+from nanobanana_async.ledger.postgres.columns import (
+    SELECTED,
+    as_text,
+    from_text,
+    identity_row,
+    none_or_text,
+    progress_row,
+    record_of,
+    recordset,
+    stored_form,
+)
+from nanobanana_async.ledger.postgres.pipeline import Row, Statement, Work
+from nanobanana_async.ledger.postgres.statements import PostgresTable
+from nanobanana_async.models import same_request
+
+T = TypeVar("T")
+
+FREE_S = 2.0
+"""How often a worker looks for rows of dead workers while there are others; `FREE_AT_END_S` when there are none."""
+FREE_AT_END_S = 0.5
+
+FIRST = -1
+"""Before the first row."""
+
+_FACTS = "batch, gateway, account, max_credits, expected_credits, fed"
+_OPEN = (
+    "INSERT INTO fed_batches (batch, gateway, account, max_credits, expected_credits)"
+    " VALUES (%(batch)s, %(gateway)s, %(account)s, %(max_credits)s::numeric, %(expected_credits)s::numeric)"
+    " ON CONFLICT (batch) DO UPDATE SET max_credits = coalesce(excluded.max_credits, fed_batches.max_credits),"
+    " expected_credits = coalesce(excluded.expected_credits, fed_batches.expected_credits)"
+    " WHERE fed_batches.account = excluded.account"
+)
+_SELECT_FACTS = f"SELECT {_FACTS} FROM fed_batches WHERE batch = %(batch)s"
+
+# Jobs are inserted in the order of their keys: two who insert the same ones then wait for each other, not crosswise.
+_SAME_FOR_ALL = tuple(column for column in COLUMNS if column not in ("key", "request", "body"))
+"""All rows are PENDING and were never sent: only these columns of their jobs differ."""
+_OWN = {"key": "r.key", "request": "r.request::json", "body": "decode(r.body, 'base64')"}
+_INSERT_JOBS = (
+    f"INSERT INTO jobs ({', '.join(COLUMNS)}, fed)"
+    f" SELECT {', '.join(_OWN.get(column) or stored_form(column) for column in COLUMNS)}, true"
+    " FROM json_to_recordset(%(own)s::json) AS r(key text, request text, body text)"
+    f" CROSS JOIN {recordset(_SAME_FOR_ALL)} ORDER BY r.key ON CONFLICT (key) DO NOTHING RETURNING key"
+)
+_FACTS_OF_ROW = (
+    "json_to_recordset(%(facts)s::json) AS u(key text, place bigint, row_index bigint, own_key text, digest text,"
+    " metadata text, name text)"
+)
+_MISPLACED = (
+    f"SELECT min(u.place) FROM {_FACTS_OF_ROW} JOIN fed_rows AS f ON f.batch = %(batch)s AND f.place = u.place"
+    " JOIN jobs AS j ON j.id = f.job WHERE j.key <> u.key"
+)
+_KNOWN = (
+    f"SELECT f.digest IS NULL, f.digest <> u.digest OR j.account <> %(account)s, {SELECTED}"
+    f" FROM {_FACTS_OF_ROW} JOIN jobs AS j ON j.key = u.key LEFT JOIN fed_rows AS f ON f.job = j.id"
+    " WHERE f.job IS NULL OR f.digest <> u.digest OR j.account <> %(account)s"
+    f" OR j.state IN ({sql_list(WITHOUT_IMAGES)})"
+)
+_INSERT_ROWS = (
+    "WITH stored AS (INSERT INTO fed_rows (job, batch, row_index, place, own_key, digest, metadata, name)"
+    " SELECT j.id, %(batch)s, u.row_index, u.place, u.own_key, u.digest, u.metadata, u.name"
+    f" FROM {_FACTS_OF_ROW} JOIN jobs AS j ON j.key = u.key ORDER BY u.key ON CONFLICT (job) DO NOTHING RETURNING 1)"
+    " UPDATE fed_batches SET fed = fed + (SELECT count(*) FROM stored) WHERE batch = %(batch)s"
+)
+_UPDATE_ROWS = (
+    "UPDATE fed_rows AS f SET row_index = u.row_index, metadata = u.metadata, name = u.name,"
+    " delivered = CASE WHEN f.delivered = j.revision THEN f.delivered END"
+    f" FROM {_FACTS_OF_ROW} JOIN jobs AS j ON j.key = u.key WHERE f.job = j.id"
+    " AND (f.row_index <> u.row_index OR f.metadata IS DISTINCT FROM u.metadata OR f.name <> u.name"
+    " OR f.delivered <> j.revision)"
+)
+
+_MARK_JOBS = f"UPDATE jobs AS j SET fed = true FROM {_FACTS_OF_ROW} WHERE j.key = u.key AND NOT j.fed"
+
+_FED_COLUMNS = ("row_index", "place", "own_key", "digest", "metadata", "name")
+_DRAWN = f"{', '.join(f'f.{column}' for column in _FED_COLUMNS)}, {SELECTED}"
+_DRAW = (
+    "WITH free AS MATERIALIZED (SELECT job FROM fed_rows WHERE batch = %(batch)s AND worker IS NULL"
+    " AND delivered IS NULL AND row_index > %(after)s ORDER BY row_index, job LIMIT %(count)s FOR UPDATE SKIP LOCKED),"
+    " drawn AS (UPDATE fed_rows AS f SET worker = %(me)s FROM free WHERE f.job = free.job RETURNING f.*)"
+    f" SELECT {_DRAWN} FROM drawn AS f JOIN jobs AS j ON j.id = f.job ORDER BY f.row_index, f.job"
+)
+_IN_HAND = (
+    f"SELECT {_DRAWN} FROM fed_rows AS f JOIN jobs AS j ON j.id = f.job"
+    " WHERE f.batch = %(batch)s AND f.worker = %(me)s AND f.delivered IS NULL ORDER BY f.row_index"
+)
+_FREE_OF_DEAD = (
+    "UPDATE fed_rows SET worker = NULL WHERE batch = %(batch)s AND worker IS NOT NULL AND delivered IS NULL"
+    " AND NOT EXISTS (SELECT FROM owners AS o WHERE o.id = fed_rows.worker AND o.buried_by IS NULL) RETURNING 1"
+)
+_UNFINISHED = (
+    "SELECT EXISTS (SELECT FROM fed_rows WHERE batch = %(batch)s AND worker IS NULL AND delivered IS NULL)"
+    " OR EXISTS (SELECT FROM fed_rows WHERE batch = %(batch)s AND worker IS NOT NULL AND delivered IS NULL)"
+)
+_DELIVER = (
+    "UPDATE fed_rows AS f SET delivered = u.revision, worker = NULL"
+    " FROM json_to_recordset(%(rows)s::json) AS u(key text, revision integer) JOIN jobs AS j ON j.key = u.key"
+    " WHERE f.job = j.id AND f.worker = %(me)s AND f.delivered IS NULL"
+)
+_DRAW_UNSAVED = f"UPDATE fed_rows SET delivered = NULL WHERE batch = %(batch)s AND delivered = {UNSAVED}"
+
+
+@define
+class _Drawing:
+    """What this ledger remembers of its draws."""
+
+    up_to: dict[str, int] = field(factory=dict)
+    """Batch -> the number of the last row that was drawn: the next draw does not read again what lies before it."""
+    free_at: float = 0.0
+    """When to free the rows of dead workers next."""
+    in_hand: set[str] = field(factory=set)
+    """The keys of the jobs whose rows it has drawn and not delivered."""
+
+
+class FeedingCalls(ABC):
+    """The calls of a ledger on PostgreSQL about the rows of fed batches."""
+
+    def __init__(self) -> None:
+        self._drawing = _Drawing()
+        super().__init__()
+
+    @abstractmethod
+    def _submit(self, start: Callable[[PostgresTable], Work[T]], *, writes: bool = False) -> "asyncio.Future[T]": ...
+
+    async def open_batch(self, facts: FedBatch) -> FedBatch:
+        """Store what holds for a batch, and return it as stored."""
+        return await self._submit(partial(_open_batch, facts=facts), writes=True)
+
+    async def fed_batch(self, batch: str) -> FedBatch | None:
+        """Return what holds for a batch; None if it was not fed."""
+        return await self._submit(partial(_find_batch, batch=batch))
+
+    async def feed(self, batch: str, rows: Sequence[FedRow]) -> Fed:
+        """Store those of the rows that are new, all in one transaction, as jobs that no owner has."""
+        return await self._submit(partial(_feed, batch=batch, rows=rows), writes=True)
+
+    async def draw(self, batch: str, count: int) -> Draw:
+        """Draw at most so many rows; their jobs are claimed as any others."""
+        now = asyncio.get_running_loop().time()
+        draw = await self._submit(partial(_draw, batch=batch, count=count, drawing=self._drawing, now=now), writes=True)
+        self._drawing.in_hand.update(row.record.key for row in draw.rows)
+        return draw
+
+    async def deliver(self, revisions: Mapping[str, int | None]) -> None:
+        """Store that rows were delivered, or give them back."""
+        await self._submit(partial(_deliver, revisions=revisions), writes=True)
+        self._drawing.in_hand.difference_update(revisions)
+
+    async def draw_unsaved(self, batch: str) -> None:
+        """Let the rows be drawn again whose images could not be saved."""
+        await self._submit(partial(_draw_unsaved, batch=batch), writes=True)
+
+
+def _open_batch(table: PostgresTable, facts: FedBatch) -> Work[FedBatch]:
+    values = {
+        "batch": as_text(facts.batch),
+        "gateway": as_text(facts.gateway),
+        "account": as_text(facts.account),
+        "max_credits": facts.max_credits,
+        "expected_credits": facts.expected_credits,
+    }
+    _, found = yield [Statement(_OPEN, values, returns_rows=False), Statement(_SELECT_FACTS, values)]
+    return _facts_of(found[0])
+
+
+def _find_batch(table: PostgresTable, batch: str) -> Work[FedBatch | None]:
+    (found,) = yield [Statement(_SELECT_FACTS, {"batch": as_text(batch)})]
+    return _facts_of(found[0]) if found else None
+
+
+def _feed(table: PostgresTable, batch: str, rows: Sequence[FedRow]) -> Work[Fed]:
+    by_key = {as_text(row.record.key): row for row in rows}
+    values: dict[str, Any] = {
+        "batch": as_text(batch),
+        "account": as_text(rows[0].record.account),
+        "facts": json.dumps([_facts_of_row(key, row) for key, row in by_key.items()]),
+    }
+    _, ((misplaced,),) = yield [
+        Statement(f"{_SELECT_FACTS} FOR UPDATE", values),
+        Statement(_MISPLACED, values),
+    ]
+    if misplaced is not None:
+        return Fed(misplaced=int(misplaced), other_requests={})
+    (inserted,) = yield [Statement(_INSERT_JOBS, _jobs_to_insert([row.record for row in rows]))]
+    new = {key for (key,) in inserted}
+    known = [(key, row) for key, row in by_key.items() if key not in new]
+    other_requests: dict[str, JobRecord] = {}
+    ended: list[JobRecord] = []
+    if known:
+        values["facts"] = json.dumps([_facts_of_row(key, row) for key, row in known])
+        (found,) = yield [Statement(_KNOWN, values)]
+        for unfed, differs, *columns in found:
+            record = record_of(tuple(columns))
+            row = by_key[as_text(record.key)]
+            if differs or (unfed and not _is_same_job(record, row.record)):
+                other_requests[record.key] = record
+            elif record.state in WITHOUT_IMAGES:
+                ended.append(record)
+    stored = [(key, row) for key, row in by_key.items() if row.record.key not in other_requests]
+    values["facts"] = json.dumps([_facts_of_row(key, row) for key, row in stored])
+    update = [Statement(sql, values, returns_rows=False) for sql in (_MARK_JOBS, _UPDATE_ROWS) if known]
+    yield [Statement(_INSERT_ROWS, values, returns_rows=False), *update]
+    return Fed(new=len(new), other_requests=other_requests, ended=tuple(ended))
+
+
+def _draw(table: PostgresTable, batch: str, count: int, drawing: _Drawing, now: float) -> Work[Draw]:
+    after = drawing.up_to.get(batch, FIRST)
+    values: dict[str, Any] = {"batch": as_text(batch), "count": count, "after": after}
+    if now >= drawing.free_at:
+        drawing.free_at = now + FREE_S
+        (freed,) = yield [Statement(_FREE_OF_DEAD, values)]
+        values["after"] = FIRST if freed else after
+    found, facts = yield [Statement(_DRAW, values), Statement(_SELECT_FACTS, values)]
+    if len(found) < count and values["after"] > FIRST:  # at the end: rows before it were given back
+        (more,) = yield [Statement(_DRAW, {**values, "after": FIRST, "count": count - len(found)})]
+        found = [*found, *more]
+    rows = [_drawn_row(row) for row in found]
+    drawing.up_to[batch] = rows[-1].index if len(rows) == count else FIRST
+    unfinished = True
+    if len(found) < count:
+        (((unfinished,),),) = yield [Statement(_UNFINISHED, values)]
+        drawing.free_at = min(drawing.free_at, now + FREE_AT_END_S)
+    if table.commit_in_doubt:  # what an earlier try may have drawn without an answer
+        (drawn,) = yield [Statement(_IN_HAND, values)]
+        known = drawing.in_hand | {each.record.key for each in rows}
+        rows += [each for each in map(_drawn_row, drawn) if each.record.key not in known]
+    return Draw(rows=tuple(rows), unfinished=bool(unfinished), facts=_facts_of(facts[0]))
+
+
+def _deliver(table: PostgresTable, revisions: Mapping[str, int | None]) -> Work[None]:
+    rows = [{"key": as_text(key), "revision": revision} for key, revision in sorted(revisions.items())]
+    yield [Statement(_DELIVER, {"rows": json.dumps(rows)}, returns_rows=False)]
+
+
+def _draw_unsaved(table: PostgresTable, batch: str) -> Work[None]:
+    yield [Statement(_DRAW_UNSAVED, {"batch": as_text(batch)}, returns_rows=False)]
+
+
+def _facts_of(row: Row) -> FedBatch:
+    batch, gateway, account, max_credits, expected_credits, fed = row
+    return FedBatch(
+        batch=from_text(batch),
+        gateway=from_text(gateway),
+        account=from_text(account),
+        max_credits=max_credits,
+        expected_credits=expected_credits,
+        rows=fed,
+    )
+
+
+def _facts_of_row(key: str, row: FedRow) -> dict[str, Any]:
+    """Return the values of a row of `fed_rows`, with the stored key of its job."""
+    return {
+        "key": key,
+        "row_index": row.index,
+        "place": row.place,
+        "own_key": none_or_text(row.own_key),
+        "digest": row.digest,
+        "metadata": row.metadata,
+        "name": as_text(row.name),
+    }
+
+
+def _jobs_to_insert(records: Sequence[JobRecord]) -> dict[str, str]:
+    """Return the parameters of `_INSERT_JOBS`: what the jobs have in common is sent once."""
+    own = [identity_row(record) for record in records]
+    common = {**own[0], **progress_row(records[0])}
+    return {
+        "own": json.dumps([{name: row[name] for name in _OWN} for row in own]),
+        "rows": json.dumps([{name: common[name] for name in _SAME_FOR_ALL}]),
+    }
+
+
+def _drawn_row(row: Row) -> FedRow:
+    index, place, own_key, digest, metadata, name, *columns = row
+    return FedRow(
+        record=record_of(tuple(columns)),
+        index=index,
+        place=place,
+        own_key=None if own_key is None else from_text(own_key),
+        digest=digest,
+        metadata=metadata,
+        name=from_text(name),
+    )
+
+
+def _is_same_job(known: JobRecord, wanted: JobRecord) -> bool:
+    """Return whether a job that was not fed is the one that this row asks for."""
+    if known.account != wanted.account or known.request is None or wanted.request is None:
+        return False
+    return same_request(known.request, wanted.request)
