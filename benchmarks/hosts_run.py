@@ -103,8 +103,8 @@ class Proxy:
             try:
                 await asyncio.wait(
                     [
-                        asyncio.ensure_future(self._copy(reader, far_writer)),
-                        asyncio.ensure_future(self._copy(far_reader, writer)),
+                        asyncio.get_running_loop().create_task(self._copy(reader, far_writer)),
+                        asyncio.get_running_loop().create_task(self._copy(far_reader, writer)),
                     ],
                     return_when=asyncio.FIRST_COMPLETED,
                 )
@@ -161,7 +161,7 @@ class _Run:
         number = self.started
         self.started += 1
         through_proxy = self.plan.fault in ("cut", "partition") and (self.plan.fault == "cut" or number == 0)
-        self.living[number] = asyncio.ensure_future(self._host(number, through_proxy))
+        self.living[number] = asyncio.get_running_loop().create_task(self._host(number, through_proxy))
         return number
 
     async def _host(self, number: int, through_proxy: bool) -> dict[str, Any]:
@@ -251,7 +251,7 @@ async def run(plan: Plan, server: Server) -> Result:
             if number and plan.arrival_s:
                 await asyncio.sleep(plan.arrival_s)
             work.start_host()
-        disturbing = asyncio.ensure_future(work.disturb())
+        disturbing = asyncio.get_running_loop().create_task(work.disturb())
         try:
             while work.living:
                 done, _ = await asyncio.wait(work.living.values(), return_when=asyncio.FIRST_COMPLETED)
