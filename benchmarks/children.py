@@ -40,6 +40,11 @@ class Child:
             process.kill()
         await process.wait()
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._running().pid
+
     def send(self, words: Mapping[str, Any]) -> None:
         """Send it a line."""
         stdin = self._running().stdin

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import accounts, accounts_real, batch, callbacks, cpu, fleet, ledger, limit, postgres, simulated
+from benchmarks import accounts, accounts_real, batch, callbacks, cpu, fleet, hosts, ledger, limit, postgres, simulated
 from benchmarks.limit import Moving
 from benchmarks.plot_run import draw_moving
 from benchmarks.report import Section, print_section, write_section
@@ -58,6 +58,10 @@ def _postgres(asked: argparse.Namespace) -> Section:
     return postgres.section(seeds=1 if asked.quick else asked.seeds, quick=asked.quick)
 
 
+def _hosts(asked: argparse.Namespace) -> Section:
+    return hosts.section(quick=asked.quick, only=asked.only)
+
+
 PARTS: Mapping[str, Callable[[argparse.Namespace], Section]] = {
     "simulated": _simulated,
     "limit": _limit,
@@ -68,6 +72,7 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], Section]] = {
     "cpu": _cpu,
     "ledger": _ledger,
     "postgres": _postgres,
+    "hosts": _hosts,
     "fleet": _fleet,
 }
 
@@ -78,6 +83,7 @@ def main() -> None:
     parser.add_argument("part", nargs="?", choices=(*PARTS, "all"), default="all")
     parser.add_argument("--quick", action="store_true", help="few seeds, short jobs: minutes instead of half an hour")
     parser.add_argument("--full", action="store_true", help="simulated: a million jobs too")
+    parser.add_argument("--only", help="hosts: only the runs with these words in their title")
     parser.add_argument("--seeds", type=int, default=5, help="how many fixed seeds (peers run once)")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"), help="for JSON and PNG files")
     asked = parser.parse_args()

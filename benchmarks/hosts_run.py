@@ -1,0 +1,327 @@
+"""One run of several hosts on one account: processes for hosts, a PostgreSQL server of its own, and the faults."""
+
+import asyncio
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any, Literal
+
+from attrs import define, field, frozen
+
+from benchmarks.children import Child
+from tests.support.postgres import Server, new_schema
+
+Gateway = Literal["apimall", "defapi"]
+Fault = Literal["none", "kill", "stop", "partition", "crash", "cut", "outage"]
+
+PATIENCE_S = 900.0
+LEASE = (2.0, 10.0)
+SHORT_LEASE = (0.4, 2.0)
+
+
+@frozen(kw_only=True)
+class Plan:
+    """So many hosts on one account, and what is done to them."""
+
+    title: str
+    gateway: Gateway = "apimall"
+    hosts: int = 8
+    limit: int = 50
+    per_minute: float | None = None
+    jobs: int = 900
+    median_s: float = 10.0
+    sigma: float = 0.4
+    seed: int = 1
+    lease: tuple[float, float] = LEASE
+    fault: Fault = "none"
+    every_s: float = 10.0
+    """The time from one fault to the next."""
+    lasts_s: float = 0.0
+    """How long a stop, a partition or an outage lasts."""
+    times: int = 1000
+    """The most faults."""
+    arrival_s: float = 0.0
+    """The time from one host's start to the next one's."""
+
+
+@frozen(kw_only=True)
+class Result:
+    """What the gateway's books and the ledger say afterwards."""
+
+    plan: Plan
+    filled: float
+    """The share of the slots in use, from the first refusal (or the first full moment) to the last create."""
+    in_flight_max: int
+    refused_per_100: float
+    refused_share: float
+    jain: float
+    faults: int
+    twice: int
+    lost: int
+    uncertain: int
+    makespan_s: float
+    back_s: float
+    """The longest time from the end of a fault until 95 % of the slots were filled again."""
+    burials: int
+    errors: tuple[str, ...]
+
+
+class Proxy:
+    """Forwards TCP to the server's socket; goes silent, or breaks all connections, when told."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._open = asyncio.Event()
+        self._open.set()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def start(self) -> int:
+        """Listen; return the port."""
+        self._server = await asyncio.start_server(self._forward, "127.0.0.1", 0)
+        return int(self._server.sockets[0].getsockname()[1])
+
+    def silence(self) -> None:
+        """Forward nothing more, and close nothing either."""
+        self._open.clear()
+
+    def speak(self) -> None:
+        """Forward again."""
+        self._open.set()
+
+    def cut(self) -> None:
+        """Break all connections."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            far_reader, far_writer = await asyncio.open_unix_connection(self._path)
+            self._writers |= {writer, far_writer}
+            try:
+                await asyncio.wait(
+                    [
+                        asyncio.get_running_loop().create_task(self._copy(reader, far_writer)),
+                        asyncio.get_running_loop().create_task(self._copy(far_reader, writer)),
+                    ],
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+            finally:
+                self._writers -= {writer, far_writer}
+                writer.transport.abort()
+                far_writer.transport.abort()
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(1 << 16):
+                await self._open.wait()
+                writer.write(data)
+                await writer.drain()
+
+
+@define
+class _Run:
+    plan: Plan
+    server: Server
+    proxy: Proxy
+    proxy_port: int
+    url: str
+    schema: str = field(factory=new_schema)
+    living: dict[int, "asyncio.Task[dict[str, Any]]"] = field(factory=dict)
+    pids: dict[int, int] = field(factory=dict)
+    started: int = 0
+    faults: int = 0
+    ended_faults: list[float] = field(factory=list)
+    errors: list[str] = field(factory=list)
+    deaths_expected: set[int] = field(factory=set)
+
+    def orders(self, feed: int = 0, *, through_proxy: bool = False) -> dict[str, Any]:
+        """Return the orders of a host."""
+        plan = self.plan
+        direct = self.server.url
+        ledger = f"postgresql://postgres@127.0.0.1:{self.proxy_port}/postgres" if through_proxy else direct
+        return {
+            "gateway": plan.gateway,
+            "url": self.url,
+            "ledger": ledger,
+            "schema": self.schema,
+            "lease": plan.lease,
+            "median_s": plan.median_s,
+            "batch": "spring",
+            "feed": feed,
+        }
+
+    async def feed(self) -> None:
+        async with Child("benchmarks.hosts_worker", self.orders(self.plan.jobs)) as child:
+            await child.answer(PATIENCE_S)
+
+    def start_host(self) -> int:
+        number = self.started
+        self.started += 1
+        through_proxy = self.plan.fault in ("cut", "partition") and (self.plan.fault == "cut" or number == 0)
+        self.living[number] = asyncio.get_running_loop().create_task(self._host(number, through_proxy))
+        return number
+
+    async def _host(self, number: int, through_proxy: bool) -> dict[str, Any]:
+        try:
+            async with Child("benchmarks.hosts_worker", self.orders(through_proxy=through_proxy)) as child:
+                self.pids[number] = child.pid
+                answer = await child.answer(PATIENCE_S)
+                self.errors += answer["errors"]
+                return answer
+        except RuntimeError:
+            if number not in self.deaths_expected:
+                self.errors.append(f"host {number} died")
+            return {"done": 0}
+        finally:
+            self.pids.pop(number, None)
+
+    async def disturb(self) -> None:
+        """Do what the plan says, again and again."""
+        plan, rng = self.plan, random.Random(self.plan.seed)
+        act: Callable[[random.Random], Coroutine[Any, Any, None]] | None = {
+            "kill": self._kill,
+            "stop": self._stop,
+            "partition": self._partition,
+            "crash": self._crash,
+            "cut": self._cut,
+            "outage": self._crash,
+        }.get(plan.fault)
+        while act is not None and self.faults < plan.times:
+            await asyncio.sleep(plan.every_s)
+            await act(rng)
+            self.faults += 1
+            self.ended_faults.append(asyncio.get_running_loop().time())
+
+    async def _kill(self, rng: random.Random) -> None:
+        if self.pids:
+            number = rng.choice(sorted(self.pids))
+            self.deaths_expected.add(number)
+            os.kill(self.pids[number], signal.SIGKILL)
+            self.start_host()
+
+    async def _stop(self, rng: random.Random) -> None:
+        if self.pids:
+            pid = self.pids[rng.choice(sorted(self.pids))]
+            os.kill(pid, signal.SIGSTOP)
+            await asyncio.sleep(self.plan.lasts_s)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    async def _partition(self, _: random.Random) -> None:
+        self.proxy.silence()
+        await asyncio.sleep(self.plan.lasts_s)
+        self.proxy.speak()
+
+    async def _crash(self, _: random.Random) -> None:
+        await asyncio.to_thread(self.server.crash)
+        await asyncio.sleep(self.plan.lasts_s)
+        await asyncio.to_thread(self.server.start)
+
+    async def _cut(self, _: random.Random) -> None:
+        self.proxy.cut()
+
+
+@asynccontextmanager
+async def _account(plan: Plan) -> AsyncGenerator[tuple[Child, str]]:
+    asked = {
+        "seed": plan.seed,
+        "limit": plan.limit,
+        "per_minute": plan.per_minute,
+        "median_s": plan.median_s,
+        "sigma": plan.sigma,
+    }
+    async with Child("benchmarks.hosts_gateway", asked) as gateway:
+        yield gateway, (await gateway.answer(30.0))["url"]  # its clock starts about now
+
+
+async def run(plan: Plan, server: Server) -> Result:
+    """Let the hosts work until every row has ended, and read the books."""
+    loop = asyncio.get_running_loop()
+    async with AsyncExitStack() as stack:
+        gateway, url = await stack.enter_async_context(_account(plan))
+        began_at = loop.time()
+        proxy = Proxy(f"{server.folder}/.s.PGSQL.{server.port}")
+        work = _Run(plan, server, proxy, await proxy.start(), url)
+        await work.feed()
+        begun = loop.time()
+        for number in range(plan.hosts):
+            if number and plan.arrival_s:
+                await asyncio.sleep(plan.arrival_s)
+            work.start_host()
+        disturbing = asyncio.get_running_loop().create_task(work.disturb())
+        try:
+            while work.living:
+                done, _ = await asyncio.wait(work.living.values(), return_when=asyncio.FIRST_COMPLETED)
+                work.living = {number: task for number, task in work.living.items() if task not in done}
+        finally:
+            disturbing.cancel()
+            await asyncio.wait([disturbing])
+            for pid in work.pids.values():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        if not disturbing.cancelled() and (failure := disturbing.exception()) is not None:
+            raise failure
+        makespan_s = loop.time() - begun
+        gateway.send({})
+        books = await gateway.answer(60.0)
+        return _judge(work, books, makespan_s, [at - began_at for at in work.ended_faults])
+
+
+def _judge(work: _Run, books: dict[str, Any], makespan_s: float, faults_ended: Sequence[float]) -> Result:
+    plan, jobs = work.plan, [(prompt, begin, end) for prompt, _, begin, end in books["jobs"]]
+    bought = Counter(prompt for prompt, _, _ in jobs)
+    states = dict(work.server.execute("SELECT state, count(*) FROM jobs GROUP BY state", schema=work.schema))
+    each = [
+        count for _, count in work.server.execute("SELECT owner, count(*) FROM jobs GROUP BY owner", schema=work.schema)
+    ]
+    ended = {
+        row[0]
+        for row in work.server.execute(
+            "SELECT request->>'prompt' FROM jobs WHERE state IN ('succeeded', 'uncertain')", schema=work.schema
+        )
+    }
+    buried = work.server.execute("SELECT count(*) FROM owners WHERE buried_by IS NOT NULL", schema=work.schema)[0][0]
+    last = max((begin for _, begin, _ in jobs), default=0.0)
+    full = _filled_at(jobs, plan.limit)
+    return Result(
+        plan=plan,
+        filled=_utilisation(jobs, min(full, last), last, plan.limit),
+        in_flight_max=books["running_max"],
+        refused_per_100=100 * len(books["refused_at"]) / plan.jobs,
+        refused_share=books["refused"] / max(1, books["requests"]),
+        jain=sum(each) ** 2 / (len(each) * sum(count * count for count in each)),
+        faults=work.faults,
+        twice=sum(count - 1 for count in bought.values()),
+        lost=sum(prompt not in ended for prompt in bought) + plan.jobs - sum(states.values()),
+        uncertain=states.get("uncertain", 0),
+        makespan_s=makespan_s,
+        back_s=max((_back_s(jobs, at, last, plan.limit) for at in faults_ended if at < last), default=0.0),
+        burials=buried,
+        errors=tuple(work.errors),
+    )
+
+
+def _filled_at(jobs: Sequence[tuple[str, float, float]], limit: int) -> float:
+    """Return when 95 % of the slots were in use for the first time; the ramp is over then."""
+    running: list[float] = []
+    for _, begin, end in sorted(jobs, key=lambda job: job[1]):
+        running = [other for other in running if other > begin] + [end]
+        if len(running) >= 0.95 * limit:
+            return begin
+    return float("inf")
+
+
+def _back_s(jobs: Sequence[tuple[str, float, float]], since: float, last: float, limit: int) -> float:
+    """Return how long it took from a moment until 95 % of the slots were in use, looking every tenth of a second."""
+    at = since
+    while at < last and sum(begin <= at < end for _, begin, end in jobs) < 0.95 * limit:
+        at += 0.1
+    return at - since
+
+
+def _utilisation(jobs: Sequence[tuple[str, float, float]], begin: float, end: float, limit: int) -> float:
+    used = sum(max(0.0, min(end, ends) - max(begin, began)) for _, began, ends in jobs)
+    return used / (limit * (end - begin)) if end > begin else 0.0
