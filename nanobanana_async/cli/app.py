@@ -138,6 +138,7 @@ for _name, _attribute in {
     "balance": "balance:balance",
     "jobs": "jobs.command:jobs",
     "ledger": "ledger:ledger",
+    "doctor": "doctor.command:doctor",
     "webhooks": "webhooks:webhooks",
     "config": "settings.command:config",
 }.items():  # imported when the command is used: the others, the emulator and the report take longer than most commands

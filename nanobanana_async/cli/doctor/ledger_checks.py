@@ -1,0 +1,109 @@
+"""Check the ledger: its place, its file system, what is in it, and what it knows of the account."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from nanobanana_async.cli.doctor.finding import Finding
+from nanobanana_async.cli.jobs.actions import open_read_only
+from nanobanana_async.commands import as_value, command_line
+from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.formatting import duration, plural
+from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.jobs import JobState
+from nanobanana_async.ledger.base import StoredLedger
+from nanobanana_async.ledger.location import Location
+from nanobanana_async.ledger.postgres.url import PostgresUrl
+from nanobanana_async.policy.learned import LearnedAccount, is_fresh, is_kept
+
+NETWORK_FILE_SYSTEMS = {
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "9p",
+    "afs",
+    "fuse.sshfs",
+    "glusterfs",
+    "ceph",
+    "lustre",
+}
+
+MOUNTS = Path("/proc/self/mounts")
+"""The mounted file systems; only on Linux."""
+
+
+async def ledger_findings(location: Location, gateway: Gateway | None) -> AsyncIterator[Finding]:
+    if isinstance(location, Path):
+        for finding in _file_findings(location.expanduser()):
+            yield finding
+            if finding.verdict == "problem":
+                return
+        if not location.expanduser().exists():
+            yield Finding("ledger", "ok", f"{location} does not exist yet; the first purchase creates it")
+            return
+    try:
+        async with open_read_only(location) as ledger:
+            yield await _contents(location, ledger)
+            if gateway is not None:
+                yield _learned(await ledger.recall(gateway.account))
+    except ConfigurationError as error:
+        advice = f"`{command_line('ledger', 'migrate', '--ledger', as_value(location))}` creates it"
+        yield Finding("ledger", "problem", str(error), advice if isinstance(location, PostgresUrl) else "")
+
+
+def _file_findings(file: Path) -> Iterator[Finding]:
+    folder = next(parent for parent in (file.parent, *file.parents) if parent.exists())
+    if not os.access(file if file.exists() else folder, os.W_OK):
+        yield Finding("ledger", "problem", f"{file} can't be written", "set --ledger or NANOBANANA_LEDGER")
+        return
+    kind = file_system(folder)
+    if kind in NETWORK_FILE_SYSTEMS:
+        advice = "name a file on a local disk, or share a PostgreSQL ledger (docs/many-hosts.md)"
+        yield Finding("ledger", "problem", f"{folder} is on a network file system ({kind}): its locks fail", advice)
+
+
+def file_system(folder: Path) -> str | None:
+    """Return the type of the file system that holds a folder; None where that is unknown."""
+    if not MOUNTS.exists():
+        return None
+    path, found = str(folder.resolve()), ("", "")
+    for line in MOUNTS.read_text(errors="replace").splitlines():
+        _, at, kind, *_ = line.split()
+        at = at.replace("\\040", " ")
+        if path == at or path.startswith(at.rstrip("/") + "/"):
+            found = max(found, (at, kind), key=lambda mount: len(mount[0]))
+    return found[1]
+
+
+async def _contents(location: Location, ledger: StoredLedger) -> Finding:
+    counts, unowned = await ledger.count_by_state(), (await ledger.count_unowned()).total()
+    text = f"{location} has {plural(counts.total(), 'job')}"
+    if counts[JobState.UNCERTAIN]:
+        advice = f"`{command_line('jobs', '--state', 'uncertain', '--ledger', as_value(location))}` lists them"
+        return Finding("ledger", "note", f"{text}, {counts[JobState.UNCERTAIN]} uncertain", advice)
+    if unowned:
+        advice = f"`{command_line('jobs', 'resume', '--ledger', as_value(location))}` continues them"
+        return Finding("ledger", "note", f"{text}, {unowned} unfinished without a session", advice)
+    return Finding("ledger", "ok", text)
+
+
+def _learned(text: str | None) -> Finding:
+    try:
+        limits = None if text is None else LearnedAccount.from_json(text).limits
+    except Exception:  # edited by hand, or written by another version
+        return Finding("limits", "note", "what was learned can't be read: it is learned again")
+    now = datetime.now(UTC)
+    if limits is None or not is_kept(limits.at, now):
+        return Finding("limits", "ok", "nothing learned yet: no 429 in the last 30 days")
+    facts = []
+    if limits.job_limit is not None and is_fresh(limits.at, now):
+        facts.append(f"{plural(limits.job_limit, 'job')} at once")
+    rates = limits.rates
+    pace = None if rates is None else rates.both or rates.create
+    if pace is not None:
+        facts.append(f"{60 * pace.rate:.0f} requests a minute")
+    age = duration(max(0.0, (now - limits.at).total_seconds()), tenths=False)
+    return Finding("limits", "ok", f"learned {age} ago: {', '.join(facts) or 'a pace'}")
