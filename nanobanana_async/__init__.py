@@ -10,6 +10,7 @@ from nanobanana_async._version import __version__
 
 if TYPE_CHECKING:
     from nanobanana_async.batch.batch import Batch
+    from nanobanana_async.batch.feeding import FeedReport
     from nanobanana_async.batch.outcome import Outcome
     from nanobanana_async.batch.sweeps import sweep
     from nanobanana_async.config import Timeouts
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 else:
     _NAMES_OF_MODULES = {
         "batch.batch": ("Batch",),
+        "batch.feeding": ("FeedReport",),
         "batch.outcome": ("Outcome",),
         "batch.sweeps": ("sweep",),
         "config": ("Timeouts",),
@@ -144,6 +146,7 @@ __all__ = [
     "CreditLimitReached",
     "DefApi",
     "DownloadError",
+    "FeedReport",
     "Gateway",
     "GatewayError",
     "GatewayUnavailable",

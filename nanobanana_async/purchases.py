@@ -1,13 +1,17 @@
-"""The calls of a `Session` that buy: `generate`, `submit`, `generate_many`."""
+"""The calls of a `Session` that buy: `generate`, `submit`, `generate_many`; and `feed` and `work`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Sized
 from decimal import Decimal
 from typing import Any, Never
 
 from nanobanana_async.batch.batch import Batch
+from nanobanana_async.batch.feeding import Feeding, FeedReport, ledger_to_feed
+from nanobanana_async.batch.inputs import to_requests
 from nanobanana_async.batch.options import BatchOptions
 from nanobanana_async.batch.rows import Requests
+from nanobanana_async.batch.runner import BatchRunner
+from nanobanana_async.batch.work import WorkRunner
 from nanobanana_async.callers import handle_once_stored, result_for_caller
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.lifecycle import SessionComponents
@@ -175,7 +179,70 @@ class Purchases(ABC):
             max_budget_wait_s=as_timeout("max_budget_wait_s", max_budget_wait_s),
             progress=progress,
         )
-        return Batch(requests, options, engine, ImageSaver(engine, self._components.downloads))
+        requests = to_requests(requests)
+        runner = BatchRunner(requests, options, engine, ImageSaver(engine, self._components.downloads))
+        return Batch(runner, options, engine, len(requests) if isinstance(requests, Sized) else None)
+
+    async def feed(
+        self,
+        rows: Requests,
+        *,
+        batch: str,
+        names: str | None = None,
+        max_credits: Decimal | float | None = None,
+        expected_credits: Decimal | float | None = None,
+        retry_failed: bool | Collection[JobFailureKind] = False,
+    ) -> FeedReport:
+        """Store the rows of a batch in a ledger that hosts share, for `work` on any of them. Nothing is bought here.
+
+        `rows` are those of `generate_many`. Feeding the same rows again, or with more at the end, finds the known ones;
+        it begins those again that were withdrawn or refused for a passing reason, with `retry_failed` also those that
+        failed. Rows without a `key` are told apart by their order, so one input is all of them; rows with keys may be
+        fed in parts, from several hosts. `max_credits` caps all that is ever spent under the name, on all hosts; a
+        later feed may change it. `names` is a template of the images' names, as in `generate_many`.
+
+        Raises `InvalidRequest` for a row that can't be bought, or whose reference image only this host can read,
+        `IdempotencyConflict` for a key that belongs to another request, and `ConfigurationError` for another input. The
+        rows before it are stored then, and the corrected input continues.
+        """
+        engine = self._require_engine()
+        ledger = ledger_to_feed(self._components.ledger)
+        options = BatchOptions(
+            name=batch,
+            names=None if names is None else NameTemplate("names", names),
+            max_credits=parse_credits("max_credits", max_credits),
+            expected_credits=parse_credits("expected_credits", expected_credits),
+            retry_failed=retry_failed,
+        )
+        return await Feeding(engine, ledger, options).feed(rows)
+
+    def work(
+        self,
+        batch: str,
+        *,
+        save_to: SaveTarget | None = None,
+        sidecar: bool = False,
+        max_wait_s: float | None = None,
+        progress: bool = False,
+    ) -> Batch:
+        """Buy rows of a fed batch: `async for outcome in session.work("spring", save_to=...)`, on as many hosts.
+
+        Each row is drawn by one worker, a few at a time. It ends when all rows of the batch have ended on all hosts;
+        until then it waits, and takes over what a host had drawn that has died or left. An outcome counts as delivered
+        when the loop comes back for the next one: of what was not, another worker gets the outcome, without a second
+        purchase. Rows that are not bought when it stops are left for others. Options are those of `generate_many`.
+        """
+        engine = self._require_engine()
+        ledger = ledger_to_feed(self._components.ledger)
+        options = BatchOptions(
+            name=batch,
+            target=None if save_to is None else as_target("save_to", save_to),
+            sidecar=sidecar,
+            max_wait_s=as_timeout("max_wait_s", max_wait_s),
+            progress=progress,
+        )
+        runner = WorkRunner(ledger, options, engine, ImageSaver(engine, self._components.downloads))
+        return Batch(runner, options, engine)
 
     async def _register(self, request: object, key: str | None, fields: Mapping[str, Any]) -> TrackedJob:
         engine = self._require_engine()

@@ -1,24 +1,20 @@
 """`Batch`, the async iterator of outcomes."""
 
 import asyncio
-from collections.abc import Sized
 from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
 from typing import NoReturn, Self
 
-from nanobanana_async.batch.inputs import to_requests
 from nanobanana_async.batch.options import BatchOptions
 from nanobanana_async.batch.outcome import Outcome
 from nanobanana_async.batch.progress import ProgressBar
 from nanobanana_async.batch.recent_images import RecentImages
-from nanobanana_async.batch.rows import Requests
 from nanobanana_async.batch.runner import BatchRunner
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.progress import expected_end_of_all, sum_of_progress
 from nanobanana_async.errors import BatchStopped
 from nanobanana_async.formatting import plural
-from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.loop_guard import NoPlainWith
 from nanobanana_async.notebook_html import Html, card, error_box, note, progress_bar
 
@@ -38,17 +34,16 @@ class Batch(NoPlainWith):
     the session is closed meanwhile.
     """
 
-    def __init__(self, requests: Requests, options: BatchOptions, engine: Engine, saver: ImageSaver) -> None:
+    def __init__(self, runner: BatchRunner, options: BatchOptions, engine: Engine, total: int | None = None) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.name = options.name
         self._engine = engine
         self._scheduler = engine.scheduler
         self._guard = engine.guard
-        requests = to_requests(requests)
-        self._total = len(requests) if isinstance(requests, Sized) else None
-        self._runner = BatchRunner(requests, options, engine, saver)
+        self._total = total
+        self._runner = runner
         self._recent = RecentImages()
-        self._progress = ProgressBar(requests, options.name, self._runner, engine) if options.progress else None
+        self._progress = ProgressBar(total, options.name, runner, engine) if options.progress else None
 
     def __repr__(self) -> str:
         if "_runner" not in self.__dict__:  # a debugger may show a batch whose constructor raised
@@ -137,6 +132,7 @@ class Batch(NoPlainWith):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+        self._runner.abandon()
 
     async def aclose(self) -> None:
         """Pull no more rows, and withdraw jobs that were not sent yet. Idempotent."""
@@ -150,6 +146,7 @@ class Batch(NoPlainWith):
         if loop is not None and not self._guard.forked:  # a forked child must not wake its parent's loop
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._runner.request_stop)  # garbage collection runs in any thread
+                loop.call_soon_threadsafe(self._runner.abandon)
                 if self._progress is not None:
                     loop.call_soon_threadsafe(self._progress.close)
 

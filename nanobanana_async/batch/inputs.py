@@ -92,6 +92,6 @@ class FrameRows:
             try:
                 facts = self._columns.facts(cells)
             except HeaderError as error:
-                yield Row(index=0, key="", error=InvalidRequest(str(error)))
+                yield Row(index=-1, key="", error=InvalidRequest(str(error)))
                 continue
             yield facts if "prompt" in facts else {"prompt": "", **facts}

@@ -2,11 +2,9 @@
 
 import asyncio
 import warnings
-from collections.abc import Sized
 from contextlib import suppress
 from typing import Any, Protocol
 
-from nanobanana_async.batch.rows import Requests
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.escaping import one_line
@@ -31,9 +29,9 @@ class ProgressBar:
     `ConfigurationError` if tqdm is missing.
     """
 
-    def __init__(self, requests: Requests, name: str | None, counts: Counts, engine: Engine) -> None:
+    def __init__(self, total: int | None, name: str | None, counts: Counts, engine: Engine) -> None:
         self._tqdm = _tqdm()
-        self._total = len(requests) if isinstance(requests, Sized) else None
+        self._total = total
         self._name = None if name is None else one_line(name)
         self._counts = counts
         self._engine = engine

@@ -24,6 +24,9 @@ class Row:
     """One row of the input; `error` says why it cannot be bought."""
 
     index: int
+    """Its position in the input; negative in a `Row` that is input: it gets the position at which it is read."""
+    place: int = -1
+    """Its place among the rows that this process has pulled."""
     key: str
     """The idempotency key of its job."""
     own_key: str | None = None
@@ -73,7 +76,7 @@ class RowReader:
         """Return the next row: valid, or with its error."""
         index, self._count = self._count, self._count + 1
         if isinstance(item, Row):
-            return evolve(item, index=index)
+            return evolve(item, index=index) if item.index < 0 else item
         own_key, metadata = None, None
         try:
             mapping = to_mapping(item)

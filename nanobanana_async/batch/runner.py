@@ -17,6 +17,7 @@ from nanobanana_async.batch.budget_watch import watch_budget
 from nanobanana_async.batch.messages import log_crash_as_error, session_closed_error, with_own_key
 from nanobanana_async.batch.options import BatchOptions, iterate
 from nanobanana_async.batch.outcome import Outcome, outcome_of
+from nanobanana_async.batch.room import Room
 from nanobanana_async.batch.rows import Requests, Row, RowReader
 from nanobanana_async.batch.streak import ACCOUNT_ERRORS, ErrorStreak, stop_reason
 from nanobanana_async.batch.target_check import TargetCheck
@@ -32,27 +33,11 @@ from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.policy.retry import is_lasting
 
-# Rows stored but not yet sent: enough that a free slot never waits for a ledger write.
-PREFETCH = 8
-
-# With this many outcomes not yet taken, beside as many running rows as there were at most, no more rows are pulled. The
-# limit grows with the outcomes taken, so that an early break buys little and a slow loop does not empty the slots. Rows
-# that run and rows that wait count together: when saving or the loop is slower than the gateway, each outcome taken
-# pulls one row. If only those that wait counted, all slots would empty, then all fill at once.
-MIN_BUFFER, MAX_BUFFER, BUFFER_SHARE = 4, 64, 4
-
-# Rows that may be pulled, and so bought, before the first outcome is taken, and how many more per outcome taken: a
-# loop that breaks after k outcomes has bought at most 128 + 3k rows at any limit of the account. An account with 100
-# slots is filled before its first job ends; the slots of a larger account fill as outcomes are taken.
-PULLED_AT_FIRST, PULLED_PER_TAKEN = 128, 3
-
-# In an ordered batch a slow row holds back later ones: at most this multiple of the running rows is buffered.
-ORDERED_WINDOW = 2
-
 # How many rows are post-processed (saved, fetched again) at the same time, and how many more may wait for it.
 FINISHING, FINISHING_QUEUE = 8, 24
 
 ACCEPTED_STATES = frozenset({JobState.RUNNING, JobState.SUCCEEDED})
+UNSENT_STATES = frozenset({JobState.PENDING, JobState.WITHDRAWN})
 
 
 class BatchRunner:
@@ -65,10 +50,7 @@ class BatchRunner:
         self._saver = saver
         self._check = TargetCheck(options.target, saver, engine)
         self._rows = RowReader(options.name, None if options.target is None else partial(row_name, options.names))
-        concurrency = engine.slots.limiter.policy
-        held = 0 if concurrency.learn or concurrency.max_jobs is None else concurrency.max_jobs
-        self._at_first = max(PULLED_AT_FIRST, held + PREFETCH)
-        self._pulled = self._most_held = 0
+        self._ahead = Room(engine.slots.limiter.policy, ordered=options.ordered)
         self._prefix = None if options.name is None else batch_key_prefix(options.name)
         self._caps = () if (limit := options.max_credits) is None else (engine.make_cap(limit, self._prefix),)
         self._scope: anyio.CancelScope | None = None
@@ -77,16 +59,16 @@ class BatchRunner:
         self.changed = asyncio.Event()
         """Set when `take` or `is_exhausted` may have changed."""
         self._ready: list[tuple[int, Outcome]] = []
-        """A heap of outcomes, by position in the input if ordered, otherwise by time."""
+        """A heap of outcomes, by place if ordered, otherwise by time."""
         self.running: dict[int, TrackedJob] = {}
-        """Rows that have not ended, by index, in input order."""
+        """Rows that have not ended, by their place among the pulled ones, in that order."""
         self._unsent: dict[int, TrackedJob] = {}
         self._dropped: set[int] = set()
-        """Indexes of rows dropped when the batch stopped buying."""
+        """Places of rows dropped when the batch stopped buying."""
         self._finishing: dict[int, Outcome] = {}
         self._refusals, self._unsaved = ErrorStreak(), ErrorStreak()
         self._pulled_all = False
-        self.done = self.failed = self.unbought = self._taken = 0
+        self.done = self.failed = self.unbought = 0
         self.stop_reason: NanoBananaError | None = None
         """Why the batch stopped buying."""
         self.input_error: Exception | None = None
@@ -138,19 +120,15 @@ class BatchRunner:
         async with aclosing(iterate(self._items, time.perf_counter)) as items:
             await self._wait_for_room()
             async for item in items:
-                self._pulled += 1
-                await self._start_row(await self._check.check_before_purchase(self._rows.read(item)))
+                row = evolve(self._rows.read(item), place=self._ahead.pulled)
+                self._ahead.pulled += 1
+                await self._start_row(await self._check.check_before_purchase(row))
                 await self._wait_for_room()
 
     async def _wait_for_room(self) -> None:
         while not self._stopping:
-            running = len(self.running)
-            self._most_held = max(self._most_held, running - len(self._unsent))
             waiting = len(self._ready) + max(0, len(self._finishing) - FINISHING_QUEUE)
-            most = max(MAX_BUFFER, ORDERED_WINDOW * running) if self._options.ordered else MAX_BUFFER
-            room = self._most_held + min(most, MIN_BUFFER + self._taken // BUFFER_SHARE)
-            may_pull = self._pulled < self._at_first + PULLED_PER_TAKEN * self._taken
-            if (not waiting or running + waiting < room) and may_pull and len(self._unsent) < PREFETCH:
+            if self._ahead.has_room(running=len(self.running), unsent=len(self._unsent), waiting=waiting):
                 break
             self._room.clear()
             await self._room.wait()
@@ -159,7 +137,7 @@ class BatchRunner:
 
     async def _start_row(self, row: Row) -> None:
         if row.request is None:
-            self._queue_outcome(outcome_of(row, None, error=row.error))
+            self._queue_outcome(row, outcome_of(row, None, error=row.error))
             return
         try:
             request, sources = await self._engine.references.identify(row.request)
@@ -170,15 +148,15 @@ class BatchRunner:
         except SessionClosed:
             raise
         except NanoBananaError as error:
-            self._queue_outcome(outcome_of(row, None, error=with_own_key(error, row)))
+            self._queue_outcome(row, outcome_of(row, None, error=with_own_key(error, row)))
             if self._refusals.add_unread(error):
                 self.stop(stop_reason(error, "were not bought"))
             return
         except asyncio.CancelledError:  # the batch has stopped buying
-            self.unbought += 1
+            self._count_unbought(row)
             raise
         self._engine.add_caller(tracked)
-        self.running[row.index] = tracked
+        self.running[row.place] = tracked
         tracked.add_listener(partial(self._on_change, row))
         self._on_change(row, tracked)
 
@@ -188,19 +166,19 @@ class BatchRunner:
 
     def _on_change(self, row: Row, tracked: TrackedJob) -> None:
         """Update a row after a change of its job."""
-        if row.index not in self.running:
+        if row.place not in self.running:
             return
         if tracked.is_followed and tracked.record.state is JobState.PENDING and tracked.phase is not Phase.FOREIGN:
-            self._unsent[row.index] = tracked
+            self._unsent[row.place] = tracked
             if self._stopping:  # its create was in flight and was refused
-                self._drop(row.index, tracked)
+                self._drop(row.place, tracked)
             return
-        self._unsent.pop(row.index, None)
+        self._unsent.pop(row.place, None)
         self._room.set()
         if tracked.record.state in ACCEPTED_STATES:
             self._refusals.reset()
         if not tracked.is_followed:
-            del self.running[row.index]
+            del self.running[row.place]
             self._on_done(row, tracked)
 
     def _on_done(self, row: Row, tracked: TrackedJob) -> None:
@@ -211,22 +189,25 @@ class BatchRunner:
             return
         if isinstance(result, NanoBananaError):
             unbought = not tracked.record.possibly_bought and tracked.record.state is not JobState.FAILED
-            was_dropped = row.index in self._dropped and tracked.record.state is JobState.WITHDRAWN
+            was_dropped = row.place in self._dropped and tracked.record.state in UNSENT_STATES
             repeats = isinstance(result, (*ACCOUNT_ERRORS, TaskNotFound)) or is_lasting(result)
             if unbought and (was_dropped or repeats):
-                self.unbought += 1
+                self._count_unbought(row)
                 self.stop(result)
                 return
             if (unbought or isinstance(result, IdempotencyConflict)) and self._refusals.add(result):
                 self.stop(stop_reason(result, "were not bought"))
-            self._queue_outcome(outcome_of(row, job, error=with_own_key(result, row)))
+            self._queue_outcome(row, outcome_of(row, job, error=with_own_key(result, row)))
             return
         outcome = outcome_of(row, job, result=result)
         if self._options.target is None and result is not None:
-            self._queue_outcome(outcome)
+            self._queue_outcome(row, outcome)
         else:
-            self._finishing[row.index] = outcome
+            self._finishing[row.place] = outcome
             self._group.start_soon(self._finish_row, row, outcome)
+
+    def _count_unbought(self, row: Row) -> None:
+        self.unbought += 1
 
     async def _finish_row(self, row: Row, outcome: Outcome) -> None:
         try:
@@ -238,7 +219,7 @@ class BatchRunner:
                 finished = evolve(outcome, error=log_crash_as_error(outcome.index, stray))
             else:
                 self.input_error, finished = session_closed_error(), None
-        del self._finishing[outcome.index]
+        del self._finishing[row.place]
         self.changed.set()
         if finished is None:
             return
@@ -248,7 +229,7 @@ class BatchRunner:
             self.stop(finished.error)
         elif self._unsaved.add(finished.error):
             self.stop(stop_reason(finished.error, "were bought and have no saved images"))
-        self._queue_outcome(finished)
+        self._queue_outcome(row, finished)
 
     async def _fetch_and_save(self, row: Row, outcome: Outcome) -> Outcome:
         try:
@@ -268,10 +249,10 @@ class BatchRunner:
             outcome = evolve(outcome, error=log_crash_as_error(outcome.index, bug))
         return outcome
 
-    def _queue_outcome(self, outcome: Outcome) -> None:
+    def _queue_outcome(self, row: Row, outcome: Outcome) -> None:
         self.done += 1
         self.failed += not outcome.ok
-        heapq.heappush(self._ready, (outcome.index if self._options.ordered else self.done, outcome))
+        heapq.heappush(self._ready, (row.place if self._options.ordered else self.done, outcome))
         self.changed.set()
         self._room.set()
 
@@ -283,7 +264,7 @@ class BatchRunner:
             before = min(next(iter(self.running), NEVER), min(self._finishing, default=NEVER))
             if before < self._ready[0][0]:
                 return None
-        self._taken += 1
+        self._ahead.taken += 1
         self._room.set()
         return heapq.heappop(self._ready)[1]
 
@@ -293,6 +274,9 @@ class BatchRunner:
             self.stop_reason = why
             self.request_stop()
             self._drop_unsent()
+
+    def abandon(self) -> None:
+        """Take note that no more outcomes will be taken."""
 
     def _give_up(self, why: NanoBananaError) -> None:
         """Stop, and do not wait for the jobs that run: they stay in the ledger."""

@@ -26,7 +26,13 @@ from nanobanana_async.engine.references import has_local_images
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob, is_safe_to_repeat
-from nanobanana_async.errors import ConfigurationError, CreditLimitReached, IdempotencyConflict, LedgerError
+from nanobanana_async.errors import (
+    ConfigurationError,
+    CreditLimitReached,
+    IdempotencyConflict,
+    LedgerError,
+    NanoBananaError,
+)
 from nanobanana_async.events import log
 from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway
@@ -155,7 +161,9 @@ class Claims:
         return self._next_by_state(job)
 
     async def store_withdrawal(self, job: TrackedJob) -> Next:
-        """Store that a job is withdrawn, which was never sent."""
+        """Store that a job is withdrawn, which was never sent. The row of a fed batch is left for other workers."""
+        if job.goes_back and not job.has_handle:
+            return Finish(job.wait_error or NanoBananaError("not bought: it is left for other workers", key=job.key))
         await self._store.transition(job, JobState.WITHDRAWN, ended_at=self._store.utcnow())
         return Finish(job.wait_error)
 

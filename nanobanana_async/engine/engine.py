@@ -117,15 +117,23 @@ class Engine:
         self.scheduler.start_step(claim, job)
         return job
 
-    async def new_record(self, request: ImageRequest, key: str, *, batch: str | None = None) -> JobRecord:
+    async def new_record(
+        self, request: ImageRequest, key: str, *, batch: str | None = None, with_callback: bool = True
+    ) -> JobRecord:
         """Return the record of a new job. Raises `InvalidRequest` for a request that this gateway does not support.
 
         Local images of the request must be in their stored form (`References.identify`). The record's request names the
-        model even if the gateway chose it: another model is another request.
+        model even if the gateway chose it: another model is another request. Another host will send it if it is made
+        without this session's callback.
         """
         key = validate_key(key)
         request = with_model(request, self.gateway.model)
-        if self._callbacks.enabled.is_set() and self.gateway.supports_callbacks and request.callback_url is None:
+        if (
+            not request.callback_url
+            and with_callback
+            and self._callbacks.enabled.is_set()
+            and self.gateway.supports_callbacks
+        ):
             request = evolve(request, callback_url=await self._callbacks.make_url(key))
         self.gateway.check(request)
         return JobRecord(

@@ -74,6 +74,7 @@ class TrackedJob:
         "first_attempt_at",
         "first_imageless_at",
         "followed_since",
+        "goes_back",
         "has_handle",
         "holding_before",
         "last_failure",
@@ -147,6 +148,8 @@ class TrackedJob:
         """How many `generate` calls and batches wait for it. When the last one leaves, an unsent job is withdrawn."""
         self.has_handle = False
         """A handle was given out: the job outlives its callers."""
+        self.goes_back = False
+        """Other workers may buy it: when its last caller leaves before it is sent, it is released, not withdrawn."""
         self.budgets: tuple[Cap, ...] = ()
         """The caps that its price is reserved on."""
         self.expected_credits: Decimal | None = None

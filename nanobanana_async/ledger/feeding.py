@@ -109,7 +109,7 @@ class FeedsRows(Ledger, Protocol):
     async def deliver(self, revisions: Mapping[str, int | None]) -> None:
         """Store that rows were delivered: by the key of each job, the revision of its record, or `UNSAVED`.
 
-        None gives a row back, undelivered: any worker may draw it.
+        None gives a row back, undelivered: any worker may draw it. So does a revision that is no longer the job's.
         """
         ...
 

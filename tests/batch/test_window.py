@@ -6,7 +6,7 @@ import random
 import pytest
 
 from nanobanana_async import PollPolicy
-from nanobanana_async.batch import runner
+from nanobanana_async.batch import room
 from nanobanana_async.testing import FakeTransport, run_virtual
 from tests.batch.fakes import CountingInput, PromptGateway, all_of, slots
 from tests.support.fakes import apimall, now, virtually
@@ -38,7 +38,7 @@ def test_bought_rows_are_bounded_by_taken_outcomes(taken: int, ordered: bool) ->
 
 
 def test_control_runner_without_the_window_buys_far_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "PULLED_AT_FIRST", 1_000_000)
+    monkeypatch.setattr(room, "PULLED_AT_FIRST", 1_000_000)
     bound = AT_FIRST + 3 * PER_TAKEN
     assert run_virtual(bought_by_leaving(3, rows=5 * bound)) > 4 * bound
 
@@ -60,7 +60,7 @@ def test_window_does_not_slow_a_usual_account(
 ) -> None:
     random.seed(1)
     bounded = run_virtual(makespan(limit, rows, ordered=ordered))
-    monkeypatch.setattr(runner, "PULLED_AT_FIRST", 1_000_000)
+    monkeypatch.setattr(room, "PULLED_AT_FIRST", 1_000_000)
     random.seed(1)
     assert bounded <= 1.02 * run_virtual(makespan(limit, rows, ordered=ordered))
 

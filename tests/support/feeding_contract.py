@@ -145,13 +145,23 @@ async def job_that_was_bought_before_is_fed_if_it_is_the_same(one: FeedsRows, tw
 async def delivered_row_is_not_drawn_again(one: FeedsRows, two: FeedsRows) -> None:
     await opened(one, fed(0), fed(1))
     assert await drawn(one) == [0, 1]
-    await two.deliver({fed(0).record.key: 3})  # it has not drawn it
+    await two.deliver({fed(0).record.key: 0})  # it has not drawn it
     assert (await one.draw(SPRING, 8)).unfinished
     await one.deliver({fed(0).record.key: 0, fed(1).record.key: None})
     assert await drawn(two) == [1]
     await two.deliver({fed(1).record.key: 0})
     draw = await two.draw(SPRING, 8)
     assert (draw.rows, draw.unfinished) == ((), False)
+
+
+@scene
+async def row_that_is_delivered_with_an_older_record_is_drawn_again(one: FeedsRows, two: FeedsRows) -> None:
+    await opened(one, fed(0))
+    assert await drawn(one) == [0]
+    await two.claim(fed(0).record)
+    await two.advance(fed(0).record, fed(0).record.transition_to(JobState.SUBMITTING, first_sent_at=NOON))
+    await one.deliver({fed(0).record.key: 0})
+    assert await drawn(two) == [0]
 
 
 @scene

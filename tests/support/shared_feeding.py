@@ -115,7 +115,8 @@ class FeedingView:
             for key, revision in revisions.items():
                 each = self.shared.fed_rows[key]
                 if each.worker is self and each.delivered is None:
-                    each.worker, each.delivered = None, revision
+                    current = revision in (UNSAVED, self.shared.rows[key].record.revision)
+                    each.worker, each.delivered = None, revision if current else None
 
         await self._run("deliver", deliver)
 

@@ -111,7 +111,8 @@ _UNFINISHED = (
     " OR EXISTS (SELECT FROM fed_rows WHERE batch = %(batch)s AND worker IS NOT NULL AND delivered IS NULL)"
 )
 _DELIVER = (
-    "UPDATE fed_rows AS f SET delivered = u.revision, worker = NULL"
+    "UPDATE fed_rows AS f SET worker = NULL,"
+    " delivered = CASE WHEN u.revision < 0 OR u.revision = j.revision THEN u.revision END"
     " FROM json_to_recordset(%(rows)s::json) AS u(key text, revision integer) JOIN jobs AS j ON j.key = u.key"
     " WHERE f.job = j.id AND f.worker = %(me)s AND f.delivered IS NULL"
 )

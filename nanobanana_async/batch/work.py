@@ -1,0 +1,215 @@
+"""Draw the rows of a fed batch from the ledger, and run them as a batch does.
+
+A row is *in hand* from its draw until it is delivered: until the loop over the outcomes has come back for the next one.
+What a worker has in hand when its session closes, or its process dies, is drawn by others. So each outcome is taken at
+least once, and a job is bought once.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+
+import anyio
+from anyio.abc import TaskGroup
+from attrs import evolve
+
+from nanobanana_async.batch.feeding import check_account
+from nanobanana_async.batch.options import BatchOptions
+from nanobanana_async.batch.outcome import Outcome
+from nanobanana_async.batch.room import PREFETCH
+from nanobanana_async.batch.rows import Row, RowInput
+from nanobanana_async.batch.runner import BatchRunner
+from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.errors import ConfigurationError, LedgerError
+from nanobanana_async.image_saver import ImageSaver
+from nanobanana_async.images.local import LocalImagesByDigest
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.keys import batch_key_prefix
+from nanobanana_async.ledger.feeding import UNSAVED, Draw, FedBatch, FedRow, FeedsRows
+from nanobanana_async.policy.budget import BatchBudget
+
+WAIT_S = 1.0
+"""How often the ledger is asked for rows while there is none to draw."""
+
+
+class WorkRunner(BatchRunner):
+    """The state of one worker's part of a fed batch."""
+
+    def __init__(self, ledger: FeedsRows, options: BatchOptions, engine: Engine, saver: ImageSaver) -> None:
+        super().__init__((), options, engine, saver)
+        self._items = self._draw_rows()
+        self._ledger = ledger
+        self._name = options.name or ""
+        self._batch = batch_key_prefix(self._name)
+        self._in_hand: dict[str, int] = {}
+        """The key of each row that was drawn and not delivered, and the revision of its job as last seen."""
+        self._begun: set[str] = set()
+        """The keys of those in hand that run or have an outcome."""
+        self._shown: list[Outcome] = []
+        """The outcomes that were taken, and perhaps are still being used."""
+        self._to_write: dict[str, int | None] = {}
+        self._written = True
+        self._wake = asyncio.Event()
+        self._draws_ended = False
+        self._drawing = 0
+        """How many draws the ledger has not answered."""
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether all outcomes have been taken, and the ledger knows."""
+        return super().is_exhausted and self._written
+
+    async def run(self, group: TaskGroup) -> None:
+        """Draw rows until none is left, or the batch stops buying."""
+        group.start_soon(self._write_deliveries)
+        try:
+            await super().run(group)
+        finally:
+            self._draws_ended = True
+            for key in self._in_hand.keys() - self._begun:
+                self._give_back(key)
+            self._wake.set()
+
+    async def _draw_rows(self) -> AsyncGenerator[RowInput, None]:
+        facts = await self._ledger.fed_batch(self._batch)
+        if facts is None:
+            raise ConfigurationError(
+                f"no batch {self._name!r} was fed into this ledger: feed it first, with `session.feed(rows,"
+                f" batch={self._name!r})`, or correct the name"
+            )
+        check_account(facts, self._name, self._engine)
+        await self._ledger.draw_unsaved(self._batch)
+        while True:
+            draw: asyncio.Future[Draw] = asyncio.get_running_loop().create_future()
+            self._drawing += 1
+            self._group.start_soon(self._draw, draw, max(1, PREFETCH - len(self._unsent)))
+            drawn = await draw
+            self._take_facts(drawn.facts)
+            for row in drawn.rows:
+                yield _to_row(row)
+            if not drawn.rows:
+                if not drawn.unfinished:
+                    return
+                await anyio.sleep(WAIT_S)
+
+    async def _draw(self, draw: "asyncio.Future[Draw]", count: int) -> None:
+        """Draw rows, in a task of its own: if the batch stops meanwhile, what was drawn is given back."""
+        try:
+            drawn = await self._ledger.draw(self._batch, count)
+        except Exception as error:
+            if not draw.done():
+                draw.set_exception(error)
+            return
+        finally:
+            self._drawing -= 1
+            self._wake.set()
+        self._in_hand.update((row.record.key, row.record.revision) for row in drawn.rows)
+        if not draw.done():
+            draw.set_result(drawn)
+            return
+        for row in drawn.rows:
+            self._give_back(row.record.key)
+
+    def _take_facts(self, facts: FedBatch) -> None:
+        """Follow the cap of the batch, which another feed may have changed."""
+        self._options = evolve(self._options, expected_credits=facts.expected_credits)
+        if facts.max_credits is None:
+            self._caps = ()
+        elif not self._caps:
+            self._caps = (BatchBudget(facts.max_credits),)
+        else:
+            for cap in self._caps:
+                if cap.max_credits != facts.max_credits and isinstance(cap, BatchBudget):
+                    cap.max_credits = facts.max_credits
+                    cap.forget_refusals()
+
+    async def _start_row(self, row: Row) -> None:
+        await super()._start_row(row)
+        if row.key in self._in_hand:
+            self._begun.add(row.key)
+
+    def _entered(self, record: JobRecord, sources: LocalImagesByDigest) -> TrackedJob:
+        tracked = super()._entered(record, sources)
+        tracked.goes_back = True
+        return tracked
+
+    def _on_done(self, row: Row, tracked: TrackedJob) -> None:
+        if row.key in self._in_hand:
+            self._in_hand[row.key] = tracked.ledger_record.revision
+        if tracked.record.state is JobState.WITHDRAWN and row.place not in self._dropped:
+            self._give_back(row.key)  # by another caller, who did not want it: it is a row of the batch as before
+            self.changed.set()
+            return
+        super()._on_done(row, tracked)
+
+    def _count_unbought(self, row: Row) -> None:
+        super()._count_unbought(row)
+        self._give_back(row.key)
+
+    # Deliveries
+
+    def take_outcome(self) -> Outcome | None:
+        """Remove and return the next outcome; the ones before it are delivered."""
+        shown, self._shown = self._shown, []
+        for before in shown:
+            self._deliver(before)
+        outcome = super().take_outcome()
+        if outcome is not None:
+            self._shown.append(outcome)
+        return outcome
+
+    def abandon(self) -> None:
+        """Give back all rows in hand: other workers follow what runs, and take what was not taken here."""
+        self._draws_ended = True
+        self._shown.clear()
+        for key in list(self._in_hand):
+            self._give_back(key)
+        self._wake.set()
+
+    def _deliver(self, outcome: Outcome) -> None:
+        revision = self._in_hand.pop(outcome.key, None)
+        if revision is not None:
+            unsaved = outcome.error is not None and outcome.job is not None and outcome.job.state is JobState.SUCCEEDED
+            self._write(outcome.key, UNSAVED if unsaved else revision)
+
+    def _give_back(self, key: str) -> None:
+        if self._in_hand.pop(key, None) is not None:
+            self._write(key, None)
+
+    def _write(self, key: str, revision: int | None) -> None:
+        self._begun.discard(key)
+        self._to_write[key] = revision
+        self._written = False
+        self._wake.set()
+
+    async def _write_deliveries(self) -> None:
+        """Write what was delivered and given back, all that has come together in one call."""
+        try:
+            while self._to_write or self._in_hand or self._drawing or not self._draws_ended:
+                await self._wake.wait()
+                self._wake.clear()
+                rows, self._to_write = self._to_write, {}
+                if rows:
+                    await self._ledger.deliver(rows)
+                if not self._to_write:
+                    self._written = True
+                    self.changed.set()
+        except LedgerError as error:  # these rows are drawn again once this session has closed
+            self.input_error = self.input_error or error
+            self.request_stop()
+        finally:
+            self._written = True
+            self.changed.set()
+
+
+def _to_row(row: FedRow) -> Row:
+    """Return a row whose job is claimed as that of any row."""
+    return Row(
+        index=row.index,
+        key=row.record.key,
+        own_key=row.own_key,
+        request=row.record.request,
+        metadata=None if row.metadata is None else json.loads(row.metadata),
+        name=row.name,
+    )
