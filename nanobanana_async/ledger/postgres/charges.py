@@ -32,13 +32,17 @@ _SELECT_UNDER_WAY = (
     " ON c.job = j.id AND c.generation = j.generation"
     f" WHERE j.account = %(account)s AND j.{_UNDER_WAY} AND j.batch = %(batch)s ORDER BY j.id"
 )
-_INSERT_CHARGE = (
-    "INSERT INTO charges (job, generation, batch, account, price_class, credits, basis, cap)"
-    " SELECT id, %(generation)s, %(batch)s, %(account)s, %(price_class)s, %(credits)s::numeric, %(basis)s,"
-    " %(cap)s::numeric FROM jobs WHERE key = %(key)s"
+CHARGE = ("price_class", "credits", "basis", "cap")
+"""Columns of a charge beside those of its job."""
+
+INSERT_CHARGES = (
+    f"INSERT INTO charges (job, generation, batch, account, {', '.join(CHARGE)})"
+    f" SELECT id, generation, batch, account, {', '.join(CHARGE)} FROM swapped"
     " ON CONFLICT (job, generation) DO UPDATE SET price_class = excluded.price_class, credits = excluded.credits,"
     " basis = excluded.basis, cap = excluded.cap"
 )
+"""Add the charges of jobs that are about to be sent, the rows of `swapped`."""
+
 _OF_PURCHASE = "job = (SELECT id FROM jobs WHERE key = %(key)s) AND generation = %(generation)s"
 # A charge that stands as it should is not written again: that would lock the batch for nothing.
 _SET_CREDITS = (
@@ -99,6 +103,16 @@ _REPRICE_ALL = (
 )
 
 
+def charge_row(price: Price, max_credits: Decimal | None) -> dict[str, Any]:
+    """Return the values of the columns `CHARGE` for a purchase at this price."""
+    return {
+        "price_class": as_text(price.price_class),
+        "credits": from_billionths(to_billionths(price.credits)),
+        "basis": price.basis.value,
+        "cap": None if max_credits is None else from_billionths(to_billionths(max_credits)),
+    }
+
+
 def _write(sql: str, values: dict[str, Any]) -> Statement:
     return Statement(sql, values, returns_rows=False)
 
@@ -145,20 +159,6 @@ class Charges:
         ours, others = yield from self._keys_that_may_free_credits(values, estimated_only=blocked)
         refusal = Refusal.ESTIMATE if blocked else Refusal.SUM
         return Allowance(refusal=refusal, price=price, other_charges=total, ours_may_free=ours, others_may_free=others)
-
-    def reserve(self, job: JobRecord, price: Price, max_credits: Decimal | None) -> Work[None]:
-        """Reserve the price of a purchase that is about to be sent."""
-        values = {
-            "key": as_text(job.key),
-            "generation": job.generation,
-            "batch": none_or_text(job.batch),
-            "account": as_text(job.account),
-            "price_class": as_text(price.price_class),
-            "credits": from_billionths(to_billionths(price.credits)),
-            "basis": price.basis.value,
-            "cap": None if max_credits is None else from_billionths(to_billionths(max_credits)),
-        }
-        yield [_write(_INSERT_CHARGE, values)]
 
     def reserved_before(self, job: JobRecord) -> Work[Allowance]:
         """Return the allowance of a purchase whose reservation is stored already: only its answer was lost."""

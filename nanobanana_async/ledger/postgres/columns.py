@@ -1,6 +1,6 @@
 """Convert a job's record to a row of the table `jobs` on PostgreSQL and back.
 
-A statement works on as many rows as there are to write: each column is sent as an array, and `unnest` makes rows of them.
+A statement works on as many rows as there are to write: each column is sent as an array, which `unnest` makes rows of.
 """
 
 import json
@@ -18,7 +18,7 @@ _TEXTS = ("key", "gateway", "account", "batch", "task_id", "model")
 _TYPES: Mapping[str, str] = {
     **dict.fromkeys(_TIMES, "timestamptz"),
     **dict.fromkeys(("revision", "before", "generation", "attempts"), "integer"),
-    **dict.fromkeys(("credits_used", "credits_refunded", "credits"), "numeric"),
+    **dict.fromkeys(("credits_used", "credits_refunded", "credits", "cap"), "numeric"),
     **dict.fromkeys(_JSON, "json"),
     "in_doubt": "boolean",
     "body": "bytea",

@@ -8,12 +8,13 @@ import secrets
 from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord
 from nanobanana_async.ledger.base import Allowance, Claim, NotOurs, TaskTaken, Upload
 from nanobanana_async.ledger.columns import COLUMNS, IDENTITY, PROGRESS, same_identity, sql_list
-from nanobanana_async.ledger.postgres.charges import Charges
+from nanobanana_async.ledger.postgres.charges import CHARGE, INSERT_CHARGES, Charges, charge_row
 from nanobanana_async.ledger.postgres.columns import (
     SELECTED,
     as_text,
@@ -43,9 +44,9 @@ _TASK_HOLDER = (
 )
 
 
-def _compare_and_swap(columns: tuple[str, ...]) -> str:
+def _compare_and_swap(columns: tuple[str, ...], also: tuple[str, ...] = ()) -> str:
     changed = ", ".join(f"{column} = u.{column}" for column in columns)
-    given = dict.fromkeys(("key", "before", "account", *columns))
+    given = dict.fromkeys(("key", "before", "account", *columns, *also))
     return (
         f"UPDATE jobs AS j SET {changed}, owner = %(me)s FROM {recordset(*given)}"
         f" WHERE j.key = u.key AND j.revision = u.before AND (j.owner = %(me)s OR NOT j.{ACTIVE})"
@@ -55,6 +56,12 @@ def _compare_and_swap(columns: tuple[str, ...]) -> str:
 
 _UPDATE_PROGRESS = _compare_and_swap(PROGRESS)
 _UPDATE_ALL = _compare_and_swap(IDENTITY + PROGRESS)
+# One statement, so that there is neither a charge without its transition nor a transition without its charge.
+_UPDATE_AND_CHARGE = (
+    f"WITH swapped AS ({_compare_and_swap(IDENTITY + PROGRESS, CHARGE)}, j.id, j.generation, j.batch, j.account,"
+    f" {', '.join(f'u.{column}' for column in CHARGE)}), charged AS ({INSERT_CHARGES})"
+    " SELECT key FROM swapped"
+)
 _SELECT_BY_KEY = f"SELECT {SELECTED}, j.owner FROM {recordset('key')} JOIN jobs AS j ON j.key = u.key"
 _TAKE_OWNERSHIP = (
     f"WITH free AS (SELECT j.id FROM {recordset('key')} JOIN jobs AS j ON j.key = u.key WHERE j.{ACTIVE}"
@@ -129,16 +136,18 @@ class PostgresTable:
             return (yield from self.charges.reserved_before(after))
         allowance = yield from self.charges.allowance(after, price, max_credits)
         if allowance.refusal is None:
-            yield from self._write(before, after)
-            yield from self.charges.reserve(after, allowance.price, max_credits)
+            yield from self._write(before, after, charge_row(allowance.price, max_credits))
         return allowance
 
-    def _write(self, before: JobRecord, after: JobRecord) -> Work[bool]:
-        """Compare and swap; return False if `after` was stored by a commit whose answer was lost."""
+    def _write(self, before: JobRecord, after: JobRecord, charge: dict[str, Any] | None = None) -> Work[bool]:
+        """Compare and swap, and add a charge; return False if `after` was stored by a commit whose answer was lost."""
         row = {"key": as_text(before.key), "before": before.revision, "account": as_text(after.account)}
         row.update(progress_row(after))
-        request = OneRow(_UPDATE_PROGRESS, row)
-        if not same_identity(before, after):
+        if charge is not None:
+            request = OneRow(_UPDATE_AND_CHARGE, {**row, **identity_row(after), **charge})
+        elif same_identity(before, after):
+            request = OneRow(_UPDATE_PROGRESS, row)
+        else:
             request = OneRow(_UPDATE_ALL, {**row, **identity_row(after)})
         (swapped,) = yield [request]
         if swapped:
