@@ -1,0 +1,42 @@
+"""Runs docs/examples/engines/ray_data.py as it stands, on a Ray of one host; its actors write down each row they begin."""
+
+import shutil
+import sys
+import tempfile
+from typing import Any
+
+import ray
+import ray_data  # type: ignore[import-not-found]
+
+from tests.engines.shop import record_start
+
+
+class RecordedImages(ray_data.Images):  # type: ignore[misc]
+    """The recipe's class."""
+
+    async def __call__(self, row: dict[str, Any]) -> Any:
+        record_start(row["key"])
+        return await super().__call__(row)
+
+
+def main() -> None:
+    """Run the recipe with the arguments of the command line."""
+    ray_data.Images = RecordedImages
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the paths of its sockets must be short
+    try:
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            object_store_memory=100 * 2**20,
+            log_to_driver=False,
+            _temp_dir=folder,
+            _node_ip_address="127.0.0.1",
+        )
+        ray_data.main(*sys.argv[1:])
+        ray.shutdown()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
