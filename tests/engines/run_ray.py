@@ -1,17 +1,18 @@
-"""Runs docs/examples/engines/ray_data.py as it stands, on a Ray of one host; its actors write down each row they begin."""
+"""Runs docs/examples/engines/ray_data.py on a Ray of one host; its actors write down each row they begin."""
 
 import shutil
 import sys
 import tempfile
+from importlib import import_module
 from typing import Any
-
-import ray
-import ray_data  # type: ignore[import-not-found]
 
 from tests.engines.shop import record_start
 
+ray: Any = import_module("ray")
+recipe: Any = import_module("ray_data")
 
-class RecordedImages(ray_data.Images):  # type: ignore[misc]
+
+class RecordedImages(recipe.Images):  # type: ignore[misc]
     """The recipe's class."""
 
     async def __call__(self, row: dict[str, Any]) -> Any:
@@ -21,7 +22,7 @@ class RecordedImages(ray_data.Images):  # type: ignore[misc]
 
 def main() -> None:
     """Run the recipe with the arguments of the command line."""
-    ray_data.Images = RecordedImages
+    recipe.Images = RecordedImages
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the paths of its sockets must be short
     try:
         ray.init(
@@ -32,7 +33,7 @@ def main() -> None:
             _temp_dir=folder,
             _node_ip_address="127.0.0.1",
         )
-        ray_data.main(*sys.argv[1:])
+        recipe.main(*sys.argv[1:])
         ray.shutdown()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

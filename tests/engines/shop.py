@@ -9,22 +9,48 @@ import signal
 import sys
 from asyncio.subprocess import Process
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nanobanana_async.emulator import API_KEY, Emulator, Fixed
+from nanobanana_async.emulator import API_KEY, Emulator, EmulatorOptions, Fixed
 from nanobanana_async.emulator.faults import RandomFault, delay, reset
-from tests.support.postgres import Server, free_port
+from tests.support.postgres import Server, why_no_server
 
 ROOT = Path(__file__).parents[2]
-PYTHON = sys.executable
 RECIPES = ROOT / "docs/examples/engines"
-LIMIT = 12
+PYTHON = sys.executable
 JOB_S = 1.5
-WITHIN_S = 120.0
+WITHIN_S = 240.0
+
+ACCOUNT: EmulatorOptions = {
+    "job_limit": 16,
+    "duration": Fixed(JOB_S),
+    "unique_by": "prompt",
+    "image_scale": 0.02,
+    # Kills hit creates whose answer is late, too, and some answers are lost.
+    "chances": [
+        RandomFault(0.05, reset(processed=True), "apimall.create"),
+        RandomFault(0.4, delay(0.3), "apimall.create"),
+    ],
+}
+
+
+def marks(*modules: str, program: str | None = None) -> list[pytest.MarkDecorator]:
+    """Return the marks of an engine's tests: among them why they are skipped, where something is missing."""
+    missing = [f"{name} is not installed (pip install '.[engines]')" for name in modules if not _is_installed(name)]
+    if program is not None and shutil.which(program) is None:
+        missing.append(f"{program} is not installed (apt-get install {program})")
+    if (reason := why_no_server()) is not None:
+        missing.append(reason)
+    return [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.skipif(bool(missing), reason="; ".join(missing))]
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 class Shop:
@@ -32,17 +58,18 @@ class Shop:
 
     def __init__(self, folder: Path, emulator: Emulator, ledger: str, rows: int, stack: AsyncExitStack) -> None:
         self.folder, self.emulator, self.ledger, self._stack = folder, emulator, ledger, stack
-        self.images, self.starts_file = folder / "images", folder / "starts"
+        self.images, self._starts = folder / "images", folder / "starts"
         self.rows = {f"row-{number:03}": f"a fox with the number {number:03}" for number in range(rows)}
         self.kills = 0
         self.environ = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(RECIPES), os.environ.get("PYTHONPATH", "")]),
+            "HOME": str(folder),  # where Ray writes the token of its cluster
             "NANOBANANA_LEDGER": ledger,
             "NANOBANANA_BASE_URL": emulator.url,
             "NANOBANANA_EXPECTED_JOB_S": str(JOB_S),
             "APIMALL_API_KEY": API_KEY,
-            "STARTS_FILE": str(self.starts_file),
+            "STARTS_FILE": str(self._starts),
         }
 
     async def start(self, *command: str) -> Process:
@@ -51,54 +78,67 @@ class Shop:
             process = await asyncio.create_subprocess_exec(
                 *command, cwd=self.folder, env=self.environ, stdout=log, stderr=log, start_new_session=True
             )
-        self._stack.push_async_callback(end, process)
+        self._stack.push_async_callback(_end, process)
         return process
-
-    async def finish(self, *command: str) -> None:
-        """Run a command to its end."""
-        await self.wait_for(await self.start(*command))
 
     async def wait_for(self, process: Process) -> None:
         """Wait until a process has ended well."""
         async with asyncio.timeout(WITHIN_S):
-            assert await process.wait() == 0, self.log()
+            assert await process.wait() == 0, self._log()
 
-    async def until(self, condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition holds."""
-        async with asyncio.timeout(WITHIN_S):
-            while not ((found := condition()) is True or (not isinstance(found, bool) and await found)):
-                await asyncio.sleep(0.05)
+        try:
+            async with asyncio.timeout(WITHIN_S):
+                while not condition():  # noqa: ASYNC110 - other processes set no event
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise AssertionError(self._log()) from None
 
     def starts(self) -> list[tuple[int, str]]:
-        """Return which process began which row, in order; the engine's process writes these lines."""
-        text = self.starts_file.read_text() if self.starts_file.exists() else ""
-        return [(int(line.split()[0]), line.split()[1]) for line in text.splitlines()]
+        """Return which process began which row, in order, as `record_start` wrote it down."""
+        lines = self._starts.read_text().splitlines() if self._starts.exists() else []
+        return [(int(pid), key) for pid, key in (line.split() for line in lines)]
 
     def running(self) -> set[str]:
         """Return the keys of the rows whose paid jobs run."""
         prompts = {job.prompt for job in self.emulator.jobs() if job.ends_at > self.emulator.now()}
         return {key for key, prompt in self.rows.items() if prompt in prompts}
 
-    async def kill_one(self, *, jobs: int = 2) -> int:
-        """Kill the process that has most paid jobs running, once one has as many as `jobs`; return its id."""
-        busiest: list[tuple[int, int]] = []
+    async def kill_one(self, among: Callable[[int], bool] = lambda pid: True) -> None:
+        """Kill the process that has most paid jobs running, once one has any."""
+        busy: Counter[int] = Counter()
 
         def is_busy() -> bool:
-            running, last = self.running(), {key: pid for pid, key in self.starts()}
-            busiest[:] = Counter(pid for key, pid in last.items() if key in running and is_alive(pid)).most_common(1)
-            return bool(busiest) and busiest[0][1] >= jobs
+            running, begun_by = self.running(), {key: pid for pid, key in self.starts()}
+            pids = [begun_by[key] for key in running if key in begun_by]
+            busy.clear()
+            busy.update(pid for pid in pids if among(pid) and _is_alive(pid))
+            return bool(busy)
 
         await self.until(is_busy)
-        pid = busiest[0][0]
-        os.kill(pid, signal.SIGKILL)
+        os.kill(busy.most_common(1)[0][0], signal.SIGKILL)
         self.kills += 1
-        return pid
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        """Return the rows of a statement on the database of the ledger."""
+        import psycopg
+
+        with psycopg.connect(self.ledger, autocommit=True) as db:
+            return db.execute(statement.encode()).fetchall()
+
+    def living_owners(self) -> int:
+        """Return how many owners of the ledger were neither closed nor buried."""
+        ((count,),) = self.query("SELECT count(*) FROM nanobanana.owners WHERE buried_by IS NULL")
+        return int(count)
 
     def check(self, starts: int) -> None:
-        """Check that rows were begun again, each was paid once, and each has its image."""
+        """Check that rows were begun again, that each was paid once, and that each has its image."""
         stats = self.emulator.stats()
-        print(f"{len(self.rows)} rows, {self.kills} kills: {starts / len(self.rows):.2f} starts a row,", end=" ")
-        print(f"{stats.creates_accepted / len(self.rows):.2f} purchases a row, {stats.replays} replays")
+        print(
+            f"{len(self.rows)} rows, {self.kills} kills: {starts / len(self.rows):.2f} starts a row,"
+            f" {stats.creates_accepted / len(self.rows):.2f} purchases a row"
+        )
         assert self.kills > 0
         assert starts > len(self.rows)
         assert stats.creates_accepted == len(self.rows)
@@ -106,72 +146,39 @@ class Shop:
         assert {job.prompt for job in self.emulator.jobs()} == set(self.rows.values())
         assert sorted(path.stem for path in self.images.glob("*.png")) == sorted(self.rows)
 
-    def log(self) -> str:
-        """Return what the engine has printed."""
+    def _log(self) -> str:
         return (self.folder / "log").read_text("utf-8", "replace")[-5000:]
-
-
-async def end(process: Process) -> None:
-    """Kill a process with all its children."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs: one that was killed and not yet waited for is a zombie."""
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
-def need(*modules: str, program: str | None = None) -> None:
-    """Skip the test, with the reason, where a package or a program is missing."""
-    for module in modules:
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not installed (pip install 'nanobanana-async[engines]')")
-    if program is not None and shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed (apt-get install {program})")
 
 
 @asynccontextmanager
 async def opened_shop(folder: Path, postgres: Server, *, rows: int) -> AsyncIterator[Shop]:
-    """Open a shop: some creates are answered late, so that kills hit them, and some answers are lost."""
+    """Open a shop with a database of its own. At the end all its processes are killed."""
     name = f"shop_{secrets.token_hex(6)}"
     postgres.execute(f"CREATE DATABASE {name}")
     ledger = postgres.url.replace("@/postgres?", f"@/{name}?")
-    chances = [
-        RandomFault(0.05, reset(processed=True), "apimall.create"),
-        RandomFault(0.4, delay(0.3), "apimall.create"),
-    ]
-    options = {"job_limit": LIMIT, "duration": Fixed(JOB_S), "unique_by": "prompt", "image_scale": 0.02}
-    async with Emulator(chances=chances, **options) as emulator, AsyncExitStack() as stack:  # type: ignore[arg-type]
+    async with Emulator(**ACCOUNT) as emulator, AsyncExitStack() as stack:
         yield Shop(folder, emulator, ledger, rows, stack)
-
-
-@asynccontextmanager
-async def redis(shop: Shop) -> AsyncIterator[str]:
-    """Run a Redis server in memory; return its URL."""
-    port = free_port()
-    server = await shop.start(
-        "redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"
-    )
-    async with asyncio.timeout(10):
-        while True:
-            with suppress(OSError):
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-                writer.close()
-                break
-            await asyncio.sleep(0.02)
-    yield f"redis://127.0.0.1:{port}/0"
-    await end(server)
 
 
 def record_start(key: str) -> None:
     """Write down that this process begins a row."""
-    line = f"{os.getpid()} {key}\n".encode()
     file = os.open(os.environ["STARTS_FILE"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(file, line)
-    finally:
-        os.close(file)
+    os.write(file, f"{os.getpid()} {key}\n".encode())
+    os.close(file)
+
+
+def without_image(files: Iterable[str]) -> list[str]:
+    """Return the paths at which there is no file."""
+    return [file for file in files if not Path(file).is_file()]
+
+
+def _is_alive(pid: int) -> bool:
+    with suppress(OSError):  # a process that was killed and not waited for yet is a zombie
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+async def _end(process: Process) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()

@@ -1,6 +1,6 @@
-"""Images as Celery tasks: `celery -A celery_tasks worker --pool threads --concurrency 50`, on any number of hosts.
+"""Images as tasks: `celery -A celery_tasks worker --pool threads --concurrency 50`, on any number of hosts.
 
-A task that is delivered again finds its job under its key, in the ledger that all workers share.
+Celery delivers the tasks of a dead worker again. Each finds its job by its key, in the ledger that all workers share.
 """
 
 import os
@@ -17,18 +17,18 @@ app.conf.task_acks_late = True
 app.conf.task_reject_on_worker_lost = True
 app.conf.worker_prefetch_multiplier = 1
 app.conf.broker_transport_options = {"visibility_timeout": 600}
-session, opening, closing = None, Lock(), ExitStack()
+images, opening, closing = None, Lock(), ExitStack()
 
 
 @app.task(autoretry_for=[LedgerError], max_retries=None, retry_backoff=True)
 def image_of(key, prompt, folder):
-    global session
+    global images
     with opening:
-        if session is None:  # one for each process, opened by its first task: after the fork
-            opened = Session(ApiMall.from_env(), ledger=os.environ["NANOBANANA_LEDGER"])
-            session = closing.enter_context(portal(opened))
-    result = session.generate(prompt, idempotency_key=key)
-    return str(session.save(result, folder)[0])
+        if images is None:  # the first task of a process opens its session: after the fork
+            session = Session(ApiMall.from_env(), ledger=os.environ["NANOBANANA_LEDGER"])
+            images = closing.enter_context(portal(session))
+    result = images.generate(prompt, idempotency_key=key)
+    return str(images.save(result, folder)[0])
 
 
 @worker_process_shutdown.connect

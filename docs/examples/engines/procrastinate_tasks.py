@@ -1,6 +1,6 @@
-"""Images as Procrastinate jobs: `python procrastinate_tasks.py` is a worker, on any number of hosts.
+"""Images as jobs: `python -c "import procrastinate_tasks; procrastinate_tasks.work()"` is a worker, on any host.
 
-Queue and ledger are one database. A job that is run again finds its purchase under its key.
+The queue is in the ledger's database. A job of a dead worker is run again and finds what it bought by its key.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ async def rerun_stalled(timestamp):
         await app.job_manager.retry_job(job)
 
 
-async def main():
+async def run():
     async with app.open_async(), Session(ApiMall.from_env(), ledger=DATABASE) as session:
         await app.run_worker_async(concurrency=50, additional_context={"session": session})
 
 
-if __name__ == "__main__":
-    asyncio.run(main())
+def work():
+    asyncio.run(run())

@@ -1,6 +1,6 @@
-"""An image for each row of a Parquet file, with Ray Data: `python ray_data.py prompts.parquet results s3://bucket/images`.
+"""An image for each row of a Parquet file: `python ray_data.py prompts.parquet results s3://bucket/images`.
 
-Ray runs rows again whose actor died. Such a row finds its job under its key, in the ledger that all actors share.
+Ray runs the rows of a dead actor again. Each finds its job by its key, in the ledger that all actors share.
 """
 
 import os
@@ -28,7 +28,7 @@ class Images:
             result = await self.session.generate(row["prompt"], idempotency_key=str(row["key"]))
             (file,) = await self.session.save(result, self.folder)
             return row | {"file": str(file), "error": ""}
-        except NanoBananaError as error:  # of this row: raised, it would end the whole run
+        except NanoBananaError as error:  # raised, the error of one row would end the whole run
             return row | {"file": "", "error": str(error)}
 
 
