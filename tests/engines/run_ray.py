@@ -1,8 +1,6 @@
 """Runs docs/examples/engines/ray_data.py on a Ray of one host; its actors write down each row they begin."""
 
-import shutil
 import sys
-import tempfile
 from importlib import import_module
 from typing import Any
 
@@ -23,20 +21,15 @@ class RecordedImages(recipe.Images):  # type: ignore[misc]
 def main() -> None:
     """Run the recipe with the arguments of the command line."""
     recipe.Images = RecordedImages
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the paths of its sockets must be short
-    try:
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=100 * 2**20,
-            log_to_driver=False,
-            _temp_dir=folder,
-            _node_ip_address="127.0.0.1",
-        )
-        recipe.main(*sys.argv[1:])
-        ray.shutdown()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100 * 2**20,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+    )
+    recipe.main(*sys.argv[1:])
+    ray.shutdown()
 
 
 if __name__ == "__main__":
