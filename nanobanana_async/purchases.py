@@ -222,7 +222,7 @@ class Purchases(ABC):
         *,
         save_to: SaveTarget | None = None,
         sidecar: bool = False,
-        max_wait_s: float | None = None,
+        max_budget_wait_s: float | None = None,
         progress: bool = False,
     ) -> Batch:
         """Buy rows of a fed batch: `async for outcome in session.work("spring", save_to=...)`, on as many hosts.
@@ -238,7 +238,7 @@ class Purchases(ABC):
             name=batch,
             target=None if save_to is None else as_target("save_to", save_to),
             sidecar=sidecar,
-            max_wait_s=as_timeout("max_wait_s", max_wait_s),
+            max_budget_wait_s=as_timeout("max_budget_wait_s", max_budget_wait_s),
             progress=progress,
         )
         runner = WorkRunner(ledger, options, engine, ImageSaver(engine, self._components.downloads))
