@@ -53,6 +53,11 @@ def recordset(*columns: str) -> str:
     return f"unnest({arrays}) AS u({', '.join(columns)})"
 
 
+def scalar(column: str) -> str:
+    """Return the SQL of a parameter with one value of this column."""
+    return f"%({column})s::{_TYPES.get(column, 'text')}"
+
+
 SELECTED = ", ".join(f"j.{column}::text" if column in _JSON else f"j.{column}" for column in COLUMNS)
 """The columns of `jobs AS j` in the form that `record_of` reads."""
 

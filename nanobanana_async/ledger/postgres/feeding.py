@@ -25,7 +25,7 @@ from nanobanana_async.ledger.postgres.columns import (
     progress_row,
     record_of,
     recordset,
-    stored_form,
+    scalar,
 )
 from nanobanana_async.ledger.postgres.pipeline import Row, Statement, Work
 from nanobanana_async.ledger.postgres.statements import PostgresTable
@@ -51,14 +51,12 @@ _OPEN = (
 _SELECT_FACTS = f"SELECT {_FACTS} FROM fed_batches WHERE batch = %(batch)s"
 
 # Jobs are inserted in the order of their keys: two who insert the same ones then wait for each other, not crosswise.
-_SAME_FOR_ALL = tuple(column for column in COLUMNS if column not in ("key", "request", "body"))
+_OWN = ("key", "request", "body")
 """All rows are PENDING and were never sent: only these columns of their jobs differ."""
-_OWN = {"key": "r.key", "request": "r.request::json", "body": "decode(r.body, 'base64')"}
 _INSERT_JOBS = (
     f"INSERT INTO jobs ({', '.join(COLUMNS)}, fed)"
-    f" SELECT {', '.join(_OWN.get(column) or stored_form(column) for column in COLUMNS)}, true"
-    " FROM json_to_recordset(%(own)s::json) AS r(key text, request text, body text)"
-    f" CROSS JOIN {recordset(_SAME_FOR_ALL)} ORDER BY r.key ON CONFLICT (key) DO NOTHING RETURNING key"
+    f" SELECT {', '.join(f'u.{column}' if column in _OWN else scalar(column) for column in COLUMNS)}, true"
+    f" FROM {recordset(*_OWN)} ORDER BY u.key ON CONFLICT (key) DO NOTHING RETURNING key"
 )
 _FACTS_OF_ROW = (
     "json_to_recordset(%(facts)s::json) AS u(key text, place bigint, row_index bigint, own_key text, digest text,"
@@ -120,7 +118,7 @@ _DRAW_UNSAVED = f"UPDATE fed_rows SET delivered = NULL WHERE batch = %(batch)s A
 
 
 @define
-class _Drawing:
+class Drawing:
     """What this ledger remembers of its draws."""
 
     up_to: dict[str, int] = field(factory=dict)
@@ -134,9 +132,7 @@ class _Drawing:
 class FeedingCalls(ABC):
     """The calls of a ledger on PostgreSQL about the rows of fed batches."""
 
-    def __init__(self) -> None:
-        self._drawing = _Drawing()
-        super().__init__()
+    _drawing: Drawing
 
     @abstractmethod
     def _submit(self, start: Callable[[PostgresTable], Work[T]], *, writes: bool = False) -> "asyncio.Future[T]": ...
@@ -222,7 +218,7 @@ def _feed(table: PostgresTable, batch: str, rows: Sequence[FedRow]) -> Work[Fed]
     return Fed(new=len(new), other_requests=other_requests, ended=tuple(ended))
 
 
-def _draw(table: PostgresTable, batch: str, count: int, drawing: _Drawing, now: float) -> Work[Draw]:
+def _draw(table: PostgresTable, batch: str, count: int, drawing: Drawing, now: float) -> Work[Draw]:
     after = drawing.up_to.get(batch, FIRST)
     values: dict[str, Any] = {"batch": as_text(batch), "count": count, "after": after}
     if now >= drawing.free_at:
@@ -280,14 +276,10 @@ def _facts_of_row(key: str, row: FedRow) -> dict[str, Any]:
     }
 
 
-def _jobs_to_insert(records: Sequence[JobRecord]) -> dict[str, str]:
+def _jobs_to_insert(records: Sequence[JobRecord]) -> dict[str, Any]:
     """Return the parameters of `_INSERT_JOBS`: what the jobs have in common is sent once."""
     own = [identity_row(record) for record in records]
-    common = {**own[0], **progress_row(records[0])}
-    return {
-        "own": json.dumps([{name: row[name] for name in _OWN} for row in own]),
-        "rows": json.dumps([{name: common[name] for name in _SAME_FOR_ALL}]),
-    }
+    return {**own[0], **progress_row(records[0]), **{column: [row[column] for row in own] for column in _OWN}}
 
 
 def _drawn_row(row: Row) -> FedRow:

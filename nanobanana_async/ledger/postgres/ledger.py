@@ -12,7 +12,7 @@ from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, Upload
 from nanobanana_async.ledger.postgres import listing
-from nanobanana_async.ledger.postgres.feeding import FeedingCalls
+from nanobanana_async.ledger.postgres.feeding import Drawing, FeedingCalls
 from nanobanana_async.ledger.postgres.leases import Lease
 from nanobanana_async.ledger.postgres.owner import OwnerLedger
 from nanobanana_async.ledger.postgres.pipeline import Call, Work
@@ -48,6 +48,7 @@ class PostgresLedger(FeedingCalls, OwnerLedger):
         patience_s: float | None = None,
         lease: Lease | None = None,
     ) -> None:
+        self._drawing = Drawing()
         super().__init__(PostgresUrl.parse(url, schema), read_only=read_only, patience_s=patience_s, lease=lease)
 
     def __repr__(self) -> str:
