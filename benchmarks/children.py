@@ -3,9 +3,11 @@
 import asyncio
 import json
 import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -37,7 +39,8 @@ class Child:
         """End it if it has not ended."""
         process = self._running()
         if process.returncode is None:
-            process.kill()
+            with suppress(ProcessLookupError):  # not `process.kill`, which may take the exit code from asyncio
+                os.kill(process.pid, signal.SIGKILL)
         await process.wait()
 
     @property

@@ -33,6 +33,17 @@ PLANS: Sequence[Plan] = (
     evolve(EIGHT, title="PostgreSQL restarted 5 times", fault="crash", jobs=600, every_s=15.0, lasts_s=1.0, times=5),
     evolve(EIGHT, title="connections broken 10 times", fault="cut", jobs=600, every_s=7.0, times=10),
     evolve(EIGHT, title="PostgreSQL away for 30 s", fault="outage", jobs=600, every_s=30.0, lasts_s=30.0, times=1),
+    evolve(
+        SHORT,
+        title="a cap of 40,000 credits, a kill every 0.7 s",
+        hosts=8,
+        limit=300,
+        jobs=5200,
+        max_credits=40_000,
+        fault="kill",
+        every_s=0.7,
+        times=45,
+    ),
     SMALL,
     evolve(SMALL, title="1 host, 5 jobs, 60 requests a minute", hosts=1),
 )
@@ -69,6 +80,10 @@ def _checks(result: Result) -> list[Check]:
         checks.append(Check(what=f"{title}: fairness (Jain)", value=result.jain, target=0.98, at_least=True))
     if plan.per_minute is not None:
         checks.append(Check(what=f"{title}: refused", value=result.refused_share, target=0.04))
+    if plan.max_credits is not None:
+        spent = 8.0 * result.bought
+        checks.append(Check(what=f"{title}: credits spent", value=spent, target=plan.max_credits))
+        checks.append(Check(what=f"{title}: of the cap", value=spent, target=plan.max_credits, at_least=True))
     if plan.fault in ("crash", "cut", "outage"):
         checks.append(Check(what=f"{title}: burials by the outage", value=result.burials, target=0))
         checks.append(Check(what=f"{title}: 95 % filled again after s", value=result.back_s, target=10.0))

@@ -43,6 +43,8 @@ class Plan:
     """How long a stop, a partition or an outage lasts."""
     times: int = 1000
     """The most faults."""
+    max_credits: int | None = None
+    """The cap of the batch; a job costs 8."""
     arrival_s: float = 0.0
     """The time from one host's start to the next one's."""
 
@@ -59,6 +61,7 @@ class Result:
     refused_share: float
     jain: float
     faults: int
+    bought: int
     twice: int
     lost: int
     uncertain: int
@@ -151,6 +154,7 @@ class _Run:
             "median_s": plan.median_s,
             "batch": "spring",
             "feed": feed,
+            "max_credits": plan.max_credits,
         }
 
     async def feed(self) -> None:
@@ -294,6 +298,7 @@ def _judge(work: _Run, books: dict[str, Any], makespan_s: float, faults_ended: S
         refused_share=books["refused"] / max(1, books["requests"]),
         jain=sum(each) ** 2 / (len(each) * sum(count * count for count in each)),
         faults=work.faults,
+        bought=len(jobs),
         twice=sum(count - 1 for count in bought.values()),
         lost=sum(prompt not in ended for prompt in bought) + plan.jobs - sum(states.values()),
         uncertain=states.get("uncertain", 0),

@@ -5,7 +5,7 @@ import logging
 from typing import Any
 
 from benchmarks.children import orders, reply
-from nanobanana_async import ApiMall, DefApi, PostgresLedger, Session
+from nanobanana_async import ApiMall, BatchStopped, DefApi, PostgresLedger, Session
 from nanobanana_async.emulator import API_KEY
 from nanobanana_async.ledger.postgres.leases import Lease
 
@@ -20,13 +20,17 @@ async def _work(asked: dict[str, Any]) -> None:
     done, errors = 0, []
     async with Session(gateway, ledger=ledger) as session:
         if asked["feed"]:
-            await session.feed((f"image {number}" for number in range(asked["feed"])), batch=asked["batch"])
+            prompts = (f"image {number}" for number in range(asked["feed"]))
+            await session.feed(prompts, batch=asked["batch"], max_credits=asked["max_credits"])
             reply({"fed": asked["feed"]})
             return
-        async for outcome in session.work(asked["batch"]):
-            done += 1
-            if outcome.error is not None:
-                errors.append(f"{type(outcome.error).__name__}: {outcome.error}")
+        try:
+            async for outcome in session.work(asked["batch"]):
+                done += 1
+                if outcome.error is not None:
+                    errors.append(f"{type(outcome.error).__name__}: {outcome.error}")
+        except BatchStopped as stopped:
+            errors.append(f"{type(stopped.cause).__name__}: {stopped.cause}")
     reply({"done": done, "errors": errors})
 
 
