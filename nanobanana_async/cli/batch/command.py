@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -12,23 +11,30 @@ from attrs import frozen
 from cyclopts import Parameter
 from rich.console import Console
 
-from nanobanana_async import ApiMall, ConcurrencyPolicy, ConfigurationError, Gateway, ImageRequest
+from nanobanana_async import ConcurrencyPolicy, Gateway, ImageRequest
 from nanobanana_async.cli.batch.checks import count_valid_rows, means_hashes
 from nanobanana_async.cli.batch.dry_run import show_dry_run
-from nanobanana_async.cli.batch.folder import FILES, BatchFolder, FolderOwner, check_owner, refuse_lost_ledger
+from nanobanana_async.cli.batch.folder import (
+    BatchFolder,
+    FolderOwner,
+    check_owner,
+    folder_of_run,
+    refuse_lost_ledger,
+)
 from nanobanana_async.cli.batch.formats import Format
 from nanobanana_async.cli.batch.input_file import open_input
 from nanobanana_async.cli.batch.keyless import gateway_without_key
 from nanobanana_async.cli.batch.naming import template_of, with_names
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ReadingOptions
+from nanobanana_async.cli.batch.rehearsal import emulated_account
 from nanobanana_async.cli.batch.run import Run
 from nanobanana_async.cli.batch.run_options import RunOptions
+from nanobanana_async.cli.batch.shared import check_shared_options, feed_and_work
 from nanobanana_async.cli.batch.sweeping import consents, open_sweep, sweep_options
 from nanobanana_async.cli.find_gateway import find_gateway
-from nanobanana_async.cli.options import ExtraOption, RunFolder, TargetOption, Yes, extra_of
+from nanobanana_async.cli.options import ExtraOption, RunFolder, SharedLedgerOption, TargetOption, Yes, extra_of
 from nanobanana_async.gateways import registry
-from nanobanana_async.images.names import safe_name
 from nanobanana_async.images.target import Target
 from nanobanana_async.policy.prices import parse_credits
 from nanobanana_async.validators import as_number
@@ -53,8 +59,10 @@ class BatchCommand:
         file: str | None = None,
         /,
         *,
-        output: Annotated[Target, TargetOption],
+        output: Annotated[Target | None, TargetOption] = None,
         folder: RunFolder = None,
+        ledger: SharedLedgerOption = None,
+        feed_only: Flag = False,
         sidecar: Flag = False,
         prompt: str | None = None,
         vary: Annotated[list[str] | None, Parameter(negative=())] = None,
@@ -133,6 +141,11 @@ class BatchCommand:
             gs:// or az://, with its credentials in the environment (extra `store`).
         folder
             The folder for everything but the images, if they go to an object store; by default the batch's name.
+        ledger
+            postgresql://user@host/database: a ledger that several hosts share. The rows are fed into it, then this host
+            buys some of them, as `nanobanana worker` does on others; -o gets the images. NANOBANANA_LEDGER counts too.
+        feed_only
+            Feed the rows into the shared ledger and buy none here.
         sidecar
             Write prompt, settings, key and price of each image into NAME.json beside it.
         prompt
@@ -210,13 +223,22 @@ class BatchCommand:
             whether --max-credits is enough, and the settings. Nothing is bought or written. Needs no API key: without
             one the balance is left out.
         """
+        emulated = gateway == "emulator"
+        not_shared = {
+            "--folder": folder,
+            "--buy-changed": buy_changed,
+            "--ordered": ordered,
+            "--new-ledger": new_ledger,
+        }
+        output = check_shared_options(
+            ledger, output, {**not_shared, "--gateway emulator": emulated}, feed_only=feed_only
+        )
         parse_credits("--max-credits", max_credits)
         parse_credits("--expected-credits", expected_credits)
         max_wait_s = as_number("--max-wait", max_wait, endless=True)
         concurrency = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
-        emulated = gateway == "emulator"
         keyless = gateway_without_key(gateway, base_url, folder or output) if dry_run and not emulated else None
-        selected = _emulated_account() if gateway == "emulator" else keyless or self.find_gateway(gateway, base_url)
+        selected = emulated_account() if gateway == "emulator" else keyless or self.find_gateway(gateway, base_url)
         crossed = {"aspect_ratio": aspect_ratio, "resolution": resolution}
         for_files = {"--format": format, "--comments": comments, "--strict": strict}
         swept = sweep_options(file, prompt, vary, vary_file, crossed, for_files, encoding=encoding, sheet=sheet)
@@ -239,14 +261,14 @@ class BatchCommand:
         )
         with opened as source:
             store = None if isinstance(output, Path) else output
-            path = _folder_of_run(output, folder, source.batch)
-            for read in [file, *(vary_file or ())]:
-                if read and Path(read).exists() and Path(read).resolve() in [(path / each).resolve() for each in FILES]:
-                    raise ConfigurationError(f"{read} would be overwritten: name another folder with -o")
+            path = folder_of_run(output, folder, source.batch)
+            refuse_overwriting(path, [file, *(vary_file or ())])
             owner = FolderOwner(source.batch, emulated, None if store is None else store.url)
-            if (found := check_owner(path, owner)) is not None:
-                refuse_lost_ledger(path, new_ledger=new_ledger)
-            source, owner = with_names(source, names, owner, found, path)
+            found = None
+            if ledger is None:
+                if (found := check_owner(path, owner)) is not None:
+                    refuse_lost_ledger(path, new_ledger=new_ledger)
+                source, owner = with_names(source, names, owner, found, path)
             notes = Notes()
             source.read_objects(selected)
             total = count_valid_rows(source, selected, notes)
@@ -256,6 +278,7 @@ class BatchCommand:
                 file=source,
                 total=total,
                 folder=path,
+                ledger=ledger,
                 emulated=emulated,
                 store=store,
                 sidecar=sidecar,
@@ -276,29 +299,12 @@ class BatchCommand:
                 and consents(source, total, selected, expected_credits, yes=unasked)
             ):
                 return USAGE
+            if ledger is not None:
+                return asyncio.run(feed_and_work(run_options, selected, None if feed_only else output))
             if store is not None and folder is None and found is None:
-                print(
-                    f"nanobanana: {path} in this folder is new, and gets the ledger of what this batch buys. If the"
-                    " batch ran in another folder, stop, and pass its --folder: else its rows are bought again",
-                    file=sys.stderr,
-                )
+                say_that_folder_is_new(path)
             with BatchFolder(path, owner) as held:
                 return asyncio.run(_run(run_options, None if emulated else selected, held))
-
-
-def _emulated_account() -> Gateway:
-    from nanobanana_async.emulator import API_KEY  # takes a fifth of a second to import
-
-    return ApiMall(api_key=API_KEY)  # the account of earlier rehearsals, whose jobs are in the ledger
-
-
-def _folder_of_run(output: Target, folder: Path | None, batch: str) -> Path:
-    """Return the folder of results and ledger; the images are there too, unless they go to a store."""
-    if isinstance(output, Path):
-        if folder is not None:
-            raise ConfigurationError("--folder is for images in an object store: here -o is the folder")
-        return output
-    return Path(safe_name(batch)) if folder is None else folder
 
 
 async def _run(options: RunOptions, gateway: Gateway | None, folder: BatchFolder) -> int:

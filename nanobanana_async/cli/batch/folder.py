@@ -5,6 +5,8 @@ import os
 import re
 import secrets
 import stat
+import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +19,8 @@ from nanobanana_async.commands import quoted
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.file_locks import try_lock
 from nanobanana_async.images.files import make_folder, rename_exclusive, why_unwritable
+from nanobanana_async.images.names import safe_name
+from nanobanana_async.images.target import Target
 from nanobanana_async.report import THUMBNAILS
 
 LEDGER = "jobs.sqlite"
@@ -234,3 +238,29 @@ def _sweep(path: Path) -> None:
         with suppress(FileNotFoundError):
             if _PART.fullmatch(part.name) and stat.S_ISREG(part.lstat().st_mode):
                 part.unlink()
+
+
+def folder_of_run(output: Target, folder: Path | None, batch: str) -> Path:
+    """Return the folder of results and ledger; the images are there too, unless they go to a store."""
+    if isinstance(output, Path):
+        if folder is not None:
+            raise ConfigurationError("--folder is for images in an object store: here -o is the folder")
+        return output
+    return Path(safe_name(batch)) if folder is None else folder
+
+
+def refuse_overwriting(path: Path, read: Iterable[str | Path | None]) -> None:
+    """Raise `ConfigurationError` if a file that the command reads is one of those that a run in this folder writes."""
+    written = [(path / name).resolve() for name in FILES]
+    for file in read:
+        if file and Path(file).exists() and Path(file).resolve() in written:
+            raise ConfigurationError(f"{file} would be overwritten: name another folder with -o")
+
+
+def say_that_folder_is_new(path: Path) -> None:
+    """Print that a run whose images go to a store begins a ledger."""
+    print(
+        f"nanobanana: {path} in this folder is new, and gets the ledger of what this batch buys. If the batch ran in"
+        " another folder, stop, and pass its --folder: else its rows are bought again",
+        file=sys.stderr,
+    )
