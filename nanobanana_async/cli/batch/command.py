@@ -20,6 +20,8 @@ from nanobanana_async.cli.batch.folder import (
     check_owner,
     folder_of_run,
     refuse_lost_ledger,
+    refuse_overwriting,
+    say_that_folder_is_new,
 )
 from nanobanana_async.cli.batch.formats import Format
 from nanobanana_async.cli.batch.input_file import open_input
@@ -142,8 +144,8 @@ class BatchCommand:
         folder
             The folder for everything but the images, if they go to an object store; by default the batch's name.
         ledger
-            postgresql://user@host/database: a ledger that several hosts share. The rows are fed into it, then this host
-            buys some of them, as `nanobanana worker` does on others; -o gets the images. NANOBANANA_LEDGER counts too.
+            A ledger that hosts share, postgresql://user@host/database (or NANOBANANA_LEDGER). The rows are fed into it,
+            and this host buys some of them, as `nanobanana worker` does on others; -o gets the images.
         feed_only
             Feed the rows into the shared ledger and buy none here.
         sidecar
@@ -224,15 +226,9 @@ class BatchCommand:
             one the balance is left out.
         """
         emulated = gateway == "emulator"
-        not_shared = {
-            "--folder": folder,
-            "--buy-changed": buy_changed,
-            "--ordered": ordered,
-            "--new-ledger": new_ledger,
-        }
-        output = check_shared_options(
-            ledger, output, {**not_shared, "--gateway emulator": emulated}, feed_only=feed_only
-        )
+        in_folder = {"--folder": folder, "--buy-changed": buy_changed, "--ordered": ordered, "--new-ledger": new_ledger}
+        in_folder["--gateway emulator"] = emulated
+        output = check_shared_options(ledger, output, in_folder, feed_only=feed_only)
         parse_credits("--max-credits", max_credits)
         parse_credits("--expected-credits", expected_credits)
         max_wait_s = as_number("--max-wait", max_wait, endless=True)
