@@ -24,7 +24,7 @@ from nanobanana_async.jobs import JobRecord, JobState, has_failed_with
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.feeding import FedBatch, FedRow, FeedsRows
-from nanobanana_async.models import difference, to_json_types
+from nanobanana_async.models import ImageRequest, difference, to_json_types
 from nanobanana_async.references import LocalImage
 
 CHUNK = 2000
@@ -189,7 +189,7 @@ class Feeding:
             index=row.index,
             place=place,
             own_key=row.own_key,
-            digest="" if request is None else hashlib.sha256(canonical_request(request).encode()).hexdigest()[:16],
+            digest="" if request is None else _digest(request, keyed=row.own_key is not None),
             metadata=None if row.metadata is None else json.dumps(to_json_types(row.metadata)),
             name=row.name,
         )
@@ -227,6 +227,12 @@ def check_account(facts: FedBatch, name: str, engine: Engine) -> None:
             f" {engine.account}. "
             + account_advice(facts.gateway, facts.account, engine.account, engine.claims.ledger_location)
         )
+
+
+def _digest(request: ImageRequest, *, keyed: bool) -> str:
+    """Return what a row is recognised by beside its key. A key that the batch derived has all but the model."""
+    text = canonical_request(request) if keyed else str(request.model)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _is_bought_again(record: JobRecord, retry_failed: frozenset[str]) -> bool:

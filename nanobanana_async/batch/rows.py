@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from typing import Any
 
-from attrs import asdict, evolve, fields_dict, frozen
+from attrs import evolve, fields_dict, frozen
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.gateways.contract import Gateway
@@ -42,6 +42,9 @@ RowInput = str | ImageRequest | Mapping[str, Any] | Row
 """A prompt, a request, a mapping (fields of `ImageRequest`, optionally `key` and `metadata`), or a `Row`."""
 
 Requests = Iterable[RowInput] | AsyncIterable[RowInput]
+
+
+_DEFAULTS = {name: field.default for name, field in fields_dict(ImageRequest).items()}
 
 
 class SweepRow(dict[str, Any]):
@@ -140,6 +143,8 @@ def job_key_of_row(batch_prefix: str, row_key: str) -> str:
 
 def canonical_request(request: ImageRequest) -> str:
     """Return the request as text without default values, so that a new field does not change existing keys."""
-    facts = {**asdict(without_transient_parts(request)), "extra": dict(request.extra)}
-    defaults = {name: field.default for name, field in fields_dict(ImageRequest).items()}
-    return json.dumps({name: value for name, value in facts.items() if value != defaults[name]}, sort_keys=True)
+    request = without_transient_parts(request)
+    facts = {name: value for name, default in _DEFAULTS.items() if (value := getattr(request, name)) != default}
+    if "extra" in facts:
+        facts["extra"] = dict(request.extra)
+    return json.dumps(facts, sort_keys=True)

@@ -135,6 +135,7 @@ for _name, _attribute in {
     "emulate": "emulate:emulate",
     "generate": "generate_command:generate",
     "batch": "batch.command:batch",
+    "worker": "worker:worker",
     "balance": "balance:balance",
     "jobs": "jobs.command:jobs",
     "ledger": "ledger:ledger",

@@ -26,6 +26,7 @@ from nanobanana_async.gateways import registry
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.images.target import Target, as_target
 from nanobanana_async.ledger.location import Location, as_location
+from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.validators import as_folder
 
 Name = registry.GatewayName
@@ -70,6 +71,32 @@ LedgerOption = Annotated[
     ),
 ]
 """The path of a ledger's file, or the URL of a PostgreSQL server."""
+
+
+def _to_shared_ledger(_: Any, tokens: Sequence[Token]) -> PostgresUrl | None:
+    location = as_location("--ledger", tokens[0].value)
+    if isinstance(location, PostgresUrl):
+        return location
+    if tokens[0].source != "cli":  # it is the file of `generate` and `jobs`
+        return None
+    raise ConfigurationError(
+        f"--ledger {tokens[0].value}: a batch keeps its ledger in its folder; to share it with other hosts, pass"
+        " postgresql://user@host/database"
+    )
+
+
+SharedLedgerOption = Annotated[
+    PostgresUrl | None,
+    Parameter(
+        name="--ledger",
+        env_var="NANOBANANA_LEDGER",
+        env_var_split=_one_value,
+        converter=_to_shared_ledger,
+        accepts_keys=False,
+        n_tokens=1,
+    ),
+]
+"""The URL of a ledger that hosts share. A file that the environment or the settings name is none."""
 
 DEFAULT_LEDGER = platformdirs.user_state_path("nanobanana", appauthor=False) / "jobs.sqlite"
 """The ledger of `generate` and `jobs`: one for this user, wherever the commands are run."""

@@ -166,5 +166,7 @@ def _cleaned(text: str) -> str:
 
 def _ascii(text: str) -> str:
     """Return text with letters for accented letters: "Gewächshaus" becomes "Gewachshaus"."""
+    if text.isascii():
+        return text.translate(_FOLDED)
     folded = unicodedata.normalize("NFKD", text.translate(_FOLDED))
     return "".join(letter for letter in folded if not unicodedata.combining(letter))

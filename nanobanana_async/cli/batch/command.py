@@ -11,11 +11,17 @@ from attrs import frozen
 from cyclopts import Parameter
 from rich.console import Console
 
-from nanobanana_async import ApiMall, ConcurrencyPolicy, ConfigurationError, Gateway, ImageRequest
+from nanobanana_async import ConcurrencyPolicy, Gateway, ImageRequest
 from nanobanana_async.cli.batch.checks import count_valid_rows
 from nanobanana_async.cli.batch.consent import may_buy
 from nanobanana_async.cli.batch.dry_run import show_dry_run
-from nanobanana_async.cli.batch.folder import BatchFolder, FolderOwner, check_owner, refuse_lost_ledger
+from nanobanana_async.cli.batch.folder import (
+    BatchFolder,
+    FolderOwner,
+    check_owner,
+    folder_of_run,
+    refuse_lost_ledger,
+)
 from nanobanana_async.cli.batch.formats import Format
 from nanobanana_async.cli.batch.input_file import open_input
 from nanobanana_async.cli.batch.keyless import gateway_without_key
@@ -23,13 +29,22 @@ from nanobanana_async.cli.batch.naming import template_of, with_names
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.own_files import refuse_own_results
 from nanobanana_async.cli.batch.parsers import ReadingOptions
+from nanobanana_async.cli.batch.rehearsal import emulated_account
 from nanobanana_async.cli.batch.run import Run
 from nanobanana_async.cli.batch.run_options import RunOptions
+from nanobanana_async.cli.batch.shared import check_shared_options, feed_and_work
 from nanobanana_async.cli.batch.sweeping import open_sweep, sweep_options
 from nanobanana_async.cli.find_gateway import find_gateway
-from nanobanana_async.cli.options import ExtraOption, RunFolder, TargetOption, Yes, check_output, extra_of
+from nanobanana_async.cli.options import (
+    ExtraOption,
+    RunFolder,
+    SharedLedgerOption,
+    TargetOption,
+    Yes,
+    check_output,
+    extra_of,
+)
 from nanobanana_async.gateways import registry
-from nanobanana_async.images.names import safe_name
 from nanobanana_async.images.target import Target
 from nanobanana_async.policy.prices import parse_credits
 from nanobanana_async.validators import as_number
@@ -54,8 +69,10 @@ class BatchCommand:
         file: str | None = None,
         /,
         *,
-        output: Annotated[Target, TargetOption],
+        output: Annotated[Target | None, TargetOption] = None,
         folder: RunFolder = None,
+        ledger: SharedLedgerOption = None,
+        feed_only: Flag = False,
         sidecar: Flag = False,
         prompt: str | None = None,
         vary: Annotated[list[str] | None, Parameter(negative=())] = None,
@@ -134,6 +151,11 @@ class BatchCommand:
             gs:// or az://, with its credentials in the environment (extra `store`).
         folder
             The folder for everything but the images, if they go to an object store; by default the batch's name.
+        ledger
+            A ledger that hosts share, postgresql://user@host/database (or NANOBANANA_LEDGER). The rows are fed into it,
+            and this host buys some of them, as `nanobanana worker` does on others; -o gets the images.
+        feed_only
+            Feed the rows into the shared ledger and buy none here.
         sidecar
             Write prompt, settings, key and price of each image into NAME.json beside it.
         prompt
@@ -211,14 +233,17 @@ class BatchCommand:
             whether --max-credits is enough, and the settings. Nothing is bought or written. Needs no API key: without
             one the balance is left out.
         """
+        emulated = gateway == "emulator"
+        in_folder = {"--folder": folder, "--buy-changed": buy_changed, "--ordered": ordered, "--new-ledger": new_ledger}
+        in_folder["--gateway emulator"] = emulated
+        output = check_shared_options(ledger, output, in_folder, feed_only=feed_only)
         asyncio.run(check_output(output, create=False))
         parse_credits("--max-credits", max_credits)
         parse_credits("--expected-credits", expected_credits)
         max_budget_wait_s = as_number("--max-budget-wait", max_budget_wait, endless=True)
         concurrency = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
-        emulated = gateway == "emulator"
         keyless = gateway_without_key(gateway, base_url, folder or output) if dry_run and not emulated else None
-        selected = _emulated_account() if gateway == "emulator" else keyless or self.find_gateway(gateway, base_url)
+        selected = emulated_account() if gateway == "emulator" else keyless or self.find_gateway(gateway, base_url)
         crossed = {"aspect_ratio": aspect_ratio, "resolution": resolution}
         for_files = {"--format": format, "--comments": comments, "--strict": strict}
         swept = sweep_options(file, prompt, vary, vary_file, crossed, for_files, encoding=encoding, sheet=sheet)
@@ -241,12 +266,14 @@ class BatchCommand:
         )
         with opened as source:
             store = None if isinstance(output, Path) else output
-            path = _folder_of_run(output, folder, source.batch)
+            path = folder_of_run(output, folder, source.batch)
             refuse_own_results(path, file, swept)
             owner = FolderOwner(source.batch, emulated, None if store is None else store.url)
-            if (found := check_owner(path, owner)) is not None:
-                refuse_lost_ledger(path, new_ledger=new_ledger)
-            source, owner = with_names(source, names, owner, found, path)
+            found = None
+            if ledger is None:
+                if (found := check_owner(path, owner)) is not None:
+                    refuse_lost_ledger(path, new_ledger=new_ledger, in_store=store is not None)
+                source, owner = with_names(source, names, owner, found, path)
             notes = Notes()
             source.read_objects(selected)
             total = count_valid_rows(source, selected, notes)
@@ -256,6 +283,7 @@ class BatchCommand:
                 file=source,
                 total=total,
                 folder=path,
+                ledger=ledger,
                 emulated=emulated,
                 store=store,
                 sidecar=sidecar,
@@ -272,23 +300,10 @@ class BatchCommand:
                 return asyncio.run(show_dry_run(run_options, selected, asks_balance=not emulated and keyless is None))
             if not may_buy(run_options, selected, notes, owner, yes=yes):
                 return USAGE
+            if ledger is not None:
+                return asyncio.run(feed_and_work(run_options, selected, None if feed_only else output))
             with BatchFolder(path, owner) as held:
                 return asyncio.run(_run(run_options, None if emulated else selected, held))
-
-
-def _emulated_account() -> Gateway:
-    from nanobanana_async.emulator import API_KEY  # takes a fifth of a second to import
-
-    return ApiMall(api_key=API_KEY)  # the account of earlier rehearsals, whose jobs are in the ledger
-
-
-def _folder_of_run(output: Target, folder: Path | None, batch: str) -> Path:
-    """Return the folder of results and ledger; the images are there too, unless they go to a store."""
-    if isinstance(output, Path):
-        if folder is not None:
-            raise ConfigurationError("--folder is for images in an object store: here -o is the folder")
-        return output
-    return Path(safe_name(batch)) if folder is None else folder
 
 
 async def _run(options: RunOptions, gateway: Gateway | None, folder: BatchFolder) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 
 from nanobanana_async import Gateway, JobState, NanoBananaError
 from nanobanana_async.cli.balance import read_balance
@@ -49,11 +50,10 @@ async def show_dry_run(options: RunOptions, gateway: Gateway, *, asks_balance: b
     digests: set[str] = set()
     others = OtherAccounts(gateway, options.folder / LEDGER)
     old_offsets = line_offsets(options.folder / RESULTS)
-    path, edits = options.folder / LEDGER, Edits(options.file)
+    path, edits = options.ledger or options.folder / LEDGER, Edits(options.file)
     async with AsyncExitStack() as stack:
-        ledger = (
-            await stack.enter_async_context(open_read_only(path)) if path.is_file() and path.stat().st_size else None
-        )
+        exists = not isinstance(path, Path) or (path.is_file() and path.stat().st_size > 0)
+        ledger = await stack.enter_async_context(open_read_only(path)) if exists else None
         if ledger is not None:
             prices, spent = await prices_in(ledger, gateway), await ledger.spent_or_reserved(options.file.batch)
             edits = await find_edits(options.file, gateway, ledger, options.folder)

@@ -17,6 +17,8 @@ from nanobanana_async.commands import quoted
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.file_locks import try_lock
 from nanobanana_async.images.files import make_folder, rename_exclusive, why_unwritable
+from nanobanana_async.images.names import safe_name
+from nanobanana_async.images.target import Target
 from nanobanana_async.report import THUMBNAILS
 
 LEDGER = "jobs.sqlite"
@@ -234,3 +236,12 @@ def _sweep(path: Path) -> None:
         with suppress(FileNotFoundError):
             if _PART.fullmatch(part.name) and stat.S_ISREG(part.lstat().st_mode):
                 part.unlink()
+
+
+def folder_of_run(output: Target, folder: Path | None, batch: str) -> Path:
+    """Return the folder of results and ledger; the images are there too, unless they go to a store."""
+    if isinstance(output, Path):
+        if folder is not None:
+            raise ConfigurationError("--folder is for images in an object store: here -o is the folder")
+        return output
+    return Path(safe_name(batch)) if folder is None else folder

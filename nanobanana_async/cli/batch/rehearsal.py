@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nanobanana_async import Gateway, JobState, SqliteLedger
+from nanobanana_async import ApiMall, Gateway, JobState, SqliteLedger
 from nanobanana_async.formatting import plural
 from nanobanana_async.images.object_store import StoreUrl
 from nanobanana_async.images.saved import PurchasedImage, SavedImages
@@ -52,3 +52,10 @@ async def _is_saved(record: JobRecord, saved: SavedImages, store: StoreUrl | Non
         return saved.find(record.key, task_id, indexes) is not None
     images = [PurchasedImage(key=record.key, task_id=task_id, index=index) for index in indexes]
     return all([await find_object(store, image) is not None for image in images])
+
+
+def emulated_account() -> Gateway:
+    """Return the gateway of a rehearsal, to read and check rows with."""
+    from nanobanana_async.emulator import API_KEY  # takes a fifth of a second to import
+
+    return ApiMall(api_key=API_KEY)  # the account of earlier rehearsals, whose jobs are in the ledger

@@ -8,6 +8,7 @@ from attrs import field, frozen
 from nanobanana_async import ConcurrencyPolicy
 from nanobanana_async.cli.batch.input_file import InputFile
 from nanobanana_async.images.object_store import StoreUrl
+from nanobanana_async.ledger.postgres.url import PostgresUrl
 
 
 @frozen(kw_only=True)
@@ -17,6 +18,8 @@ class RunOptions:
     file: InputFile
     total: int
     folder: Path
+    ledger: PostgresUrl | None = None
+    """The ledger that hosts share; None: the one in the folder."""
     emulated: bool = False
     """Whether it is a rehearsal, whose emulator ends with the command."""
     store: StoreUrl | None = None
