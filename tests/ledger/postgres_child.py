@@ -15,7 +15,7 @@ from nanobanana_async.emulator import API_KEY
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
 from nanobanana_async.keys import batch_key_prefix
-from nanobanana_async.ledger.base import OwnershipLost
+from nanobanana_async.ledger.base import NotOurs
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.postgres.pipeline import Work
 from nanobanana_async.ledger.postgres.statements import PostgresTable
@@ -109,7 +109,7 @@ async def main(command: str, url: str, schema: str, name: str = "x") -> None:
     await ledger.open()
     try:
         await {"hold": hold, "buy": buy, "stall": stall, "leave": leave}[command](ledger, name)
-    except* OwnershipLost:
+    except* NotOurs:
         say("lost")
     finally:
         await ledger.aclose()
