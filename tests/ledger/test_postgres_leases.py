@@ -304,7 +304,7 @@ async def test_calls_wait_for_a_server_that_is_away_and_the_log_says_so(
         await ledger.claim(job("a"))
         await asyncio.to_thread(own_server.crash)
         try:
-            waiting = asyncio.ensure_future(ledger.claim(job("b")))
+            waiting = asyncio.Task(ledger.claim(job("b")))
             async with asyncio.timeout(20):
                 while ledger.outage is None:  # noqa: ASYNC110 - the writer's thread sets no event
                     await asyncio.sleep(0.05)
@@ -326,7 +326,7 @@ async def test_closing_does_not_wait_for_ever_for_a_server_that_is_away(own_serv
     await ledger.open()
     await asyncio.to_thread(own_server.crash)
     try:
-        waiting = asyncio.ensure_future(ledger.claim(job("a")))
+        waiting = asyncio.Task(ledger.claim(job("a")))
         await asyncio.sleep(0.2)
         async with asyncio.timeout(30):
             await ledger.aclose()
