@@ -8,6 +8,7 @@ from attrs import evolve
 from nanobanana_async.accounts import account_conflict
 from nanobanana_async.engine.doubt import NO_DOUBT
 from nanobanana_async.engine.estimates import JobEstimates
+from nanobanana_async.engine.late_answer import LateAnswer
 from nanobanana_async.engine.next_step import (
     CheckOwnerAt,
     Enqueue,
@@ -19,7 +20,6 @@ from nanobanana_async.engine.next_step import (
     ScheduleAt,
     StopFollowing,
 )
-from nanobanana_async.engine.ownership import LateAnswer
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import has_local_images
@@ -118,14 +118,12 @@ class Claims:
         if (move := late.move(record, ours=claim.is_ours, keyed=keyed)) is not None:
             state, facts = move
             try:
-                await self._store.write_late_answer(job, record, state, **facts)
+                await self._store.write_late_answer(job, record, state, **{**facts, **NO_DOUBT})
             except TaskTaken:
                 move = None
         job.late_answer = None
         if move is None and late.task_id not in (None, record.task_id):
-            log.warning(
-                "answer.unused job=%s task=%s: the ledger has the job as %s", job.key, late.task_id, record.state
-            )
+            log.warning("answer.unused job=%s task=%s state=%s", job.key, late.task_id, record.state)
         return move is not None
 
     async def store_resolution(self, job: TrackedJob, *, task_id: str | None, body: bytes | None) -> Next:
@@ -210,8 +208,8 @@ class Claims:
         if wanted is not None and claim.is_ours and claim.record.state is JobState.PENDING:
             job.record = evolve(job.record, request=wanted.request, body=wanted.body)  # newer signatures in URLs
         if not claim.is_ours and not job.done:
-            # At full seconds: the jobs of all callers are then looked up by one flush of the ledger.
-            return CheckOwnerAt((self._clock() // OWNER_CHECK_S + 1) * OWNER_CHECK_S)
+            # At full seconds: one flush of the ledger then serves all such jobs.
+            return CheckOwnerAt((round(self._clock() / OWNER_CHECK_S) + 1) * OWNER_CHECK_S)
         if claim.is_ours and claim.record.state is not JobState.PENDING:
             self._slots.on_foreign_adopted()
         return self._next_by_state(job)

@@ -4,36 +4,22 @@ A ledger on PostgreSQL buries an owner that gave no sign of life for longer than
 suspended, or a host that was cut off. Its jobs go to other owners, and when it comes back it owns nothing. Here such a
 job becomes FOREIGN: its slots and reservations are let go, and it is followed through the ledger, which gives it back
 if it has no other owner.
-
-What a create was answered that this session sent as the job's owner, and could not write, is a `LateAnswer`. It is
-written as soon as the ledger's record allows it, so that no job stays UNCERTAIN whose outcome a living process knows:
-
-| the ledger has the same generation as | the answer names a task | the job was surely not bought |
-| --- | --- | --- |
-| SUBMITTING, and it has no owner | it is ours again: RUNNING | it is ours again: PENDING, if unchanged |
-| SUBMITTING, another owner | wait: it is about to park it, or repeats under its key | the same |
-| UNCERTAIN (parked) | RUNNING: any owner may write that | without keys: PENDING, if it is the same send |
-| PENDING, RUNNING, ended | nothing: what stands there is newer | nothing |
-
-On a gateway with idempotency keys the new owner repeats the create, and the gateway answers with the same task: the
-answer is written all the same if the job was parked. There "not bought" says nothing about the new owner's repeats. On
-a gateway without keys the new owner never sends the create again, so the only send of the record is this session's.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import anyio
-from attrs import field, frozen
 
 from nanobanana_async.engine.doubt import NO_DOUBT
 from nanobanana_async.engine.estimates import JobEstimates
+from nanobanana_async.engine.late_answer import LateAnswer
 from nanobanana_async.engine.next_step import AwaitHistory, CheckOwnerAt, Enqueue, Next, Prepare, Recover, ScheduleAt
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
-from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.base import LeasedLedger, NotOurs
 
 LEASE_CHECK_S = 0.05
@@ -41,37 +27,6 @@ LEASE_CHECK_S = 0.05
 
 UNOWNED_PHASES = frozenset({Phase.PREPARING, Phase.QUEUED, Phase.SCHEDULED, Phase.CHECKING})
 """No step of the job runs, so it becomes FOREIGN as soon as its owner was buried."""
-
-
-@frozen
-class LateAnswer:
-    """What this session knows of a create whose outcome it could not write, because the job was not ours any more."""
-
-    sent: JobRecord
-    """The record as this session had it when the create was sent."""
-    accepted: Mapping[str, Any] | None = field(default=None)
-    """The facts of the RUNNING record; None: the job was surely not bought."""
-
-    @property
-    def task_id(self) -> str | None:
-        """The task that the gateway named."""
-        return None if self.accepted is None else self.accepted["task_id"]
-
-    def may_still_be_written(self, record: JobRecord, *, ours: bool) -> bool:
-        """Return whether another owner is about to decide about the create, and it has to be seen how."""
-        return record.generation == self.sent.generation and record.state is JobState.SUBMITTING and not ours
-
-    def move(self, record: JobRecord, *, ours: bool, keyed: bool) -> tuple[JobState, Mapping[str, Any]] | None:
-        """Return the transition of this record that writes the answer; None if it says nothing about the record."""
-        parked = record.state is JobState.UNCERTAIN
-        if record.generation != self.sent.generation or not (parked or (ours and record.state is JobState.SUBMITTING)):
-            return None
-        if self.accepted is not None:
-            return JobState.RUNNING, self.accepted
-        same_send = record.sent_at == self.sent.sent_at and not keyed
-        if same_send if parked else record.revision == self.sent.revision:
-            return JobState.PENDING, {"sent_at": None, **NO_DOUBT}
-        return None
 
 
 async def wait_until_owner(job: TrackedJob, lease: LeasedLedger | None) -> None:

@@ -17,9 +17,10 @@ from nanobanana_async.engine.contained_send import send_contained
 from nanobanana_async.engine.doubt import doubt_facts, interrupted_facts, may_be_processed, why_in_doubt
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.history import History
+from nanobanana_async.engine.late_answer import LateAnswer
 from nanobanana_async.engine.limit_events import LimitEvents
 from nanobanana_async.engine.next_step import AwaitHistory, Enqueue, Finish, HoldSlots, Next, Prepare, ScheduleAt
-from nanobanana_async.engine.ownership import LateAnswer, facts_of_running, remember_unbought, wait_until_owner
+from nanobanana_async.engine.ownership import facts_of_running, remember_unbought, wait_until_owner
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import References
 from nanobanana_async.engine.slots import Slots

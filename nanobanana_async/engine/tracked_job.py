@@ -4,10 +4,11 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrs import frozen
 
+from nanobanana_async.engine.late_answer import LateAnswer
 from nanobanana_async.engine.next_step import CheckOwnerAt, Finish, Next
 from nanobanana_async.engine.phases import FOLLOWED_PHASES, PHASES, UNDECIDED_PHASES, UNKNOWN_STATE_PHASES, Phase
 from nanobanana_async.errors import NanoBananaError
@@ -15,9 +16,6 @@ from nanobanana_async.images.local import LocalImagesByDigest
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, Observation
 from nanobanana_async.policy.budget import Cap
 from nanobanana_async.policy.poll_schedule import PollSchedule
-
-if TYPE_CHECKING:
-    from nanobanana_async.engine.ownership import LateAnswer
 
 Watchers = list[asyncio.Future[NanoBananaError | None]] | None
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from nanobanana_async import JobState, LedgerError, RetryPolicy, TransportError
+from nanobanana_async import JobState, JobWithdrawn, LedgerError, RetryPolicy, TransportError
 from nanobanana_async.events import Event, PollFailed
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
@@ -159,13 +159,13 @@ async def test_any_failed_write_keeps_intents_and_single_purchases(broken: int, 
 
 
 @virtually
-async def test_overtaken_write_stops_the_job_unsent() -> None:
+async def test_overtaken_write_sends_nothing_and_follows_what_is_stored() -> None:
     transport, ledger = FakeTransport(FakeGateway().answer), RecordingLedger(delay_s=0.5)
     async with apimall(transport, ledger=ledger) as session:
         job = await session.submit("a fox", idempotency_key="order-1")
         known = ledger.record("order-1")
         ledger.delay_s = 0.0
-        await ledger.advance(known, known.transition_to(JobState.SUBMITTING))
-        with pytest.raises(LedgerError, match="was changed"):
+        await ledger.advance(known, known.transition_to(JobState.WITHDRAWN))
+        with pytest.raises(JobWithdrawn):
             await job
     assert not transport.requests

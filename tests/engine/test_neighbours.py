@@ -1,4 +1,4 @@
-"""Random sessions on one ledger: they buy, cancel, die, resume and resolve; no job is bought twice or lost."""
+"""Random sessions on one ledger: they buy, cancel, die, are buried, resume and resolve; none buys twice or loses."""
 
 import asyncio
 import json
@@ -126,6 +126,22 @@ class RandomRun:
     async def trouble(self, process: FakeProcess) -> None:
         process.ledger.fails[self.dice.choice(["claim", "advance", "adopt", "find"])] += 1
 
+    async def bury(self, process: FakeProcess) -> None:
+        process.ledger.bury(unnoticed=self.dice.random() < 0.5)
+
+    async def cut_off(self, process: FakeProcess) -> None:
+        """Cut a process off from the ledger for so long that it is buried."""
+
+        async def cut_off() -> None:
+            async with process.ledger._turn:
+                process.ledger.surely_owns = False
+                await asyncio.sleep(self.dice.uniform(0.0, 2.0))
+                process.ledger.bury(unnoticed=True)
+                await asyncio.sleep(self.dice.uniform(0.0, 4.0))
+            process.ledger.come_back()
+
+        self.start(process, cut_off())
+
     async def resolve(self, process: FakeProcess) -> None:
         self.start(process, self._resolve(process, self.dice.choice(KEYS), again=self.dice.random() < 0.3))
 
@@ -203,6 +219,8 @@ ACTIONS: list[Move] = [
     RandomRun.resolve,
     RandomRun.close,
     RandomRun.kill,
+    RandomRun.bury,
+    RandomRun.cut_off,
     RandomRun.another,
 ]
 

@@ -15,7 +15,7 @@ from nanobanana_async.emulator import API_KEY
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
 from nanobanana_async.keys import batch_key_prefix
-from nanobanana_async.ledger.base import OwnershipLost
+from nanobanana_async.ledger.base import NotOurs
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.postgres.pipeline import Work
 from nanobanana_async.ledger.postgres.statements import PostgresTable
@@ -64,10 +64,14 @@ async def stall(ledger: PostgresLedger, name: str) -> None:
     say("held")
     await asyncio.to_thread(sys.stdin.readline)
 
+    owners: list[int | None] = []
+
     def claim_and_stop(table: PostgresTable) -> Work[None]:
         yield from table.claim(job(f"{name}-3"))
-        os.kill(os.getpid(), signal.SIGSTOP)
-        time.sleep(0.2)  # the signal may stop another thread first
+        owners.append(table.owner)
+        if len(owners) == 1:  # it runs again under its new number
+            os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(0.2)  # the signal may stop another thread first
 
     try:
         await ledger._submit(claim_and_stop, writes=True)
@@ -109,7 +113,7 @@ async def main(command: str, url: str, schema: str, name: str = "x") -> None:
     await ledger.open()
     try:
         await {"hold": hold, "buy": buy, "stall": stall, "leave": leave}[command](ledger, name)
-    except* OwnershipLost:
+    except* NotOurs:
         say("lost")
     finally:
         await ledger.aclose()

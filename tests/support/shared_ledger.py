@@ -18,7 +18,7 @@ from nanobanana_async.errors import LedgerError, TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import ACTIVE_STATES, TERMINAL_STATES, JobRecord
 from nanobanana_async.keys import batch_key_prefix
-from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken, Upload
+from nanobanana_async.ledger.base import Allowance, Claim, NotOurs, TaskTaken, Upload
 from nanobanana_async.ledger.feeding import FedBatch
 from nanobanana_async.ledger.memory_charges import MemoryCharges
 from nanobanana_async.policy.prices import Price
@@ -86,7 +86,7 @@ class SharedLedger:
 
 @define(eq=False)
 class LedgerView(FeedingView):
-    """One owner's ledger on the shared rows. It may be slow, fail as `fails` says, and be killed."""
+    """One owner's ledger on the shared rows. It may be slow, fail as `fails` says, be killed, and be buried alive."""
 
     shared: SharedLedger
     delay_s: float = 0.0
@@ -98,8 +98,13 @@ class LedgerView(FeedingView):
     """How often each method was called."""
     changes: list[str] = field(factory=list)
     """What it changed, in order."""
+    surely_owns: bool = True
+    outage: str | None = None
     _turn: asyncio.Lock = field(factory=asyncio.Lock)
     _killed_at: float = -math.inf
+    _notify_burial: Callable[[], None] | None = None
+    _buried: bool = False
+    """It was buried, and does not know that yet."""
 
     async def open(self) -> None:
         if self.alive:
@@ -122,6 +127,34 @@ class LedgerView(FeedingView):
     def kill(self) -> None:
         """Die: the lock is gone, and no later call is ever answered."""
         self.alive, self.killed, self._killed_at = False, True, asyncio.get_running_loop().time()
+
+    def on_burial(self, notify: Callable[[], None]) -> None:
+        self._notify_burial = notify
+
+    def bury(self, *, unnoticed: bool = False) -> None:
+        """Let all its jobs have no owner, as after a lease of silence. It goes on as a new owner, which has none.
+
+        Unnoticed: until its next call, or until it comes back.
+        """
+        for row in self.shared.rows.values():
+            if row.owner is self and row.record.state in ACTIVE_STATES:
+                row.owner = None
+        for owner, key in list(self.shared.notices):
+            if owner is self:
+                del self.shared.notices[owner, key]
+        for shares in self.shared.shares.values():
+            shares.pop(self.shared.owners.index(self), None)
+        self._buried, self.surely_owns = True, False
+        if not unnoticed:
+            self.come_back()
+
+    def come_back(self) -> None:
+        """Notice the burial, if there was one, and be an owner that certainly lives."""
+        self.surely_owns = True
+        if self._buried:
+            self._buried = False
+            if self._notify_burial is not None:
+                self._notify_burial()
 
     async def claim(self, record: JobRecord) -> Claim:
         def claim() -> Claim:
@@ -286,6 +319,8 @@ class LedgerView(FeedingView):
             if self.fails[name] > 0:
                 self.fails[name] -= 1
                 raise LedgerError("the disk is full")
+            if self._buried:
+                self.come_back()
             result = work()
             await asyncio.sleep(self.delay_s / 2)
             if self.killed:
@@ -304,7 +339,7 @@ class LedgerView(FeedingView):
         row = self.shared.rows.get(before.key)
         mine = row is not None and (row.owner is self or row.record.state not in ACTIVE_STATES)
         if row is None or row.record.revision != before.revision or not mine:
-            raise LedgerError(f"job {before.key} was changed by another owner", key=before.key, safe_to_repeat=False)
+            raise NotOurs(f"job {before.key} was changed by another owner", key=before.key)
         row.record, row.owner = after, self
         self.changes.append(f"{before.state.name} -> {after.state.name}")
 
