@@ -1,8 +1,9 @@
 """Flushes of the ledger on PostgreSQL: many calls become few statements, and each call ends as if it ran alone."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from typing import Any
 
@@ -14,7 +15,10 @@ from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken
+from nanobanana_async.ledger.postgres import connection, problems
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
+from nanobanana_async.ledger.postgres.pipeline import Work
+from nanobanana_async.ledger.postgres.statements import PostgresTable
 from nanobanana_async.policy.prices import Price
 from tests.support.ledger_contract import EIGHT, GUESS, NOON, job, sent
 from tests.support.postgres import Server, new_schema
@@ -22,17 +26,52 @@ from tests.support.postgres import Server, new_schema
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-async def ledger(postgres: Server) -> AsyncIterator[PostgresLedger]:
-    ledger = PostgresLedger(postgres.url, schema=new_schema(), patience_s=10)
-    await ledger.open()
-    yield ledger
-    await ledger.aclose()
-
-
 async def ends_of(calls: Iterable[Any]) -> list[Any]:
     """Make calls in one turn of the event loop, so that they share a flush; return their results and errors."""
-    return await asyncio.gather(*calls, return_exceptions=True)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(end_of(call)) for call in calls]
+    return [task.result() for task in tasks]
+
+
+async def end_of(call: Any) -> Any:
+    try:
+        return await call
+    except LedgerError as error:
+        return error
+
+
+@asynccontextmanager
+async def opened(ledger: PostgresLedger) -> AsyncIterator[PostgresLedger]:
+    await ledger.open()
+    try:
+        yield ledger
+    finally:
+        await ledger.aclose()
+
+
+def claim_and_hold(record: JobRecord, may_commit: threading.Event) -> Callable[[PostgresTable], Work[None]]:
+    def work(table: PostgresTable) -> Work[None]:
+        yield from table.claim(record)
+        assert may_commit.wait(20)
+
+    return work
+
+
+async def until_waiting(postgres: Server, transactions: int) -> None:
+    """Wait until so many transactions wait for another one, and one stands open."""
+    states = (
+        "SELECT count(*) FILTER (WHERE wait_event_type = 'Lock'),"
+        " count(*) FILTER (WHERE state = 'idle in transaction') FROM pg_stat_activity"
+    )
+    async with asyncio.timeout(20):
+        while await asyncio.to_thread(postgres.execute, states) != [(transactions, 1)]:
+            pass
+
+
+@pytest.fixture
+async def ledger(postgres: Server) -> AsyncIterator[PostgresLedger]:
+    async with opened(PostgresLedger(postgres.url, schema=new_schema(), patience_s=10)) as ledger:
+        yield ledger
 
 
 def submitting(record: JobRecord) -> JobRecord:
@@ -104,28 +143,34 @@ async def test_attached_task_of_a_job_that_was_never_sent_is_shared(ledger: Post
     assert ends == [None, None]
 
 
-async def test_hosts_that_claim_the_same_keys_in_opposite_orders_do_not_deadlock(postgres: Server) -> None:
-    schema, keys = new_schema(), [f"k{number:03}" for number in range(200)]
-    (before,) = postgres.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+async def test_hosts_that_claim_the_same_keys_in_opposite_orders_do_not_deadlock(
+    ledger: PostgresLedger, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repeated: list[Exception] = []
+
+    def is_transient(error: Exception) -> bool:
+        repeated.append(error)
+        return problems.is_transient(error)
+
+    monkeypatch.setattr(connection, "is_transient", is_transient)
+    records = [job(key) for key in "abc"]
     async with AsyncExitStack() as stack:
-        ledgers = [PostgresLedger(postgres.url, schema=schema) for _ in range(2)]
-        for ledger in ledgers:
-            await ledger.open()
-            stack.push_async_callback(ledger.aclose)
-        for turn in range(10):
-            mine = [f"{turn}-{key}" for key in keys]
-            ends = await asyncio.gather(
-                *(
-                    ends_of(ledger.claim(job(key)) for key in ordered)
-                    for ledger, ordered in zip(ledgers, (mine, mine[::-1]), strict=True)
-                )
-            )
-            assert all(isinstance(end, Claim) for end in ends[0] + ends[1])
-            new = [one.is_new + other.is_new for one, other in zip(ends[0], reversed(ends[1]), strict=True)]
-            assert new == [1] * 200
-    # The server counts a connection's deadlocks at its end, if not before.
-    after = postgres.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
-    assert after == [before]
+        other = await stack.enter_async_context(opened(PostgresLedger(postgres.url, schema=ledger._url.schema)))
+        third = await stack.enter_async_context(opened(PostgresLedger(postgres.url, schema=ledger._url.schema)))
+        may_commit = threading.Event()
+        async with asyncio.TaskGroup() as group:
+            # Until the third host commits "b", the two wait for it, each with its first key: they meet for certain.
+            group.create_task(end_of(third._submit(claim_and_hold(records[1], may_commit), writes=True)))
+            await until_waiting(postgres, 0)
+            claims = [
+                group.create_task(ends_of(map(host.claim, ordered)))
+                for host, ordered in ((ledger, records), (other, records[::-1]))
+            ]
+            await until_waiting(postgres, 2)
+            may_commit.set()
+        ends = [end for claim in claims for end in claim.result()]
+    assert sorted(claim.record.key for claim in ends if claim.is_new) == ["a", "c"]
+    assert not any(isinstance(error, psycopg.errors.DeadlockDetected) for error in repeated)
 
 
 async def buy(ledger: PostgresLedger, record: JobRecord, price: Price, cap: int) -> Allowance:
