@@ -98,11 +98,12 @@ async def test_writes_of_one_job_in_one_flush_run_in_their_order(ledger: Postgre
     assert await ledger.find(first.key) == fourth
 
 
-async def test_one_bad_row_among_a_hundred_writes_fails_alone(ledger: PostgresLedger) -> None:
+@pytest.mark.parametrize("attempts", [2**40, "two"], ids=["refused by the server", "refused by the driver"])
+async def test_one_bad_row_among_a_hundred_writes_fails_alone(ledger: PostgresLedger, attempts: Any) -> None:
     records = [job(f"k{number}") for number in range(100)]
     assert all(claim.is_new for claim in await ends_of(map(ledger.claim, records)))
     wanted = [submitting(record) for record in records]
-    wanted[40] = evolve(wanted[40], attempts=2**40)  # no integer of PostgreSQL
+    wanted[40] = evolve(wanted[40], attempts=attempts)
     ends = await ends_of(ledger.advance(*pair) for pair in zip(records, wanted, strict=True))
     assert isinstance(ends.pop(40), LedgerError)
     assert ends == [None] * 99
