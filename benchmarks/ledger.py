@@ -33,7 +33,8 @@ UNFINISHED = 50
 NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
 
 
-def _job(key: str) -> JobRecord:
+def new_job(key: str) -> JobRecord:
+    """Return the record of a job that was not sent."""
     return JobRecord(
         key=key,
         gateway="apimall",
@@ -44,7 +45,8 @@ def _job(key: str) -> JobRecord:
     )
 
 
-def _moves(record: JobRecord) -> Iterator[tuple[JobRecord, JobRecord]]:
+def transitions(record: JobRecord) -> Iterator[tuple[JobRecord, JobRecord]]:
+    """Yield its transitions until it has succeeded: the record before and after each."""
     for state, facts in (
         (JobState.SUBMITTING, {"first_sent_at": NOON}),
         (JobState.RUNNING, {"task_id": f"img_{record.key}", "running_since": NOON, "credits_used": Decimal("0.12")}),
@@ -56,9 +58,9 @@ def _moves(record: JobRecord) -> Iterator[tuple[JobRecord, JobRecord]]:
 
 async def _live(ledger: Ledger, jobs: int, prefix: str) -> None:
     for number in range(jobs):
-        record = _job(f"{prefix}-{number}")
+        record = new_job(f"{prefix}-{number}")
         await ledger.claim(record)
-        for before, after in _moves(record):
+        for before, after in transitions(record):
             await ledger.advance(before, after)
 
 
@@ -78,8 +80,8 @@ def _fill(path: Path, jobs: int) -> None:
 
     def rows() -> Iterator[tuple[object, ...]]:
         for number in range(jobs):
-            record = _job(os.urandom(16).hex())
-            *_, (running, done) = _moves(record)
+            record = new_job(os.urandom(16).hex())
+            *_, (running, done) = transitions(record)
             record = running if number % stride == 0 else done
             yield (*identity_values(record), *progress_values(record), None)
 

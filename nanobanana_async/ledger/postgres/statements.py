@@ -26,7 +26,7 @@ from nanobanana_async.ledger.postgres.columns import (
     recordset,
     utc,
 )
-from nanobanana_async.ledger.postgres.pipeline import OneRow, Rows, Statement, Work
+from nanobanana_async.ledger.postgres.pipeline import OneRow, Statement, Work
 from nanobanana_async.policy.prices import Price
 
 ACTIVE = f"state IN ({sql_list(ACTIVE_STATES)})"
@@ -73,8 +73,9 @@ _RELEASE = (
     f"UPDATE jobs AS j SET owner = NULL FROM {recordset('key')}"
     f" WHERE j.key = u.key AND j.owner = %(me)s AND j.{ACTIVE} RETURNING j.key"
 )
-_SELECT_BY_TASK = (
-    f"SELECT {SELECTED} FROM jobs AS j WHERE account = %(account)s AND task_id = %(task_id)s ORDER BY id DESC LIMIT 1"
+_SELECT_BY_TASKS = (  # the newest, if two keys have the same task
+    f"SELECT DISTINCT ON (j.task_id) {SELECTED} FROM jobs AS j"
+    " WHERE j.account = %(account)s AND j.task_id = ANY(%(task_ids)s::text[]) ORDER BY j.task_id, j.id DESC"
 )
 _SELECT_TASK_HOLDER = f"SELECT u.key, ({_TASK_HOLDER} LIMIT 1) FROM {recordset('key', 'account', 'task_id')}"
 _COUNT_SLOTS_OF_OTHERS = (
@@ -198,19 +199,14 @@ class PostgresTable:
 
     def find_task(self, account: str, task_id: str) -> Work[JobRecord | None]:
         """Return the job with this task id; the newest, if two keys have the same task."""
-        (found,) = yield [Statement(_SELECT_BY_TASK, {"account": as_text(account), "task_id": as_text(task_id)})]
-        return record_of(found[0]) if found else None
+        return (yield from self.known_tasks(account, [task_id])).get(task_id)
 
     def known_tasks(self, account: str, task_ids: Iterable[str]) -> Work[dict[str, JobRecord | None]]:
         """Return those of the tasks that a job of the account has, with the job."""
-        tasks = list(dict.fromkeys(task_ids))
-        if not tasks:
-            return {}
-        name = as_text(account)
-        answers: list[Rows] = yield [
-            Statement(_SELECT_BY_TASK, {"account": name, "task_id": as_text(task_id)}) for task_id in tasks
-        ]
-        return {task_id: record_of(found[0]) for task_id, found in zip(tasks, answers, strict=True) if found}
+        values = {"account": as_text(account), "task_ids": list(map(as_text, task_ids))}
+        (found,) = yield [Statement(_SELECT_BY_TASKS, values)]
+        records = map(record_of, found)
+        return {record.task_id: record for record in records if record.task_id is not None}
 
     def count_foreign_jobs(self, account: str, since: datetime | None) -> Work[int]:
         """Count the jobs that may hold a slot and are not ours."""
