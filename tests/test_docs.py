@@ -1,8 +1,10 @@
 """Checks README and docs: programs run, tests pass, other code compiles, links and tables are true."""
 
 import asyncio
+import io
 import os
 import re
+import runpy
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +45,11 @@ class Block:
             fixtures = "nanobanana_async.emulator.fixtures"
             return ["-m", "pytest", "-q", "-p", fixtures, "-o", "asyncio_mode=auto", "-o", scope, "."]
         return None
+
+    @property
+    def changes_process(self) -> bool:
+        """Whether it changes what all code of its process shares: it needs one of its own."""
+        return re.search(r"^(?:import|from) (?:logging|opentelemetry)|def test_", self.code, re.MULTILINE) is not None
 
     @property
     def needs(self) -> set[str]:
@@ -109,6 +116,13 @@ async def run(block: Block, folder: Path, emulator: Emulator) -> str:
         "APIMALL_API_KEY": API_KEY,
         "PYTHONWARNINGS": "error",
     }
+    if not block.changes_process:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "environ", environ)
+            patch.setattr(sys, "stdout", printed := io.StringIO())
+            patch.chdir(folder)
+            await asyncio.to_thread(runpy.run_path, "block.py", run_name="__main__")
+        return printed.getvalue()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *block.arguments,

@@ -165,8 +165,8 @@ def test_only_plain_names_stand_in_braces(written: str) -> None:
         ),
         (lambda: any_sweep("a", **{"extra.seed": [1, "1"]}), "values 1 and 2 are different and both named '1'"),
         (
-            lambda: any_sweep("{a}{b}{c}{d}", **{name: range(100_000) for name in "abcd"}),
-            "100,000,000,000,000,000,000 rows are more than",
+            lambda: any_sweep("{a}{b}{c}{d}", **{name: range(1000) for name in "abcd"}),
+            "1,000,000,000,000 rows are more than",
         ),
         (lambda: any_sweep("a {x}", x=[float("inf")]), "must be text or a number"),
         (

@@ -162,7 +162,7 @@ async def test_an_output_file_cannot_be_the_input(name: str, batch: Command) -> 
 
 
 async def test_unwritable_results_stop_the_buying_without_loss(batch: Command) -> None:
-    file, full, write = batch.prompts(160), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), os.write
+    file, full, write = batch.prompts(100), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), os.write
 
     def write_partially(descriptor: int, content: bytes) -> int:
         path = os.readlink(f"/proc/self/fd/{descriptor}")
@@ -180,13 +180,13 @@ async def test_unwritable_results_stop_the_buying_without_loss(batch: Command) -
         assert said.code == 3
         assert 1 < written < bought < 100
         assert "the buying stopped: out/results.jsonl can't be written: No space left on device: make room" in said.err
-        assert f"{160 - written} rows left, " in said.err
+        assert f"{100 - written} rows left, " in said.err
         assert "of them bought and not collected: run the same command to continue" in said.err
         assert len(list((batch.out / "images").glob("*.png"))) == bought
         before = requests(emulator)
         assert (await batch(file)).code == 0
-        assert (requests(emulator) - before)["cdn"] == 160 - bought
-        assert (emulator.stats().creates_accepted, emulator.stats().double_charges) == (160, 0)
+        assert (requests(emulator) - before)["cdn"] == 100 - bought
+        assert (emulator.stats().creates_accepted, emulator.stats().double_charges) == (100, 0)
 
 
 async def test_unwritable_images_stop_the_buying(batch: Command) -> None:

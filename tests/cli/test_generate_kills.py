@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.generate_kills import campaign
+from tests.cli.generate_kills import PLANS, campaign
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_a_killed_command_run_again_buys_each_prompt_once(tmp_path: Path) -> None:
-    toll = await campaign(tmp_path, 6)
+    toll = await campaign(tmp_path, len(PLANS))
     assert toll.wrong == []
     assert toll.bought_before[True] > 0
-    assert toll.ended_by.total() == 6
+    assert toll.ended_by.total() == len(PLANS)

@@ -11,9 +11,9 @@ from tests.credits.mutations import MUTATIONS, CampaignMutation
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_log")]
 
-CAMPAIGNS = (*range(2), *range(3, 16), 18, 19, 33)
+CAMPAIGNS = (3, 4, 5, 6, 8, 13, 18, 33)
 """Short ones that have every fault together."""
-REPEATED = (3, 5, 18)
+REPEATED = (3, 18)
 
 
 def test_no_cap_is_exceeded_by_more_than_one_job() -> None:

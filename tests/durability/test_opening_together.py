@@ -20,7 +20,7 @@ async def open_and_close(path):
     await ledger.open()
     await ledger.aclose()
 
-for number in range(30):
+for number in range(12):
     path = f"{sys.argv[1]}/{number}.sqlite"
     start, go = os.pipe()
     processes = []

@@ -163,7 +163,7 @@ def is_lost(event: CreateFailed) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("jobs", "foreign_every_s"), [(200, None), (60, 2.0)], ids=["alone", "with another client"])
+@pytest.mark.parametrize(("jobs", "foreign_every_s"), [(100, None), (60, 2.0)], ids=["alone", "with another client"])
 async def test_every_lost_job_that_can_be_found_ends_with_its_own_image(
     jobs: int, foreign_every_s: float | None
 ) -> None:

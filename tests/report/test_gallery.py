@@ -353,8 +353,8 @@ def test_every_text_has_enough_contrast(visit: Page, scheme: Literal["light", "d
     assert lowest >= 4.5, where
 
 
-def test_a_page_of_five_thousand_rows_lays_out_and_loads_what_is_near(browser: Browser, tmp_path: Path) -> None:
-    rows = list(made_rows(5000))
+def test_a_page_of_two_thousand_rows_lays_out_and_loads_what_is_near(browser: Browser, tmp_path: Path) -> None:
+    rows = list(made_rows(2000))
     paint_images(tmp_path, rows[:100], scale=0.02)
     write_report(tmp_path / "index.html", rows, title="many")
     page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
@@ -365,10 +365,10 @@ def test_a_page_of_five_thousand_rows_lays_out_and_loads_what_is_near(browser: B
     laid_out = "all => all.filter(one => one.checkVisibility({ contentVisibilityAuto: true })).length"
     assert 0 < page.locator(".frame").evaluate_all(laid_out) < 120
     assert len(requested) < 200
-    page.locator("#search").fill("#4999")
-    expect(page.locator("#shown")).to_have_text("1 of 5,000 rows")
-    assert shown(page) == [4998]
+    page.locator("#search").fill("#1999")
+    expect(page.locator("#shown")).to_have_text("1 of 2,000 rows")
+    assert shown(page) == [1998]
     page.locator("#search").fill("")
-    expect(page.locator("#shown")).to_have_text("5,000 rows")
-    assert shown(page) == list(range(5000))
+    expect(page.locator("#shown")).to_have_text("2,000 rows")
+    assert shown(page) == list(range(2000))
     page.context.close()

@@ -8,7 +8,7 @@ pytest.importorskip("obstore", reason="obstore is not installed: pip install 'na
 
 from tests.store.kills import Runs, campaign, faults_of
 
-ROWS, KILLS = 60, 3
+ROWS, KILLS = 30, 2
 
 
 @pytest.mark.slow
