@@ -202,8 +202,9 @@ class BatchCommand:
             NAME=VALUE: what the model takes beside these options, such as seed=7, for rows that have no value; can be
             repeated. A value that is JSON is sent as JSON, any other as text.
         new_ledger
-            Begin a new ledger in a folder whose jobs.sqlite is lost. Rows without a result are bought, perhaps a second
-            time, and --max-credits counts from 0.
+            Begin a new ledger in a folder whose jobs.sqlite is lost, or for a batch whose images another ledger has put
+            into the object store. Rows without a result are bought, perhaps a second time, and --max-credits counts
+            from 0.
         yes
             Buy lines that begin with # as prompts, and a sweep of more than 100 rows, without asking.
         dry_run
@@ -245,7 +246,7 @@ class BatchCommand:
             refuse_own_results(path, file, swept)
             owner = FolderOwner(source.batch, emulated, None if store is None else store.url)
             if (found := check_owner(path, owner)) is not None:
-                refuse_lost_ledger(path, new_ledger=new_ledger)
+                refuse_lost_ledger(path, new_ledger=new_ledger, in_store=store is not None)
             source, owner = with_names(source, names, owner, found, path)
             notes = Notes()
             source.read_objects(selected)
@@ -265,6 +266,7 @@ class BatchCommand:
                 max_budget_wait_s=max_budget_wait_s,
                 retry_failed=retry_failed,
                 buy_changed=buy_changed,
+                new_ledger=new_ledger,
                 ordered=ordered,
                 delimiter=notes.delimiter,
             )
