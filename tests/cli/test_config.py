@@ -32,6 +32,10 @@ def own_file(home: Path, text: str) -> Path:
     return path
 
 
+def write(name: str, line: str) -> None:
+    Path(name).write_text(f"{line}\n", encoding="utf-8")
+
+
 def plant(name: str) -> None:
     """Write a file that sends the API key elsewhere into the working folder, under a name that a tool could read."""
     text = 'gateway = "apimall"\nbase_url = "https://thief.example"\n'
@@ -212,6 +216,45 @@ async def test_refused_value_of_the_file_is_traced_to_it(
     home: Path, text: str, command: tuple[str, ...], why: str
 ) -> None:
     assert why in await refused(text + "\n", home, *command)
+
+
+@pytest.mark.parametrize(
+    ("text", "command", "why"),
+    [
+        ('aspect_ratio = "16:9"', ("generate", "x"), "does not take aspect_ratio: pass --extra aspect_ratio=VALUE"),
+        ("[generate]\nnum_images = 2", ("generate", "x"), "does not take num_images other than 1, not 2"),
+        ("extra = { model = 1 }", ("generate", "x"), "not extra={'model': ...}"),
+        (
+            '[batch]\nresolution = "2K"',
+            ("batch", "x.txt", "-o", "out"),
+            "x.txt, line 1: defapi does not take resolution",
+        ),
+        ("expected_job_s = 0", ("balance",), "expected_job_s must be a number above 0"),
+        ('proxy = "ftp://p.example"', ("balance",), "PROXY must be a URL"),
+    ],
+)
+async def test_setting_that_the_gateway_refuses_is_traced_to_the_file(
+    home: Path, text: str, command: tuple[str, ...], why: str
+) -> None:
+    name = text.partition("]\n")[2] or text
+    path = own_file(home, f'gateway = "defapi"\n{text}\n')
+    write("x.txt", "a fox")
+    said = await nanobanana(*command, environ=environment() | KEYS)
+    line = next(line for line in said.err.splitlines() if why in line)
+    table = f" [{command[0]}]" if text.startswith("[") else ""
+    assert said.code == 2
+    assert line.endswith(f"set in {path}{table})")
+    assert name.partition(" ")[0] in line
+
+
+@pytest.mark.parametrize("options", [("x.jsonl",), ("x.txt", "--resolution", "1K")])
+async def test_value_of_a_row_or_option_is_not_blamed_on_the_file(home: Path, options: tuple[str, ...]) -> None:
+    own_file(home, 'gateway = "defapi"\nresolution = "2K"\n')
+    write("x.jsonl", '{"prompt": "a fox", "resolution": "4K"}')
+    write("x.txt", "a fox")
+    said = await nanobanana("batch", *options, "-o", "out", environ=environment() | KEYS)
+    assert said.code == 2
+    assert "line 1: defapi does not take resolution\n" in said.err
 
 
 async def test_value_of_the_command_line_is_not_blamed_on_the_file(home: Path) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from nanobanana_async import JobState, MemoryLedger, NanoBananaError
+from nanobanana_async import ApiMall, JobState, MemoryLedger, NanoBananaError, Session
 from nanobanana_async.engine.byte_budget import ByteBudget
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.errors import SessionClosed
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.handle import Job
 from nanobanana_async.testing import FakeTransport, Reply
-from tests.support.fakes import apimall, apimall_now, defapi_now, virtually
+from tests.support.fakes import API_KEY, RecordingLedger, apimall, apimall_now, defapi_now, virtually, wire_key
 from tests.support.images import make_image
 from tests.support.loopback import until
 from tests.support.references import sha256
@@ -101,6 +101,58 @@ async def test_newest_signature_of_a_job_of_an_earlier_session_is_sent() -> None
     assert signed("new").encode() in bodies[1]
     assert result.request is not None
     assert result.request.images == (signed("new"),)
+
+
+class ThrottlingGateway:
+    """API Mall that throttles the first creates, whose every upload has another URL, and that holds a key to a body."""
+
+    def __init__(self, throttled: int = 1) -> None:
+        self._throttled = throttled
+        self.uploads = 0
+        self.sent: dict[str, bytes] = {}
+
+    def answer(self, request: HttpRequest) -> Reply:
+        if request.method == "GET":
+            return completed()
+        if "/files/" in request.url:
+            self.uploads += 1
+            stored = {"url": f"https://files.example/{self.uploads}.png", "file_size": len(PNG)}
+            return json_reply(200, {"success": True, "data": stored})
+        body = request.body or b""
+        if self.sent.setdefault(str(wire_key(request)), body) != body:
+            return refused(422, "idempotency_mismatch", "the key belongs to another body")
+        self._throttled -= 1
+        return refused(429, "too_many_requests", "wait", **{"retry-after": "30"}) if self._throttled >= 0 else created()
+
+
+@pytest.mark.parametrize(("lifetime_s", "uploads"), [(10.0, 2), (3600.0, 1)])
+@virtually
+async def test_throttled_job_whose_upload_expired_is_sent_under_another_key(lifetime_s: float, uploads: int) -> None:
+    gateway = ThrottlingGateway()
+    mall = ApiMall(api_key=API_KEY, upload_lifetime_s=lifetime_s)
+    async with Session(mall, http=FakeTransport(gateway.answer)) as session:
+        await session.generate("a fox", images=[PNG], idempotency_key="order-1")
+    assert gateway.uploads == uploads
+    assert [key[:3] for key in gateway.sent] == ["ord", "g2-"][:uploads]
+
+
+@pytest.mark.parametrize("in_another_session", [False, True])
+@virtually
+async def test_throttled_job_with_a_newer_signature_is_sent_under_another_key(in_another_session: bool) -> None:
+    gateway, ledger = ThrottlingGateway(), RecordingLedger()
+    session = apimall(FakeTransport(gateway.answer), ledger=ledger)
+    await session.open()
+    await session.submit("a fox", images=[signed("old")], idempotency_key="order-1")
+    while not gateway.sent or ledger.record("order-1").state is not JobState.PENDING:  # noqa: ASYNC110 - no event
+        await asyncio.sleep(0.01)
+    if in_another_session:
+        await session.aclose()
+        session = apimall(FakeTransport(gateway.answer), ledger=ledger)
+        await session.open()
+    await session.generate("a fox", images=[signed("new")], idempotency_key="order-1")
+    await session.aclose()
+    assert [signed("new").encode() in body for body in gateway.sent.values()] == [False, True]
+    assert [key[:3] for key in gateway.sent] == ["ord", "g2-"]
 
 
 async def test_newest_signature_beside_an_upload_is_sent() -> None:

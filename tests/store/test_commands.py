@@ -34,11 +34,32 @@ def batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return command
 
 
-async def test_new_ledger_of_a_batch_in_a_store_is_said_once(batch: Command, s3: S3) -> None:
-    async with emulated(batch):
-        first, again = [await batch(batch.prompts(1), folder=f"s3://{s3.bucket}/spring") for _ in range(2)]
-    assert "is new, and gets the ledger of what this batch buys" in first.err
-    assert "is new" not in again.err
+async def test_batch_of_a_store_is_not_bought_again_from_another_folder(batch: Command, s3: S3) -> None:
+    url, other = f"s3://{s3.bucket}/spring", ("--folder", "other")
+    async with emulated(batch) as emulator:
+        assert (await batch(batch.prompts(1), folder=url)).code == 0
+        for _ in range(2):
+            said = await batch("foxes.txt", *other, folder=url)
+            assert said.code == 2
+            assert f"{url} holds images of the batch 'foxes', whose ledger is in the folder {batch.out} of" in said.err
+            assert "--new-ledger if it is lost" in said.err
+        assert (await batch("foxes.txt", folder=url)).code == 0
+        assert emulator.stats().creates_accepted == 1
+        assert (await batch("foxes.txt", *other, "--new-ledger", folder=url)).code == 0
+        said = await batch("foxes.txt", folder=url)
+    assert (said.code, f"whose ledger is in the folder {batch.folder / 'other'} of" in said.err) == (2, True)
+
+
+async def test_moved_folder_and_other_batches_share_a_store(batch: Command, s3: S3) -> None:
+    url = f"s3://{s3.bucket}/spring"
+    async with emulated(batch) as emulator:
+        assert (await batch(batch.prompts(1), folder=url)).code == 0
+        batch.out.rename(batch.folder / "moved")
+        assert (await batch("foxes.txt", "--folder", "moved", folder=url)).code == 0
+        assert emulator.stats().creates_accepted == 1
+        assert (await batch("foxes.txt", "--name", "owls", folder=url)).code == 0
+        assert (await batch("foxes.txt", "--gateway", "emulator", folder=url)).code == 0  # a rehearsal is no claim
+        assert (await batch("foxes.txt", "--folder", "moved", folder=url)).code == 0
 
 
 async def test_images_go_to_the_store_and_the_rest_into_a_folder(batch: Command, s3: S3) -> None:
@@ -75,7 +96,7 @@ async def test_same_command_continues_and_puts_nothing_twice(batch: Command, s3:
         before = requests(emulator)
         s3.requests.clear()
         assert (await batch("foxes.txt", folder=url)).code == 0
-        assert (requests(emulator), s3.counts()) == (before, {"HEAD": 3})
+        assert (requests(emulator), s3.counts()) == (before, {"HEAD": 3, "GET": 1})
         await batch(batch.prompts(4), folder=url)
         assert emulator.stats().creates_accepted == 4
         assert len(await s3.images()) == 4

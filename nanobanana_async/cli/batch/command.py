@@ -224,8 +224,9 @@ class BatchCommand:
             NAME=VALUE: what the model takes beside these options, such as seed=7, for rows that have no value; can be
             repeated. A value that is JSON is sent as JSON, any other as text.
         new_ledger
-            Begin a new ledger in a folder whose jobs.sqlite is lost. Rows without a result are bought, perhaps a second
-            time, and --max-credits counts from 0.
+            Begin a new ledger in a folder whose jobs.sqlite is lost, or for a batch whose images another ledger has put
+            into the object store. Rows without a result are bought, perhaps a second time, and --max-credits counts
+            from 0.
         yes
             Buy lines that begin with # as prompts, and a sweep of more than 100 rows, without asking.
         dry_run
@@ -269,7 +270,6 @@ class BatchCommand:
             path = folder_of_run(output, folder, source.batch)
             refuse_own_results(path, file, swept)
             owner = FolderOwner(source.batch, emulated, None if store is None else store.url)
-            found = None
             if ledger is None:
                 if (found := check_owner(path, owner)) is not None:
                     refuse_lost_ledger(path, new_ledger=new_ledger, in_store=store is not None)
@@ -293,6 +293,7 @@ class BatchCommand:
                 max_budget_wait_s=max_budget_wait_s,
                 retry_failed=retry_failed,
                 buy_changed=buy_changed,
+                new_ledger=new_ledger,
                 ordered=ordered,
                 delimiter=notes.delimiter,
             )

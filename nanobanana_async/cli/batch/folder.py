@@ -178,16 +178,16 @@ def check_owner(path: Path, owner: FolderOwner) -> FolderOwner | None:
     return found
 
 
-def refuse_lost_ledger(path: Path, *, new_ledger: bool) -> None:
+def refuse_lost_ledger(path: Path, *, new_ledger: bool, in_store: bool = False) -> None:
     """Raise `ConfigurationError` if the ledger of earlier runs in this folder is missing.
 
     Without it `max_credits` counts from 0, and rows that were bought and have no result yet are bought again.
-    `new_ledger` is the user's consent to that.
+    `new_ledger` is the user's consent to that; with `in_store` it may be about the ledger of another folder.
     """
     ledger = path / LEDGER
     with suppress(FileNotFoundError):
         if ledger.stat().st_size:
-            if new_ledger:
+            if new_ledger and not in_store:
                 raise ConfigurationError(f"{ledger} exists: --new-ledger is for a folder whose ledger is lost")
             return
     images = path / IMAGES

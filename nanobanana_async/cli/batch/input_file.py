@@ -19,6 +19,7 @@ from nanobanana_async.cli.batch.parsers import ParsedRow, ReadingOptions, csv_ce
 from nanobanana_async.cli.batch.spool import copy_input
 from nanobanana_async.cli.batch.stored_images import read_objects
 from nanobanana_async.cli.options import in_cli_words
+from nanobanana_async.cli.settings.sources import current
 from nanobanana_async.errors import ConfigurationError, InvalidRequest, NanoBananaError
 from nanobanana_async.extra import to_extra
 from nanobanana_async.gateways.contract import Gateway
@@ -183,6 +184,7 @@ class InputFile:
                 name = row_name(self.options.names, facts)
             except InvalidRequest as wrong:
                 error = in_cli_words(_as_column(wrong.message, found.own_fields))
+                error = current().name_origin(error, found.own_fields)
         if row.own_key is not None and row.error is None:
             if hash(row.own_key) in own_keys:
                 error = error or f"key {row.own_key!r} belongs to an earlier row: each row needs its own key, or none"

@@ -36,6 +36,7 @@ from nanobanana_async.cli.batch.rows import YIELD_EVERY, PendingRows, result_fro
 from nanobanana_async.cli.batch.run_options import RunOptions
 from nanobanana_async.cli.batch.run_report import RunReport
 from nanobanana_async.cli.batch.spreadsheet import SPREADSHEET, write_spreadsheet
+from nanobanana_async.cli.batch.store_marker import claim_store
 from nanobanana_async.cli.result_lines import missing_images_sentence
 from nanobanana_async.cli.signals import StopSignals
 
@@ -119,6 +120,7 @@ class Run:
     async def _load_finished(self) -> None:
         """Start the new results file with every row that has already ended."""
         options = self._options
+        await claim_store(options, self._ledger)
         if options.emulated:
             images = self._folder / IMAGES
             if note := await begin_lost_jobs_again(self._ledger, self._gateway, images, options.store):

@@ -31,6 +31,8 @@ class RunOptions:
     max_budget_wait_s: float | None = None
     retry_failed: bool = False
     buy_changed: bool = False
+    new_ledger: bool = False
+    """The rows may be bought again though another ledger has bought them."""
     ordered: bool = False
     delimiter: str = ","
     """What separates the cells of `results.csv`."""

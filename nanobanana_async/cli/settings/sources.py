@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -53,7 +54,7 @@ class FileSettings:
 
     chosen: Chosen
     origins: dict[str, str] = field(factory=dict)
-    """The table that each option of the file comes from."""
+    """The tables of the settings that the file has set, by their names."""
 
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         file = self.chosen.file
@@ -63,7 +64,7 @@ class FileSettings:
         for layer in file.layers:
             if layer.command in (None, commands[0]):
                 self._fill(layer, options_of(layer, commands[0]), app, commands, arguments)
-                _fill_environment(layer)
+                self._fill_environment(layer)
 
     def _connect(self, file: SettingsFile, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         """Select the gateway of the file, with all that belongs to its account, unless another one is selected."""
@@ -87,7 +88,7 @@ class FileSettings:
         self._fill(layer, given, app, commands, arguments)
         for name in ("account", "allow_http"):
             if name in layer.values:
-                os.environ.setdefault(CONNECTION_VARIABLES[name], _as_text(layer.values[name]))
+                self._set_variable(layer, name, CONNECTION_VARIABLES[name], _as_text(layer.values[name]))
         _take_key(layer)
 
     def _fill(
@@ -97,12 +98,48 @@ class FileSettings:
         source(app, commands, arguments)
         for argument in arguments:
             if any(token.source == layer.source for token in argument.tokens):
-                self.origins[argument.name] = layer.source
+                self.origins[argument.name.strip("-").replace("-", "_")] = layer.source
 
-    def name_origin(self, sentence: str) -> str:
-        """Return a message about an option with the table that the option comes from, if it comes from the file."""
-        origin = self.origins.get(sentence.partition(" ")[0])
-        return sentence if origin is None else f"{sentence} (set in {origin})"
+    def _fill_environment(self, layer: Layer) -> None:
+        for name, value in layer.values.items():
+            if name == "allow_networks":
+                self._set_variable(layer, name, "NANOBANANA_ALLOW_NETWORKS", ",".join(value))
+            elif name == "expected_job_s":
+                self._set_variable(layer, name, "NANOBANANA_EXPECTED_JOB_S", str(value))
+            elif name == "proxy" and not any(map(os.environ.get, _PROXIES)):
+                self._set_variable(layer, name, "HTTPS_PROXY", value)
+                self._set_variable(layer, name, "HTTP_PROXY", value)
+
+    def _set_variable(self, layer: Layer, name: str, variable: str, value: str) -> None:
+        """Set a variable, unless the environment has it."""
+        if variable not in os.environ:
+            os.environ[variable] = value
+            self.origins[name] = layer.source
+
+    def name_origin(self, sentence: str, own_fields: Collection[str] = ()) -> str:
+        """Return a message about a setting with the table that the setting comes from, if it comes from the file.
+
+        `own_fields` are settings that have another value there, such as those that a row has itself.
+        """
+        name = _setting_in(sentence)
+        origin = None if name in own_fields else self.origins.get(name)
+        if origin is None:
+            return sentence
+        begins = sentence.removeprefix("--").replace("-", "_").startswith(name)
+        return f"{sentence} ({'' if begins else f'{name} is '}set in {origin})"
+
+
+_REFUSALS = (
+    re.compile(r"\bdoes not take (\w+)|, not (extra)="),
+    re.compile(r"(?:HTTPS?_)?(PROXY)\b|(?:--)?([a-z][\w-]*)"),
+)
+"""How messages name their setting: the gateway's own, then those that begin with it."""
+
+
+def _setting_in(sentence: str) -> str:
+    """Return the name of the setting that a message is about; empty if it names none."""
+    found = _REFUSALS[0].search(sentence) or _REFUSALS[1].match(sentence)
+    return "" if found is None else found[found.lastindex or 0].lower().replace("-", "_")
 
 
 def connection_in(file: SettingsFile, typed: str | None) -> Layer | None:
@@ -163,15 +200,6 @@ def _take_key(layer: Layer) -> None:
         os.environ[variable] = os.environ[name]
     elif (path := layer.values.get("api_key_file")) is not None:
         os.environ[variable] = read_key_file(layer.source, path)
-
-
-def _fill_environment(layer: Layer) -> None:
-    if "allow_networks" in layer.values:
-        os.environ.setdefault("NANOBANANA_ALLOW_NETWORKS", ",".join(layer.values["allow_networks"]))
-    if "expected_job_s" in layer.values:
-        os.environ.setdefault("NANOBANANA_EXPECTED_JOB_S", str(layer.values["expected_job_s"]))
-    if "proxy" in layer.values and not any(map(os.environ.get, _PROXIES)):
-        os.environ["HTTPS_PROXY"] = os.environ["HTTP_PROXY"] = layer.values["proxy"]
 
 
 def _as_text(value: Any) -> str:
