@@ -24,6 +24,8 @@ COMMANDS = (
     "python3 -m venv .venv && .venv/bin/pip install '.[cli]' && .venv/bin/nanobanana demo",
     "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest",
 )
+RECIPES = {path.read_text(encoding="utf-8"): path.name for path in (ROOT / "docs/examples/engines").glob("*.py")}
+"""Programs that need more than the emulator: tests/engines runs them, and the page shows them as they are."""
 _LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 _FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -38,6 +40,8 @@ class Block:
     @property
     def arguments(self) -> list[str] | None:
         """The arguments of Python that run the block; None if it is only an excerpt."""
+        if self.code in RECIPES:
+            return None
         if "asyncio.run(" in self.code or "run_virtual(" in self.code:
             return ["block.py"]
         if "def test_" in self.code:
@@ -86,6 +90,12 @@ async def test_program_runs_against_the_emulator(block: Block, tmp_path: Path) -
     async with Emulator(job_limit=5) as emulator:
         await run(block, tmp_path, emulator)
         assert emulator.stats().double_charges == 0
+
+
+def test_page_of_engines_has_the_recipes_as_they_are() -> None:
+    shown = {RECIPES.get(block.code) for block in BLOCKS if block.name.startswith("engines.md")}
+    assert shown == set(RECIPES.values())
+    assert len(shown) == 3
 
 
 @pytest.mark.slow

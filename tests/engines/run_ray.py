@@ -26,7 +26,6 @@ def main() -> None:
         include_dashboard=False,
         object_store_memory=100 * 2**20,
         log_to_driver=False,
-        _node_ip_address="127.0.0.1",
     )
     recipe.main(*sys.argv[1:])
     ray.shutdown()

@@ -13,7 +13,12 @@ from tests.support.postgres import Server
 
 pytestmark = marks("ray", "pyarrow")
 
-QUICKLY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0"}
+ON_LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as there, its servers listen on loopback only
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+}
 
 
 @pytest.fixture
@@ -27,7 +32,7 @@ async def test_rows_of_killed_actors_are_paid_once(postgres: Server, tmp_path: P
     pyarrow: Any = import_module("pyarrow")
     parquet: Any = import_module("pyarrow.parquet")
     async with opened_shop(tmp_path, postgres, rows=48) as shop:
-        shop.environ |= QUICKLY | {"RAY_TMPDIR": sockets}
+        shop.environ |= ON_LOOPBACK | {"RAY_TMPDIR": sockets}
         source, target = tmp_path / "prompts.parquet", tmp_path / "results"
         parquet.write_table(pyarrow.table({"key": list(shop.rows), "prompt": list(shop.rows.values())}), source)
         run = await shop.start(PYTHON, "-m", "tests.engines.run_ray", str(source), str(target), str(shop.images))

@@ -51,7 +51,8 @@ async def hold(ledger: PostgresLedger, name: str) -> None:
 
 async def leave(ledger: PostgresLedger, name: str) -> None:
     """Own a job that is not sent, of the account and for the gateway of the emulator, until the process is killed."""
-    gateway, request = ApiMall(api_key=API_KEY), ImageRequest("a fox")
+    gateway = ApiMall(api_key=API_KEY)
+    request = ImageRequest("a fox", model=gateway.model)
     await ledger.claim(job(name, account=gateway.account, request=request, body=gateway.encode(request)))
     say("held")
     await asyncio.sleep(3600)
