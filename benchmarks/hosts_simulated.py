@@ -5,15 +5,12 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import frozen
 
-from benchmarks.accounts import SMALL
 from benchmarks.ideal import Drawn, quantile
-from benchmarks.pool import side_by_side
-from benchmarks.report import Cell, Check, Section, Table
 from benchmarks.simulating import WatchedSimulator, buy
 from nanobanana_async import ApiMall, ConcurrencyPolicy, Session
 from nanobanana_async.emulator import API_KEY, EmulatorSettings, EmulatorStats, JobFacts
@@ -188,7 +185,7 @@ class Run:
     def _seen(self, now: float) -> "Seen":
         plan = self.plan
         since = plan.warm_s + plan.stagger_s * plan.hosts
-        bought: Counter[int] = Counter({number: 0 for number in range(plan.hosts)})
+        bought: Counter[int] = Counter(dict.fromkeys(range(plan.hosts), 0))
         for host in self.hosts + self.dead:
             if host.number < plan.hosts:
                 bought[host.number] += sum(at >= since for at in host.transport.bought)
@@ -282,7 +279,8 @@ def most_at_once(jobs: Sequence[JobFacts]) -> int:
 
 
 if __name__ == "__main__":
-    import sys, time
+    import sys
+    import time
     for plan in (
         Plan(name="8 hosts, limit 50", hosts=8, limit=50),
         Plan(name="1 host, limit 50", hosts=1, limit=50),

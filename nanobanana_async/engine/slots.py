@@ -10,7 +10,6 @@ from nanobanana_async.policy.circuit import CircuitBreaker, CreateSpacing, Retry
 from nanobanana_async.policy.concurrency import AnsweredCreate, Load
 from nanobanana_async.policy.limiter import AdmissionLimiter
 from nanobanana_async.policy.retry import RetryPolicy
-from nanobanana_async.policy.session_budget import SessionBudget
 
 
 class Slots:
