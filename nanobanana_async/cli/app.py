@@ -138,6 +138,7 @@ for _name, _attribute in {
     "worker": "worker:worker",
     "balance": "balance:balance",
     "jobs": "jobs.command:jobs",
+    "hosts": "hosts:hosts",
     "ledger": "ledger:ledger",
     "doctor": "doctor.command:doctor",
     "webhooks": "webhooks:webhooks",

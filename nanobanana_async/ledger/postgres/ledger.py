@@ -14,6 +14,7 @@ from nanobanana_async.ledger.base import Allowance, Claim, Upload
 from nanobanana_async.ledger.postgres import listing
 from nanobanana_async.ledger.postgres.feeding import Drawing, FeedingCalls
 from nanobanana_async.ledger.postgres.leases import Lease
+from nanobanana_async.ledger.postgres.overview import Overview, read_overview
 from nanobanana_async.ledger.postgres.owner import OwnerLedger
 from nanobanana_async.ledger.postgres.pipeline import Call, Work
 from nanobanana_async.ledger.postgres.sharing import exchange_of
@@ -199,6 +200,10 @@ class PostgresLedger(FeedingCalls, OwnerLedger):
     async def owners(self) -> list[listing.OwnerFacts]:
         """Return the owners of jobs, each a process that has the ledger open, or had it until a lease ago."""
         return await self._submit(listing.owners)
+
+    async def overview(self) -> Overview:
+        """Return what happens on the ledger now: owners, their shares of accounts, batches."""
+        return await self._submit(read_overview)
 
     async def batch_prefixes(self) -> list[str]:
         """Return the prefixes of the keys of all named batches."""

@@ -228,3 +228,43 @@ CREATE TABLE callback_notices (
     task_id text,
     PRIMARY KEY (owner, key)
 );
+
+-- What `nanobanana hosts` shows, for dashboards too: no prompt, no image, no secret. Seconds by the server's clock.
+CREATE VIEW owner_metrics AS
+SELECT o.id AS owner, o.host, o.process, o.client,
+       extract(epoch FROM clock_timestamp() - o.opened_at)::float8 AS open_s,
+       extract(epoch FROM clock_timestamp() - o.beat_at)::float8 AS silent_s,
+       o.lease_s, s.account, s.granted, s.target, s.held, s.in_flight, s.queued, s.interactive, s.reserve
+FROM owners AS o LEFT JOIN shares AS s ON s.owner = o.id
+WHERE o.buried_by IS NULL;
+
+CREATE VIEW account_metrics AS
+SELECT a.account, (a.state::json #>> '{limiter,job_limit,cap}')::float8 AS job_limit,
+       greatest(0, (a.state::json ->> 'gate_until')::float8 - extract(epoch FROM clock_timestamp()))::float8 AS gate_s,
+       coalesce(j.waiting, 0) AS waiting, coalesce(j.running, 0) AS running, coalesce(j.orphans, 0) AS orphans,
+       coalesce(j.uncertain, 0) AS uncertain, j.oldest_uncertain_s
+FROM (SELECT account, state FROM accounts
+      UNION ALL
+      SELECT DISTINCT account, NULL FROM jobs
+      WHERE state IN ('pending', 'submitting', 'running', 'uncertain') AND account NOT IN (SELECT account FROM accounts)
+     ) AS a
+LEFT JOIN (SELECT account,
+                  count(*) FILTER (WHERE state = 'pending') AS waiting,
+                  count(*) FILTER (WHERE state IN ('submitting', 'running')) AS running,
+                  count(*) FILTER (WHERE state IN ('submitting', 'running') AND owner IS NULL) AS orphans,
+                  count(*) FILTER (WHERE state = 'uncertain') AS uncertain,
+                  extract(epoch FROM clock_timestamp() - min(first_sent_at) FILTER (WHERE state = 'uncertain'))::float8
+                      AS oldest_uncertain_s
+           FROM jobs WHERE state IN ('pending', 'submitting', 'running', 'uncertain') GROUP BY account
+          ) AS j ON j.account = a.account;
+
+CREATE VIEW batch_metrics AS
+SELECT coalesce(f.batch, s.batch) AS batch, f.account, f.fed, f.max_credits, coalesce(s.credits, 0) AS credits
+FROM fed_batches AS f FULL JOIN spending AS s ON s.batch = f.batch;
+
+CREATE VIEW ledger_metrics AS
+SELECT (SELECT count(*) FROM owners WHERE buried_by IS NOT NULL) AS burials,
+       (SELECT extract(epoch FROM clock_timestamp() - max(buried_at))::float8 FROM owners) AS last_burial_s,
+       (SELECT n_dead_tup FROM pg_stat_user_tables WHERE relid = 'jobs'::regclass) AS dead_rows,
+       (SELECT extract(epoch FROM clock_timestamp() - min(xact_start))::float8 FROM pg_stat_activity
+        WHERE datname = current_database() AND xact_start IS NOT NULL) AS oldest_transaction_s;
