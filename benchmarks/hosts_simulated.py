@@ -5,12 +5,15 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, field, frozen
 
+from benchmarks.accounts import SMALL, Account, Found, run_cold
 from benchmarks.ideal import Drawn, quantile
+from benchmarks.pool import side_by_side
+from benchmarks.report import Cell, Check, Section, Table
 from benchmarks.simulating import WatchedSimulator, buy
 from nanobanana_async import ApiMall, ConcurrencyPolicy, Session
 from nanobanana_async.emulator import API_KEY, EmulatorSettings, EmulatorStats, JobFacts
@@ -185,7 +188,7 @@ class Run:
     def _seen(self, now: float) -> "Seen":
         plan = self.plan
         since = plan.warm_s + plan.stagger_s * plan.hosts
-        bought: Counter[int] = Counter(dict.fromkeys(range(plan.hosts), 0))
+        bought: Counter[int] = Counter({number: 0 for number in range(plan.hosts)})
         for host in self.hosts + self.dead:
             if host.number < plan.hosts:
                 bought[host.number] += sum(at >= since for at in host.transport.bought)
@@ -272,6 +275,32 @@ def run(plan: Plan) -> Figures:
     )
 
 
+@frozen(kw_only=True)
+class Sold:
+    """An account as it is sold, whose jobs some hosts buy from one pile."""
+
+    account: Account
+    hosts: int
+
+    async def _buy_all(self) -> Found:
+        account, loop = self.account, asyncio.get_running_loop()
+        plan = Plan(name=account.title, hosts=self.hosts, limit=account.limit)
+        pile = Run(plan, account.settings(), (f"image {number}" for number in range(account.jobs)))
+        for number in range(self.hosts):
+            await pile.add(number, workers=account.limit)
+        for host in pile.hosts:
+            await asyncio.wait(host.tasks)
+        ended_at = loop.time()
+        found = Found.of(account, pile.simulator.stats(ended_at), ended_at)
+        for host in pile.hosts:
+            await host.stop()
+        return found
+
+    def run(self) -> Found:
+        """Buy them all; with 0 hosts by one session that shares nothing."""
+        return run_virtual(self._buy_all()) if self.hosts else run_cold(self.account)
+
+
 def most_at_once(jobs: Sequence[JobFacts]) -> int:
     """Return how many jobs ran at once at most."""
     changes = sorted([(job.created_at, 1) for job in jobs] + [(job.ends_at, -1) for job in jobs])
@@ -279,8 +308,14 @@ def most_at_once(jobs: Sequence[JobFacts]) -> int:
 
 
 if __name__ == "__main__":
-    import sys
-    import time
+    import sys, time
+    if sys.argv[1:2] == ["sold"]:
+        for window in sys.argv[3:] or ["sliding", "clock", "bucket"]:
+          for stated in (True, False):
+            for hosts in (0, 1, 4):
+                fs = [Sold(account=evolve(SMALL, window=window, stated=stated, seed=seed), hosts=hosts).run() for seed in range(1,1+int(sys.argv[2]))]
+                print(window, stated, hosts, *(f"{f.ratio:.3f}/{100*f.refused:.1f}%/{f.polls:.1f}" for f in fs), "mean", sum(f.ratio for f in fs)/len(fs), flush=True)
+        sys.exit()
     for plan in (
         Plan(name="8 hosts, limit 50", hosts=8, limit=50),
         Plan(name="1 host, limit 50", hosts=1, limit=50),

@@ -30,6 +30,8 @@ LEAST_GAP_S = 0.25
 """The least time between two exchanges for a departure, or to give slots back."""
 DEPARTURE_KEPT_S = 2.0
 """For so long after its time a departure may be used."""
+PUNCTUAL_S = 0.1
+"""A request that leaves so much later than its departure counts from then on: a window of time counts it then, too."""
 OFFSET_KEPT_S = 60.0
 """For so long a better measure of the difference of the clocks is kept: clocks drift apart by less than it is worth."""
 MOST_EVENTS = 5000
@@ -60,7 +62,7 @@ class SharedAccount:
     """The queued slots of the last report."""
     _gate_reported: float = -math.inf
     _unheard_refusal: bool = False
-    """The learner has not heard of a 429 to a create: no further one leaves."""
+    """The learner has not heard of a 429: no request leaves."""
     _offset_s: float = 0.0
     """The ledger's clock minus the session's."""
     _offset_error_s: float = math.inf
@@ -91,7 +93,7 @@ class SharedAccount:
         self.ask(self.spoke_at + LEAST_GAP_S)
 
     def on_throttled(self) -> None:
-        """Hold creates back until the learner has heard of a 429 to one."""
+        """Hold requests back until the learner has heard of a 429."""
         self._unheard_refusal = True
         self.ask(-math.inf)
 
@@ -101,21 +103,23 @@ class SharedAccount:
         return self._local(self.allotment.gate_until) if closed else -math.inf
 
     def admits(self, load: Load, weight: int) -> bool:
-        """Return whether the slots, and what the learner knows, allow a create."""
-        if self._unheard_refusal:
-            return False
+        """Return whether the slots allow a create."""
         taken = load.held + load.in_flight
         return taken + weight <= self.allotment.room or (not taken and self.allotment.room > 0)
 
     def may_leave(self, kind: RequestKind, now: float) -> bool:
-        """Return whether a request may leave now, as far as the rate is concerned."""
+        """Return whether a request may leave now, as far as the learner knows what it would meet."""
+        if self._unheard_refusal and not self.failing:
+            return False
         if not self.is_limited:
             return True
-        if self._departure_at(kind, now) <= now:
+        if self._departure(kind, now) is not None:
             return True
         if self.failing:  # one of the gaps that this session would have got
             return now >= self._paced_at + self.allotment.gap_s
-        if not self._departures[kind]:
+        if kind == "create":
+            self.ask(self.spoke_at + LEAST_GAP_S * bool(self._departures[kind]))
+        elif not self._departures[kind]:
             self.ask_soon()
         return False
 
@@ -128,12 +132,14 @@ class SharedAccount:
         return max(self.gate(kind), self._paced_at + self.allotment.gap_s if self.failing else -math.inf)
 
     def on_sent(self, kind: RequestKind, now: float) -> None:
-        """Use a departure for a request that leaves; without one it is reported."""
-        if self.is_limited and self._departure_at(kind, now) <= now:
-            self._departures[kind].popleft()
-        else:
-            self._paced_at = now
-            self.note(RequestEvent(what="sent", at=now, kind=kind))
+        """Use a departure for a request that leaves; one that leaves later, or without any, is reported."""
+        if self.is_limited and (departures := self._departure(kind, now)) is not None:
+            at = departures.popleft()
+            if now - at < PUNCTUAL_S:
+                return
+            self.note(RequestEvent(what="unused", at=at, kind=kind))
+        self._paced_at = now
+        self.note(RequestEvent(what="sent", at=now, kind=kind))
 
     def heard_before(self, sent_at: float) -> float:
         """Return, by the ledger's clock, when the session had last heard of the others when a request left."""
@@ -201,7 +207,7 @@ class SharedAccount:
         self._heard.append((now, allotment.at))
         for kind, times in allotment.departures.items():
             self._departures[kind].extend(map(self._local, times))
-        self._unheard_refusal = any(event.what == "throttled" and event.kind == "create" for event in self._events)
+        self._unheard_refusal = any(event.what == "throttled" for event in self._events)
         if self._unheard_refusal:
             self.ask(now)
 
@@ -214,12 +220,18 @@ class SharedAccount:
         since = self.allotment.undecided_since
         return None if since is None else self._local(since)
 
-    def _departure_at(self, kind: RequestKind, now: float) -> float:
-        """Return the next departure; those that no request used in time are given back."""
-        departures = self._departures[kind]
-        while departures and departures[0] < now - DEPARTURE_KEPT_S:
-            self.note(RequestEvent(what="unused", at=departures.popleft(), kind=kind))
-        return departures[0] if departures else math.inf
+    def _departure(self, kind: RequestKind, now: float) -> deque[float] | None:
+        """Return where the departure is that such a request may use now; None if there is none.
+
+        Departures that no request used in time are given back.
+        """
+        for each in ("create", "poll"):
+            departures = self._departures[each]
+            while departures and departures[0] < now - DEPARTURE_KEPT_S:
+                self.note(RequestEvent(what="unused", at=departures.popleft(), kind=each))
+        usable = ("create", "poll") if kind == "create" and self.allotment.creates_first else (kind,)
+        ready = (self._departures[each] for each in usable if self._departures[each] and self._departures[each][0] <= now)
+        return next(ready, None)
 
     def _by_shared_clock(self, event: RequestEvent) -> RequestEvent:
         sent_at = event.sent_at if event.kind == "create" else self._shared(event.sent_at)
@@ -269,7 +281,7 @@ class SharedBudget(SessionBudget):
         """Record a 429 to a poll for the rate; it shows that no budget of a day is used up any more."""
         self.pause.on_answered(sent_at)
         self.shared.note(RequestEvent(what="throttled", at=now, kind=kind, sent_at=sent_at, wait_s=wait_s))
-        self.shared.ask_soon()
+        self.shared.on_throttled()
 
 
 @define

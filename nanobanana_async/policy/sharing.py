@@ -47,8 +47,8 @@ KEPT_FOR_S = 30.0
 """How long an owner keeps a slot above the even share before it goes to the next: each move leaves it empty a while."""
 HUNGRY_LATELY_S = 60.0
 """The reserve is kept for so long after an interactive owner wanted more than it had."""
-HORIZON_S = 2.0
-"""Departures are handed out for this time: about that between two exchanges of an owner that waits."""
+HORIZON_S = 0.7
+"""Departures are handed out for this time. Those that are out when a request is refused will be refused, too."""
 PROBE_AFTER_S = 5.0
 """How much longer than the owner that met a gate the others wait before they probe too: it may have died."""
 HEARD_S = 1e-5
@@ -156,6 +156,8 @@ class Allotment:
     gap_s: float = 0.0
     """The mean time between two departures of one owner; 0 while all requests leave freely."""
     departures: Mapping[RequestKind, tuple[float, ...]] = field(factory=dict)
+    creates_first: bool = False
+    """Creates and polls share one budget: a create may leave at the departure of a poll."""
     gate_until: float = -math.inf
     gates_polls: bool = False
 
@@ -335,6 +337,7 @@ def _allotment(state: AccountState, owner: int, report: Report, now: float) -> A
         rate=limiter.pacer.rate,
         gap_s=len(state.shares) / limiter.pacer.rate,
         departures=departures,
+        creates_first=budget.is_shared,
         gate_until=state.gate_until + PROBE_AFTER_S if gated else -math.inf,
         gates_polls=state.gates_polls,
     )
