@@ -2,7 +2,8 @@
 
 With `--processes 4 --rows 400` four processes buy one batch on one ledger, and one of them is killed half-way. The exit
 code is 1 when a promise was broken. With `--control` jobs in doubt are bought again on defapi, as a user may choose:
-then the count must find second purchases.
+then the count must find second purchases. `python -m tests.durability stops --seeds 20` stops hosts for longer than
+their leases on PostgreSQL.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nanobanana_async.emulator.settings import Idempotency
+from tests.durability import stops
 from tests.durability.emulator_process import AccountSettings, opened
 from tests.durability.killing import Toll, finish, kill_again_and_again, plans
 from tests.durability.sharing import share
@@ -122,6 +124,8 @@ def _table(figures: Mapping[str, Any]) -> str:
 
 def main() -> int:
     """Run the command line."""
+    if sys.argv[1:2] == ["stops"]:
+        return stops.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m tests.durability", description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--gateway", choices=["apimall", "defapi", "both"], default="both")

@@ -11,6 +11,7 @@ from tests.simulate.network import Network, SimulatedTransport
 from tests.simulate.oracle import Oracle, Outcome
 from tests.simulate.plan import Plan
 from tests.support.disk import Disk
+from tests.support.leased_disk import LeasedLedger
 from tests.support.machine import CancelledAt, Fate, Machine, Process
 
 FATES = ("step", "order", "before commit", "after commit", "before request", "after request", "time")
@@ -38,7 +39,7 @@ class Shared:
         """Return a session of a process on the shared ledger and the shared network."""
         return Session(
             self.plan.gateway(process.name),
-            ledger=SqliteLedger(self.disk.path),
+            ledger=(LeasedLedger if self.plan.leases else SqliteLedger)(self.disk.path),
             http=SimulatedTransport(self.network, process, self.oracle.key_of),
             retry=RetryPolicy() if last else self.plan.retry,
             timeouts=Timeouts() if last else self.plan.timeouts,

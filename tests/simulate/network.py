@@ -36,6 +36,8 @@ class SentRequest:
     generation: int
     left_at: float
     answer: "asyncio.Future[HttpResponse | TransportError]"
+    owner: str = ""
+    """The owner of its process when it left."""
     in_flight: bool = True
     fate: Fate = "open"
     timed_out: bool = False
@@ -107,7 +109,8 @@ class Network:
     def new_request(self, process: Process, request: HttpRequest, key: str, generation: int) -> SentRequest:
         """Return a request that is about to leave."""
         answer: asyncio.Future[HttpResponse | TransportError] = self.machine.create_future()
-        return SentRequest(self._sent + 1, process, request, key, generation, self.machine.time(), answer)
+        left_at, owner = self.machine.time(), process.owner
+        return SentRequest(self._sent + 1, process, request, key, generation, left_at, answer, owner)
 
     def _latency(self) -> float:
         return self.plan.latency_s * self._chance.uniform(0.5, 1.5)

@@ -65,6 +65,8 @@ class Oracle:
         self._bodies: dict[str, bytes] = {}
         self._given_up: dict[tuple[str, str], float] = {}
         self._history_read_at = -1.0
+        self._silent_at: dict[str, float] = {}
+        """When each host was last seen suspended or cut off."""
 
     def find_fault(self, rule: str, text: str) -> None:
         """Note that a promise was broken."""
@@ -111,7 +113,8 @@ class Oracle:
     def _check_repeat(self, sent: SentRequest) -> None:
         before = [old for old in self._network.of_key(sent.key) if old.generation == sent.generation]
         for old in before:
-            if old.process is not sent.process and old.process.alive and not old.answer.done():
+            stale = old.owner in self._disk.buried  # its job is another's: on API Mall the key is the fence
+            if old.process is not sent.process and old.process.alive and not old.answer.done() and not stale:
                 self.find_fault("two buyers", f"{sent.key} was sent while {old.process.name} waits for its answer")
         known = self._network.of_key(sent.key)
         if not self.decided[sent.key] and any(old.conflict for old in known if old.generation < sent.generation):
@@ -139,10 +142,32 @@ class Oracle:
 
     def _check_kept(self, sent: SentRequest) -> None:
         record = self._disk.record(sent.key)
-        if not sent.process.alive or sent.key in self._disk.failed_keys:
+        process = sent.process
+        if not process.alive or sent.key in self._disk.failed_keys:
+            return
+        if self._plan.leases and not self._has_had_time(sent, record):
             return
         if record is None or (record.generation == sent.generation and record.task_id != sent.task_id):
             self.find_fault("answer dropped", f"{sent.key} is {sent.task_id}: answered, and not written down")
+
+    def _has_had_time(self, sent: SentRequest, record: JobRecord | None) -> bool:
+        """Whether a host can have written the answer by now; if not, look again later, unless it ends before.
+
+        A host that is suspended, cut off or closing can't, nor can one while another host decides about the create.
+        """
+        process = sent.process
+        if process.closing or process.ended.done():
+            return False
+        found = self._disk.find(sent.key)
+        decides = found is not None and found[0].state is JobState.SUBMITTING and found[1] not in (None, process.owner)
+        now = self._machine.time()
+        if process.frozen or process.lease.is_silent or process.lease.buried:
+            self._silent_at[process.name] = now
+        heard_s = now - self._silent_at.get(process.name, -PATIENCE_S)
+        same = record is not None and record.generation == sent.generation
+        if same and (decides or heard_s < PATIENCE_S):
+            self._machine.after(1.0, lambda: self._check_kept(sent))
+        return not same or not (decides or heard_s < PATIENCE_S)
 
     def observer(self, process: Process) -> "EventChecker":
         """Return who listens to a session's events."""

@@ -57,6 +57,8 @@ class Plan:
     """The API key is changed between processes; the account has a name."""
     shared: bool
     """Another client uses the account."""
+    leases: bool
+    """The processes are hosts, which are suspended and cut off from the ledger, and buried when that lasts."""
     outages: tuple[tuple[float, float, str], ...] = field(factory=tuple)
     """Begin, end and kind of each outage."""
 
@@ -80,6 +82,7 @@ def plan_of(seed: int) -> Plan:
     """Draw the plan of a seed."""
     draw = random.Random(f"{seed} plan")
     scene = SCENES[seed % len(SCENES)]
+    leases = random.Random(f"{seed} leases").random() < 0.5
     lifetime_s = draw.choice((4.0, 15.0, 60.0, 1800.0))
     active_s = draw.uniform(30.0, 150.0)
     latency_s = draw.choice((0.01, 0.05, 0.3))
@@ -101,7 +104,7 @@ def plan_of(seed: int) -> Plan:
         world=_world(draw, seed, manner, forget_s),
         key_lifetime_s=lifetime_s,
         keys=draw.randint(2, 7),
-        slots=draw.choice((1, 1, 2, 3)),
+        slots=max(draw.choice((1, 1, 2, 3)), 1 + leases),
         lives=draw.randint(1, 4),
         active_s=active_s,
         trouble=draw.choice((0.0, 0.1, 0.3, 0.6)),
@@ -118,6 +121,7 @@ def plan_of(seed: int) -> Plan:
         fills_disk=draw.random() < 0.15,
         rotates_keys=random.Random(f"{seed} keys").random() < 0.5,
         shared=random.Random(f"{seed} shared").random() < 0.5,
+        leases=leases,
         outages=_outages(draw, active_s),
     )
 

@@ -15,6 +15,7 @@ from tests.simulate.network import Network
 from tests.simulate.oracle import Oracle, Violation
 from tests.simulate.plan import LATEST_S, Scene, plan_of
 from tests.support.disk import Disk, deterministic, memory_folder
+from tests.support.leased_disk import LeasedWriter
 from tests.support.machine import Machine, Process
 
 CALM_S = 7200.0
@@ -44,6 +45,8 @@ def play(seed: int) -> Report:
     with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
         disk = Disk(machine, Path(folder) / "jobs.sqlite", random.Random(f"{seed} disk"))
         network = Network(machine, plan, disk, random.Random(f"{seed} network"))
+        if plan.leases:
+            disk.make_writer = LeasedWriter
         oracle = network.watcher = Oracle(machine, plan, disk, network)
         seed_run = SeedRun(Shared(machine, plan, disk, network, oracle))
         with deterministic(seed, disk), asyncio.Runner(loop_factory=lambda: machine) as runner:
@@ -76,9 +79,11 @@ class SeedRun:
         chance = random.Random(f"{plan.seed} lives")
         slots = [asyncio.Task(self._slot(number, chance)) for number in range(plan.slots)]
         meddling = asyncio.Task(self._meddle(random.Random(f"{plan.seed} meddling")))
+        silencing = asyncio.Task(self._silence(random.Random(f"{plan.seed} silence")))
         await asyncio.wait(slots)
-        meddling.cancel()
-        await asyncio.wait([meddling])
+        for task in (meddling, silencing):
+            task.cancel()
+        await asyncio.wait([meddling, silencing])
         for slot in slots:
             slot.result()
         shared.disk.full, shared.network.quiet = False, True
@@ -118,12 +123,22 @@ class SeedRun:
                 shared.disk.full = False
                 shared.machine.note("-", "the disk has room again")
 
+    async def _silence(self, chance: random.Random) -> None:
+        """Suspend hosts, and cut them off from the ledger."""
+        while self._shared.plan.leases:
+            await asyncio.sleep(chance.uniform(1.0, 15.0))
+            living = [each for each in self._processes if each.alive and not each.ended.done() and each.lease]
+            if living:
+                for_s = chance.choice((chance.uniform(1.0, 9.0), chance.uniform(10.0, 40.0)))
+                chance.choice(living).lease.be_silent(for_s, chance, suspended=chance.random() < 0.5)
+
     def _count(self) -> None:
         shared, counts = self._shared, self.counts
         creates = shared.network.creates
         counts["jobs"] = len(shared.asked)
         counts["processes"] = len(self._processes) - 1
         counts["kills"] = sum(1 for process in self._processes if not process.alive)
+        counts["burials"] = sum(process.lease.burials for process in self._processes if process.lease)
         counts["creates"] = len(creates)
         counts["in doubt"] = shared.network.lost_answers
         counts["repeats"] = len(creates) - len({(sent.key, sent.generation) for sent in creates})

@@ -11,6 +11,7 @@ COLUMNS = (
     "jobs",
     "processes",
     "kills",
+    "burials",
     "creates",
     "in doubt",
     "repeats",

@@ -14,6 +14,9 @@ class CutProxy:
     def __init__(self, target: int) -> None:
         self.port = free_port()
         self.cuts = 0
+        self.is_open = threading.Event()
+        """While it is clear nothing is forwarded, and the connections stay: a network that is silent."""
+        self.is_open.set()
         self._target = target
         self._words: bytes | None = None
         self._server = socket.create_server(("127.0.0.1", self.port))
@@ -25,6 +28,7 @@ class CutProxy:
         self._words = words
 
     def close(self) -> None:
+        self.is_open.set()
         with suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
@@ -58,12 +62,14 @@ class _Pair:
     def copy_requests(self) -> None:
         with suppress(OSError), self._server:
             while data := self._client.recv(1 << 16):
+                self._proxy.is_open.wait()
                 self._losing = self._losing or self._proxy.takes(data)
                 self._server.sendall(data)
 
     def copy_answers(self) -> None:
         with suppress(OSError), self._client:
             while data := self._server.recv(1 << 16):
+                self._proxy.is_open.wait()
                 if self._losing:  # the server has done it, and the client will never know
                     self._client.shutdown(socket.SHUT_RDWR)
                     return

@@ -35,6 +35,8 @@ class Process:
         self.alive = True
         self.closing = False
         self.thawed = False
+        self.frozen = False
+        """It is suspended, as by SIGSTOP: nothing of it runs until it goes on."""
         self.counts: Counter[str] = Counter()
         self.tasks: dict[asyncio.Task[Any], None] = {}
         self.held_back: list[tuple[Callable[..., object], tuple[Any, ...], Context | None]] = []
@@ -43,6 +45,8 @@ class Process:
         self.session: Session | None = None
         self.owner = ""
         """Its name as an owner in the ledger."""
+        self.lease: Any = None
+        """Its lease, on a ledger that has leases."""
 
     def lives_past(self, point: str) -> bool:
         """Count that the process has come to a point, and say whether it survives it."""
@@ -59,6 +63,18 @@ class Process:
             for release in self.at_death:
                 release()
             self.ended.set_result(None)
+
+    def freeze(self) -> None:
+        """Suspend it between two steps."""
+        self.frozen = True
+
+    def go_on(self) -> None:
+        """Let it run again: first what was due meanwhile, in its order."""
+        self.frozen = False
+        if self.alive:
+            held_back, self.held_back = self.held_back, []
+            for callback, args, context in held_back:
+                self.machine.call_soon(callback, *args, context=context)
 
     def start(self, main: Coroutine[Any, Any, None]) -> None:
         """Let its main coroutine run; the process ends with it."""
@@ -138,7 +154,7 @@ class Machine(VirtualLoop):
         process = _owner_of(context)
         if process is None:
             return super().call_at(when, callback, *args, context=context)
-        return super().call_at(when, _ring, process, callback, args, context=context)
+        return super().call_at(when, _ring, process, callback, args, context, context=context)
 
 
 def _owner_of(context: Context | None) -> Process | None:
@@ -146,14 +162,20 @@ def _owner_of(context: Context | None) -> Process | None:
 
 
 def _step(process: Process, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None) -> None:
-    if process.lives_past("step") or process.thawed:
+    if process.frozen and process.alive:
+        process.held_back.append((callback, args, context))
+    elif process.lives_past("step") or process.thawed:
         callback(*args)
     else:
         process.held_back.append((callback, args, context))
 
 
-def _ring(process: Process, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
-    if process.lives_past("step") or process.thawed:
+def _ring(
+    process: Process, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None = None
+) -> None:
+    if process.frozen and process.alive:
+        process.held_back.append((callback, args, context))
+    elif process.lives_past("step") or process.thawed:
         callback(*args)
 
 
