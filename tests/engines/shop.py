@@ -105,8 +105,8 @@ class Shop:
         prompts = {job.prompt for job in self.emulator.jobs() if job.ends_at > self.emulator.now()}
         return {key for key, prompt in self.rows.items() if prompt in prompts}
 
-    async def kill_one(self, among: Callable[[int], bool] = lambda pid: True) -> None:
-        """Kill the process that has most paid jobs running, once one has any."""
+    async def kill_one(self, jobs: int, among: Callable[[int], bool] = lambda pid: True) -> None:
+        """Kill the process that has most paid jobs running, once one has as many as `jobs`."""
         busy: Counter[int] = Counter()
 
         def is_busy() -> bool:
@@ -114,7 +114,7 @@ class Shop:
             pids = [begun_by[key] for key in running if key in begun_by]
             busy.clear()
             busy.update(pid for pid in pids if among(pid) and _is_alive(pid))
-            return bool(busy)
+            return max(busy.values(), default=0) >= jobs
 
         await self.until(is_busy)
         os.kill(busy.most_common(1)[0][0], signal.SIGKILL)

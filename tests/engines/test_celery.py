@@ -23,8 +23,8 @@ async def test_tasks_of_killed_workers_are_paid_once(postgres: Server, tmp_path:
         rows.write_text(json.dumps(shop.rows))
         processes, threads = await worker(shop, "prefork", 4), await worker(shop, "threads", 8)
         queueing = await shop.start(PYTHON, "-m", "tests.engines.celery_app", str(rows), str(shop.images), str(results))
-        await shop.kill_one(lambda pid: pid != threads.pid)  # its parent puts the task back
-        await shop.kill_one(lambda pid: pid == threads.pid)  # its tasks come back after the visibility timeout
+        await shop.kill_one(1, lambda pid: pid != threads.pid)  # its parent puts the task back
+        await shop.kill_one(4, lambda pid: pid == threads.pid)  # its tasks come back after the visibility timeout
         other = await worker(shop, "threads", 8)
         await shop.wait_for(queueing)
         found = json.loads(results.read_text())

@@ -39,7 +39,7 @@ async def test_jobs_of_killed_workers_are_paid_once(postgres: Server, tmp_path: 
         rows = [{"key": key, "prompt": prompt, "folder": str(shop.images)} for key, prompt in shop.rows.items()]
         await shop.wait_for(await shop.start(PYTHON, "-c", QUEUE, json.dumps(rows)))
         # A worker takes 50 of the 60.
-        await shop.until(lambda: len(shop.query(BUSY)) == 2 and len(shop.running()) > 2)
+        await shop.until(lambda: len(shop.query(BUSY)) == 2 and len(shop.running()) > 4)
         for worker in workers:
             worker.kill()
             shop.kills += 1

@@ -36,8 +36,8 @@ async def test_rows_of_killed_actors_are_paid_once(postgres: Server, tmp_path: P
         source, target = tmp_path / "prompts.parquet", tmp_path / "results"
         parquet.write_table(pyarrow.table({"key": list(shop.rows), "prompt": list(shop.rows.values())}), source)
         run = await shop.start(PYTHON, "-m", "tests.engines.run_ray", str(source), str(target), str(shop.images))
-        await shop.kill_one()
-        await shop.kill_one()
+        await shop.kill_one(4)
+        await shop.kill_one(4)
         await shop.wait_for(run)
         found = parquet.read_table(target).to_pylist()
         assert sorted(row["key"] for row in found) == sorted(shop.rows)
