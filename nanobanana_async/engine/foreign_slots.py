@@ -1,6 +1,5 @@
 """Count the job slots of this account that other owners hold, until they are free."""
 
-import asyncio
 from collections.abc import Callable
 
 import anyio
@@ -15,27 +14,21 @@ from nanobanana_async.events import log, log_failure
 FOREIGN_RECOUNT_S = 5.0
 
 
-async def recount_foreign_slots(
-    claims: Claims, slots: Slots, workers: WorkerPool, changed: Callable[[], None], buried: asyncio.Event
-) -> None:
+async def recount_foreign_slots(claims: Claims, slots: Slots, workers: WorkerPool, changed: Callable[[], None]) -> None:
     """Count the slots of other owners from the session's start until there are none. The count only falls.
 
-    Slots that others take later show as a lower limit, as any change of the limit does. When our owner was buried, its
-    jobs are others' too: they are counted again.
+    Slots that others take later show as a lower limit, as any change of the limit does.
     """
-    while True:
-        buried.clear()
-        try:
-            while held := await claims.count_foreign_slots():
-                slots.foreign = min(held, slots.foreign or held)
-                changed()
-                await anyio.sleep(FOREIGN_RECOUNT_S)
-        except LedgerError as error:
-            log.warning("ledger.failed error=%s", error.message)
-        except BaseException as failure:
-            if not workers.concerns_only_the_step(failure):
-                raise
-            log_failure("ledger.failed", failure)
-        slots.foreign = 0
-        changed()
-        await buried.wait()
+    try:
+        while held := await claims.count_foreign_slots():
+            slots.foreign = min(held, slots.foreign or held)
+            changed()
+            await anyio.sleep(FOREIGN_RECOUNT_S)
+    except LedgerError as error:
+        log.warning("ledger.failed error=%s", error.message)
+    except BaseException as failure:
+        if not workers.concerns_only_the_step(failure):
+            raise
+        log_failure("ledger.failed", failure)
+    slots.foreign = 0
+    changed()

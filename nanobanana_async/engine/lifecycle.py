@@ -158,7 +158,9 @@ class SessionComponents:
             max_requests=self.concurrency.max_requests,
         )
         if isinstance(self.ledger, SharesAccount) and isinstance(limiter, SharedLimiter):
-            engine.scheduler.share_account(Exchanges(self.ledger, engine.account, limiter, slots, engine.scheduler.dispatcher))
+            engine.scheduler.share_account(
+                Exchanges(self.ledger, engine.account, limiter, slots, engine.scheduler.dispatcher)
+            )
         handler = CallbackHandler(self.gateway, engine, self.callback_urls)
         engine.scheduler.background_tasks += [handler.keep_fetching_notices, Reconciler(engine).keep_reconciling]
         deliveries = self._make_deliveries(engine, handler, budget)

@@ -58,7 +58,7 @@ def let_go(job: TrackedJob, slots: Slots, store: JobStore, estimates: JobEstimat
     if job.late_answer is None and record.task_id is not None and record.task_id != stored.task_id:
         names = ("task_id", "running_since", "attempts", "credits_used", "model")
         job.late_answer = LateAnswer(stored, facts_of_running(**{name: getattr(record, name) for name in names}))
-    slots.on_lost(job)
+    slots.release(job)  # its new owner reports them
     estimates.forget(job)
     store.credits.suspend_reservation(job)
     job.schedule, job.wait_error, job.last_failure = None, None, None

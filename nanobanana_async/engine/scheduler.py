@@ -88,11 +88,10 @@ class Scheduler:
         self._group = group
         self.workers.start(group)
         self.workers.start_task("pump", self._tick_on_timer, again=True)
-        self._buried = asyncio.Event()
         if self._store.lease is not None:
             self._store.lease.on_burial(self._on_burial)
         if self._exchanges is None:
-            recount = partial(recount_foreign_slots, self._claims, self._slots, self.workers, self.tick, self._buried)
+            recount = partial(recount_foreign_slots, self._claims, self._slots, self.workers, self.tick)
             self.workers.start_task("count", recount)
         else:
             exchange = partial(self._exchanges.keep_exchanging, self.tick)
@@ -104,7 +103,6 @@ class Scheduler:
         """Follow all jobs through the ledger: they went to other owners when ours was buried."""
         if not self.closing:
             follow_through_ledger(self.tracked, self._apply, self._clock())
-            self._buried.set()
             self._timers.fired.set()  # this is no task, so that it can't tick itself
 
     def start_background_task(self, work: Callable[[TaskGroup], Coroutine[Any, Any, None]]) -> None:

@@ -85,11 +85,6 @@ class Slots:
         """Record that this session adopted a job which was counted in `foreign`."""
         self.foreign = max(0, self.foreign - 1)
 
-    def on_lost(self, job: TrackedJob) -> None:
-        """Release the slots of a job that went to another owner: it is counted in `foreign` from now on."""
-        self.foreign += bool(job.slots)
-        self.release(job)
-
     def on_accepted(self, job: TrackedJob, now: float) -> None:
         """Record that the gateway accepted the job."""
         first = not job.slots
