@@ -234,7 +234,7 @@ async def test_a_closed_pipe_does_not_stop_the_batch(tmp_path: Path) -> None:
         process = await asyncio.create_subprocess_exec(
             *("bash", "-c", command), cwd=tmp_path, env=environ, stdin=DEVNULL, stdout=PIPE, stderr=PIPE
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             stdout, stderr = await process.communicate()
         assert (process.returncode, stdout.count(b"\n"), b"Error" in stderr) == (0, 1, False)
         assert (len(images_of(tmp_path / "out")), emulator.stats().creates_accepted) == (ROWS, ROWS)
