@@ -41,11 +41,6 @@ settings.register_profile("suite", deadline=None, max_examples=40)
 settings.load_profile("suite")
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than processors: many tests wait for sockets and processes; each worker costs seconds itself."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection() -> Generator[None, object, object]:
     """Keep what the imports and the list of tests consist of, a million objects, out of all garbage collections."""

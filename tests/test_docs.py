@@ -141,7 +141,7 @@ async def run(block: Block, folder: Path, emulator: Emulator) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(50):
         output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()
     return output.decode()

@@ -145,6 +145,7 @@ def test_the_version_is_that_of_the_distribution() -> None:
     assert nanobanana_async.__version__ == importlib.metadata.version("nanobanana-async")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statements", "brought"),
     [

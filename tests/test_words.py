@@ -201,6 +201,7 @@ def test_glossary_lists_the_retired_words() -> None:
     assert {"purse", "told", "he", "the wire"} <= words
 
 
+@pytest.mark.slow
 def test_clean_files_have_no_retired_word() -> None:
     paths = files(CLEAN)
     assert len(paths) > 400

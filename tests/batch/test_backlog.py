@@ -61,7 +61,7 @@ async def watched(
     return held, backlog, took
 
 
-@pytest.mark.parametrize("job_slots", [20, 100])
+@pytest.mark.parametrize("job_slots", [20, 60])
 def test_slots_stay_filled_while_downloads_are_a_little_slower(job_slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Eight downloads at once, which take 4 % more time than the slots need for as many images.
     save_s = 1.04 * AT_ONCE * JOB_S / job_slots
@@ -73,7 +73,7 @@ def test_slots_stay_filled_while_downloads_are_a_little_slower(job_slots: int, m
 
 
 def test_slow_downloads_neither_empty_the_slots_nor_wait_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    save_s, rows = 1.8 * AT_ONCE * JOB_S / 100, 900
+    save_s, rows = 1.8 * AT_ONCE * JOB_S / 100, 700
     held, backlog, took = run_virtual(watched(monkeypatch, job_slots=100, save_s=save_s, rows=rows))
     middle = held[4 * JOB_S : -4 * JOB_S]
     assert min(middle) >= 30  # 55 on average: the downloads let no more through

@@ -165,13 +165,13 @@ async def test_slow_input_is_bought_row_by_row() -> None:
 
 def test_ordered_batch_keeps_the_slots_full() -> None:
     chance = random.Random(7)
-    prompts = [f"{chance.lognormvariate(3.0, 0.4):.2f} s" for _ in range(500)]
+    prompts = [f"{chance.lognormvariate(3.0, 0.4):.2f} s" for _ in range(300)]
     seldom = PollPolicy(target_delay_s=2.0, min_gap_s=2.0)
 
     async def makespan(ordered: bool) -> float:
         begun = now()
         async with apimall(FakeTransport(PromptGateway().answer), concurrency=slots(25), polling=seldom) as session:
-            assert len(await all_of(session.generate_many(prompts, ordered=ordered))) == 500
+            assert len(await all_of(session.generate_many(prompts, ordered=ordered))) == 300
         return now() - begun
 
     assert run_virtual(makespan(True)) < 1.25 * run_virtual(makespan(False))

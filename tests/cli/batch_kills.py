@@ -17,7 +17,7 @@ from typing import Any
 from attrs import frozen
 
 from nanobanana_async.emulator import Emulator, EmulatorStats, LogNormal
-from tests.support.command import Said, ended, environment, started
+from tests.support.command import Said, environment, nanobanana, started
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -76,8 +76,7 @@ async def kill_and_rerun(
                 stdout, stderr = await process.communicate()
             said.append(Said(process.returncode or 0, stdout.decode(), stderr.decode()))
         before = Counter(emulator.stats().requests)
-        async with started(*arguments, environ=environ) as process:
-            said.append(await ended(process))
+        said.append(await nanobanana(*arguments, environ=environ))
         requests = (Counter(emulator.stats().requests) - before).total()
         stats = emulator.stats()
     return KilledBatch(

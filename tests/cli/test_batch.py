@@ -421,6 +421,7 @@ async def test_failed_downloads_are_repeated_by_the_next_run(batch: Command) -> 
         assert (emulator.stats().creates_accepted, len(images_of(batch.out))) == (1, 1)
 
 
+@pytest.mark.timeout(180)
 async def test_a_repeatedly_killed_batch_buys_each_row_once(tmp_path: Path) -> None:
     killed = await kill_and_rerun(tmp_path, rows=60, kills=2, job_s=0.4, job_limit=12)
     lines = lines_of(killed.folder)

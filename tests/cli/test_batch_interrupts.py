@@ -113,7 +113,7 @@ async def test_the_first_ctrl_c_stops_buying_and_collects_running_jobs(tmp_path:
 
 
 async def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
-    async with emulated(tmp_path, 2.0) as (emulator, environ):
+    async with emulated(tmp_path, 5.0) as (emulator, environ):
         async with terminal(tmp_path, f"{NANOBANANA} batch foxes.txt -o out", environ) as screen:
             await screen.shows(" running")
             while emulator.stats().creates_accepted < 2:  # noqa: ASYNC110 - it has no event
@@ -121,8 +121,8 @@ async def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
             screen.press_ctrl_c()
             await screen.shows("buying no more")
             screen.press_ctrl_c()
-            async with asyncio.timeout(1.5):  # before any job ends
-                assert await screen.code() == 130
+            assert await screen.code() == 130
+            assert emulator.stats().finished == 0  # before any job ended
         assert "stopping at once" in screen.screen
         assert f"{ROWS} rows: none has ended; " in screen.screen
         bought = emulator.stats().creates_accepted
@@ -131,7 +131,6 @@ async def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
         assert "lists them" not in screen.screen
         assert lines_of(tmp_path / "out") == []
         assert screen.screen.count("\x1b[?25h") >= screen.screen.count("\x1b[?25l")  # the cursor is shown again
-        assert (emulator.stats().finished, emulator.stats().creates_accepted > 0) == (0, True)
         emulator.set_job_limit(None)
         await check_rerun(tmp_path, emulator, environ)
 
@@ -235,7 +234,7 @@ async def test_a_closed_pipe_does_not_stop_the_batch(tmp_path: Path) -> None:
         process = await asyncio.create_subprocess_exec(
             *("bash", "-c", command), cwd=tmp_path, env=environ, stdin=DEVNULL, stdout=PIPE, stderr=PIPE
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             stdout, stderr = await process.communicate()
         assert (process.returncode, stdout.count(b"\n"), b"Error" in stderr) == (0, 1, False)
         assert (len(images_of(tmp_path / "out")), emulator.stats().creates_accepted) == (ROWS, ROWS)

@@ -193,19 +193,23 @@ def literals(tree: ast.Module) -> Iterator[ast.Constant]:
             yield node
 
 
-def test_no_message_spells_out_a_command() -> None:
+@pytest.fixture(scope="module")
+def literals_of_package() -> list[tuple[Path, ast.Constant]]:
+    """All texts of the package, with their files."""
     package = Path(nanobanana_async.__file__).parent
+    files = sorted(package.rglob("*.py"))
+    return [(file, node) for file in files for node in literals(ast.parse(file.read_text(encoding="utf-8")))]
+
+
+def test_no_message_spells_out_a_command(literals_of_package: list[tuple[Path, ast.Constant]]) -> None:
     found = [
-        f"{file.relative_to(package)}:{node.lineno}: {node.value!r}"
-        for file in sorted(package.rglob("*.py"))
-        for node in literals(ast.parse(file.read_text(encoding="utf-8")))
+        f"{file}:{node.lineno}: {node.value!r}"
+        for file, node in literals_of_package
         if COMMAND.search(str(node.value)) and node.value not in IDENTIFIERS
     ]
     assert not found, "commands.command_line names the program as it was started, and quotes"
 
 
-def test_no_message_has_alternatives_in_an_option() -> None:
-    package = Path(nanobanana_async.__file__).parent
-    for file in sorted(package.rglob("*.py")):
-        for node in literals(ast.parse(file.read_text(encoding="utf-8"))):
-            assert not re.search(r"--[a-z-]+ [\w-]+\|", str(node.value)), f"{file}:{node.lineno}"
+def test_no_message_has_alternatives_in_an_option(literals_of_package: list[tuple[Path, ast.Constant]]) -> None:
+    for file, node in literals_of_package:
+        assert not re.search(r"--[a-z-]+ [\w-]+\|", str(node.value)), f"{file}:{node.lineno}"

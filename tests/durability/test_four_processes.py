@@ -6,7 +6,11 @@ import pytest
 
 from tests.durability.test_kills import figures_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork, and no SIGKILL")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(180),  # on a busy machine
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork, and no SIGKILL"),
+]
 
 ROWS = 160
 

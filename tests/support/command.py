@@ -89,12 +89,13 @@ async def nanobanana(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "environ", environment() if environ is None else environ)
         patch.chdir(folder or Path.cwd())
-        out, err = io.StringIO(), io.StringIO()
+        printed, err = io.BytesIO(), io.StringIO()
+        out = io.TextIOWrapper(printed, "utf-8", write_through=True)  # a batch prints bytes
         stdin = io.StringIO() if typed is None else TerminalStream(typed)
         for name, stream in (("stdin", stdin), ("stdout", out), ("stderr", err)):
             patch.setattr(sys, name, stream)
         code = await asyncio.to_thread(cli.run, arguments)
-        return Said(code, out.getvalue(), err.getvalue())
+        return Said(code, printed.getvalue().decode(), err.getvalue())
 
 
 async def in_a_process(*arguments: str, environ: dict[str, str] | None = None, folder: Path | None = None) -> Said:

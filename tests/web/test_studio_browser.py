@@ -11,15 +11,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from nanobanana_async.emulator import Emulator, EmulatorStats, Fixed, faults
 from tests.web.servers import Server, running, studio
 
 pytest.importorskip("playwright.async_api", reason="Playwright is missing: pip install playwright")
 
-from playwright.async_api import BrowserContext, Locator, Page, Route, async_playwright, expect
+from playwright.async_api import Browser, Locator, Page, Route, async_playwright, expect
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -67,24 +68,31 @@ class Visit:
         await self.page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=image)
 
 
-@asynccontextmanager
-async def visiting(server: Server) -> AsyncIterator[Visit]:
-    """Open the page in a browser; check at the end that it requested no other host and ran no foreign script."""
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """One browser for the module: each test has a window of its own."""
     executable = (
         os.environ.get("NANOBANANA_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     )
     if executable is None:
         pytest.skip("Chromium is missing: apt-get install chromium, or name it in NANOBANANA_TEST_CHROMIUM")
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=executable, args=FLAGS)
-        context: BrowserContext = await browser.new_context(viewport={"width": 1280, "height": 900})
-        context.set_default_timeout(10_000)
-        visit = Visit(await context.new_page(), server)
-        await visit.page.goto(server.url)
-        await expect(visit.page.locator("#line")).to_have_text("Live")
-        yield visit
-        assert await visit.page.evaluate("window.pwned") is None
-        await browser.close()
+        launched = await playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        yield launched
+        await launched.close()
+
+
+@asynccontextmanager
+async def visiting(browser: Browser, server: Server) -> AsyncIterator[Visit]:
+    """Open the page in a window; check at the end that it requested no other host and ran no foreign script."""
+    context = await browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(10_000)
+    visit = Visit(await context.new_page(), server)
+    await visit.page.goto(server.url)
+    await expect(visit.page.locator("#line")).to_have_text("Live")
+    yield visit
+    assert await visit.page.evaluate("window.pwned") is None
+    await context.close()
     assert visit.foreign_urls == []
 
 
@@ -93,12 +101,12 @@ def paid(stats: EmulatorStats, times: int) -> bool:
     return (stats.creates_accepted, stats.double_charges) == (times, 0)
 
 
-async def test_typed_prompt_shows_its_image(tmp_path: Path) -> None:
+async def test_typed_prompt_shows_its_image(tmp_path: Path, browser: Browser) -> None:
     async with (
         Emulator(duration=Fixed(0.6), image_scale=0.1) as emulator,
         running(studio(tmp_path, emulator)) as server,
     ):
-        async with visiting(server) as visit:
+        async with visiting(browser, server) as visit:
             page = visit.page
             await expect(page.get_by_text("No images yet")).to_be_visible()
             await visit.order("a lighthouse in fog")
@@ -122,11 +130,11 @@ async def test_typed_prompt_shows_its_image(tmp_path: Path) -> None:
         assert paid(emulator.stats(), 1)
 
 
-async def test_running_job_has_a_bar_that_rises_and_goes(tmp_path: Path) -> None:
+async def test_running_job_has_a_bar_that_rises_and_goes(tmp_path: Path, browser: Browser) -> None:
     async with (
         Emulator(duration=Fixed(4.0), image_scale=0.1) as emulator,
         running(studio(tmp_path, emulator)) as server,
-        visiting(server) as visit,
+        visiting(browser, server) as visit,
     ):
         await visit.order("a lighthouse in fog")
         bar = visit.page.get_by_role("progressbar")
@@ -141,9 +149,9 @@ async def test_running_job_has_a_bar_that_rises_and_goes(tmp_path: Path) -> None
         assert visit.complaints == []
 
 
-async def test_image_arrives_after_the_server_was_killed(tmp_path: Path) -> None:
+async def test_image_arrives_after_the_server_was_killed(tmp_path: Path, browser: Browser) -> None:
     async with Emulator(duration=Fixed(1.5), image_scale=0.1) as emulator:
-        async with running(studio(tmp_path, emulator)) as server, visiting(server) as visit:
+        async with running(studio(tmp_path, emulator)) as server, visiting(browser, server) as visit:
             line = visit.page.locator("#line")
             await visit.order("a harbour before the crash")
             await expect(visit.cards).to_have_attribute("data-state", "running")
@@ -159,12 +167,12 @@ async def test_image_arrives_after_the_server_was_killed(tmp_path: Path) -> None
         assert paid(emulator.stats(), 2)
 
 
-async def test_double_click_and_lost_answer_buy_once(tmp_path: Path) -> None:
+async def test_double_click_and_lost_answer_buy_once(tmp_path: Path, browser: Browser) -> None:
     async with (
         Emulator(duration=Fixed(0.2), image_scale=0.1) as emulator,
         running(studio(tmp_path, emulator)) as server,
     ):
-        async with visiting(server) as visit:
+        async with visiting(browser, server) as visit:
             page = visit.page
             await page.get_by_label("What do you want to see?").fill("clicked twice")
             await page.get_by_role("button", name="Generate").dblclick()
@@ -193,10 +201,10 @@ async def test_double_click_and_lost_answer_buy_once(tmp_path: Path) -> None:
         assert paid(emulator.stats(), 2)
 
 
-async def test_late_answer_leaves_the_newer_card(tmp_path: Path) -> None:
+async def test_late_answer_leaves_the_newer_card(tmp_path: Path, browser: Browser) -> None:
     async with Emulator(duration=Fixed(0.2), image_scale=0.1) as emulator:
         server = studio(tmp_path, emulator, gateway="defapi")
-        async with running(server), visiting(server) as visit:
+        async with running(server), visiting(browser, server) as visit:
             state = visit.page.locator(".card .state")
 
             async def hold_the_answer(route: Route) -> None:
@@ -213,10 +221,10 @@ async def test_late_answer_leaves_the_newer_card(tmp_path: Path) -> None:
         assert paid(emulator.stats(), 0)
 
 
-async def test_errors_are_shown_and_hostile_text_stays_text(tmp_path: Path) -> None:
+async def test_errors_are_shown_and_hostile_text_stays_text(tmp_path: Path, browser: Browser) -> None:
     async with Emulator(duration=Fixed(0.2), image_scale=0.1) as emulator:
         server = studio(tmp_path, emulator, gateway="defapi")
-        async with running(server), visiting(server) as visit:
+        async with running(server), visiting(browser, server) as visit:
             await visit.order("   ")
             await expect(visit.page.get_by_role("alert")).to_have_text("Say what you want to see first.")
             await visit.order("[blocked] this one")

@@ -146,6 +146,7 @@ async def test_url_that_only_contains_ours_is_not_removed(url: str) -> None:
         lambda webhook: webhook if webhook["url"] == OTHERS else None,
     ],
 )
+@pytest.mark.slow
 @virtually
 async def test_hidden_webhook_is_registered_once_a_day(
     shown: Callable[[dict[str, Any]], Any], caplog: pytest.LogCaptureFixture
@@ -163,6 +164,7 @@ async def test_hidden_webhook_is_registered_once_a_day(
     assert gateway.registered == 2
 
 
+@pytest.mark.slow
 @virtually
 async def test_day_after_a_hidden_webhook_one_more_is_registered() -> None:
     gateway, ledger = StrangeGateway(lambda webhook: None), MemoryLedger()
@@ -212,6 +214,7 @@ class LosingGateway(StrangeGateway):
         return TransportError("the connection was reset", possibly_sent=True) if lost else reply
 
 
+@pytest.mark.slow
 @virtually
 async def test_lost_answers_of_hidden_webhooks_are_few(caplog: pytest.LogCaptureFixture) -> None:
     gateway, ledger = LosingGateway(lambda webhook: None), MemoryLedger()
