@@ -120,7 +120,9 @@ class Host:
         loop = asyncio.get_running_loop()
         self.tasks += [loop.create_task(self._work()) for _ in range(workers)]
         if per_s:
-            self.tasks.append(loop.create_task(self._serve(per_s, random.Random(f"{self._run.plan.seed} {self.number}"))))
+            self.tasks.append(
+                loop.create_task(self._serve(per_s, random.Random(f"{self._run.plan.seed} {self.number}")))
+            )
         if adopts:
             self.tasks.append(loop.create_task(self._adopt()))
 
@@ -309,12 +311,24 @@ def most_at_once(jobs: Sequence[JobFacts]) -> int:
 
 if __name__ == "__main__":
     import sys, time
+
     if sys.argv[1:2] == ["sold"]:
         for window in sys.argv[3:] or ["sliding", "clock", "bucket"]:
-          for stated in (True, False):
-            for hosts in (0, 1, 4):
-                fs = [Sold(account=evolve(SMALL, window=window, stated=stated, seed=seed), hosts=hosts).run() for seed in range(1,1+int(sys.argv[2]))]
-                print(window, stated, hosts, *(f"{f.ratio:.3f}/{100*f.refused:.1f}%/{f.polls:.1f}" for f in fs), "mean", sum(f.ratio for f in fs)/len(fs), flush=True)
+            for stated in (True, False):
+                for hosts in (0, 1, 4):
+                    fs = [
+                        Sold(account=evolve(SMALL, window=window, stated=stated, seed=seed), hosts=hosts).run()
+                        for seed in range(1, 1 + int(sys.argv[2]))
+                    ]
+                    print(
+                        window,
+                        stated,
+                        hosts,
+                        *(f"{f.ratio:.3f}/{100 * f.refused:.1f}%/{f.polls:.1f}" for f in fs),
+                        "mean",
+                        sum(f.ratio for f in fs) / len(fs),
+                        flush=True,
+                    )
         sys.exit()
     for plan in (
         Plan(name="8 hosts, limit 50", hosts=8, limit=50),
@@ -328,13 +342,14 @@ if __name__ == "__main__":
         Plan(name="50->25", hosts=8, limit=50, schedule=((120.0, 25),), until_s=360.0),
         Plan(name="50->100", hosts=8, limit=50, schedule=((120.0, 100),), until_s=360.0),
         Plan(name="web 20", hosts=4, limit=20, web=4, median_s=20, until_s=600.0),
-        Plan(name="web 50", hosts=4, limit=50, web=4, median_s=20,until_s=600.0),
-        Plan(name="web 20, reserve 2", hosts=4, limit=20, web=4, reserve=2, median_s=20,until_s=600.0),
-        Plan(name="web 50, reserve 2", hosts=4, limit=50, web=4, reserve=2, median_s=20,until_s=600.0),
+        Plan(name="web 50", hosts=4, limit=50, web=4, median_s=20, until_s=600.0),
+        Plan(name="web 20, reserve 2", hosts=4, limit=20, web=4, reserve=2, median_s=20, until_s=600.0),
+        Plan(name="web 50, reserve 2", hosts=4, limit=50, web=4, reserve=2, median_s=20, until_s=600.0),
         Plan(name="kills", hosts=8, limit=50, kill_every_s=10.0, until_s=400.0),
         Plan(name="kills, lease 4", hosts=8, limit=50, kill_every_s=10.0, lease_s=4.0, until_s=400.0),
         Plan(name="8 hosts, limit 50, one word", hosts=8, limit=50, states_429_kind=False),
     ):
-        if len(sys.argv)>1 and not any(a in plan.name for a in sys.argv[1:]): continue
-        t=time.time()
-        print(plan.name, run(plan), f"{time.time()-t:.0f}s", flush=True)
+        if len(sys.argv) > 1 and not any(a in plan.name for a in sys.argv[1:]):
+            continue
+        t = time.time()
+        print(plan.name, run(plan), f"{time.time() - t:.0f}s", flush=True)
