@@ -109,9 +109,7 @@ class SharedAccount:
             return True
         if self.failing:  # one of the gaps that this session would have got
             return now >= self._paced_at + self.allotment.gap_s
-        if kind == "create":
-            self.ask(self.spoke_at + LEAST_GAP_S * bool(self._departures[kind]))
-        elif not self._departures[kind]:
+        if not self._departures[kind]:
             self.ask_soon()
         return False
 
@@ -199,8 +197,6 @@ class SharedAccount:
         for kind, times in allotment.departures.items():
             self._departures[kind].extend(map(self._local, times))
         self._unheard_refusal = any(event.what == "throttled" for event in self._events)
-        if self._unheard_refusal:
-            self.ask(now)
 
     def fail(self, now: float) -> None:
         """Record that an exchange got no answer: what was allotted lasts."""
@@ -216,15 +212,12 @@ class SharedAccount:
 
         Departures that no request used in time are given back.
         """
-        for each in ("create", "poll"):
-            departures = self._departures[each]
+        for each, departures in self._departures.items():
             while departures and departures[0] < now - DEPARTURE_KEPT_S:
                 self.note(RequestEvent(what="unused", at=departures.popleft(), kind=each))
-        usable = ("create", "poll") if kind == "create" and self.allotment.creates_first else (kind,)
-        ready = (
-            self._departures[each] for each in usable if self._departures[each] and self._departures[each][0] <= now
-        )
-        return next(ready, None)
+        of_any = kind == "create" and self.allotment.creates_first
+        found = (departures for each, departures in self._departures.items() if of_any or each == kind)
+        return next((departures for departures in found if departures and departures[0] <= now), None)
 
     def _by_shared_clock(self, event: RequestEvent) -> RequestEvent:
         sent_at = event.sent_at if event.kind == "create" else self._shared(event.sent_at)

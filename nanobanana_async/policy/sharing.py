@@ -38,6 +38,8 @@ from nanobanana_async.policy.request_budget import RequestBudget, RequestKind
 
 SILENT_S = 6.0
 """An owner with jobs speaks at least every four seconds; after this time it may be dead."""
+UNHEARD_S = 2.0
+"""An owner whose jobs end speaks within this time; until then the others do not know of the ends."""
 HORIZON_S = 0.7
 """Departures are handed out for this time. Those that are out when a request is refused will be refused, too."""
 PROBE_AFTER_S = 5.0
@@ -154,7 +156,9 @@ def _learn(state: AccountState, owner: int, report: Report, now: float, orphans:
     held, in_flight = orphans + sum(share.held for share in others), sum(share.in_flight for share in others)
     silent = orphans > 0 or any(now - share.spoke_at > SILENT_S and share.taken for share in others)
     limiter = state.limiter
-    limiter.job_limit.mean_job_s, limiter.job_limit.notice_delay_s = report.mean_job_s, report.notice_delay_s
+    unheard_s = sum(share.held * min(now - share.spoke_at, UNHEARD_S) for share in others) / max(1, held)
+    limiter.job_limit.mean_job_s = report.mean_job_s
+    limiter.job_limit.notice_delay_s = report.notice_delay_s + unheard_s
     for event in report.events:
         own = event.load
         total = held + own.held
@@ -175,7 +179,10 @@ def _learn(state: AccountState, owner: int, report: Report, now: float, orphans:
             case "accepted", kind:
                 limiter.budget.on_accepted(kind, event.at, event.sent_at)
             case _, "create":  # an event of now: what leaves before its owner has heard of it belongs to it
+                before = copy(limiter.job_limit)
                 limiter.on_throttled(now, create, load, event.limit_kind, event.wait_s)
+                if before.mode is Mode.HOLD:  # the others may hold fewer by now
+                    limiter.job_limit.cap = min(limiter.job_limit.cap, before.cap)
             case _, kind:
                 limiter.budget.on_throttled(kind, event.at, event.sent_at, event.wait_s)
 
