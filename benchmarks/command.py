@@ -4,7 +4,20 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import accounts, accounts_real, batch, callbacks, cpu, fleet, hosts, ledger, limit, postgres, simulated
+from benchmarks import (
+    accounts,
+    accounts_real,
+    batch,
+    callbacks,
+    cpu,
+    fleet,
+    hosts,
+    hosts_simulated,
+    ledger,
+    limit,
+    postgres,
+    simulated,
+)
 from benchmarks.limit import Moving
 from benchmarks.plot_run import draw_moving
 from benchmarks.report import Section, print_section, write_section
@@ -62,10 +75,15 @@ def _hosts(asked: argparse.Namespace) -> Section:
     return hosts.section(quick=asked.quick, only=asked.only)
 
 
+def _hosts_simulated(asked: argparse.Namespace) -> Section:
+    return hosts_simulated.section(seeds=1 if asked.quick else asked.seeds, quick=asked.quick)
+
+
 PARTS: Mapping[str, Callable[[argparse.Namespace], Section]] = {
     "simulated": _simulated,
     "limit": _limit,
     "accounts": _accounts,
+    "hosts-simulated": _hosts_simulated,
     "accounts-real": _accounts_real,
     "batch": _batch,
     "callbacks": _callbacks,

@@ -4,13 +4,13 @@ import asyncio
 import itertools
 import random
 from collections import Counter
-from collections.abc import Sequence
-from statistics import fmean, median
+from collections.abc import Iterator, Sequence
+from statistics import fmean
 from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
-from benchmarks.accounts import SMALL, Account, Found, run_cold
+from benchmarks.accounts import SMALL, WINDOWS, Account, Found, run_cold
 from benchmarks.ideal import Drawn, quantile
 from benchmarks.pool import side_by_side
 from benchmarks.report import Cell, Check, Section, Table
@@ -120,7 +120,9 @@ class Host:
         loop = asyncio.get_running_loop()
         self.tasks += [loop.create_task(self._work()) for _ in range(workers)]
         if per_s:
-            self.tasks.append(loop.create_task(self._serve(per_s, random.Random(f"{self._run.plan.seed} {self.number}"))))
+            self.tasks.append(
+                loop.create_task(self._serve(per_s, random.Random(f"{self._run.plan.seed} {self.number}")))
+            )
         if adopts:
             self.tasks.append(loop.create_task(self._adopt()))
 
@@ -140,7 +142,7 @@ class Host:
 class Run:
     """All hosts of a plan on one account and one ledger."""
 
-    def __init__(self, plan: Plan, settings: EmulatorSettings, prompts: itertools.chain[str] | None = None) -> None:
+    def __init__(self, plan: Plan, settings: EmulatorSettings, prompts: Iterator[str] | None = None) -> None:
         self.plan = plan
         self.ledger = SharedLedger()
         self.ledger.lease_s = plan.lease_s
@@ -148,6 +150,13 @@ class Run:
         self.prompts = (f"image {number}" for number in itertools.count()) if prompts is None else prompts
         self.hosts: list[Host] = []
         self.dead: list[Host] = []
+        self.taken: list[tuple[float, int]] = []
+
+    async def _sample(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(0.5)
+            self.taken.append((loop.time(), sum(host.session.stats().slots_held for host in list(self.hosts))))
 
     async def add(self, number: int, **how: Any) -> Host:
         """Start a host."""
@@ -170,6 +179,7 @@ class Run:
             await asyncio.sleep(plan.stagger_s)
         for number in range(plan.web):
             await self.add(plan.hosts + number, per_s=0.4 / plan.web)
+        sampler = loop.create_task(self._sample())
         rng = random.Random(f"{plan.seed} kills")
         while plan.kill_every_s and loop.time() + plan.kill_every_s < plan.until_s:
             await asyncio.sleep(plan.kill_every_s)
@@ -179,6 +189,7 @@ class Run:
             self.dead.append(host)
             await self.add(host.number, **how)
         await asyncio.sleep(plan.until_s - loop.time())
+        sampler.cancel()
         seen = self._seen(loop.time())
         async with asyncio.TaskGroup() as group:
             for host in self.hosts + self.dead:
@@ -188,7 +199,7 @@ class Run:
     def _seen(self, now: float) -> "Seen":
         plan = self.plan
         since = plan.warm_s + plan.stagger_s * plan.hosts
-        bought: Counter[int] = Counter({number: 0 for number in range(plan.hosts)})
+        bought: Counter[int] = Counter(dict.fromkeys(range(plan.hosts), 0))
         for host in self.hosts + self.dead:
             if host.number < plan.hosts:
                 bought[host.number] += sum(at >= since for at in host.transport.bought)
@@ -201,6 +212,7 @@ class Run:
             bought=tuple(bought.values()),
             waits=tuple(waits),
             exchanges=exchanges,
+            taken=tuple(self.taken),
             since=since,
         )
 
@@ -215,6 +227,8 @@ class Seen:
     bought: tuple[int, ...]
     waits: tuple[float, ...]
     exchanges: int
+    taken: tuple[tuple[float, int], ...]
+    """The times of the samples, and how many slots the living hosts held."""
     since: float
 
     def fill(self, begin: float, end: float, limit: int) -> float:
@@ -233,6 +247,8 @@ class Figures:
     """The figures of one run."""
 
     fill: float
+    taken: float
+    """Slots that the hosts count as taken, as a share of the limit."""
     refused_per_100: float
     refused_after_per_100: float
     most: int
@@ -265,6 +281,7 @@ def run(plan: Plan) -> Figures:
     accepted_after = max(1, sum(job.created_at >= seen.since for job in seen.jobs))
     return Figures(
         fill=seen.fill(begin, plan.until_s, limit),
+        taken=fmean(taken for at, taken in seen.taken if at >= begin) / limit,
         refused_per_100=100 * len(seen.refused_at) / accepted,
         refused_after_per_100=100 * refused_after / accepted_after,
         most=most_at_once(seen.jobs),
@@ -307,34 +324,98 @@ def most_at_once(jobs: Sequence[JobFacts]) -> int:
     return max(itertools.accumulate(change for _, change in changes))
 
 
-if __name__ == "__main__":
-    import sys, time
-    if sys.argv[1:2] == ["sold"]:
-        for window in sys.argv[3:] or ["sliding", "clock", "bucket"]:
-          for stated in (True, False):
-            for hosts in (0, 1, 4):
-                fs = [Sold(account=evolve(SMALL, window=window, stated=stated, seed=seed), hosts=hosts).run() for seed in range(1,1+int(sys.argv[2]))]
-                print(window, stated, hosts, *(f"{f.ratio:.3f}/{100*f.refused:.1f}%/{f.polls:.1f}" for f in fs), "mean", sum(f.ratio for f in fs)/len(fs), flush=True)
-        sys.exit()
-    for plan in (
-        Plan(name="8 hosts, limit 50", hosts=8, limit=50),
-        Plan(name="1 host, limit 50", hosts=1, limit=50),
-        Plan(name="A8 hosts, limit 50, alike", hosts=8, limit=50, sigma=0.02),
-        Plan(name="A1 host, limit 50, alike", hosts=1, limit=50, sigma=0.02),
-        Plan(name="B8 hosts, limit 50, 20 s", hosts=8, limit=50, median_s=20, warm_s=60, until_s=300),
-        Plan(name="8 hosts, limit 50, come one by one", hosts=8, limit=50, stagger_s=20.0, until_s=400.0),
-        Plan(name="32 hosts, limit 10", hosts=32, limit=10),
-        Plan(name="32 hosts, limit 200", hosts=32, limit=200),
-        Plan(name="50->25", hosts=8, limit=50, schedule=((120.0, 25),), until_s=360.0),
-        Plan(name="50->100", hosts=8, limit=50, schedule=((120.0, 100),), until_s=360.0),
-        Plan(name="web 20", hosts=4, limit=20, web=4, median_s=20, until_s=600.0),
-        Plan(name="web 50", hosts=4, limit=50, web=4, median_s=20,until_s=600.0),
-        Plan(name="web 20, reserve 2", hosts=4, limit=20, web=4, reserve=2, median_s=20,until_s=600.0),
-        Plan(name="web 50, reserve 2", hosts=4, limit=50, web=4, reserve=2, median_s=20,until_s=600.0),
-        Plan(name="kills", hosts=8, limit=50, kill_every_s=10.0, until_s=400.0),
-        Plan(name="kills, lease 4", hosts=8, limit=50, kill_every_s=10.0, lease_s=4.0, until_s=400.0),
-        Plan(name="8 hosts, limit 50, one word", hosts=8, limit=50, states_429_kind=False),
-    ):
-        if len(sys.argv)>1 and not any(a in plan.name for a in sys.argv[1:]): continue
-        t=time.time()
-        print(plan.name, run(plan), f"{time.time()-t:.0f}s", flush=True)
+FULL = Plan(name="8 hosts, limit 50", hosts=8, limit=50)
+KILLED = Plan(name="8 hosts, limit 50, one killed every 10 s", hosts=8, limit=50, kill_every_s=10.0, until_s=230.0)
+WEB = Plan(name="4 web replicas beside 4 hosts", hosts=4, limit=20, web=4, median_s=20.0, warm_s=60.0, until_s=360.0)
+PLANS = (
+    evolve(FULL, name="1 host, limit 50", hosts=1),
+    FULL,
+    evolve(FULL, name="8 hosts, limit 50, jobs of 10 s all alike", sigma=0.02),
+    evolve(FULL, name="8 hosts, limit 50, kind of a 429 not stated", states_429_kind=False),
+    evolve(FULL, name="8 hosts that come 15 s apart, limit 50", stagger_s=15.0, until_s=270.0),
+    evolve(FULL, name="32 hosts, limit 10", hosts=32, limit=10),
+    evolve(FULL, name="32 hosts, limit 200", hosts=32, limit=200, until_s=120.0),
+    evolve(FULL, name="8 hosts, limit 50 -> 25", schedule=((90.0, 25),), until_s=270.0),
+    evolve(FULL, name="8 hosts, limit 50 -> 100", schedule=((90.0, 100),), until_s=270.0),
+    KILLED,
+    evolve(KILLED, name="the same, lease of 4 s", lease_s=4.0),
+    evolve(KILLED, name="the same, lease of 4 s, jobs of 20 s", lease_s=4.0, median_s=20.0, warm_s=60.0),
+    evolve(WEB, name="4 web replicas beside 4 hosts, limit 20", limit=20),
+    evolve(WEB, name="the same, reserve 2", limit=20, reserve=2),
+    evolve(WEB, name="4 web replicas beside 4 hosts, limit 50", limit=50),
+    evolve(WEB, name="the same, reserve 2", limit=50, reserve=2),
+)
+COLUMNS = (
+    *("hosts", "running / limit", "taken / limit", "429s per 100 jobs", "after the ramp", "most at once", "Jain"),
+    *("exchanges a job", "wait s", "p95 s"),
+)
+
+
+def _checks(plan: Plan, seen: Figures) -> list[Check]:
+    checks = [Check(what=f"{plan.name}: most at once", value=seen.most, target=max([plan.limit, *_moves(plan)]))]
+    if plan.web:
+        targets = {(20, 0): 4.0, (50, 0): 2.0, (20, 2): 1.5, (50, 2): 0.5}
+        target = targets[plan.limit, plan.reserve]
+        return [*checks, Check(what=f"{plan.name}, limit {plan.limit}: wait s", value=seen.wait_s, target=target)]
+    least = 0.93 if plan.kill_every_s else 0.95
+    checks.append(Check(what=f"{plan.name}: running / limit", value=seen.fill, target=least, at_least=True))
+    if not plan.schedule:
+        checks.append(Check(what=f"{plan.name}: 429s per 100 jobs", value=seen.refused_per_100, target=3.0))
+    if plan.hosts == FULL.hosts:
+        checks.append(Check(what=f"{plan.name}: Jain", value=seen.jain, target=0.98, at_least=True))
+    return checks
+
+
+def _moves(plan: Plan) -> list[int]:
+    return [limit for _, limit in plan.schedule]
+
+
+def _sold(plan: Sold) -> Found:
+    return plan.run()
+
+
+def section(*, seeds: int, quick: bool) -> Section:
+    """Run all plans, each once, and the small account by one host and by four."""
+    plans = PLANS[:2] if quick else PLANS
+    outcomes = side_by_side(run, plans)
+    rows: list[Sequence[Cell]] = [
+        (
+            plan.name,
+            seen.fill,
+            seen.taken,
+            seen.refused_per_100,
+            seen.refused_after_per_100,
+            seen.most,
+            seen.jain,
+            seen.exchanges_per_job,
+            *((seen.wait_s, seen.wait_p95_s) if plan.web else (None, None)),
+        )
+        for plan, seen in zip(plans, outcomes, strict=True)
+    ]
+    checks = [check for plan, seen in zip(plans, outcomes, strict=True) for check in _checks(plan, seen)]
+    accounts = [evolve(SMALL, window=window) for window in WINDOWS[: 1 if quick else None]]
+    sold = [
+        Sold(account=evolve(account, seed=seed), hosts=hosts)
+        for account in accounts
+        for hosts in (0, 1, 4)
+        for seed in range(1, seeds + 1)
+    ]
+    found = iter(side_by_side(_sold, sold))
+    sold_rows: list[Sequence[Cell]] = []
+    for account in accounts:
+        alone = 0.0
+        for hosts in (0, 1, 4):
+            runs = [next(found) for _ in range(seeds)]
+            ratio, refused = fmean(each.ratio for each in runs), fmean(each.refused for each in runs)
+            alone = alone or ratio
+            sold_rows.append((account.title, hosts or "1, sharing nothing", ratio, 100 * refused))
+        checks.append(Check(what=f"{account.title}: 4 hosts, makespan over one", value=ratio - alone, target=0.03))
+        checks.append(Check(what=f"{account.title}: 4 hosts, refused", value=refused, target=0.04))
+    title = "Hosts on one virtual clock, durations LN(10 or 20 s, 0.4)"
+    sold_title = f"5 jobs, 60 requests a minute, bought by several hosts: means of {seeds} seeds"
+    sold_columns = ("account", "hosts", "makespan / ideal", "refused %")
+    tables = [
+        Table(title=title, columns=COLUMNS, rows=rows),
+        Table(title=sold_title, columns=sold_columns, rows=sold_rows),
+    ]
+    return Section(name="hosts-simulated", tables=tables, checks=checks)

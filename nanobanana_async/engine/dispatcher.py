@@ -56,6 +56,8 @@ class Dispatcher:
         self._repeats = SubmitQueue()
         self._overdue = PollQueue()
         self._image_polls: deque[ImagePoll] = deque()
+        self.admitted: Callable[[], None] = lambda: None
+        """Called after each decision about all that waits."""
 
     @property
     def unsent_count(self) -> int:
@@ -98,7 +100,9 @@ class Dispatcher:
         """Take out what may start now, creates first. Also return when more may start by the passing of time."""
         starts: list[DispatchDecision] = []
         creates_at = self._admit_creates(now, starts)
-        return starts, min(creates_at, self._admit_polls(now, starts))
+        polls_at = self._admit_polls(now, starts)
+        self.admitted()
+        return starts, min(creates_at, polls_at)
 
     def _admit_creates(self, now: float, starts: list[DispatchDecision]) -> float:
         # Many overdue polls mean many ended jobs that are still counted as held: poll them before sending more. Where

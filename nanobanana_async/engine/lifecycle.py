@@ -22,7 +22,7 @@ from nanobanana_async.engine.history import History
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.reconciler import Reconciler
 from nanobanana_async.engine.references import References
-from nanobanana_async.engine.sharing import Exchanges
+from nanobanana_async.engine.sharing import exchange_if_shared, make_limits
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import CreditAccount, JobStore
 from nanobanana_async.engine.submitter import Submitter
@@ -35,19 +35,16 @@ from nanobanana_async.gateways.capabilities import HasWebhooks
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.transport import AiohttpTransport
 from nanobanana_async.images.downloader import ImageDownloader
-from nanobanana_async.ledger.base import Ledger, SharesAccount
+from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.location import ledger_at
 from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.loop_guard import LoopGuard, cancel_requested
 from nanobanana_async.policy.budget import Budget
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
-from nanobanana_async.policy.limiter import AdmissionLimiter
 from nanobanana_async.policy.polling import PollPolicy
-from nanobanana_async.policy.request_cap import RequestCap
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.policy.session_budget import SessionBudget
-from nanobanana_async.policy.shared_limits import SharedAccount, SharedBudget, SharedLimiter
 from nanobanana_async.references import ReferencePublisher
 from nanobanana_async.validators import check_kind
 
@@ -91,10 +88,7 @@ class SessionComponents:
         store = JobStore(self.ledger, credit_account, self.emit, WallClock(utcnow, clock))
         job_s = self.timeouts.job_s
         estimates = JobEstimates(self.gateway, self.polling, job_s=job_s, clock=clock)
-        per_minute = self.concurrency.max_requests_per_minute
-        cap = None if per_minute is None else RequestCap(per_minute)
-        limiter = self._make_limiter(cap)
-        budget = limiter.budget
+        limiter, budget = make_limits(self.ledger, self.concurrency)
         poller = Poller(
             self.gateway,
             self.transport,
@@ -108,7 +102,7 @@ class SessionComponents:
             job_s=job_s,
             clock=clock,
         )
-        slots = Slots(limiter, self.retry, estimates)
+        slots = Slots(limiter, self.retry, estimates, budget)
         uploader = Uploader(
             self.gateway,
             self.transport,
@@ -157,22 +151,12 @@ class SessionComponents:
             guard=self.guard,
             max_requests=self.concurrency.max_requests,
         )
-        if isinstance(self.ledger, SharesAccount) and isinstance(limiter, SharedLimiter):
-            engine.scheduler.share_account(
-                Exchanges(self.ledger, engine.account, limiter, slots, engine.scheduler.dispatcher)
-            )
+        exchange_if_shared(engine)
         handler = CallbackHandler(self.gateway, engine, self.callback_urls)
         engine.scheduler.background_tasks += [handler.keep_fetching_notices, Reconciler(engine).keep_reconciling]
         deliveries = self._make_deliveries(engine, handler, budget)
         self.callback_urls.set_handlers(handler, deliveries)
         return engine
-
-    def _make_limiter(self, cap: RequestCap | None) -> AdmissionLimiter:
-        """Return what learns the limits: for this session alone, or with all owners of a ledger that shares them."""
-        if isinstance(self.ledger, SharesAccount) and self.concurrency.learn:
-            shared = SharedAccount(self.concurrency.interactive, self.concurrency.reserve)
-            return SharedLimiter(self.concurrency, budget=SharedBudget(cap=cap, shared=shared))
-        return AdmissionLimiter(self.concurrency, budget=SessionBudget(cap=cap))
 
     def _make_deliveries(self, engine: Engine, handler: CallbackHandler, budget: SessionBudget) -> Deliveries | None:
         """Return what handles deliveries, and keep a webhook registered; None if the gateway calls a URL per job."""

@@ -29,7 +29,6 @@ from nanobanana_async.engine.ownership import after_burial, follow_through_ledge
 from nanobanana_async.engine.phases import UNKNOWN_STATE_PHASES, Phase
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import References
-from nanobanana_async.engine.sharing import Exchanges
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.submitter import Submitter
@@ -77,11 +76,6 @@ class Scheduler:
         self.background_tasks: list[Callable[[], Coroutine[Any, Any, None]]] = []
         """Coroutines that run as long as the session is open."""
         self.closing = False
-        self._exchanges: Exchanges | None = None
-
-    def share_account(self, exchanges: Exchanges) -> None:
-        """Share the limits of the account with the other owners of the ledger."""
-        self._exchanges = exchanges
 
     def start(self, group: TaskGroup) -> None:
         """Start the workers and background tasks in this task group."""
@@ -90,12 +84,8 @@ class Scheduler:
         self.workers.start_task("pump", self._tick_on_timer, again=True)
         if self._store.lease is not None:
             self._store.lease.on_burial(self._on_burial)
-        if self._exchanges is None:
-            recount = partial(recount_foreign_slots, self._claims, self._slots, self.workers, self.tick)
-            self.workers.start_task("count", recount)
-        else:
-            exchange = partial(self._exchanges.keep_exchanging, self.tick)
-            self.workers.start_task("exchange", exchange, again=True)
+        recount = partial(recount_foreign_slots, self._claims, self._slots, self.workers, self.tick)
+        self.workers.start_task("count", recount)
         for work in self.background_tasks:
             self.workers.start_task("beside", work, again=True)
 
@@ -140,8 +130,6 @@ class Scheduler:
         for start in starts:
             self._start_or_decline(start)
         self._timers.set_loop_timer(now, next_at)
-        if self._exchanges is not None:
-            self._exchanges.check()
 
     async def _tick_on_timer(self) -> None:
         """Tick whenever the timer fires. This is a task because anyio can't start tasks from a timer's callback."""

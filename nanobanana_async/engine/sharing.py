@@ -2,18 +2,45 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 
 from nanobanana_async.engine.dispatcher import Dispatcher
+from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.events import log
-from nanobanana_async.ledger.base import SharesAccount
-from nanobanana_async.policy.shared_limits import SharedLimiter
+from nanobanana_async.ledger.base import Ledger, SharesAccount
+from nanobanana_async.policy.concurrency import ConcurrencyPolicy
+from nanobanana_async.policy.limiter import AdmissionLimiter
+from nanobanana_async.policy.request_cap import RequestCap
+from nanobanana_async.policy.session_budget import SessionBudget
+from nanobanana_async.policy.shared_account import SharedAccount
+from nanobanana_async.policy.shared_limits import SharedBudget, SharedLimiter
 
 PROBE_S = 10.0
 """How long an answer to the single create that leaves during an outage may take before another owner sends one."""
+
+
+def make_limits(ledger: Ledger, concurrency: ConcurrencyPolicy) -> tuple[AdmissionLimiter, SessionBudget]:
+    """Return what admits requests: by what this session learns alone, or what the owners of its ledger share."""
+    per_minute = concurrency.max_requests_per_minute
+    cap = None if per_minute is None else RequestCap(per_minute)
+    if isinstance(ledger, SharesAccount) and concurrency.learn:
+        shared = SharedBudget(cap=cap, shared=SharedAccount(concurrency.interactive, concurrency.reserve))
+        return SharedLimiter(concurrency, budget=shared), shared
+    budget = SessionBudget(cap=cap)
+    return AdmissionLimiter(concurrency, budget=budget), budget
+
+
+def exchange_if_shared(engine: Engine) -> None:
+    """Let an engine exchange with the other owners of its ledger, if that shares the account."""
+    ledger, limiter, scheduler = engine.store.ledger, engine.slots.limiter, engine.scheduler
+    if isinstance(ledger, SharesAccount) and isinstance(limiter, SharedLimiter):
+        exchanges = Exchanges(ledger, engine.account, limiter, engine.slots, scheduler.dispatcher)
+        scheduler.dispatcher.admitted = exchanges.check
+        scheduler.background_tasks.append(partial(exchanges.keep_exchanging, scheduler.tick))
 
 
 class Exchanges:

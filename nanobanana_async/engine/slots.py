@@ -10,18 +10,21 @@ from nanobanana_async.policy.circuit import CircuitBreaker, CreateSpacing, Retry
 from nanobanana_async.policy.concurrency import AnsweredCreate, Load
 from nanobanana_async.policy.limiter import AdmissionLimiter
 from nanobanana_async.policy.retry import RetryPolicy
+from nanobanana_async.policy.session_budget import SessionBudget
 
 
 class Slots:
     """Counts job slots from the POST until the job is known to have ended, and compares them with the learned limit."""
 
-    def __init__(self, limiter: AdmissionLimiter, retry: RetryPolicy, estimates: JobEstimates) -> None:
+    def __init__(
+        self, limiter: AdmissionLimiter, retry: RetryPolicy, estimates: JobEstimates, budget: SessionBudget
+    ) -> None:
         self.limiter = limiter
         self.breaker = CircuitBreaker(retry)
         self.spacing = CreateSpacing()
         self.retry_budget = RetryBudget()
         self._estimates = estimates
-        self.budget = limiter.budget
+        self.budget = budget
         self.held = 0
         """Slots of jobs that were accepted, or may have been, and are not known to have ended."""
         self.foreign = 0

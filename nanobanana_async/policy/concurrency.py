@@ -62,8 +62,9 @@ class ConcurrencyPolicy:
     that leave in any minute: set it if you know the account's budget of requests, or share it with other programs. The
     learned rates stay below it.
 
-    Where several sessions share the account through one PostgreSQL ledger, the jobs of those with `interactive=True` get
-    free slots first, and `reserve` slots more are kept free for them, until none of them had to wait for a minute.
+    Where several sessions share the account through one PostgreSQL ledger, the jobs of those with `interactive=True`
+    get free slots first, and `reserve` slots more are kept free for them until none of them had to wait for a minute.
+    There `max_jobs` counts the jobs of this session alone, and one with `learn=False` takes no part in the sharing.
     """
 
     max_jobs: int | None = field(default=None, validator=optional(at_least_one))

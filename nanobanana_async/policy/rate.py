@@ -63,14 +63,13 @@ FINEST_STEP = 0.04
 COARSEST_STEP = 0.4
 """g above is `COARSEST_STEP` divided by the step level, and at least `FINEST_STEP`."""
 LONGEST_PROBE_S = 10.0
-"""The longest wait between two probes of a limit that refuses, until it has refused for four times as long."""
+"""The longest wait between two probes of a limit, until it has refused for four times as long."""
 RESTORED_SHARE = 0.985
 """The pace of a session's start, as a share of the rate that an earlier one learned: few refusals, hardly slower."""
 MEASURED_STEP_LEVEL = 3
 """The step level from which the rate of a bucket was measured between two refusals."""
 RESTORED_STEP_LEVEL = 10
 """The step level of a session that starts from a learned rate."""
-
 WAIT_UNIT_S = 1.0
 """Stated waits are whole seconds, rounded upwards."""
 WINDOW_GAPS = 1.5
@@ -163,7 +162,7 @@ class Pacer:
             self.next_at = max(self.next_at, now - made_up_s) + 1.0 / self.rate
 
     def take_back(self, at: float) -> None:
-        """Record that no request left at a time for which `on_sent` was called."""
+        """Record that no request left at a time that was recorded."""
         self._sent.remove(at)
 
     def on_accepted(self, now: float, sent_at: float) -> None:
@@ -179,16 +178,13 @@ class Pacer:
         if self.windowed:
             self._raise_window_rate(now)
             return
-        if not self._held_back_lately:
-            pass
-        elif not self.step_level:
+        if not self.step_level and self._held_back_lately:
             self.rate *= 2.0
             if self.rate * (now - sent_at) > 1.0:  # the round trip limits single creates: the search ends
                 self.step_level, self.accepted_since_refusal, self._emptied_at = 2, CLEAN_RUN, -math.inf
-        elif self.accepted_since_refusal >= self._clean_run_length:
-            self.rate *= CLEAN_GROWTH
-        else:
-            self.rate *= math.exp(REFUSED_SHARE * self._step_size)
+        elif self._held_back_lately:
+            clean = self.accepted_since_refusal >= self._clean_run_length
+            self.rate *= CLEAN_GROWTH if clean else math.exp(REFUSED_SHARE * self._step_size)
         self.next_at = min(self.next_at, now + 1.0 / self.rate)
 
     def on_throttled(self, now: float, sent_at: float, wait_s: float | None = None) -> None:

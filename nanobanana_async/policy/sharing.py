@@ -1,10 +1,10 @@
 """Share the limits of one account among the owners of one ledger.
 
-Theory of operation. The account has one learner, the limiter that a session alone has (`policy.limiter`), and each owner
-has a share of the learned room. Both are in the ledger, behind one lock. In an *exchange* an owner reports what it
-holds, what it wants and what became of its requests since it last spoke; the learner takes the reports of all owners as
-those of one client. The owner gets its *allotment*: it may hold that many slots, creates in flight included, until it
-asks again. An ended job makes room for the next one of the same owner without an exchange.
+Theory of operation. The account has one learner, the limiter that a session alone has (`policy.limiter`), and each
+owner has a share of the learned room. Both are in the ledger, behind one lock. In an *exchange* an owner reports what
+it holds, what it wants and what became of its requests since it last spoke; the learner takes the reports of all owners
+as those of one client. The owner gets its *allotment*: it may hold that many slots, creates in flight included, until
+it asks again. An ended job makes room for the next one of the same owner without an exchange.
 
 * Invariant: the slots that are granted in all are never more than the room, unless more are taken already. A share
   shrinks only as its jobs end, and a dead owner's counts until the owner is buried: its jobs still run. The jobs that a
@@ -18,79 +18,34 @@ asks again. An ended job makes room for the next one of the same owner without a
 * The budget of requests hands out *departures*, the times at which requests may leave, for the next `HORIZON_S`, once a
   request was refused for its rate. Before that all leave freely. So the pace, the quota of a window and the search for
   a rate are those of one client; no owner needs to know how many others there are.
-* A pause that the gateway asks for, and an outage, is a *gate* before the creates of all; a used-up budget of a day holds
-  polls too. The owner that met it probes; the others wait a little longer than it does.
+* A pause that the gateway asks for, and an outage, is a *gate* before the creates of all; a used-up budget of a day
+  holds polls too. The owner that met it probes; the others wait a little longer than it does.
 
 All times are by the ledger's clock. It is lost work, not lost money, if a state is lost: the learner begins again.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from copy import copy
-from datetime import UTC, datetime
 from typing import Literal
 
-from attrs import define, evolve, field, frozen
-from cattrs.preconf.json import make_converter
+from attrs import field, frozen
 
 from nanobanana_async.errors import LimitKind
-from nanobanana_async.policy.concurrency import AnsweredCreate, ConcurrencyPolicy, Load, Mode
-from nanobanana_async.policy.limiter import AdmissionLimiter
+from nanobanana_async.policy.account_state import AccountState, Share
+from nanobanana_async.policy.concurrency import AnsweredCreate, Load, Mode
 from nanobanana_async.policy.request_budget import RequestBudget, RequestKind
 
 SILENT_S = 6.0
 """An owner with jobs speaks at least every four seconds; after this time it may be dead."""
-MEMORY_S = 120.0
-"""How long the slots that an owner had count, when one more than the even share is given away."""
-KEPT_FOR_S = 30.0
-"""How long an owner keeps a slot above the even share before it goes to the next: each move leaves it empty a while."""
-HUNGRY_LATELY_S = 60.0
-"""The reserve is kept for so long after an interactive owner wanted more than it had."""
+UNHEARD_S = 2.0
+"""An owner whose jobs end speaks within this time; until then the others do not know of the ends."""
 HORIZON_S = 0.7
 """Departures are handed out for this time. Those that are out when a request is refused will be refused, too."""
 PROBE_AFTER_S = 5.0
 """How much longer than the owner that met a gate the others wait before they probe too: it may have died."""
 HEARD_S = 1e-5
 """What an owner hears of an exchange it knows a little later than the exchange."""
-
-
-@define
-class Share:
-    """What an owner has of the account, as of its last exchange."""
-
-    granted: int = 0
-    """The slots that it may take, or has taken."""
-    target: int = 0
-    """Its fair share; it gives back what it has above this as its jobs end."""
-    held: int = 0
-    in_flight: int = 0
-    queued: int = 0
-    """The slots that its queued jobs would take."""
-    interactive: bool = False
-    reserve: int = 0
-    used: float = 0.0
-    """Slot-seconds of late."""
-    spoke_at: float = -math.inf
-    hungry_at: float = -math.inf
-    """When it last wanted more slots than it had."""
-    reports: int = 0
-    """The number of its last report: one that comes twice counts once."""
-
-    @property
-    def taken(self) -> int:
-        """The slots of its jobs and of its creates in flight."""
-        return self.held + self.in_flight
-
-    @property
-    def wanted(self) -> int:
-        """The slots that it could use."""
-        return self.taken + self.queued
-
-    def used_until(self, now: float) -> float:
-        """Return its slot-seconds of late, with what it has held since its last exchange."""
-        past_s = max(0.0, now - self.spoke_at) if self.spoke_at > -math.inf else 0.0
-        return self.used * math.exp(-past_s / MEMORY_S) + past_s * self.held
 
 
 @frozen(kw_only=True)
@@ -103,7 +58,7 @@ class RequestEvent:
     kind: RequestKind = "create"
     sent_at: float = -math.inf
     """When it left; for a create, when its owner last heard of the others before that."""
-    load: Load = Load(0)
+    load: Load = field(default=Load(0))
     """Of the owner alone."""
     weight: int = 1
     limit_kind: LimitKind | None = None
@@ -167,65 +122,6 @@ class Allotment:
         return min(self.granted, self.target)
 
 
-@define
-class AccountState:
-    """What the owners of a ledger know of an account together: the learner, the gate, and their shares."""
-
-    limiter: AdmissionLimiter = field(factory=lambda: AdmissionLimiter(ConcurrencyPolicy()))
-    spoke_at: float = 0.0
-    """The time of the last exchange."""
-    gate_until: float = -math.inf
-    gate_owner: int | None = None
-    """The owner that probes."""
-    gates_polls: bool = False
-    shares: dict[int, Share] = field(factory=dict)
-    """Of the living owners; the ledger keeps them apart from the rest."""
-
-    def to_json(self) -> str:
-        """Return the state without the shares, for the ledger."""
-        return json.dumps(_CONVERTER.unstructure(evolve(self, shares={})), separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str | None, shares: dict[int, Share]) -> "AccountState":
-        """Return a stored state with the shares of its living owners; a new one if the text can't be read."""
-        try:
-            state = cls() if text is None else _CONVERTER.structure(json.loads(text), cls)
-        except Exception:  # edited by hand, or written by another version
-            state = cls()
-        state.shares = shares
-        return state
-
-    def room(self, now: float, orphans: int) -> int:
-        """Return how many slots may be taken in all."""
-        held = orphans + sum(share.held for share in self.shares.values())
-        taken = orphans + sum(max(share.taken, share.granted) for share in self.shares.values())
-        if now < self.limiter.blocked_until:
-            return taken
-        if self.limiter.trial_at <= now and taken == held:
-            return held + 1
-        return self.limiter.job_limit.room(held)
-
-    def targets(self, now: float, room: int) -> dict[int, int]:
-        """Return the fair shares of a room: all that interactive owners want first, then the others."""
-        if self.limiter.job_limit.mode is Mode.RAMP:
-            return {owner: share.wanted for owner, share in self.shares.items()}
-        first = {owner: share for owner, share in self.shares.items() if share.interactive}
-        rest = {owner: share for owner, share in self.shares.items() if not share.interactive}
-        targets = _fair_shares_of(first, room, now)
-        room -= sum(targets.values())
-        reserve = max((share.reserve for share in first.values() if now - share.hungry_at < HUNGRY_LATELY_S), default=0)
-        room -= min(reserve, max(0, room - len(rest)))
-        return targets | _fair_shares_of(rest, room, now)
-
-    def start_again(self, now: float) -> None:
-        """Let the learner start from what it knew when the last owner left, as far as that is believed."""
-        before, self.limiter = self.limiter, AdmissionLimiter(ConcurrencyPolicy())
-        known = before.learned(now=self.spoke_at, at=datetime.fromtimestamp(self.spoke_at, UTC))
-        if known is not None:
-            self.limiter.job_limit.mean_job_s = before.job_limit.mean_job_s
-            self.limiter.restore(known, now=now, at=datetime.fromtimestamp(now, UTC))
-
-
 def exchange(state: AccountState, owner: int, report: Report, now: float, orphans: int = 0) -> Allotment:
     """Take the report of an owner, and return what it may do; `orphans` are running jobs that have no living owner."""
     if not state.shares:
@@ -242,9 +138,7 @@ def exchange(state: AccountState, owner: int, report: Report, now: float, orphan
     limiter = state.limiter
     limiter.take_evidence_of_polls()
     limiter.budget.learned(now)  # it looks for the best minute
-    others = orphans + sum(
-        max(other.granted, other.taken) for each, other in state.shares.items() if each != owner
-    )
+    others = orphans + sum(max(other.granted, other.taken) for each, other in state.shares.items() if each != owner)
     share.granted = min(share.granted, share.taken)
     room = state.room(now, orphans)
     share.target = state.targets(now, room - orphans)[owner]
@@ -256,34 +150,15 @@ def exchange(state: AccountState, owner: int, report: Report, now: float, orphan
     return _allotment(state, owner, report, now)
 
 
-def fair_shares(wants: Mapping[int, int], room: int, used: Mapping[int, float]) -> dict[int, int]:
-    """Return max-min fair shares in whole slots; what can't be divided goes to those who used least."""
-    left, level = max(0, room), 0
-    for position, want in enumerate(sorted(wants.values())):
-        level = left // (len(wants) - position)
-        if want > level:
-            break
-        left, level = left - want, want
-    shares = {owner: min(want, level) for owner, want in wants.items()}
-    spare = max(0, room) - sum(shares.values())
-    unfilled = [owner for owner, want in wants.items() if want > level]
-    for owner in sorted(unfilled, key=lambda owner: (used[owner], owner))[:spare]:
-        shares[owner] += 1
-    return shares
-
-
-def _fair_shares_of(shares: Mapping[int, Share], room: int, now: float) -> dict[int, int]:
-    used = {owner: share.used_until(now) - KEPT_FOR_S * share.granted for owner, share in shares.items()}
-    return fair_shares({owner: share.wanted for owner, share in shares.items()}, room, used)
-
-
 def _learn(state: AccountState, owner: int, report: Report, now: float, orphans: int) -> None:
     """Give what an owner has met to the learner, with the load of all."""
     others = [share for each, share in state.shares.items() if each != owner]
     held, in_flight = orphans + sum(share.held for share in others), sum(share.in_flight for share in others)
     silent = orphans > 0 or any(now - share.spoke_at > SILENT_S and share.taken for share in others)
     limiter = state.limiter
-    limiter.job_limit.mean_job_s, limiter.job_limit.notice_delay_s = report.mean_job_s, report.notice_delay_s
+    unheard_s = sum(share.held * min(now - share.spoke_at, UNHEARD_S) for share in others) / max(1, held)
+    limiter.job_limit.mean_job_s = report.mean_job_s
+    limiter.job_limit.notice_delay_s = report.notice_delay_s + unheard_s
     for event in report.events:
         own = event.load
         total = held + own.held
@@ -304,7 +179,10 @@ def _learn(state: AccountState, owner: int, report: Report, now: float, orphans:
             case "accepted", kind:
                 limiter.budget.on_accepted(kind, event.at, event.sent_at)
             case _, "create":  # an event of now: what leaves before its owner has heard of it belongs to it
+                before = copy(limiter.job_limit)
                 limiter.on_throttled(now, create, load, event.limit_kind, event.wait_s)
+                if before.mode is Mode.HOLD:  # the others may hold fewer by now
+                    limiter.job_limit.cap = min(limiter.job_limit.cap, before.cap)
             case _, kind:
                 limiter.budget.on_throttled(kind, event.at, event.sent_at, event.wait_s)
 
@@ -355,8 +233,3 @@ def _hand_out(budget: RequestBudget, kind: RequestKind, wanted: int, now: float)
         budget.on_sent(kind, at)
         times.append(at)
     return tuple(times)
-
-
-_CONVERTER = make_converter(omit_if_default=True)
-_CONVERTER.register_unstructure_hook(Mode, lambda mode: mode.name)
-_CONVERTER.register_structure_hook(Mode, lambda name, _: Mode[name])

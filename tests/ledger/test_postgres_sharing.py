@@ -35,9 +35,7 @@ def refused(at: float, held: int) -> RequestEvent:
 async def with_limit(ledger: PostgresLedger, held: int) -> Allotment:
     """Let an owner that holds so many slots meet a 429."""
     first = await ledger.exchange(ACCOUNT, Report(number=1, held=held, queued=50))
-    return await ledger.exchange(
-        ACCOUNT, Report(number=2, held=held, queued=50, events=(refused(first.at, held),))
-    )
+    return await ledger.exchange(ACCOUNT, Report(number=2, held=held, queued=50, events=(refused(first.at, held),)))
 
 
 async def check_sharing(url: str, schema: str) -> None:
@@ -118,7 +116,9 @@ async def test_burial_releases_jobs_and_share_together(postgres: Server) -> None
     async with opened(postgres.url, schema) as (ledger,):
         postgres.execute(
             "INSERT INTO owners (host, process, client, lease_s) VALUES ('gone', 1, '', 1)",
-            "INSERT INTO shares SELECT 'mine', id, 7, 7, 7, 0, 0, false, 0, 0, 0, NULL, 1 FROM owners WHERE host = 'gone'",
+            "INSERT INTO shares SELECT 'mine', id, 7, 7, 7, 0, 0, false, 0, 0, 0, NULL, 1"
+            " FROM owners WHERE host = 'gone'"
+            "",
             schema=schema,
         )
         assert (await ledger.exchange(ACCOUNT, Report(number=1, held=0))).granted == 0

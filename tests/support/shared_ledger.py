@@ -21,8 +21,9 @@ from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, NotOurs, TaskTaken, Upload
 from nanobanana_async.ledger.feeding import FedBatch
 from nanobanana_async.ledger.memory_charges import MemoryCharges
+from nanobanana_async.policy.account_state import AccountState, Share
 from nanobanana_async.policy.prices import Price
-from nanobanana_async.policy.sharing import AccountState, Allotment, Report, Share, exchange
+from nanobanana_async.policy.sharing import Allotment, Report, exchange
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.support.fakes import FakeGateway, Opening
 from tests.support.shared_feeding import FeedingView, Row, Stored

@@ -142,7 +142,9 @@ class PostgresLedger(FeedingCalls, OwnerLedger):
 
     async def exchange(self, account: str, report: Report) -> Allotment:
         """Share the limits of an account with the other owners: report, and get what this owner may do."""
-        return await self._queue_work(exchange_of(account, report), writes=True, key=None, safe=False)
+        call: Any = exchange_of(account, report)
+        allotment: Allotment = await self._queue_work(call, writes=True, key=None, safe=False)
+        return allotment
 
     async def find_upload(self, account: str, digest: str) -> Upload | None:
         """Return the last upload of this content by the account."""

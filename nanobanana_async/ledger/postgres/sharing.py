@@ -1,7 +1,7 @@
 """The exchange of an owner with the others of its account, as one short transaction on the account's row.
 
-It is committed without a disk flush, apart from the flushes of jobs: the shares are hints, and no job depends on them. It
-waits for another exchange for a moment only, and is not repeated when the server is away: what is granted lasts.
+It is committed without a disk flush, apart from the flushes of jobs: the shares are hints, and no job depends on them.
+It waits for another exchange for a moment only, and is not repeated when the server is away: what is granted lasts.
 """
 
 import json
@@ -10,7 +10,8 @@ import math
 from attrs import frozen
 
 from nanobanana_async.ledger.postgres.pipeline import Call, Statement, Work
-from nanobanana_async.policy.sharing import AccountState, Allotment, Report, Share, exchange
+from nanobanana_async.policy.account_state import AccountState, Share
+from nanobanana_async.policy.sharing import Allotment, Report, exchange
 
 LOCK_TIMEOUT_S = 0.5
 """How long an exchange waits for that of another owner. Writes of jobs wait behind it."""

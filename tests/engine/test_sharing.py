@@ -1,0 +1,211 @@
+"""Sessions on one ledger share the account: slots, refusals, pauses, and a ledger that fails."""
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+from nanobanana_async import ApiMall, ConcurrencyPolicy, MemoryLedger, Session
+from nanobanana_async.emulator import API_KEY, EmulatorSettings, GatewaySimulator, LogNormal
+from nanobanana_async.errors import SessionClosed
+from nanobanana_async.gateways.contract import HttpRequest
+from nanobanana_async.ledger.base import SharesAccount
+from nanobanana_async.ledger.sqlite import SqliteLedger
+from nanobanana_async.testing import EmulatorTransport, Reply
+from tests.support.fakes import FakeGateway, apimall, now, virtually
+from tests.support.replies import refused
+from tests.support.shared_ledger import FakeProcess, LedgerView, SharedLedger
+
+
+async def host(stack: AsyncExitStack, shared: SharedLedger, gateway: Any, **settings: Any) -> FakeProcess:
+    process = FakeProcess(shared, gateway.answer, session_of=apimall, delay_s=0.004, **settings)
+    return await stack.enter_async_context(process)
+
+
+async def work(process: FakeProcess, jobs: int, name: str = "fox") -> None:
+    """Buy jobs at once, and wait for all."""
+    with suppress(SessionClosed):
+        async with asyncio.TaskGroup() as group:
+            for number in range(jobs):
+                group.create_task(process.session.generate(f"{name} {number}"))
+
+
+@virtually
+async def test_hosts_fill_the_slots_in_equal_parts_with_few_refusals() -> None:
+    gateway, shared = FakeGateway(job_s=10.0, limit=20), SharedLedger()
+    async with AsyncExitStack() as stack:
+        hosts = [await host(stack, shared, gateway) for _ in range(4)]
+        tasks = [asyncio.Task(work(each, 100, f"fox {number}")) for number, each in enumerate(hosts)]
+        await asyncio.sleep(60.0)
+        assert [each.held for each in hosts] == [5, 5, 5, 5]
+        assert sum(each.session.stats().throttled for each in hosts) <= 12
+        assert {each.session.stats().job_limit for each in hosts} == {20}
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    assert gateway.most_running == 20
+
+
+@virtually
+async def test_a_host_that_comes_late_gets_its_part() -> None:
+    gateway, shared = FakeGateway(job_s=10.0, limit=10), SharedLedger()
+    async with AsyncExitStack() as stack:
+        first = await host(stack, shared, gateway)
+        working = asyncio.Task(work(first, 100, "crow"))
+        await asyncio.sleep(30.0)
+        second = await host(stack, shared, gateway)
+        also = asyncio.Task(work(second, 100, "fox"))
+        await asyncio.sleep(25.0)
+        assert first.held + second.held >= 9
+        assert abs(first.held - second.held) <= 1
+        assert second.session.stats().throttled <= 1
+        for task in (working, also):
+            task.cancel()
+        await asyncio.wait([working, also])
+
+
+@virtually
+async def test_no_slot_is_missing_after_hosts_were_killed() -> None:
+    gateway, shared = FakeGateway(job_s=10.0, limit=12), SharedLedger()
+    shared.lease_s = 10.0
+    async with AsyncExitStack() as stack:
+        last = await host(stack, shared, gateway)
+        tasks = [asyncio.Task(work(last, 400, "last"))]
+        for number in range(3):
+            dying = await host(stack, shared, gateway)
+            tasks.append(asyncio.Task(work(dying, 50, f"fox {number}")))
+            await asyncio.sleep(25.0)
+            assert dying.held > 0
+            dying.kill()
+            await asyncio.sleep(5.0)
+            assert last.held < 12  # what is dead counts until its burial
+        await asyncio.sleep(15.0)
+        await last.session.resume()
+        await asyncio.sleep(20.0)
+        assert last.held >= 12
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    assert gateway.most_running == 12
+
+
+@virtually
+async def test_an_interactive_session_gets_the_next_free_slot() -> None:
+    gateway, shared = FakeGateway(job_s=10.0, limit=5), SharedLedger()
+    async with AsyncExitStack() as stack:
+        batch = await host(stack, shared, gateway)
+        working = asyncio.Task(work(batch, 60, "crow"))
+        await asyncio.sleep(60.0)
+        web = await host(stack, shared, gateway, concurrency=ConcurrencyPolicy(interactive=True))
+        began_at = now()
+        job = await web.session.submit("a fox")
+        await job.wait_for_task_id()
+        assert now() - began_at < 8.0
+        working.cancel()
+        await asyncio.wait([working])
+
+
+@virtually
+async def test_a_reserve_lets_an_interactive_job_leave_at_once() -> None:
+    gateway, shared = FakeGateway(job_s=10.0, limit=5), SharedLedger()
+    async with AsyncExitStack() as stack:
+        batch = await host(stack, shared, gateway)
+        working = asyncio.Task(work(batch, 60, "crow"))
+        await asyncio.sleep(60.0)
+        policy = ConcurrencyPolicy(interactive=True, reserve=1)
+        web = await host(stack, shared, gateway, concurrency=policy)
+        await (await web.session.submit("the first fox")).wait_for_task_id()
+        await asyncio.sleep(20.0)
+        began_at = now()
+        await (await web.session.submit("a fox")).wait_for_task_id()
+        assert now() - began_at < 0.5
+        working.cancel()
+        await asyncio.wait([working])
+
+
+@virtually
+async def test_a_pause_that_one_host_met_holds_the_creates_of_all() -> None:
+    gateway, shared = FakeGateway(job_s=10.0), SharedLedger()
+    paused: list[bool] = [True]
+
+    def answer(request: HttpRequest) -> Reply:
+        if request.method == "POST" and paused and paused.pop():
+            return refused(503, "UNAVAILABLE", **{"retry-after": "40"})
+        return gateway.answer(request)
+
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(FakeProcess(shared, answer, session_of=apimall, delay_s=0.004))
+        second = await host(stack, shared, gateway)
+        buying = asyncio.Task(first.session.generate("a crow"))
+        await asyncio.sleep(1.0)
+        job = await second.session.submit("a fox")
+        await asyncio.sleep(30.0)
+        assert gateway.sold == 0
+        await buying
+        await job
+        assert gateway.sold == 2
+
+
+@virtually
+async def test_what_is_granted_lasts_while_exchanges_fail() -> None:
+    gateway, shared = FakeGateway(job_s=10.0, limit=4), SharedLedger()
+    async with AsyncExitStack() as stack:
+        process = await host(stack, shared, gateway)
+        working = asyncio.Task(work(process, 100))
+        await asyncio.sleep(60.0)
+        sold = gateway.sold
+        process.ledger.fails["exchange"] = 1000
+        await asyncio.sleep(60.0)
+        assert gateway.sold - sold >= 20
+        process.ledger.fails["exchange"] = 0
+        await asyncio.sleep(10.0)
+        assert process.held == 4
+        working.cancel()
+        await asyncio.wait([working])
+
+
+@virtually
+async def test_a_session_that_learns_nothing_takes_no_part() -> None:
+    gateway, shared = FakeGateway(job_s=10.0), SharedLedger()
+    two = ConcurrencyPolicy(max_jobs=2, learn=False)
+    async with AsyncExitStack() as stack:
+        process = await host(stack, shared, gateway, concurrency=two)
+        await work(process, 4)
+        assert process.ledger.calls["exchange"] == 0
+        assert gateway.most_running == 2
+
+
+@virtually
+async def test_an_idle_session_does_not_exchange() -> None:
+    gateway, shared = FakeGateway(job_s=10.0), SharedLedger()
+    async with AsyncExitStack() as stack:
+        process = await host(stack, shared, gateway)
+        await asyncio.sleep(1.0)
+        before = process.ledger.calls["exchange"]
+        await asyncio.sleep(3600.0)
+        assert process.ledger.calls["exchange"] == before <= 1
+
+
+@virtually
+async def test_hosts_share_one_budget_of_requests() -> None:
+    settings = EmulatorSettings(
+        job_limit=5, requests_per_minute=60, rate_window="sliding", duration=LogNormal(median_s=45.0)
+    )
+    simulator, shared = GatewaySimulator(settings), SharedLedger()
+    async with AsyncExitStack() as stack:
+        sessions = []
+        for _ in range(3):
+            gateway = ApiMall(api_key=API_KEY, base_url="http://127.0.0.1")
+            transport = EmulatorTransport(simulator, api_key=API_KEY)
+            session = Session(gateway, http=transport, ledger=LedgerView(shared, 0.004))
+            sessions.append(await stack.enter_async_context(session))
+        async with asyncio.TaskGroup() as group:
+            for number in range(30):
+                group.create_task(sessions[number % 3].generate(f"fox {number}"))
+        stats = simulator.stats(now())
+        assert now() <= 1.4 * 6 * 45.0
+        assert sum(stats.refusals_429.values()) <= 0.07 * sum(stats.requests.values())
+
+
+def test_ledgers_of_one_machine_share_no_account() -> None:
+    assert not isinstance(MemoryLedger(), SharesAccount)
+    assert not isinstance(SqliteLedger("jobs.sqlite"), SharesAccount)
