@@ -4,7 +4,19 @@ import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import accounts, accounts_real, batch, callbacks, cpu, fleet, ledger, limit, postgres, simulated
+from benchmarks import (
+    accounts,
+    accounts_real,
+    batch,
+    callbacks,
+    cpu,
+    feeding,
+    fleet,
+    ledger,
+    limit,
+    postgres,
+    simulated,
+)
 from benchmarks.limit import Moving
 from benchmarks.plot_run import draw_moving
 from benchmarks.report import Section, print_section, write_section
@@ -58,6 +70,10 @@ def _postgres(asked: argparse.Namespace) -> Section:
     return postgres.section(seeds=1 if asked.quick else asked.seeds, quick=asked.quick)
 
 
+def _feeding(asked: argparse.Namespace) -> Section:
+    return feeding.section(quick=asked.quick)
+
+
 PARTS: Mapping[str, Callable[[argparse.Namespace], Section]] = {
     "simulated": _simulated,
     "limit": _limit,
@@ -68,6 +84,7 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], Section]] = {
     "cpu": _cpu,
     "ledger": _ledger,
     "postgres": _postgres,
+    "feeding": _feeding,
     "fleet": _fleet,
 }
 
