@@ -41,4 +41,5 @@ async def work(ledger: str, schema: str, name: str, url: str, folder: Path) -> N
 
 
 if __name__ == "__main__":
-    asyncio.run(work(*sys.argv[1:5], Path(sys.argv[5])))
+    ledger, schema, name, url, folder = sys.argv[1:]
+    asyncio.run(work(ledger, schema, name, url, Path(folder)))

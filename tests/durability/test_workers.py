@@ -7,6 +7,7 @@ from asyncio.subprocess import Process
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,10 @@ def lines_in(folder: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
+def has_lines(folder: Path, count: int) -> bool:
+    return len(lines_in(folder)) >= count
+
+
 def images_in(folder: Path) -> int:
     return len(list(folder.glob("order-*.*g")))
 
@@ -54,8 +59,7 @@ async def test_killed_workers_lose_no_row_and_buy_none_twice(name: str, postgres
         running = [await stack.enter_async_context(worker(*words)) for _ in range(WORKERS)]
         async with asyncio.timeout(200):
             for kill in range(1, KILLS + 1):
-                lines = kill * ROWS // (KILLS + 2)
-                await until(lambda lines=lines: len(lines_in(tmp_path)) >= lines, timeout_s=100)
+                await until(partial(has_lines, tmp_path, kill * ROWS // (KILLS + 2)), timeout_s=100)
                 killed = running.pop(chance.randrange(WORKERS))
                 killed.kill()
                 running.append(await stack.enter_async_context(worker(*words)))

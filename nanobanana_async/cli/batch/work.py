@@ -249,6 +249,7 @@ class Work:
         if self._signals.stop_requested.is_set():
             display.say("no more rows were drawn: those that are left wait in the ledger for other workers")
             return drained
+        display.say("every row of the batch has ended")
         return OK if display.counts["succeeded"] == display.done else FAILED
 
 
