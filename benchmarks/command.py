@@ -10,6 +10,7 @@ from benchmarks import (
     batch,
     callbacks,
     cpu,
+    feeding,
     fleet,
     hosts,
     hosts_simulated,
@@ -79,6 +80,10 @@ def _hosts_simulated(asked: argparse.Namespace) -> Section:
     return hosts_simulated.section(seeds=1 if asked.quick else asked.seeds, quick=asked.quick)
 
 
+def _feeding(asked: argparse.Namespace) -> Section:
+    return feeding.section(quick=asked.quick)
+
+
 PARTS: Mapping[str, Callable[[argparse.Namespace], Section]] = {
     "simulated": _simulated,
     "limit": _limit,
@@ -90,6 +95,7 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], Section]] = {
     "cpu": _cpu,
     "ledger": _ledger,
     "postgres": _postgres,
+    "feeding": _feeding,
     "hosts": _hosts,
     "fleet": _fleet,
 }

@@ -291,8 +291,6 @@ def same_request(one: ImageRequest, other: ImageRequest) -> bool:
 
 def without_transient_parts(request: ImageRequest) -> ImageRequest:
     """Return the request with what identifies it: without `callback_url`, and without the signatures in URLs."""
-    if not request.images and request.callback_url is None:  # most of them: making another one takes longer than this
-        return request
     return evolve(request, callback_url=None, images=tuple(map(image_identity, request.images)))
 
 

@@ -197,8 +197,8 @@ class Purchases(ABC):
 
         `rows` are those of `generate_many`. Feeding the same rows again, or with more at the end, finds the known ones;
         it begins those again that were withdrawn or refused for a passing reason, with `retry_failed` also those that
-        failed. Rows without a `key` are told apart by their order, so one input is all of them; rows with keys may be
-        fed in parts, from several hosts. `max_credits` caps all that is ever spent under the name, on all hosts; a
+        failed. Rows without a `key` are distinguished by their order, so one input is all of them; rows with keys may
+        be fed in parts, from several hosts. `max_credits` caps all that is ever spent under the name, on all hosts; a
         later feed may change it. `names` is a template of the images' names, as in `generate_many`.
 
         Raises `InvalidRequest` for a row that can't be bought, or whose reference image only this host can read,

@@ -18,6 +18,7 @@ PUBLIC = {
     "Batch",
     "ConcurrencyPolicy",
     "DefApi",
+    "FeedReport",
     "Gateway",
     "GeneratedImage",
     "GenerationResult",

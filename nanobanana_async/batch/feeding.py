@@ -213,9 +213,9 @@ class Feeding:
     def _another_input(self, row: FedRow) -> ConfigurationError:
         return ConfigurationError(
             f"row {row.index + 1} is another one than the row that was fed at this place of batch {self._name!r}:"
-            " rows without a key are told apart by their order. Feed the same rows with new ones at the end, or under"
-            " another name; or give all rows a `key`, in a batch with another name: then they may come in any order, in"
-            " parts and from several hosts. Nothing of this row and those after it was stored"
+            " rows without a key are distinguished by their order. Feed the same rows with new ones at the end, or"
+            " under another name; or give all rows a `key`, in a batch with another name: then they may come in any"
+            " order, in parts and from several hosts. Nothing of this row and those after it was stored"
         )
 
 

@@ -143,7 +143,8 @@ def job_key_of_row(batch_prefix: str, row_key: str) -> str:
 
 def canonical_request(request: ImageRequest) -> str:
     """Return the request as text without default values, so that a new field does not change existing keys."""
-    request = without_transient_parts(request)
+    if request.images or request.callback_url is not None:  # few have: making another request takes as long as the rest
+        request = without_transient_parts(request)
     facts = {name: value for name, default in _DEFAULTS.items() if (value := getattr(request, name)) != default}
     if "extra" in facts:
         facts["extra"] = dict(request.extra)

@@ -75,8 +75,7 @@ class WorkRunner(BatchRunner):
         facts = await self._ledger.fed_batch(self._batch)
         if facts is None:
             raise ConfigurationError(
-                f"no batch {self._name!r} was fed into this ledger: feed it first, with `session.feed(rows,"
-                f" batch={self._name!r})`, or correct the name"
+                f"no batch {self._name!r} was fed into this ledger: correct the name, or feed it with `session.feed`"
             )
         check_account(facts, self._name, self._engine)
         await self._ledger.draw_unsaved(self._batch)

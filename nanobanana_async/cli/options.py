@@ -264,6 +264,7 @@ _PHRASES = (
     (re.compile(r"\bpass extra=\{'(\w+)': \.\.\.\}"), r"pass --extra \1=VALUE"),
     (re.compile(r"\bcall `resume` to poll it"), "`jobs resume` polls it"),
     (re.compile(r"\bcall `session\.resolve`"), "use `jobs resolve`"),
+    (re.compile(r"\bwith `session\.feed`"), "with `batch FILE --feed-only`"),
     (re.compile(r" \(Timeouts\.job_s\); await it again"), "; the same command waits again"),
 )
 

@@ -43,7 +43,7 @@ class FedRow:
     index: int
     """Its position in the input, from 0."""
     place: int | None = None
-    """Its position among the rows without a key, which are told apart by it; None for a row with a key."""
+    """Its position among the rows without a key, which are distinguished by it; None for a row with a key."""
     own_key: str | None = None
     digest: str = ""
     """Of its request: a key that is fed again with another one is a conflict."""

@@ -10,8 +10,15 @@ from typing import Any
 import pytest
 
 from nanobanana_async import BatchStopped, FeedReport, JobState, Outcome
-from nanobanana_async.errors import ConfigurationError, CreditLimitReached, IdempotencyConflict, InvalidRequest
-from tests.batch.fakes import PromptGateway, all_of, slots
+from nanobanana_async.errors import (
+    ConfigurationError,
+    CreditLimitReached,
+    IdempotencyConflict,
+    InvalidRequest,
+    JobUncertain,
+    TransportError,
+)
+from tests.batch.fakes import PromptGateway, all_of, slots, until_stopped
 from tests.support.fakes import apimall, defapi, virtually
 from tests.support.replies import refused
 from tests.support.shared_ledger import FakeProcess, SharedLedger
@@ -159,7 +166,7 @@ async def test_second_part_without_keys_is_refused_and_nothing_of_it_is_bought()
     shared, gateway = SharedLedger(), PromptGateway()
     await fed(shared, ["a fox", "an owl"])
     for part in (["a hare", "a fox"], ["a fox", "a hare"], ["an owl"]):
-        with pytest.raises(ConfigurationError, match="rows without a key are told apart by their order") as caught:
+        with pytest.raises(ConfigurationError, match="rows without a key are distinguished by their order") as caught:
             await fed(shared, part)
         assert "`key`" in str(caught.value)
     await worked(shared, gateway)
@@ -217,13 +224,10 @@ async def test_cap_is_stored_when_the_batch_is_fed_and_held_by_all_hosts() -> No
     assert (await fed(shared, PROMPTS)).max_credits == 80
 
     async def until_the_cap() -> int:
-        count = 0
-        with pytest.raises(BatchStopped) as stopped:
-            async with host(shared, gateway) as process:
-                async for outcome in process.session.work("spring"):
-                    count += outcome.ok
-        assert isinstance(stopped.value.cause, CreditLimitReached)
-        return count
+        async with host(shared, gateway) as process:
+            outcomes, stopped = await until_stopped(process.session.work("spring"))
+        assert isinstance(stopped.cause, CreditLimitReached)
+        return sum(outcome.ok for outcome in outcomes)
 
     async with asyncio.TaskGroup() as group:
         hosts = [group.create_task(until_the_cap()) for _ in range(2)]
@@ -302,8 +306,6 @@ async def test_failed_rows_are_bought_again_only_when_they_are_fed_with_retry_fa
 
 @virtually
 async def test_uncertain_row_is_reported_and_not_sent_again() -> None:
-    from nanobanana_async.errors import JobUncertain, TransportError
-
     shared = SharedLedger()
     gateway = PromptGateway(
         says=lambda prompt: TransportError("lost", possibly_sent=True) if prompt == "lost" else None
@@ -324,7 +326,7 @@ async def fed_for_defapi(shared: SharedLedger, rows: list[str]) -> None:
 async def test_batch_of_another_account_is_refused() -> None:
     shared, gateway = SharedLedger(), PromptGateway()
     await fed(shared, PROMPTS)
-    with pytest.raises(ConfigurationError, match="batch 'spring' was fed for account .* of apimall"):
+    with pytest.raises(ConfigurationError, match=r"batch 'spring' was fed for account .* of apimall"):
         await worked(shared, gateway, session_of=defapi)
     with pytest.raises(ConfigurationError, match="was fed for account"):
         await fed_for_defapi(shared, PROMPTS)

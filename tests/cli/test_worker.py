@@ -15,6 +15,7 @@ from tests.support.loopback import until
 from tests.support.postgres import Server, new_schema
 
 slow = pytest.mark.slow
+pytestmark = pytest.mark.timeout(240)
 
 
 class Hosts:
@@ -96,7 +97,7 @@ async def test_first_signal_drains_a_worker_and_another_one_goes_on(hosts: Hosts
     await hosts("batch", hosts.rows(30), "--feed-only")
     command = ("worker", "--batch", "spring", "-o", "out", "--max-jobs", "2", "--results", "one.jsonl")
     async with started(*command, environ=dict(hosts.environ), folder=hosts.folder) as process:
-        await until(lambda: hosts.bought >= 4)
+        await until(lambda: hosts.bought >= 4, timeout_s=30)
         process.send_signal(signal.SIGTERM)
         drained = await ended(process)
     assert (drained.code, drained.out) == (0, "")
@@ -121,7 +122,7 @@ async def stopped_at_once(hosts: Hosts) -> None:
     async with started(
         "worker", "--batch", "spring", "-o", "out", environ=dict(hosts.environ), folder=hosts.folder
     ) as process:
-        await until(lambda: hosts.bought == 3)
+        await until(lambda: hosts.bought == 3, timeout_s=30)
         process.send_signal(signal.SIGINT)
         await asyncio.sleep(0.3)
         process.send_signal(signal.SIGINT)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from nanobanana_async import Gateway, LedgerError, Session
+from nanobanana_async import Gateway, IdempotencyConflict, InvalidRequest, LedgerError, Session
 from nanobanana_async.batch.rows import Row
 from nanobanana_async.cli.batch.folder import LEDGER, MARKER
 from nanobanana_async.cli.batch.run_options import RunOptions
@@ -64,8 +64,8 @@ async def feed_and_work(options: RunOptions, gateway: Gateway, output: Target | 
                 expected_credits=options.expected_credits,
                 retry_failed=options.retry_failed,
             )
-    except LedgerError as error:
-        raise ConfigurationError(str(error)) from None
+    except (LedgerError, IdempotencyConflict, InvalidRequest) as error:
+        raise ConfigurationError(f"{error.message}; nothing was bought here") from None
     cap = "no cap" if report.max_credits is None else f"a cap of {credit_count(report.max_credits)}"
     known = f", {report.known:,} known" if report.known else ""
     again = f" ({report.again:,} of them bought again)" if report.again else ""

@@ -157,7 +157,10 @@ class Work:
             raise ConfigurationError(str(error)) from None
         try:
             batch = session.work(
-                options.batch, save_to=options.target, sidecar=options.sidecar, max_budget_wait_s=options.max_budget_wait_s
+                options.batch,
+                save_to=options.target,
+                sidecar=options.sidecar,
+                max_budget_wait_s=options.max_budget_wait_s,
             )
             async with asyncio.TaskGroup() as group, batch:
                 coroutines = (
@@ -249,6 +252,7 @@ class Work:
         if self._signals.stop_requested.is_set():
             display.say("no more rows were drawn: those that are left wait in the ledger for other workers")
             return drained
+        display.say("every row of the batch has ended")
         return OK if display.counts["succeeded"] == display.done else FAILED
 
 

@@ -69,7 +69,9 @@ PER_RUN = frozenset(
 )
 """Options that decide about one run, and what it buys: a file that is forgotten must not set them."""
 
-TABLES = ("generate", "batch", "jobs")
+TABLES = ("generate", "batch", "worker", "jobs")
+BATCHES = ("batch", "worker")
+"""The commands whose folder belongs to one batch."""
 _SECRETS = frozenset({"api_key", "apikey", "key", "password", "secret", "token"})
 _VARIABLE = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _MAX_BYTES = 1_000_000
@@ -176,7 +178,7 @@ def _check(
 ) -> None:
     """Raise `ConfigurationError` for an unknown setting, whose value is never shown, or one of the wrong type."""
     for name, value in values.items():
-        if name not in known or (command, name) == ("batch", "output"):
+        if name not in known or (command in BATCHES and name == "output"):
             raise ConfigurationError(f"{source}: {_why_refused(name, known, command)}")
         wanted, types = known[name]
         if type(value) not in types:
@@ -220,8 +222,8 @@ def _why_refused(name: str, known: Collection[str], command: str | None) -> str:
             f"{name} is no setting, since files are copied: write the API key into a file of its own that only you can"
             " read, and name it in api_key_file, or name a variable in api_key_variable"
         )
-    if (command, name) == ("batch", "output"):
-        return "output is no setting of batch, since each batch needs a folder of its own: pass -o"
+    if command in BATCHES and name == "output":
+        return f"output is no setting of {command}, since each batch needs a folder of its own: pass -o"
     if word in PER_RUN:
         return f"{name} is no setting, since it decides about one run: pass --{word.replace('_', '-')} to the command"
     if command is not None and (name in CONNECTION or name in NETWORK):

@@ -13,13 +13,13 @@ from attrs import define, field, frozen
 from cyclopts import App, ArgumentCollection
 from cyclopts.config import Dict
 
-from nanobanana_async.cli.settings.file import OPTIONS, Layer, SettingsFile, chosen_path, read
+from nanobanana_async.cli.settings.file import BATCHES, OPTIONS, Layer, SettingsFile, chosen_path, read
 from nanobanana_async.cli.settings.private import read_key_file
 from nanobanana_async.commands import SETTINGS_OPTIONS
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.registry import GATEWAYS
 
-COMMANDS = ("balance", "batch", "generate", "jobs", "webhooks")
+COMMANDS = ("balance", "batch", "generate", "jobs", "webhooks", "worker")
 """The commands that the file is for: the demo and the emulator have nothing to do with an account."""
 
 CONNECTION_VARIABLES = {
@@ -160,7 +160,7 @@ def connection_in(file: SettingsFile, typed: str | None) -> Layer | None:
 def options_of(layer: Layer, command: str) -> dict[str, Any]:
     """Return the options that a layer has for a command, as the command line would have them."""
     values = {name: value for name, value in layer.values.items() if name in OPTIONS}
-    if command == "batch":
+    if command in BATCHES:
         values.pop("output", None)  # each batch needs a folder of its own
     if "extra" in values:
         values["extra"] = [f"{name}={json.dumps(value, default=str)}" for name, value in values["extra"].items()]

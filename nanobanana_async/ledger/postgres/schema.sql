@@ -96,7 +96,7 @@ CREATE TABLE fed_rows (
     delivered integer                           -- the revision of the job whose outcome was taken; -1: images not saved
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
 
--- Rows without a key are told apart by their order: a second input with other rows at these places is refused.
+-- Rows without a key are distinguished by their order: a second input with other rows at these places is refused.
 CREATE UNIQUE INDEX fed_rows_place ON fed_rows (batch, place) WHERE place IS NOT NULL;
 
 -- The rows to draw, in the order of the input.
