@@ -185,7 +185,7 @@ class Engine:
             return self.tracked[record.key]
         if record.state not in ACTIVE_STATES:
             return job
-        self.scheduler.check_open(record)
+        self.scheduler.check_open(record, is_known=job.wait_error is None or job.wait_error.safe_to_repeat)
         self.claims.check_account(record)
         if record.state is not JobState.PENDING or not job.wait_error:
             job.failures, job.first_imageless_at = 0, NEVER

@@ -312,8 +312,8 @@ class Scheduler:
         elif job.is_followed:
             self._finish_job(job, error)
 
-    def check_open(self, record: JobRecord) -> None:
-        """Raise `SessionClosed` if the session is closing."""
+    def check_open(self, record: JobRecord, *, is_known: bool = True) -> None:
+        """Raise `SessionClosed` if the session is closing; `is_known`: the record is what the ledger has."""
         if self.closing:
-            safe = is_safe_to_repeat(record, Phase.KNOWN)
+            safe = is_known and is_safe_to_repeat(record, Phase.KNOWN)
             raise SessionClosed("the session is closed", key=record.key, safe_to_repeat=safe)
