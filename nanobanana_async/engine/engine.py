@@ -77,7 +77,7 @@ class Engine:
 
         `sources` are the local images that its request names.
         """
-        self.scheduler.check_open(record)
+        self.scheduler.check_open(record, is_known=False)
         job = self.tracked.get(record.key)
         if job is None:
             job = self.scheduler.track(self.build_tracked_job(record), Phase.CLAIMING)
