@@ -77,7 +77,7 @@ class Engine:
 
         `sources` are the local images that its request names.
         """
-        self.scheduler.check_open(record)
+        self.scheduler.check_open(record, is_known=False)
         job = self.tracked.get(record.key)
         if job is None:
             job = self.scheduler.track(self.build_tracked_job(record), Phase.CLAIMING)
@@ -193,7 +193,7 @@ class Engine:
             return self.tracked[record.key]
         if record.state not in ACTIVE_STATES:
             return job
-        self.scheduler.check_open(record)
+        self.scheduler.check_open(record, is_known=job.wait_error is None or job.wait_error.safe_to_repeat)
         self.claims.check_account(record)
         if record.state is not JobState.PENDING or not job.wait_error:
             job.failures, job.first_imageless_at = 0, NEVER

@@ -29,9 +29,14 @@ UNOWNED_PHASES = frozenset({Phase.PREPARING, Phase.QUEUED, Phase.SCHEDULED, Phas
 """No step of the job runs, so it becomes FOREIGN as soon as its owner was buried."""
 
 
+def may_be_anothers(job: TrackedJob, lease: LeasedLedger | None) -> bool:
+    """Return whether a job that was ours may be another owner's by now, because ours may be buried."""
+    return lease is not None and (job.owner_buried or not lease.surely_owns)
+
+
 async def wait_until_owner(job: TrackedJob, lease: LeasedLedger | None) -> None:
     """Wait until this owner certainly lives, just before a create leaves; raise `NotOurs` if it was buried."""
-    while lease is not None and (job.owner_buried or not lease.surely_owns):
+    while may_be_anothers(job, lease):
         if job.owner_buried:
             raise NotOurs(f"job {job.key} went to another owner before its create left", key=job.key)
         await anyio.sleep(LEASE_CHECK_S)

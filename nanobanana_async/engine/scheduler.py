@@ -25,7 +25,7 @@ from nanobanana_async.engine.next_step import (
     ScheduleAt,
     StopFollowing,
 )
-from nanobanana_async.engine.ownership import after_burial, follow_through_ledger, let_go
+from nanobanana_async.engine.ownership import after_burial, follow_through_ledger, let_go, may_be_anothers
 from nanobanana_async.engine.phases import UNKNOWN_STATE_PHASES, Phase
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import References
@@ -91,9 +91,8 @@ class Scheduler:
 
     def _on_burial(self) -> None:
         """Follow all jobs through the ledger: they went to other owners when ours was buried."""
-        if not self.closing:
-            follow_through_ledger(self.tracked, self._apply, self._clock())
-            self._timers.fired.set()  # this is no task, so that it can't tick itself
+        follow_through_ledger(self.tracked, self._apply, self._clock())
+        self._timers.fired.set()  # this is no task, so that it can't tick itself
 
     def start_background_task(self, work: Callable[[TaskGroup], Coroutine[Any, Any, None]]) -> None:
         """Run a coroutine in the session's task group, until the session closes. It must not raise."""
@@ -269,7 +268,8 @@ class Scheduler:
         """Stop following a job: it has ended, or `error` ends the waiting and the job goes on without us."""
         hold_until, ours = NEVER, job.phase is not Phase.CLAIMING
         if error is not None:
-            if job.phase in UNKNOWN_STATE_PHASES:  # the job's present state in the ledger is unknown
+            if job.phase in UNKNOWN_STATE_PHASES or may_be_anothers(job, self._store.lease):
+                # The job's present state in the ledger is unknown.
                 error = error.for_job(job.key, safe_to_repeat=False)
             job.wait_error = error
             job.withdraw_requested = False
@@ -310,8 +310,8 @@ class Scheduler:
         elif job.is_followed:
             self._finish_job(job, error)
 
-    def check_open(self, record: JobRecord) -> None:
-        """Raise `SessionClosed` if the session is closing."""
+    def check_open(self, record: JobRecord, *, is_known: bool = True) -> None:
+        """Raise `SessionClosed` if the session is closing; `is_known`: the record is what the ledger has."""
         if self.closing:
-            safe = is_safe_to_repeat(record, Phase.KNOWN)
+            safe = is_known and is_safe_to_repeat(record, Phase.KNOWN)
             raise SessionClosed("the session is closed", key=record.key, safe_to_repeat=safe)

@@ -24,6 +24,8 @@ from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from tests.durability.worker import GatewayName, gateway_at, prompt_of
 from tests.support.postgres import SHORT
 
+HOSTS = 2
+"""They begin together."""
 StopAt = Literal["intended", "before", "after", "random", "cut off"]
 SELF_STOPS: tuple[StopAt, ...] = ("intended", "before", "after")
 """After the intent is stored, just before the bytes of its POST leave, just after its answer came."""
@@ -124,6 +126,8 @@ async def work(orders: Orders) -> dict[str, Any]:
                 await session.resume(buy=True)
                 await asyncio.sleep(0.3)
 
+        while len(await ledger.owners()) < HOSTS:  # noqa: ASYNC110 - another process sets no event
+            await asyncio.sleep(0.05)
         async with asyncio.TaskGroup() as group:
             adopting = group.create_task(adopt())
             async with asyncio.TaskGroup() as buying:

@@ -25,8 +25,8 @@ from tests.durability.worker import GatewayName, prompt_of
 from tests.support.cut_proxy import cut_proxy
 from tests.support.postgres import PASSWORD, USER, Server, new_schema, running_server
 
-STOPPED_S = 5.0
-"""For how long a host is stopped: its lease is two seconds."""
+STOPPED_S, BURIED_WITHIN_S = 5.0, 20.0
+"""For how long a host is stopped at least, and at most if it is not buried: its lease is two seconds."""
 WAYS: tuple[StopAt, ...] = (*SELF_STOPS, "random", "cut off")
 ROWS = 16
 PATIENCE_S = 90.0
@@ -57,14 +57,14 @@ def stop_once(server: Server, gateway: GatewayName, way: StopAt, seed: int) -> d
         proxy = stack.enter_context(cut_proxy(server.port))
         url = f"postgresql://{USER}@127.0.0.1:{proxy.port}/postgres" if way == "cut off" else server.url
         common: dict[str, Any] = {"gateway": gateway, "url": emulator.url, "schema": schema, "rows": ROWS}
-        first = Orders(**common, ledger=url, seed=seed, stop_at=way, nth=rng.randint(1, 4))
+        first = Orders(**common, ledger=url, seed=seed, stop_at=way, nth=rng.randint(1, 2))
         second = Orders(**common, ledger=server.url, seed=seed + 1)
         processes = stack.enter_context(hosts(first, second))
         _disturb(way, processes[0], proxy, server, schema, rng)
         ends = [process.communicate(timeout=PATIENCE_S)[0] for process in processes]
         bought = emulator.records()
         rows = server.execute("SELECT key, state, task_id FROM jobs", schema=schema)
-        burials = server.execute("SELECT count(buried_by) FROM owners", schema=schema)[0][0]
+        burials = _buried(server, schema)
     reports = [json.loads(end) if end else {"errors": ["crashed"], "refused": 0, "held": 0} for end in ends]
     charged = {key: bought.prompts[prompt_of(key)].task_ids for key, _, _ in rows if prompt_of(key) in bought.prompts}
     breaches = [error for report in reports for error in report["errors"]]
@@ -100,18 +100,25 @@ def _disturb(
     if way in SELF_STOPS:
         os.waitpid(host.pid, os.WUNTRACED)
     else:
-        while not _has_rows(server, schema):
-            time.sleep(0.05)
+        while not _has_rows(server, schema) and host.poll() is None:
+            time.sleep(0.02)
         time.sleep(rng.uniform(0.0, 0.6))
     if way == "cut off":
         proxy.is_open.clear()
     elif way == "random":
         host.send_signal(signal.SIGSTOP)
     time.sleep(STOPPED_S)
+    until = time.perf_counter() + BURIED_WITHIN_S - STOPPED_S
+    while time.perf_counter() < until and not _buried(server, schema):
+        time.sleep(0.1)
     if way == "cut off":
         proxy.is_open.set()
     else:
         host.send_signal(signal.SIGCONT)
+
+
+def _buried(server: Server, schema: str) -> int:
+    return int(server.execute("SELECT count(buried_by) FROM owners", schema=schema)[0][0])
 
 
 def _has_rows(server: Server, schema: str) -> bool:

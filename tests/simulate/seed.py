@@ -126,7 +126,7 @@ class SeedRun:
     async def _silence(self, chance: random.Random) -> None:
         """Suspend hosts, and cut them off from the ledger."""
         while self._shared.plan.leases:
-            await asyncio.sleep(chance.uniform(1.0, 15.0))
+            await asyncio.sleep(chance.uniform(0.2, 6.0))
             living = [each for each in self._processes if each.alive and not each.ended.done() and each.lease]
             if living:
                 for_s = chance.choice((chance.uniform(1.0, 9.0), chance.uniform(10.0, 40.0)))

@@ -39,7 +39,8 @@ class Process:
         """It is suspended, as by SIGSTOP: nothing of it runs until it goes on."""
         self.counts: Counter[str] = Counter()
         self.tasks: dict[asyncio.Task[Any], None] = {}
-        self.held_back: list[tuple[Callable[..., object], tuple[Any, ...], Context | None]] = []
+        self.held_back: list[tuple[Callable[..., object], tuple[Any, ...], Context | None, list[asyncio.Handle]]] = []
+        """What was due after it was killed or suspended, each with its handle."""
         self.at_death: list[Callable[[], None]] = []
         self.ended: asyncio.Future[None] = machine.create_future()
         self.session: Session | None = None
@@ -73,8 +74,8 @@ class Process:
         self.frozen = False
         if self.alive:
             held_back, self.held_back = self.held_back, []
-            for callback, args, context in held_back:
-                self.machine.call_soon(callback, *args, context=context)
+            for callback, args, context, handle in held_back:
+                self.machine.call_soon(_unless_cancelled, handle[0], callback, args, context=context)
 
     def start(self, main: Coroutine[Any, Any, None]) -> None:
         """Let its main coroutine run; the process ends with it."""
@@ -96,7 +97,7 @@ class Process:
         if self.session is not None:
             self.session._session_task.closed = True  # else it would warn that it was not closed
         held_back, self.held_back = self.held_back, []
-        for callback, args, context in held_back:
+        for callback, args, context, _ in held_back:
             self.machine.call_soon(callback, *args, context=context)
         for _ in range(
             10
@@ -145,7 +146,9 @@ class Machine(VirtualLoop):
         process = _owner_of(context)
         if process is None:
             return super().call_soon(callback, *args, context=context)
-        return super().call_soon(_step, process, callback, args, context, context=context)
+        box: list[asyncio.Handle] = []
+        box.append(super().call_soon(_step, process, callback, args, context, box, context=context))
+        return box[0]
 
     def call_at(  # type: ignore[override]  # the same
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
@@ -154,27 +157,45 @@ class Machine(VirtualLoop):
         process = _owner_of(context)
         if process is None:
             return super().call_at(when, callback, *args, context=context)
-        return super().call_at(when, _ring, process, callback, args, context, context=context)
+        box: list[asyncio.Handle] = []
+        handle = super().call_at(when, _ring, process, callback, args, context, box, context=context)
+        box.append(handle)
+        return handle
 
 
 def _owner_of(context: Context | None) -> Process | None:
     return PROCESS.get() if context is None else context.get(PROCESS)
 
 
-def _step(process: Process, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None) -> None:
+def _unless_cancelled(handle: asyncio.Handle, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+    if not handle.cancelled():
+        callback(*args)
+
+
+def _step(
+    process: Process,
+    callback: Callable[..., object],
+    args: tuple[Any, ...],
+    context: Context | None,
+    handle: list[asyncio.Handle],
+) -> None:
     if process.frozen and process.alive:
-        process.held_back.append((callback, args, context))
+        process.held_back.append((callback, args, context, handle))
     elif process.lives_past("step") or process.thawed:
         callback(*args)
     else:
-        process.held_back.append((callback, args, context))
+        process.held_back.append((callback, args, context, handle))
 
 
 def _ring(
-    process: Process, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None = None
+    process: Process,
+    callback: Callable[..., object],
+    args: tuple[Any, ...],
+    context: Context | None,
+    handle: list[asyncio.Handle],
 ) -> None:
     if process.frozen and process.alive:
-        process.held_back.append((callback, args, context))
+        process.held_back.append((callback, args, context, handle))
     elif process.lives_past("step") or process.thawed:
         callback(*args)
 
