@@ -30,6 +30,7 @@ _CONNECT_ADVICE = (
 )
 _UNREACHABLE = "the server can't be reached: check that it runs, and host, port and network"
 
+_NO_WRITES = "the server takes no writes: it is a standby now, or was set to read-only"
 _ADVICE: dict[type[psycopg.Error], str] = {
     errors.InsufficientPrivilege: (
         "this user may not use the tables: let their owner grant USAGE on the schema, and SELECT, INSERT, UPDATE and"
@@ -38,12 +39,22 @@ _ADVICE: dict[type[psycopg.Error], str] = {
     errors.UndefinedTable: "a table is missing: was the schema dropped or changed by hand? Restore a backup",
     errors.UndefinedColumn: "a column is missing: was the schema changed by hand? Restore a backup",
     errors.DiskFull: "the server's disk is full: free some space, then repeat",
-    errors.ReadOnlySqlTransaction: "the server takes no writes: it is a standby now, or was set to read-only",
-    errors.LockNotAvailable: "a row stayed locked: a long transaction of another program; end it, then repeat",
+    errors.ReadOnlySqlTransaction: _NO_WRITES,
+    errors.FeatureNotSupported: _NO_WRITES,
+    errors.LockNotAvailable: (
+        "a row or a table stayed locked, by a long transaction of another program or by another host that migrates the"
+        " tables: wait for its end or end it, then repeat"
+    ),
     errors.CheckViolation: "the batch would have passed its cap: nothing was bought",
 }
 
-_TRANSIENT = (psycopg.OperationalError, psycopg.InterfaceError, errors.ReadOnlySqlTransaction)
+# A standby refuses BEGIN READ WRITE as a feature that is not supported, and writes as those of a read-only transaction.
+_TRANSIENT = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    errors.ReadOnlySqlTransaction,
+    errors.FeatureNotSupported,
+)
 _TRANSIENT_CODES = ("25P03", "25P04")  # the server ended a transaction that stood idle, or took too long
 
 
@@ -69,6 +80,6 @@ def to_ledger_error(error: Exception, url: PostgresUrl, *, connecting: bool = Fa
         advice = "the URL can't be read: check its form, postgresql://user@host:port/database?option=value"
         return LedgerError(f"ledger {url}: {advice}")  # the driver's text may show parts of the password
     advice = next((advice for kind, advice in _ADVICE.items() if isinstance(error, kind)), "")
-    if not advice and connecting:
+    if not advice and connecting and error.sqlstate is None:
         advice = next((text for words, text in _CONNECT_ADVICE if any(word in said for word in words)), _UNREACHABLE)
     return LedgerError(f"ledger {url}: {advice or 'PostgreSQL failed'} [{said}]")
