@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import capabilities, sql
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.waiting import Ready, Wait
 
 from nanobanana_async.ledger.postgres.leases import Lease
 from nanobanana_async.ledger.postgres.pipeline import Row
@@ -84,9 +85,14 @@ class Connection(psycopg.Connection[Row]):
 
     def wait(self, gen: Generator[Any, Any, T], *args: Any, **options: Any) -> T:
         """Wait for an answer."""
-        return super().wait(self._within(gen, self.answer_s), *args, **options)
+        return super().wait(self._attend(gen, self.answer_s), *args, **options)
 
-    def _within(self, gen: Generator[Any, Any, T], answer_s: float) -> Generator[Any, Any, T]:
+    def _attend(self, gen: Generator[Any, Any, T], answer_s: float) -> Generator[Any, Any, T]:
+        """Run one of the driver's steps, which yield what they wait for, and get what the socket is ready for.
+
+        In a pipeline the driver waits for an answer also while a part of a long statement is not sent yet, which then
+        never comes. So the rest is sent here first.
+        """
         until, ready = self.clock() + answer_s, None
         while True:
             try:
@@ -94,12 +100,15 @@ class Connection(psycopg.Connection[Row]):
             except StopIteration as end:
                 value: T = end.value
                 return value
-            ready = yield awaited  # of a false value several times in a second, if there is nothing to read or write
+            unsent = awaited == Wait.R and self.pgconn.flush()
+            ready = yield Wait.RW if unsent else awaited  # several times in a second without being ready for anything
             if ready:
                 until = self.clock() + answer_s
             elif self.clock() > until:
                 self._break_off()
                 raise NoAnswer(f"the server said nothing for {answer_s:g} s")
+            if unsent:
+                ready = Ready(ready & Ready.R)
 
     def _break_off(self) -> None:
         """Close the connection; cancel the statement, if the server still works at it, since it holds locks."""

@@ -55,12 +55,14 @@ _TRANSIENT = (
     errors.ReadOnlySqlTransaction,
     errors.FeatureNotSupported,
 )
+_TOO_LARGE = "54"  # the class of the errors about values beyond the limits of the server
 _TRANSIENT_CODES = ("25P03", "25P04")  # the server ended a transaction that stood idle, or took too long
 
 
 def is_transient(error: Exception) -> bool:
     """Return whether the same work may succeed later, over this connection or another one."""
-    return isinstance(error, _TRANSIENT) or getattr(error, "sqlstate", None) in _TRANSIENT_CODES
+    code = getattr(error, "sqlstate", None) or ""
+    return (isinstance(error, _TRANSIENT) and not code.startswith(_TOO_LARGE)) or code in _TRANSIENT_CODES
 
 
 def breaks_connection(error: Exception) -> bool:
