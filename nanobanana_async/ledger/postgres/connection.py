@@ -277,7 +277,8 @@ class PostgresConnection:
 
     def _connected(self) -> driver.Connection:
         if self._db is None or self._db.closed:
-            self._db = driver.connect(self._url, self._settings.clock, read_only=self._settings.read_only)
+            settings = self._settings
+            self._db = driver.connect(self._url, settings.clock, self._answer_s, read_only=settings.read_only)
         return self._db
 
     def _disconnect(self) -> None:

@@ -40,7 +40,8 @@ SETTINGS = (
     "SELECT set_config('search_path', %(search_path)s, true), set_config('synchronous_commit', %(commit)s, true),"
     " set_config('lock_timeout', %(lock_ms)s, true), set_config('statement_timeout', '0', true),"
     " set_config('idle_in_transaction_session_timeout', %(silent_ms)s, true),"
-    " set_config('tcp_user_timeout', %(silent_ms)s, true)"
+    " set_config('tcp_user_timeout', %(silent_ms)s, true), set_config('tcp_keepalives_idle', '3', true),"
+    " set_config('tcp_keepalives_interval', '2', true), set_config('tcp_keepalives_count', '2', true)"
 )
 """The first statement of each transaction; its values are those of `transaction_settings`."""
 
@@ -79,7 +80,7 @@ class Connection(psycopg.Connection[Row]):
     """
 
     clock: Callable[[], float]
-    answer_s: float = 5.0
+    answer_s: float
     cancels: bool = True
     """Whether the statement may be cancelled. A commit may not: while it waits for a replica, that would forget it."""
 
@@ -118,7 +119,7 @@ class Connection(psycopg.Connection[Row]):
         self.close()
 
 
-def connect(url: PostgresUrl, clock: Callable[[], float], *, read_only: bool) -> Connection:
+def connect(url: PostgresUrl, clock: Callable[[], float], answer_s: float, *, read_only: bool) -> Connection:
     """Open a connection; raises `psycopg.Error`."""
     given = conninfo_to_dict(url.url)
     defaults: dict[str, Any] = dict(_CONNECT)
@@ -129,7 +130,7 @@ def connect(url: PostgresUrl, clock: Callable[[], float], *, read_only: bool) ->
         autocommit=True,
         prepare_threshold=None,  # a pooler may give each transaction another server connection
     )
-    db.clock = clock
+    db.clock, db.answer_s = clock, answer_s
     db.read_only = read_only
     db.isolation_level = psycopg.IsolationLevel.READ_COMMITTED
     return db

@@ -4,6 +4,7 @@ import psycopg
 from psycopg import errors
 
 from nanobanana_async.errors import LedgerError
+from nanobanana_async.ledger.postgres.driver import NoAnswer
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 
 # What the server or libpq says when a connection is refused -> what the user can do. Connections have no error codes.
@@ -32,6 +33,7 @@ _UNREACHABLE = "the server can't be reached: check that it runs, and host, port 
 
 _NO_WRITES = "the server takes no writes: it is a standby now, or was set to read-only"
 _ADVICE: dict[type[psycopg.Error], str] = {
+    NoAnswer: "the server is overloaded, or a pooler or the network before it is stuck",
     errors.InsufficientPrivilege: (
         "this user may not use the tables: let their owner grant USAGE on the schema, and SELECT, INSERT, UPDATE and"
         " DELETE on all its tables"
