@@ -17,6 +17,7 @@ _SENTENCES = {
     "gateway.fake_address": "{text}",
 }
 _FAILED = "ledger.failed "
+_WAITS = "ledger.waits "
 _SHOWN = 300
 
 
@@ -56,5 +57,7 @@ def _sentence(record: logging.LogRecord) -> str | None:
         return f"a bug, which ended no job: {type(error).__name__}: {error} ({event})"
     if text.startswith(_FAILED):
         return f"the ledger failed: {text.partition('error=')[2]}"
+    if text.startswith(_WAITS):
+        return f"waiting for the ledger, nothing is bought meanwhile: {text.partition('error=')[2]}"
     template = _SENTENCES.get(event)
     return None if template is None else template.format(text=text, status=getattr(record, "status", ""))
