@@ -9,16 +9,16 @@ from nanobanana_async.ledger.postgres.url import PostgresUrl
 
 # What the server or libpq says when a connection is refused -> what the user can do. Connections have no error codes.
 _CONNECT_ADVICE = (
-    (("starting up", "shutting down"), "the server is starting or stopping: repeat in a moment"),
+    (("starting up", "shutting down", "recovery mode", "not yet accepting"), "the server is starting or stopping: repeat in a moment"),
     (
         ("password authentication failed", "no password supplied", "fe_sendauth"),
         "the server refuses the user or the password: check the user in the URL, and the password in ~/.pgpass,"
         " PGPASSWORD or the URL",
     ),
     (("pg_hba.conf",), "the server lets this user in from no such address: ask its administrator (pg_hba.conf)"),
-    (("role ",), "the server does not know this user: name another in the URL, or create it with `createuser`"),
+    (('role "',), "the server does not know this user: name another in the URL, or create it with `createuser`"),
     (
-        ("database ", "no such database"),
+        ('database "', "no such database"),
         "there is no such database, or this user may not connect to it: name another in the URL, or create it with"
         " `createdb`",
     ),
