@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from nanobanana_async import ApiMall, Session
 from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.ledger.location import as_location
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
+from nanobanana_async.ledger.postgres.problems import to_ledger_error
 from nanobanana_async.ledger.postgres.schema import CLIENT, Step, Tables, current_tables
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 from tests.support.ledger_contract import job
@@ -295,3 +297,19 @@ async def test_dropped_tables_are_an_error_that_says_so(postgres: Server) -> Non
         postgres.execute(f"DROP SCHEMA {schema} CASCADE")
         with pytest.raises(LedgerError, match="a table is missing: was the schema dropped"):
             await ledger.find("order-1")
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("FATAL: the database system is not yet accepting connections", "starting or stopping"),
+        ("FATAL: the database system is in recovery mode", "starting or stopping"),
+        ('FATAL: database "spring" does not exist', "there is no such database"),
+        ('FATAL: role "fox" does not exist', "does not know this user"),
+        ("FATAL: server login has been failing, try again later", "the pooler can't reach the server"),
+        ("server closed the connection unexpectedly", "can't be reached"),
+    ],
+)
+def test_each_refusal_of_a_connection_has_its_advice(said: str, advice: str) -> None:
+    error = to_ledger_error(psycopg.OperationalError(said), PostgresUrl.parse(URL), connecting=True)
+    assert advice in error.message

@@ -9,7 +9,11 @@ from nanobanana_async.ledger.postgres.url import PostgresUrl
 
 # What the server or libpq says when a connection is refused -> what the user can do. Connections have no error codes.
 _CONNECT_ADVICE = (
-    (("starting up", "shutting down", "recovery mode", "not yet accepting"), "the server is starting or stopping: repeat in a moment"),
+    (
+        ("starting up", "shutting down", "recovery mode", "not yet accepting"),
+        "the server is starting or stopping: repeat in a moment",
+    ),
+    (("server login",), "the pooler can't reach the server, or the server refuses its user: see the pooler's log"),
     (
         ("password authentication failed", "no password supplied", "fe_sendauth"),
         "the server refuses the user or the password: check the user in the URL, and the password in ~/.pgpass,"
@@ -84,6 +88,6 @@ def to_ledger_error(error: Exception, url: PostgresUrl, *, connecting: bool = Fa
         advice = "the URL can't be read: check its form, postgresql://user@host:port/database?option=value"
         return LedgerError(f"ledger {url}: {advice}")  # the driver's text may show parts of the password
     advice = next((advice for kind, advice in _ADVICE.items() if isinstance(error, kind)), "")
-    if not advice and connecting and error.sqlstate is None:
+    if not advice and connecting and (error.sqlstate or "08").startswith("08"):  # the class of connection errors
         advice = next((text for words, text in _CONNECT_ADVICE if any(word in said for word in words)), _UNREACHABLE)
     return LedgerError(f"ledger {url}: {advice or 'PostgreSQL failed'} [{said}]")
