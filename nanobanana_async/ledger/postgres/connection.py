@@ -85,7 +85,7 @@ class PostgresConnection:
             try:
                 prepare(self._connected(), self._url, tables, local, may_write=not self._settings.read_only)
                 if not self._settings.read_only:
-                    self.owner = self._enlist()
+                    self.owner = self.owner or self._enlist()
                     self._beat()
                 return
             except errors.LockNotAvailable as error:
