@@ -132,7 +132,8 @@ def _as_local_path(name: str, value: object, wanted: str, hint: str) -> Path:
     if not isinstance(path, str) or not path.strip() or "\0" in path:
         raise ConfigurationError(f"{name} must be {wanted}, not {shown(value)}; {hint}")
     if _URL.match(path):
-        raise ConfigurationError(f"{name} must be {wanted} on this machine, not the URL {shown(path)}; {hint}")
+        url = re.sub("//.*@", "//***@", path)  # it may hold a password
+        raise ConfigurationError(f"{name} must be {wanted} on this machine, not the URL {shown(url)}; {hint}")
     try:
         return Path(path).expanduser()
     except RuntimeError:  # `~name` of no user, or a process without a home

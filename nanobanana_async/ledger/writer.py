@@ -119,11 +119,18 @@ class Writer:
             self._post_results([(self.opened, None, None)])
             while batch := self._next_batch(connection):
                 for start in range(0, len(batch), MAX_BATCH):
-                    for results in connection.run(batch[start : start + MAX_BATCH]):
-                        self._post_results(results)
+                    self._run_items(connection, batch[start : start + MAX_BATCH])
         finally:
             connection.close()
             self._post_results([(self._thread_done, None, None)])
+
+    def _run_items(self, connection: WriterConnection, items: list[WorkItem[Any]]) -> None:
+        try:
+            for results in connection.run(items):
+                self._post_results(results)
+        except Exception as error:  # a bug: the thread goes on, since callers would wait for it for ever
+            failure = LedgerError(f"the ledger failed: {type(error).__name__}: {error}")
+            self._post_results([item.failed(failure) for item in items])
 
     def _next_batch(self, connection: WriterConnection) -> list[WorkItem[Any]]:
         """Wait for work and return all that is queued; return an empty list when the thread must end."""

@@ -27,6 +27,7 @@ def test_other_records_are_one_plain_sentence(capsys: pytest.CaptureFixture[str]
         log.warning("learned.unreadable account=%s error=%s", "a", "ValueError")
         for _ in range(3):
             log.warning("ledger.failed job=%s error=%s", "k", "the disk is full\nnow\x1b[2J")
+        log.warning("ledger.away %s: calls wait", "the server can't be reached")
         log_event(UnknownStatus(record=job(), status="moody"))
         log_failure("observer.failed", ValueError("no"), observer="x")
         log.info("create.failed job=k")
@@ -34,6 +35,7 @@ def test_other_records_are_one_plain_sentence(capsys: pytest.CaptureFixture[str]
     assert lines == [
         "nanobanana: what earlier runs learned about the account can't be read: this run starts without it",
         "nanobanana: the ledger failed: the disk is full now\\x1b[2J",
+        "nanobanana: the server can't be reached: calls wait",
         "nanobanana: the gateway reports an unknown status, 'moody': such jobs are polled until they end",
         "nanobanana: a bug, which ended no job: ValueError: no (observer.failed)",
     ]

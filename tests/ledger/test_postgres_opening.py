@@ -4,13 +4,16 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import psycopg
 import pytest
 
 from nanobanana_async import ApiMall, Session
 from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.ledger.location import as_location
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
+from nanobanana_async.ledger.postgres.problems import to_ledger_error
 from nanobanana_async.ledger.postgres.schema import CLIENT, Step, Tables, current_tables
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 from tests.support.ledger_contract import job
@@ -25,8 +28,10 @@ URL = "postgresql://fox:s3cret@db.example:5433/spring"
         (URL, "postgresql://fox:***@db.example:5433/spring"),
         ("postgres://fox@db.example/spring", "postgres://fox@db.example/spring"),
         ("postgresql:///spring?host=/run/pg&password=s3cret", "postgresql:///spring?host=/run/pg&password=***"),
-        ("postgresql://fox:s3/cr@et@db.example", "postgresql://fox:***@db.example"),
+        ("POSTGRES://fox:s3cret?#@db.example,[::1]:1/a", "postgres://fox:***@db.example,[::1]:1/a"),
         ("postgresql://:s3cret@db.example?sslpassword=k", "postgresql://:***@db.example?sslpassword=***"),
+        ("postgresql://db/a?oauth_client_secret=s3cret&schema=b", "postgresql://db/a?oauth_client_secret=***&schema=b"),
+        ("postgresql://db/a?scram_client_key=s3cret&passfile=f", "postgresql://db/a?scram_client_key=***&passfile=f"),
     ],
 )
 def test_url_is_shown_without_its_password(url: str, shown: str) -> None:
@@ -55,22 +60,42 @@ def test_url_may_name_the_schema() -> None:
     assert PostgresUrl.parse(f"{URL}?schema=a").url == URL
 
 
-@pytest.mark.parametrize("url", ["", "jobs.sqlite", "host=db password=s3cret", "mysql://db", "postgresql://a\0b", 5])
+# A password with special characters, of which libpq would take a part for a host, a port or an option.
+SLIPS = [
+    *("postgresql://fox:s3/cret@db", "postgresql://fox:a@s3cret@db", "postgresql://fox:a/b?s3cret@db"),
+    *("postgresql://fox:s3cret", "postgresql://fox:s3cret x@db", "postgresql://fox:s3cret%@db", "postgresql://a%00b"),
+    *("postgresql://db/a?pass%77ord=s3cret", "postgresql://db/a?password=s3cret x", "postgresql://fox:s3cret@[::1/db"),
+]
+NO_URLS = ["", "jobs.sqlite", "host=db password=s3cret", "mysql://db", "postgresql://a\0b", 5]
+
+
+@pytest.mark.parametrize("url", [*NO_URLS, *SLIPS])
 def test_anything_but_a_url_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(ConfigurationError, match="needs a URL such as") as caught:
         PostgresLedger(url)
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["postgresql+asyncpg://fox:s3cret@db/spring", "postgres:/fox:s3cret@db/spring"])
-def test_url_with_a_slip_is_not_taken_for_a_path(url: str) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "postgresql+asyncpg://fox:s3cret@db/spring",
+            "postgres:/fox:s3cret@db/spring",
+            "pgsql://fox:s3cret@db/spring",
+        ),
+        *("postgresql//fox:s3cret@db/spring", "jdbc:postgresql://fox:s3cret@db/spring", '"postgres://fox:s3cret@db"'),
+        *("psql postgresql://fox:s3cret@db/spring", "host=db password=s3cret", Path("postgresql://fox:s3cret@db")),
+    ],
+)
+def test_url_with_a_slip_is_not_taken_for_a_path(url: str | Path) -> None:
     for take in (lambda: Session(ApiMall(api_key="k"), ledger=url), lambda: as_location("--ledger", url)):
         with pytest.raises(ConfigurationError, match="needs a URL such as") as caught:
             take()
         assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("schema", ["", "x" * 64, "pg_mine", "public", "a\0b", "information_schema"])
+@pytest.mark.parametrize("schema", ["", "x" * 64, "pg_mine", "public", "a\0b", "a\udcff", "information_schema"])
 def test_schema_of_others_or_without_a_name_is_refused(schema: str) -> None:
     with pytest.raises(ConfigurationError, match="schema"):
         PostgresLedger(URL, schema=schema)
@@ -103,10 +128,31 @@ async def test_unreachable_server_is_named() -> None:
     assert "the server can't be reached: check that it runs" in await why_closed("postgresql://fox@127.0.0.1:1/spring")
 
 
-async def test_unreadable_url_shows_nothing_of_its_password() -> None:
-    said = await why_closed(f"postgresql://fox:{PASSWORD}@127.0.0.1:1/spring")  # the slash ends the host for libpq
-    assert "postgresql://fox:***@" in said
-    assert "s3cret" not in said
+@pytest.mark.parametrize("path", ["./postgres.sqlite", "postgres/jobs.sqlite", "host.sqlite", "my postgresql: jobs"])
+def test_path_that_names_postgres_is_a_path(path: str) -> None:
+    assert as_location("--ledger", path) == Path(path)
+
+
+@pytest.mark.parametrize("url", ["mysql://fox:s3cret@db/spring", "redis://:s3@cret@db"])
+def test_url_of_another_database_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"not the URL '\w+://\*\*\*@db") as caught:
+        as_location("--ledger", url)
+    assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "several"),
+    [
+        ("postgresql://a,b/spring", True),
+        ("postgresql://[::1],[::2]:5433/spring", True),
+        ("postgresql:///spring?host=a,b", True),
+        ("postgresql:///spring?hostaddr=10.0.0.1%2C10.0.0.2", True),
+        ("postgresql://fox:a,b@db/spring?application_name=a,b", False),
+        ("postgresql:///spring?service=studio", False),
+    ],
+)
+def test_several_servers_are_noticed(url: str, several: bool) -> None:
+    assert PostgresUrl.parse(url).has_several_hosts is several
 
 
 async def test_unknown_option_is_named_as_such() -> None:
@@ -251,3 +297,19 @@ async def test_dropped_tables_are_an_error_that_says_so(postgres: Server) -> Non
         postgres.execute(f"DROP SCHEMA {schema} CASCADE")
         with pytest.raises(LedgerError, match="a table is missing: was the schema dropped"):
             await ledger.find("order-1")
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("FATAL: the database system is not yet accepting connections", "starting or stopping"),
+        ("FATAL: the database system is in recovery mode", "starting or stopping"),
+        ('FATAL: database "spring" does not exist', "there is no such database"),
+        ('FATAL: role "fox" does not exist', "does not know this user"),
+        ("FATAL: server login has been failing, try again later", "the pooler can't reach the server"),
+        ("server closed the connection unexpectedly", "can't be reached"),
+    ],
+)
+def test_each_refusal_of_a_connection_has_its_advice(said: str, advice: str) -> None:
+    error = to_ledger_error(psycopg.OperationalError(said), PostgresUrl.parse(URL), connecting=True)
+    assert advice in error.message

@@ -198,3 +198,17 @@ def test_ledger_outliving_its_event_loop_closes_cleanly(path: Path) -> None:
     for thread in threads:
         thread.join()
     assert not path.with_name("jobs.sqlite-owners").exists()
+
+
+async def test_bug_in_a_flush_fails_its_calls_and_ends_no_thread(
+    ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(connection_module.LedgerConnection, "run", broken)
+        with pytest.raises(LedgerError, match="the ledger failed: ZeroDivisionError: a bug") as caught:
+            await asyncio.wait_for(ledger.claim(job("a")), 10)
+        assert (caught.value.key, caught.value.safe_to_repeat) == ("a", True)
+    assert (await ledger.claim(job("a"))).is_new

@@ -1,4 +1,4 @@
-"""A TCP proxy in a thread that can lose the answer to a request, as a network does that breaks at the wrong moment."""
+"""A TCP proxy in a thread that can lose answers, or fall silent, as a network does that breaks at the wrong moment."""
 
 import socket
 import threading
@@ -9,7 +9,7 @@ from tests.support.postgres import free_port
 
 
 class CutProxy:
-    """Forwards to a port; loses the answer to the next request with certain words (`lose_answer_to`)."""
+    """Forwards to a port; loses the answer to a request with certain words, or moves nothing more from it on."""
 
     def __init__(self, target: int) -> None:
         self.port = free_port()
@@ -19,6 +19,8 @@ class CutProxy:
         self.is_open.set()
         self._target = target
         self._words: bytes | None = None
+        self._silent_at: tuple[bytes, bool] | None = None
+        self._closed = threading.Event()
         self._server = socket.create_server(("127.0.0.1", self.port))
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
@@ -27,8 +29,16 @@ class CutProxy:
         """Break the connection after the next request that contains the words, once the server has answered it."""
         self._words = words
 
+    def fall_silent_at(self, words: bytes, *, forwards: bool = False) -> None:
+        """Move nothing more over the connection of the next request with the words, which stays open.
+
+        `forwards`: requests still reach the server, and only its answers are withheld.
+        """
+        self._silent_at = words, forwards
+
     def close(self) -> None:
         self.is_open.set()
+        self._closed.set()
         with suppress(OSError):
             self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
@@ -51,6 +61,18 @@ class CutProxy:
         self.cuts += 1
         return True
 
+    def silences(self, request: bytes) -> bool | None:
+        """Return None if the connection goes on after this request, else whether requests are still forwarded."""
+        if self._silent_at is None or self._silent_at[0] not in request:
+            return None
+        forwards, self._silent_at = self._silent_at[1], None
+        self.cuts += 1
+        return forwards
+
+    def stand_still(self) -> None:
+        """Wait for the end of the proxy."""
+        self._closed.wait()
+
 
 class _Pair:
     def __init__(self, proxy: CutProxy, client: socket.socket, server: socket.socket) -> None:
@@ -58,18 +80,25 @@ class _Pair:
         self._client = client
         self._server = server
         self._losing = False
+        self._silent = False
 
     def copy_requests(self) -> None:
         with suppress(OSError), self._server:
             while data := self._client.recv(1 << 16):
                 self._proxy.is_open.wait()
                 self._losing = self._losing or self._proxy.takes(data)
+                if (forwards := self._proxy.silences(data)) is not None:
+                    self._silent = True
+                    if not forwards:
+                        self._proxy.stand_still()
                 self._server.sendall(data)
 
     def copy_answers(self) -> None:
         with suppress(OSError), self._client:
             while data := self._server.recv(1 << 16):
                 self._proxy.is_open.wait()
+                if self._silent:
+                    self._proxy.stand_still()
                 if self._losing:  # the server has done it, and the client will never know
                     self._client.shutdown(socket.SHUT_RDWR)
                     return

@@ -4,7 +4,6 @@ A flush is one transaction in one pipeline. It is repeated while the server is a
 ends. Whether a commit counted whose answer was lost is decided by reading again what the calls would have written.
 """
 
-import logging
 import math
 import threading
 import time
@@ -14,11 +13,10 @@ from typing import Any
 
 import psycopg
 from attrs import frozen
-from psycopg import errors, pq, sql
-from psycopg.conninfo import conninfo_to_dict
+from psycopg import errors, pq
 
 from nanobanana_async.errors import LedgerError
-from nanobanana_async.ledger.postgres import leases
+from nanobanana_async.ledger.postgres import driver, leases
 from nanobanana_async.ledger.postgres.leases import Beat, Lease, Tenure, Watch
 from nanobanana_async.ledger.postgres.outage import ServerOutage
 from nanobanana_async.ledger.postgres.pipeline import Request, Row, Rows, Statement, run_calls
@@ -30,34 +28,12 @@ from nanobanana_async.ledger.postgres.statements import PostgresTable
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.ledger.writer import Result, WorkItem
 
-# libpq's own settings, which a URL may override: a dead network is noticed before the lease ends.
-_CONNECT = {
-    "connect_timeout": "3",
-    "application_name": "nanobanana_async",
-    "keepalives_idle": "3",
-    "keepalives_interval": "2",
-    "keepalives_count": "2",
-    "tcp_user_timeout": "7000",
-}
-LOCK_TIMEOUT_S = 4.0
-"""How long a statement waits for a row: less than a lease, since an owner that waits does not beat."""
-
 FIRST_PAUSE_S = 0.05
 MAX_PAUSE_S = 1.0
 """The pauses between tries while the server is away double from the first to the longest."""
 
 CLOSING_PATIENCE_S = 5.0
 """How long calls wait at most for a server that is away once the ledger is being closed."""
-
-
-# The driver warns of what it could not undo on a broken connection. Such an error is retried or raised here.
-logging.getLogger("psycopg").addHandler(logging.NullHandler())
-
-_SETTINGS = (
-    "SELECT set_config('search_path', %(search_path)s, true), set_config('synchronous_commit', %(commit)s, true),"
-    " set_config('lock_timeout', %(lock_ms)s, true), set_config('statement_timeout', '0', true),"
-    " set_config('idle_in_transaction_session_timeout', %(idle_ms)s, true)"
-)
 
 
 @frozen(kw_only=True)
@@ -96,19 +72,35 @@ class PostgresConnection:
     def __init__(self, settings: Settings, tables: Tables) -> None:
         self._settings = settings
         self._url = settings.url
-        self._db: psycopg.Connection[Row] | None = None
+        self._db: driver.Connection | None = None
         self._watch = Watch(settings.lease)
         self._beat_at = settings.clock()
         self._buried, self._gives_up_at = False, math.inf
         self.owner: int | None = None
         try:
-            prepare(self._connected(), self._url, tables, may_write=not settings.read_only)
-            if not settings.read_only:
-                self._enlist()
-                self._beat()
+            self._open(tables)
         except BaseException:
             self._disconnect()
             raise
+
+    def _open(self, tables: Tables) -> None:
+        """Prepare the tables and become an owner; while another host migrates them, wait."""
+        settings = self._settings
+        until = settings.clock() + settings.patience_s
+        local = driver.transaction_settings(self._url, settings.lease)
+        while True:
+            try:
+                prepare(self._connected(), self._url, tables, local, may_write=not settings.read_only)
+                if not settings.read_only:
+                    if self.owner is None:
+                        self._enlist()
+                    self._beat()
+                settings.outage.on_answer()
+                return
+            except errors.LockNotAvailable as error:
+                self._failed(error)
+                if settings.clock() > until:
+                    raise
 
     def run(self, batch: Sequence[WorkItem[Any]]) -> Iterator[list[Result]]:
         """Run work items in one transaction, again if the server is away; yield results as they become final."""
@@ -146,21 +138,21 @@ class PostgresConnection:
     def close(self) -> None:
         """Release all jobs and end the lease; if the server is away, the others find this owner silent."""
         if self.owner is not None and not self._buried:
-            with suppress(Exception), self._transaction() as send:
+            with suppress(Exception), self._transaction(answer_s=driver.LONG_ANSWER_S) as send:
                 send([Statement(resign, returns_rows=False) for resign in leases.RESIGN])
         self._disconnect()
 
     # The flush
 
     def _run(self, items: list[WorkItem[Any]], *, commit_in_doubt: bool) -> Iterator[list[Result]]:
-        pause_s, repeated = FIRST_PAUSE_S, False
+        pause_s, answer_s, repeated = FIRST_PAUSE_S, self._answer_s, False
         while items:
             self.tend()
             committing: list[bool] = []
             try:
                 if self._buried:  # what the buried owner may not write any more is refused by its new number
                     self._enlist_again()
-                results = self._flush(items, committing, commit_in_doubt=commit_in_doubt)
+                results = self._flush(items, committing, answer_s, commit_in_doubt=commit_in_doubt)
             except _Buried:
                 self._buried = True
             except Exception as error:
@@ -168,6 +160,8 @@ class PostgresConnection:
                 if is_transient(error):
                     if breaks_connection(error):
                         self._disconnect()
+                    if isinstance(error, driver.NoAnswer):  # perhaps these statements need more time than most do
+                        answer_s *= 2
                     self._failed(error)
                     failed, items = self._impatient(items, error)
                     yield failed
@@ -187,11 +181,13 @@ class PostgresConnection:
                 yield results
                 return
 
-    def _flush(self, items: Sequence[WorkItem[Any]], committing: list[bool], *, commit_in_doubt: bool) -> list[Result]:
+    def _flush(
+        self, items: Sequence[WorkItem[Any]], committing: list[bool], answer_s: float, *, commit_in_doubt: bool
+    ) -> list[Result]:
         """Run work items in one transaction; `committing` is filled before the commit, whose answer may be lost."""
         table = PostgresTable(self.owner, commit_in_doubt=commit_in_doubt)
         fenced = any(item.writes for item in items)
-        with self._transaction(committing, fenced=fenced) as send:
+        with self._transaction(committing, fenced=fenced, answer_s=answer_s) as send:
             outcomes = run_calls([item.work for item in items], table, send)  # type: ignore[misc]
         return [(item.future, value, error) for item, (value, error) in zip(items, outcomes, strict=True)]
 
@@ -233,18 +229,21 @@ class PostgresConnection:
         *,
         fenced: bool = False,
         durable: bool = True,
-        lock_s: float = LOCK_TIMEOUT_S,
+        lock_s: float = driver.LOCK_TIMEOUT_S,
+        answer_s: float | None = None,
     ) -> Iterator[Callable[[Sequence[Request]], list[Rows]]]:
         """Give a function that executes requests in one transaction, and commit at the end.
 
         All goes through one pipeline. A fenced transaction raises `_Buried` if this owner is buried.
         """
         db = self._connected()
+        db.answer_s, db.cancels = answer_s or self._answer_s, True
+        local = driver.transaction_settings(self._url, self._settings.lease, durable=durable, lock_s=lock_s)
         mode = "READ ONLY" if self._settings.read_only else "READ WRITE"
         try:
             with db.pipeline() as pipeline:
                 db.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED {mode}".encode())
-                db.execute(_SETTINGS.encode(), self._local_settings(durable=durable, lock_s=lock_s))
+                db.execute(driver.SETTINGS.encode(), local)
                 fence = [db.execute(leases.FENCE.encode(), {"me": self.owner})] if fenced else []
 
                 def send(requests: Sequence[Request]) -> list[Rows]:
@@ -257,6 +256,7 @@ class PostgresConnection:
                 yield send
                 if committing is not None:
                     committing.append(True)
+                db.cancels = False
                 commit = db.execute(b"COMMIT")
             if commit.statusmessage != "COMMIT":  # a failed statement made it a rollback
                 raise psycopg.InternalError("the transaction was rolled back")
@@ -265,23 +265,14 @@ class PostgresConnection:
                 with suppress(psycopg.Error):
                     db.execute(b"ROLLBACK")
 
-    def _execute(self, db: "psycopg.Connection[Row]", request: Request) -> "tuple[psycopg.Cursor[Row], bool]":
+    def _execute(self, db: driver.Connection, request: Request) -> "tuple[psycopg.Cursor[Row], bool]":
         assert isinstance(request, Statement)
         values = {**request.values, "me": self.owner}
         return db.execute(request.sql.encode(), values, binary=True), request.returns_rows
 
-    def _local_settings(self, *, durable: bool, lock_s: float) -> dict[str, str]:
-        """Return the settings of one transaction. Not those of a connection: behind a pooler it may serve others too.
-
-        A process that is suspended within a flush holds the row of its owner. The server ends such a flush when the
-        lease ends, so that the owner can be buried.
-        """
-        return {
-            "search_path": sql.Identifier(self._url.schema).as_string(None),
-            "commit": "on" if durable else "off",
-            "lock_ms": str(round(1000 * min(lock_s, self._settings.lease.silence_s / 2))),
-            "idle_ms": str(round(1000 * self._settings.lease.silence_s)),
-        }
+    @property
+    def _answer_s(self) -> float:
+        return driver.longest_silence_s(self._settings.lease)
 
     # The lease
 
@@ -320,22 +311,15 @@ class PostgresConnection:
             Statement(sql_text, values, returns_rows=False)
             for sql_text in (leases.RELEASE_OF_BURIED, leases.FORGET_NOTICES, leases.FORGET_SHARES)
         ]
-        with self._transaction(fenced=True) as send:
+        with self._transaction(fenced=True, answer_s=driver.LONG_ANSWER_S) as send:
             send([Statement(leases.BURY, values), *releases])
 
     # The connection
 
-    def _connected(self) -> "psycopg.Connection[Row]":
+    def _connected(self) -> driver.Connection:
         if self._db is None or self._db.closed:
-            given = conninfo_to_dict(self._url.url)
-            defaults: dict[str, Any] = dict(_CONNECT)
-            if self._url.has_several_hosts and not self._settings.read_only:
-                defaults["target_session_attrs"] = "read-write"
-            self._db = psycopg.connect(
-                **{**defaults, **given, "client_encoding": "utf8"},
-                autocommit=True,
-                prepare_threshold=None,  # a pooler may give each transaction another server connection
-            )
+            settings = self._settings
+            self._db = driver.connect(self._url, settings.clock, self._answer_s, read_only=settings.read_only)
         return self._db
 
     def _disconnect(self) -> None:

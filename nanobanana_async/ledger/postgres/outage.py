@@ -5,7 +5,8 @@ from collections.abc import Callable
 from nanobanana_async.events import log
 
 SAY_AFTER_S = 2.0
-"""A server that was away for so long is reported."""
+SAY_EVERY_S = 30.0
+"""A server that was away for a short time is reported, so that no restart of a pooler is, then every so many seconds."""
 
 
 class ServerOutage:
@@ -14,15 +15,17 @@ class ServerOutage:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._since: float | None = None
+        self._say_at = 0.0
         self.reason: str | None = None
         """Why the server can't be reached, once it was away for a while; None if it can."""
 
     def on_failure(self, why: str) -> None:
-        """Record that a try has failed; say so in the log if that has lasted for a while."""
+        """Record that a try has failed; say so in the log from time to time."""
         now = self._clock()
-        self._since = now if self._since is None else self._since
-        if self.reason is None and now - self._since >= SAY_AFTER_S:
-            self.reason = why
+        if self._since is None:
+            self._since, self._say_at = now, now + SAY_AFTER_S
+        if now >= self._say_at:
+            self.reason, self._say_at = why, now + SAY_EVERY_S
             log.warning("ledger.away %s: calls wait, and nothing is bought until it is back", why)
 
     def on_answer(self) -> None:

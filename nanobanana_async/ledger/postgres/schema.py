@@ -1,14 +1,15 @@
 """Create, check and migrate the tables of a ledger in its PostgreSQL schema."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 
-import psycopg
 from attrs import frozen
 from psycopg import errors, sql
 
 from nanobanana_async.errors import LedgerError
+from nanobanana_async.ledger.postgres import driver
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 
 CLIENT = 1
@@ -47,28 +48,37 @@ def current_tables() -> Tables:
     return Tables(script=script)
 
 
-def prepare(db: "psycopg.Connection[tuple[object, ...]]", url: PostgresUrl, tables: Tables, *, may_write: bool) -> None:
+def prepare(
+    db: driver.Connection, url: PostgresUrl, tables: Tables, settings: Mapping[str, str], *, may_write: bool
+) -> None:
     """Check the tables; create or migrate them if needed and `may_write`. Raises `LedgerError` or `psycopg.Error`."""
     if db.info.parameter_status("server_encoding") not in ("UTF8", None):
         raise LedgerError(f"ledger {url}: the database is not in UTF-8: create one with `createdb --encoding UTF8`")
-    found = read_version(db, url, tables)
+    with _transaction(db, settings):
+        found = read_version(db, url, tables)
     if found == tables.version or (found is not None and found > tables.version):
         return
     if not may_write:
         state = "there is no ledger in this schema" if found is None else f"version {found}"
         raise LedgerError(f"ledger {url}: {state}: open it for writing once, which creates or migrates it")
-    name = sql.Identifier(url.schema)
-    with db.transaction():  # the lock ends with the transaction: two hosts may open an empty database at once
+    db.answer_s = driver.LONG_ANSWER_S
+    with _transaction(db, settings):  # the lock ends with it: two hosts may open an empty database at once
         db.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"nanobanana_async {url.schema}",))
         found = read_version(db, url, tables)
         if found is None:
             _create_schema(db, url)
         if found is None or found < tables.version:
-            db.execute(sql.SQL("SET LOCAL search_path TO {}").format(name))
             _run_steps(db, found, tables)
 
 
-def read_version(db: "psycopg.Connection[tuple[object, ...]]", url: PostgresUrl, tables: Tables) -> int | None:
+@contextmanager
+def _transaction(db: driver.Connection, settings: Mapping[str, str]) -> Iterator[None]:
+    with db.transaction():
+        db.execute(driver.SETTINGS.encode(), settings)
+        yield
+
+
+def read_version(db: driver.Connection, url: PostgresUrl, tables: Tables) -> int | None:
     """Return the version of the tables, None if there are none; raise `LedgerError` if this client is too old."""
     meta = sql.SQL("{}.meta").format(sql.Identifier(url.schema))
     exists = (
@@ -91,7 +101,7 @@ def read_version(db: "psycopg.Connection[tuple[object, ...]]", url: PostgresUrl,
     return version
 
 
-def _create_schema(db: "psycopg.Connection[tuple[object, ...]]", url: PostgresUrl) -> None:
+def _create_schema(db: driver.Connection, url: PostgresUrl) -> None:
     """Create the schema; raise `LedgerError` if this user may not, or if others have tables in it."""
     name = url.schema
     if db.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", (name,)).fetchone() is None:
@@ -111,7 +121,7 @@ def _create_schema(db: "psycopg.Connection[tuple[object, ...]]", url: PostgresUr
         raise LedgerError(_how_to_create(db, url, "create tables in the schema"))
 
 
-def _how_to_create(db: "psycopg.Connection[tuple[object, ...]]", url: PostgresUrl, what: str) -> str:
+def _how_to_create(db: driver.Connection, url: PostgresUrl, what: str) -> str:
     user, name = db.info.user, url.schema
     return (
         f"ledger {url}: user {user!r} may not {what} {name!r}: let an administrator run"
@@ -120,7 +130,7 @@ def _how_to_create(db: "psycopg.Connection[tuple[object, ...]]", url: PostgresUr
     )
 
 
-def _run_steps(db: "psycopg.Connection[tuple[object, ...]]", found: int | None, tables: Tables) -> None:
+def _run_steps(db: driver.Connection, found: int | None, tables: Tables) -> None:
     if found is None:
         db.execute(tables.script.encode())
         db.execute("INSERT INTO meta VALUES (1, 1)")

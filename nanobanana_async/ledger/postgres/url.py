@@ -1,7 +1,9 @@
 """The URL of a PostgreSQL ledger, and its texts without the password."""
 
+import os
 import re
-from urllib.parse import quote, unquote, urlsplit
+from typing import Any
+from urllib.parse import quote, unquote
 
 from attrs import field, frozen
 
@@ -12,16 +14,30 @@ SCHEMA = "nanobanana"
 
 MAX_SCHEMA_BYTES = 63  # PostgreSQL cuts longer names off, so that two applications would share one schema
 
-_SCHEME = re.compile(r"postgres(ql)?://", re.IGNORECASE)
-_ALMOST = re.compile(r"postgres(ql)?(\+\w+)?:", re.IGNORECASE)  # no path begins so, and it may hold a password
-_SECRETS = re.compile(r"(?<![a-z])((?:ssl)?password|sslkey)=[^&#\s]*", re.IGNORECASE)
-_SCHEMA_OPTION = re.compile(r"(?<=[?&])schema=([^&#]*)&?")
+# What the path of a file does not begin with, and what may hold a password.
+_ALMOST = re.compile(
+    r"[\s\"'<]*(psql\s+[\"']?)?(jdbc:)?(postgres(ql)?|pgsql)(\+\w+)?\s*(:|//)"
+    r"|\s*(host|hostaddr|port|dbname|user|password|service)\s*=",
+    re.IGNORECASE,
+)
+# As libpq reads it: user and password end at the first `@` or `/`. A second `@`, a port that is no number or an option
+# without a name is a part of a password with special characters, which messages would show.
+_HOST = r"(?:\[[^\]@/?\s]*\]|[^:@/?,\[\]\s]*)(?::\d*)?"
+_OPTION = r"[a-z_]+=[^&@\s]*"
+_FORM = re.compile(
+    r"(?P<scheme>postgres(?:ql)?)://(?:(?P<user>[^:@/\s]*)(?::(?P<password>[^@/\s]*))?@)?"
+    rf"(?P<hosts>{_HOST}(?:,{_HOST})*)(?P<database>/[^@?\s]*)?(?:\?(?P<options>(?:{_OPTION}(?:&{_OPTION})*)?))?",
+    re.IGNORECASE,
+)
+_NO_ESCAPE = re.compile(r"%(?![0-9a-f]{2})|%00", re.IGNORECASE)
+_SECRETS = re.compile(r"(?<!\w)(\w*(?:password|secret)|scram_\w*key)=[^&\s]*", re.IGNORECASE)
 _HIDDEN = "***"
 
 
-def is_postgres_url(text: object) -> bool:
-    """Return whether a text is the URL of a PostgreSQL server, or was meant to be: `parse` then says what is wrong."""
-    return isinstance(text, str) and _ALMOST.match(text.strip()) is not None
+def is_postgres_url(value: object) -> bool:
+    """Return whether a value is the URL of a PostgreSQL server, or was meant to be: `parse` then says what is wrong."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    return isinstance(text, str) and _ALMOST.match(text) is not None
 
 
 @frozen
@@ -37,31 +53,40 @@ class PostgresUrl:
     @classmethod
     def parse(cls, url: str, schema: str | None = None) -> "PostgresUrl":
         """Return the address in a text; raise `ConfigurationError`, which shows nothing of it, if it is none."""
-        if not isinstance(url, str) or not _SCHEME.match(url.strip()) or "\0" in url:
+        found = _FORM.fullmatch(url.strip()) if isinstance(url, str) and "\0" not in url else None
+        if found is None or _NO_ESCAPE.search(url):
             raise ConfigurationError(
-                "a PostgreSQL ledger needs a URL such as postgresql://user@host/database, without the name of a driver;"
-                " keep the password in ~/.pgpass or PGPASSWORD"
+                "a PostgreSQL ledger needs a URL such as postgresql://user@host:5432/database, without the name of a"
+                " driver; special characters in it are written as %XX, such as %40 for @; keep the password in"
+                " ~/.pgpass or PGPASSWORD"
             )
-        url = url.strip()
-        if (named := _SCHEMA_OPTION.search(url)) is not None:
-            url = _SCHEMA_OPTION.sub("", url).rstrip("?&")
-            schema = schema or unquote(named[1])
-        return cls(url, _check_schema(SCHEMA if schema is None else schema))
+        text, kept = found[0], []
+        for option in filter(None, (found["options"] or "").split("&")):
+            name, _, value = option.partition("=")
+            if name != "schema":
+                kept.append(option)
+            elif schema is None:
+                schema = unquote(value)
+        if found["options"] is not None:
+            text = text[: found.start("options") - 1] + ("?" + "&".join(kept) if kept else "")
+        scheme = found["scheme"]  # libpq knows it in small letters only
+        return cls(scheme.lower() + text[len(scheme) :], _check_schema(SCHEMA if schema is None else schema))
 
     def __str__(self) -> str:
         text = self.masked_url
         if self.schema != SCHEMA:
-            text += f"{'&' if '?' in text else '?'}schema={quote(self.schema)}"
+            text += f"{'&' if self._part('options') else '?'}schema={quote(self.schema)}"
         return text
 
     @property
     def masked_url(self) -> str:
         """The URL without its password."""
-        address, question, options = self.url.partition("?")
-        scheme, _, rest = address.partition("//")
-        credentials, at, host = rest.rpartition("@")
-        user, colon, _ = credentials.partition(":")
-        return f"{scheme}//{user}{colon and ':' + _HIDDEN}{at}{host}{question}{_SECRETS.sub(_hide, options)}"
+        user, password, options = self._part("user"), self._part("password"), self._part("options")
+        text = f"{self._part('scheme')}://"
+        if user is not None:
+            text += user + ("" if password is None else f":{_HIDDEN}") + "@"
+        text += self._part("hosts") + (self._part("database") or "")
+        return text if options is None else f"{text}?{_SECRETS.sub(_hide, options)}"
 
     def mask(self, text: str) -> str:
         """Return a message without the password, whichever way it is written in it."""
@@ -70,15 +95,21 @@ class PostgresUrl:
         return _SECRETS.sub(_hide, text)
 
     def _secrets(self) -> set[str]:
-        address, _, options = self.url.partition("?")
-        password = address.partition("//")[2].rpartition("@")[0].partition(":")[2]
-        named = {value for name, _, value in (option.partition("=") for option in options.split("&")) if "pass" in name}
-        return {form for secret in {password, *named} if secret for form in (secret, unquote(secret))}
+        options = self._part("options") or ""
+        secrets = {self._part("password"), *(found[0].partition("=")[2] for found in _SECRETS.finditer(options))}
+        return {form for secret in secrets if secret for form in (secret, unquote(secret))}
 
     @property
     def has_several_hosts(self) -> bool:
         """Whether the URL names several servers, of which one takes writes."""
-        return "," in urlsplit(self.masked_url).netloc
+        options = (self._part("options") or "").split("&")
+        named = [unquote(value) for name, _, value in (option.partition("=") for option in options) if "host" in name]
+        return any("," in hosts for hosts in (self._part("hosts"), *named))
+
+    def _part(self, name: str) -> Any:
+        found = _FORM.fullmatch(self.url)
+        assert found is not None  # `parse` has checked it
+        return found[name]
 
 
 def _hide(found: re.Match[str]) -> str:
@@ -86,7 +117,8 @@ def _hide(found: re.Match[str]) -> str:
 
 
 def _check_schema(schema: object) -> str:
-    if not isinstance(schema, str) or not schema or "\0" in schema or len(schema.encode()) > MAX_SCHEMA_BYTES:
+    size = len(schema.encode(errors="replace")) if isinstance(schema, str) and schema.isprintable() else 0
+    if not isinstance(schema, str) or not 0 < size <= MAX_SCHEMA_BYTES:
         raise ConfigurationError(f"schema must be a name of 1 to {MAX_SCHEMA_BYTES} bytes, such as {SCHEMA!r}")
     if schema.startswith("pg_") or schema in ("public", "information_schema"):
         raise ConfigurationError(f"schema {schema!r} is PostgreSQL's own or shared by all: name one for this ledger")
