@@ -6,6 +6,7 @@ import random
 import shutil
 import string
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -16,7 +17,7 @@ import pytest
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.postgres import connection, outage
-from nanobanana_async.ledger.postgres.leases import Beat, Lease
+from nanobanana_async.ledger.postgres.leases import Beat, Lease, Tenure
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.postgres.pipeline import Work
 from nanobanana_async.ledger.postgres.schema import current_tables
@@ -166,12 +167,17 @@ async def test_owner_that_can_not_be_buried_keeps_its_notices(postgres: Server) 
     async with opened(postgres.url, schema) as one, opened(postgres.url, schema) as two:
         await one.claim(running())
         await two.notify_owner("order-1", "t1")
+        clock = asyncio.get_running_loop().time
         settings = connection.Settings(
             url=PostgresUrl.parse(postgres.url, schema),
             read_only=False,
             patience_s=10,
             lease=LEASE,
-            clock=asyncio.get_running_loop().time,
+            clock=clock,
+            tenure=Tenure(LEASE),
+            outage=outage.ServerOutage(clock),
+            closing=threading.Event(),
+            on_burial=lambda _: None,
         )
         observer = await asyncio.to_thread(connection.connect, settings)
         await asyncio.to_thread(observer._bury, Beat(1, -1, 10.0))  # it has beaten since

@@ -282,7 +282,7 @@ async def test_free_jobs_are_found_by_their_index(ledger: PostgresLedger, postgr
         " CASE WHEN n % 3 = 0 THEN 'pending' ELSE 'succeeded' END, 0, 1, 0, false, '[]', '[]', '[]',"
         " CASE WHEN n % 2 = 0 THEN 1 END FROM generate_series(1, 30000) AS n",
         "ANALYZE jobs",
-        "EXPLAIN SELECT id FROM jobs WHERE account = 'mine' AND state = 'pending' AND owner IS NULL"
+        "EXPLAIN SELECT id FROM jobs WHERE account = 'mine' AND state = 'pending' AND owner IS NULL AND NOT fed"
         " AND id > 0 ORDER BY id LIMIT 200",
         schema=ledger._url.schema,
     )

@@ -6,7 +6,7 @@ from nanobanana_async.events import log
 
 SAY_AFTER_S = 2.0
 SAY_EVERY_S = 30.0
-"""A server that was away for a short time is reported, so that no restart of a pooler is, then every so many seconds."""
+"""A server is reported that is away for a short time, longer than a pooler restarts; then every so many seconds."""
 
 
 class ServerOutage:
