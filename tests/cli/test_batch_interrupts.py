@@ -24,6 +24,7 @@ from tests.support.command import environment, nanobanana, started
 pytestmark = pytest.mark.slow
 
 ROWS = 24
+WITHIN_S = 40.0  # on a busy machine; a signal that is lost would end nothing
 NANOBANANA = f"{shlex.quote(sys.executable)} -m nanobanana_async"
 
 
@@ -44,13 +45,13 @@ class PseudoTerminal:
         os.write(self._master, b"\x03")
 
     async def shows(self, words: str) -> None:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(WITHIN_S):
             while words not in self.screen:
                 assert self.process.returncode is None, self.screen
                 await asyncio.sleep(0.01)
 
     async def code(self) -> int:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(WITHIN_S):
             return await self.process.wait()
 
 
@@ -141,7 +142,7 @@ async def errors_after(process: Process, *numbers: signal.Signals) -> bytes:
     await process.stdout.readline()
     for number in numbers:
         process.send_signal(number)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         return (await process.communicate())[1]
 
 
@@ -193,7 +194,7 @@ async def test_signal_ends_the_reading_of_a_pipe_that_never_ends(tmp_path: Path)
         process.stdin.write(b"a fox in snow\n" * 100_000)  # more than a pipe holds: the command reads it
         await process.stdin.drain()
         process.send_signal(signal.SIGHUP)  # others: test_signals.py
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WITHIN_S):
             assert await process.stderr.read() == b"nanobanana: interrupted\n"
             assert await process.wait() == 130
     finally:
@@ -217,11 +218,11 @@ async def test_signal_ends_the_wait_for_a_named_pipe(tmp_path: Path) -> None:
         writer = await asyncio.to_thread(os.open, tmp_path / "rows.txt", os.O_WRONLY)  # waits for the command
         try:
             os.write(writer, b"a fox\n")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WITHIN_S):
                 while unread_bytes(writer):  # noqa: ASYNC110 - the command reads it in its own time
                     await asyncio.sleep(0.01)
             process.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WITHIN_S):
                 _, stderr = await process.communicate()
         finally:
             os.close(writer)
@@ -234,7 +235,7 @@ async def test_a_closed_pipe_does_not_stop_the_batch(tmp_path: Path) -> None:
         process = await asyncio.create_subprocess_exec(
             *("bash", "-c", command), cwd=tmp_path, env=environ, stdin=DEVNULL, stdout=PIPE, stderr=PIPE
         )
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(WITHIN_S):
             stdout, stderr = await process.communicate()
         assert (process.returncode, stdout.count(b"\n"), b"Error" in stderr) == (0, 1, False)
         assert (len(images_of(tmp_path / "out")), emulator.stats().creates_accepted) == (ROWS, ROWS)
