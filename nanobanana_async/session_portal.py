@@ -106,8 +106,8 @@ class SessionPortal:
         if os.getpid() != self._process:
             raise ConfigurationError(
                 f"the portal was opened by process {self._process}, and this is a fork of it, process {os.getpid()},"
-                " where its thread does not run: open one in each worker process (in Celery by the signal"
-                " worker_process_init)"
+                " where its thread does not run: open one in each worker process (in Celery by the first task that"
+                " runs there)"
             )
         if running_loop() is not None:
             raise ConfigurationError(
