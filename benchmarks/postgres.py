@@ -106,11 +106,11 @@ async def _measure(url: str, folder: Path, *, seeds: int, quick: bool) -> Sectio
 
     many, batch = f"{WRITERS} writers of one process", f"{WRITERS} writers of one batch with a cap"
     together = f"{PROCESSES} processes with {WRITERS_EACH} writers each"
+    ledger = PostgresLedger(url, schema=schema)
+    async with _opened(ledger):  # creates the schema
+        bare = _bare_commits(url, schema, 2000)
     for seed in range(seeds):
-        ledger = PostgresLedger(url, schema=schema)
         note("one writer, each write awaited", await _rate(ledger, 1, 10 * jobs))
-        if not seed:
-            bare = _bare_commits(url, schema, 2000)
         note(many, await _rate(ledger, WRITERS, jobs))
         note(together, await _together(url, schema, jobs))
         note(batch, await _rate_of_batch(ledger, WRITERS, jobs // 5))

@@ -76,7 +76,7 @@ def record_of(row: Row) -> JobRecord:
 
 def identity_row(record: JobRecord) -> dict[str, Any]:
     """Return the record's values of the columns `IDENTITY`."""
-    row = dict(zip(IDENTITY, identity_values(record), strict=True))
+    row: dict[str, Any] = dict(zip(IDENTITY, identity_values(record), strict=True))
     for column in ("key", "gateway", "account"):
         row[column] = as_text(row[column])
     row["batch"] = none_or_text(record.batch)
@@ -85,7 +85,7 @@ def identity_row(record: JobRecord) -> dict[str, Any]:
 
 def progress_row(record: JobRecord) -> dict[str, Any]:
     """Return the record's values of the columns `PROGRESS`."""
-    row = dict(zip(PROGRESS, progress_values(record), strict=True))
+    row: dict[str, Any] = dict(zip(PROGRESS, progress_values(record), strict=True))
     row["in_doubt"] = record.in_doubt
     row["task_id"] = none_or_text(record.task_id)
     row["model"] = none_or_text(record.model)
