@@ -219,7 +219,7 @@ def check_place(folder: Path) -> None:
         number = errno.EACCES
     else:
         return
-    raise OSError(number, os.strerror(number), str(place))
+    raise OSError(number, os.strerror(number), str(folder))
 
 
 def rename_exclusive(part: Path, target: Path) -> None:

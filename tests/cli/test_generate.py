@@ -195,7 +195,7 @@ async def test_prompts_of_single_words_are_asked_about_on_a_terminal(answer: str
     ("options", "why"),
     [
         (("-o", "fox.png"), "fox.png can't be written: something else has this name: move that away"),
-        (("-o", "fox.png/deeper"), "fox.png can't be written: a part of the path is a file"),
+        (("-o", "fox.png/deeper"), "fox.png/deeper can't be written: a part of the path is a file"),
         (("--image", "fox.txt"), "fox.txt"),
         (("--aspect-ratio", "7"), "aspect"),
         (("--ledger", "fox.txt"), "fox.txt"),

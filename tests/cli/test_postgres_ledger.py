@@ -78,7 +78,7 @@ async def test_jobs_are_handed_over_and_counted(commands: Commands, postgres: Se
     await ledger.aclose()
     handed = await commands("jobs", "hand-over", "--from", "0" * 24, "--to", "mine", "--yes")
     assert (handed.code, handed.out) == (0, "")
-    assert "account        apimall:mine" in (await commands("jobs", "show", "y")).out
+    assert "account          apimall:mine" in (await commands("jobs", "show", "y")).out
 
 
 async def test_missing_ledger_is_an_error_and_not_created(commands: Commands) -> None:

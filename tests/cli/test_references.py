@@ -63,7 +63,7 @@ async def test_jobs_show_names_the_digest(tmp_path: Path) -> None:
         await nanobanana("generate", "a fox", "--image", "cat.png", "-o", "out", environ=environ, folder=tmp_path)
         jobs = await nanobanana("jobs", environ=environ, folder=tmp_path)
         said = await nanobanana("jobs", "show", jobs.out.split("\t")[0], environ=environ, folder=tmp_path)
-    assert f"images         sha256:{sha256(CAT)}" in said.out
+    assert f"images           sha256:{sha256(CAT)}" in said.out
 
 
 @pytest.mark.parametrize("gateway", ["apimall", "defapi"])
