@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -36,7 +37,7 @@ def limited(limit: int, now: float = NOW) -> AccountState:
     return state
 
 
-def ask(state: AccountState, owner: int, held: int = 0, queued: int = 100, *, now: float = NOW, **more: object) -> int:
+def ask(state: AccountState, owner: int, held: int = 0, queued: int = 100, *, now: float = NOW, **more: Any) -> int:
     number = state.shares[owner].reports + 1 if owner in state.shares else 1
     report = evolve(Report(number=number, held=held, queued=queued), **more)
     return exchange(state, owner, report, now).granted
