@@ -183,8 +183,8 @@ def _learn(state: AccountState, owner: int, report: Report, now: float, orphans:
                 limiter.on_throttled(now, create, load, event.limit_kind, event.wait_s)
                 if before.mode is Mode.HOLD:  # the others may hold fewer by now
                     limiter.job_limit.cap = min(limiter.job_limit.cap, before.cap)
-            case _, kind:
-                limiter.budget.on_throttled(kind, event.at, event.sent_at, event.wait_s)
+            case _:
+                limiter.budget.on_throttled(event.kind, event.at, event.sent_at, event.wait_s)
 
 
 def _set_gate(state: AccountState, owner: int, report: Report, now: float) -> None:
