@@ -77,7 +77,7 @@ class Exchanges:
                 changed()
 
     def _next_at(self) -> float:
-        """Return when the next exchange is due, after a look at the pauses that the session has met."""
+        """Return when the next exchange is due, with the pauses that the session has met."""
         pause, breaker, shared = self._slots.budget.pause, self._slots.breaker, self._shared
         shared.gates_polls = pause.used_up
         shared.gate_until = max(pause.opens_at, breaker.paused_until + PROBE_S * breaker.is_half_open)

@@ -1,7 +1,7 @@
 """What a session may do that shares its account with other owners, and what it has to report.
 
 What it may do was decided in its last exchange (`policy.sharing`), so that no request waits for one while the allotment
-lasts. It decides nothing about a 429: the account's learner does, and until that has heard of it no request leaves.
+lasts. It decides nothing about a 429: the account's learner does, and until it knows of it no request leaves.
 """
 
 import math
@@ -12,7 +12,7 @@ from attrs import define, evolve, field
 
 from nanobanana_async.policy.concurrency import Load
 from nanobanana_async.policy.request_budget import RequestKind
-from nanobanana_async.policy.sharing import HEARD_S, Allotment, Report, RequestEvent
+from nanobanana_async.policy.sharing import LATER_S, Allotment, Report, RequestEvent
 
 TICK_S = 2.0
 """The time between two exchanges while something changes, or the session wants more than it has."""
@@ -53,13 +53,13 @@ class SharedAccount:
     _queued: int = 0
     """The queued slots of the last report."""
     _gate_reported: float = -math.inf
-    _unheard_refusal: bool = False
-    """The learner has not heard of a 429: no request leaves."""
+    _unreported_refusal: bool = False
+    """The learner does not know of a 429 yet: no request leaves."""
     _offset_s: float = 0.0
     """The ledger's clock minus the session's."""
     _offset_error_s: float = math.inf
     _offset_at: float = -math.inf
-    _heard: deque[tuple[float, float]] = field(factory=lambda: deque(maxlen=1000))
+    _known: deque[tuple[float, float]] = field(factory=lambda: deque(maxlen=1000))
     """When exchanges ended, and their times by the ledger's clock."""
     _departures: dict[RequestKind, deque[float]] = field(factory=lambda: {"create": deque(), "poll": deque()})
     _paced_at: float = -math.inf
@@ -85,8 +85,8 @@ class SharedAccount:
         self.ask(self.spoke_at + LEAST_GAP_S)
 
     def on_throttled(self) -> None:
-        """Hold requests back until the learner has heard of a 429."""
-        self._unheard_refusal = True
+        """Hold requests back until the learner knows of a 429."""
+        self._unreported_refusal = True
         self.ask(-math.inf)
 
     def gate(self, kind: RequestKind) -> float:
@@ -101,7 +101,7 @@ class SharedAccount:
 
     def may_leave(self, kind: RequestKind, now: float) -> bool:
         """Return whether a request may leave now, as far as the learner knows what it would meet."""
-        if self._unheard_refusal and not self.failing:
+        if self._unreported_refusal and not self.failing:
             return False
         if not self.is_limited:
             return True
@@ -131,10 +131,10 @@ class SharedAccount:
         self._paced_at = now
         self.note(RequestEvent(what="sent", at=now, kind=kind))
 
-    def heard_before(self, sent_at: float) -> float:
-        """Return, by the ledger's clock, when the session had last heard of the others when a request left."""
-        known = bisect(self._heard, (sent_at, math.inf))
-        return self._heard[known - 1][1] + HEARD_S if known else -math.inf
+    def knowledge_at(self, sent_at: float) -> float:
+        """Return, by the ledger's clock, at which time the session knew of the others when a request left."""
+        known = bisect(self._known, (sent_at, math.inf))
+        return self._known[known - 1][1] + LATER_S if known else -math.inf
 
     def next_at(self, now: float, taken: int, queued: int) -> float:
         """Return when the next exchange is due; infinite while there is nothing to say and nothing wanted."""
@@ -193,10 +193,10 @@ class SharedAccount:
         if error_s <= self._offset_error_s or now > self._offset_at + OFFSET_KEPT_S:
             self._offset_s, self._offset_error_s, self._offset_at = allotment.at - (now - error_s), error_s, now
         self.allotment, self._report, self.failing, self.spoke_at = allotment, None, False, now
-        self._heard.append((now, allotment.at))
+        self._known.append((now, allotment.at))
         for kind, times in allotment.departures.items():
             self._departures[kind].extend(map(self._local, times))
-        self._unheard_refusal = any(event.what == "throttled" for event in self._events)
+        self._unreported_refusal = any(event.what == "throttled" for event in self._events)
 
     def fail(self, now: float) -> None:
         """Record that an exchange got no answer: what was allotted lasts."""

@@ -117,9 +117,9 @@ class SharedLimiter(AdmissionLimiter):
         wait_s: float | None = None,
     ) -> None:
         shared = self.budget.shared
-        heard_at = shared.heard_before(create.sent_at)
+        known_at = shared.knowledge_at(create.sent_at)
         shared.note(
             RequestEvent(
-                what=what, at=now, sent_at=heard_at, load=load, weight=create.weight, limit_kind=kind, wait_s=wait_s
+                what=what, at=now, sent_at=known_at, load=load, weight=create.weight, limit_kind=kind, wait_s=wait_s
             )
         )

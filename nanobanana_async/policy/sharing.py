@@ -12,8 +12,8 @@ it asks again. An ended job makes room for the next one of the same owner withou
 * Targets are max-min fair shares of what the owners want. What can't be divided goes to those who had least of late.
   Interactive owners come first, and a reserve is kept free for them while one of them had to wait lately. While the
   limit is unknown the room goes to who asks; fairness comes with the first refusal, as jobs end.
-* One *round trip of knowledge* is one event: a create counts as sent when its owner last heard of the others. Without
-  that each owner would count the refusals of one burst again.
+* One *round trip of knowledge* is one event: a create counts as sent at the last time of which its owner knew what the
+  others met. Without that each owner would count the refusals of one burst again.
 * While an owner with jobs is silent, its jobs may have ended unseen, so that nothing which is accepted raises the cap.
 * The budget of requests hands out *departures*, the times at which requests may leave, for the next `HORIZON_S`, once a
   request was refused for its rate. Before that all leave freely. So the pace, the quota of a window and the search for
@@ -38,14 +38,14 @@ from nanobanana_async.policy.request_budget import RequestBudget, RequestKind
 
 SILENT_S = 6.0
 """An owner with jobs speaks at least every four seconds; after this time it may be dead."""
-UNHEARD_S = 2.0
+UNREPORTED_S = 2.0
 """An owner whose jobs end speaks within this time; until then the others do not know of the ends."""
 HORIZON_S = 0.7
 """Departures are handed out for this time. Those that are out when a request is refused will be refused, too."""
 PROBE_AFTER_S = 5.0
 """How much longer than the owner that met a gate the others wait before they probe too: it may have died."""
-HEARD_S = 1e-5
-"""What an owner hears of an exchange it knows a little later than the exchange."""
+LATER_S = 1e-5
+"""What an owner learns in an exchange it knows a little later than the time of the exchange."""
 
 
 @frozen(kw_only=True)
@@ -57,7 +57,7 @@ class RequestEvent:
     at: float = -math.inf
     kind: RequestKind = "create"
     sent_at: float = -math.inf
-    """When it left; for a create, when its owner last heard of the others before that."""
+    """When it left; for a create, the last time of which its owner knew what the others met."""
     load: Load = field(default=Load(0))
     """Of the owner alone."""
     weight: int = 1
@@ -137,7 +137,7 @@ def exchange(state: AccountState, owner: int, report: Report, now: float, orphan
     share.interactive, share.reserve = report.interactive, report.reserve
     limiter = state.limiter
     limiter.take_evidence_of_polls()
-    limiter.budget.learned(now)  # it looks for the best minute
+    limiter.budget.learned(now)  # it takes note of the best minute
     others = orphans + sum(max(other.granted, other.taken) for each, other in state.shares.items() if each != owner)
     share.granted = min(share.granted, share.taken)
     room = state.room(now, orphans)
@@ -156,9 +156,9 @@ def _learn(state: AccountState, owner: int, report: Report, now: float, orphans:
     held, in_flight = orphans + sum(share.held for share in others), sum(share.in_flight for share in others)
     silent = orphans > 0 or any(now - share.spoke_at > SILENT_S and share.taken for share in others)
     limiter = state.limiter
-    unheard_s = sum(share.held * min(now - share.spoke_at, UNHEARD_S) for share in others) / max(1, held)
+    unreported_s = sum(share.held * min(now - share.spoke_at, UNREPORTED_S) for share in others) / max(1, held)
     limiter.job_limit.mean_job_s = report.mean_job_s
-    limiter.job_limit.notice_delay_s = report.notice_delay_s + unheard_s
+    limiter.job_limit.notice_delay_s = report.notice_delay_s + unreported_s
     for event in report.events:
         own = event.load
         total = held + own.held
@@ -178,13 +178,13 @@ def _learn(state: AccountState, owner: int, report: Report, now: float, orphans:
                     limiter.job_limit = before
             case "accepted", kind:
                 limiter.budget.on_accepted(kind, event.at, event.sent_at)
-            case _, "create":  # an event of now: what leaves before its owner has heard of it belongs to it
+            case _, "create":  # an event of now: what leaves before its owner knows of it belongs to it
                 before = copy(limiter.job_limit)
                 limiter.on_throttled(now, create, load, event.limit_kind, event.wait_s)
                 if before.mode is Mode.HOLD:  # the others may hold fewer by now
                     limiter.job_limit.cap = min(limiter.job_limit.cap, before.cap)
-            case _, kind:
-                limiter.budget.on_throttled(kind, event.at, event.sent_at, event.wait_s)
+            case _:
+                limiter.budget.on_throttled(event.kind, event.at, event.sent_at, event.wait_s)
 
 
 def _set_gate(state: AccountState, owner: int, report: Report, now: float) -> None:

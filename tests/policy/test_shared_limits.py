@@ -18,7 +18,7 @@ from nanobanana_async.policy.shared_account import (
     SharedAccount,
 )
 from nanobanana_async.policy.shared_limits import SharedBudget, SharedLimiter
-from nanobanana_async.policy.sharing import HEARD_S, Allotment, Report, RequestEvent
+from nanobanana_async.policy.sharing import LATER_S, Allotment, Report, RequestEvent
 
 AHEAD_S = 1000.0
 """The ledger's clock minus the session's."""
@@ -60,7 +60,7 @@ def test_max_jobs_bounds_the_allotment() -> None:
     assert not limiter.admits(11.0, Load(2))
 
 
-def test_nothing_leaves_until_the_learner_has_heard_of_a_refusal() -> None:
+def test_nothing_leaves_until_the_learner_knows_of_a_refusal() -> None:
     limiter = new(granted=5, target=5)
     limiter.on_throttled(11.0, AnsweredCreate(10.5), Load(1), "jobs", 2.0)
     assert limiter.throttled == 1
@@ -73,7 +73,7 @@ def test_nothing_leaves_until_the_learner_has_heard_of_a_refusal() -> None:
     assert limiter.admits(11.2, Load(1))
 
 
-def test_a_refusal_during_an_exchange_is_told_in_the_next() -> None:
+def test_a_refusal_during_an_exchange_is_reported_in_the_next() -> None:
     limiter = new(granted=5, target=5)
     say(limiter)
     limiter.budget.on_throttled("poll", 11.0, 10.9, 3.0)
@@ -92,22 +92,22 @@ def test_polls_go_on_while_the_ledger_is_away() -> None:
     assert limiter.budget.admits("poll", 12.0, 0)
 
 
-def test_events_are_told_once_in_order_by_the_clock_of_the_ledger() -> None:
+def test_events_are_reported_once_in_order_by_the_clock_of_the_ledger() -> None:
     limiter = new(granted=5, target=5)
     limiter.on_sent(11.0)
     limiter.on_accepted(11.2, AnsweredCreate(11.0, 2), Load(2))
     limiter.budget.on_accepted("poll", 11.3, 11.25)
     limiter.on_ended()
-    told = say(limiter, 1).events
-    assert [event.what for event in told] == ["sent", "accepted", "accepted", "ended"]
-    assert [event.at for event in told[:3]] == [11.0 + AHEAD_S, 11.2 + AHEAD_S, 11.3 + AHEAD_S]
-    assert told[1].sent_at == 10.0 + AHEAD_S + HEARD_S  # when it last heard before it sent
-    assert told[1].weight == 2
+    events = say(limiter, 1).events
+    assert [event.what for event in events] == ["sent", "accepted", "accepted", "ended"]
+    assert [event.at for event in events[:3]] == [11.0 + AHEAD_S, 11.2 + AHEAD_S, 11.3 + AHEAD_S]
+    assert events[1].sent_at == 10.0 + AHEAD_S + LATER_S  # what it knew when it sent
+    assert events[1].weight == 2
     hear(limiter, 11.4)
     assert say(limiter).events == ()
 
 
-def test_nothing_is_told_before_the_clocks_were_compared() -> None:
+def test_nothing_is_reported_before_the_clocks_were_compared() -> None:
     limiter = SharedLimiter(ConcurrencyPolicy(), budget=SharedBudget())
     limiter.on_sent(1.0)
     limiter.on_accepted(1.1, AnsweredCreate(1.0), Load(1))
@@ -277,7 +277,7 @@ def test_an_exchange_is_due_at_once_when_another_interactive_job_waits(interacti
     assert next_at(limiter, 20.1, 0, 2) == due_at
 
 
-def test_each_answer_is_told_at_once_while_the_limit_is_approached() -> None:
+def test_each_answer_is_reported_at_once_while_the_limit_is_approached() -> None:
     limiter = new(granted=5, target=5)
     limiter.on_accepted(11.0, AnsweredCreate(10.5), Load(1))
     assert next_at(limiter, 11.0, 1) == 10.0 + LEAST_GAP_S
@@ -288,7 +288,7 @@ def test_each_answer_is_told_at_once_while_the_limit_is_approached() -> None:
     assert next_at(limiter, 13.0, 5) == 12.0 + TICK_S
 
 
-def test_a_new_gate_is_told_at_once() -> None:
+def test_a_new_gate_is_reported_at_once() -> None:
     limiter = new()
     limiter.budget.shared.gate_until = 30.0
     assert next_at(limiter, 11.0) == -math.inf

@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -36,7 +37,7 @@ def limited(limit: int, now: float = NOW) -> AccountState:
     return state
 
 
-def ask(state: AccountState, owner: int, held: int = 0, queued: int = 100, *, now: float = NOW, **more: object) -> int:
+def ask(state: AccountState, owner: int, held: int = 0, queued: int = 100, *, now: float = NOW, **more: Any) -> int:
     number = state.shares[owner].reports + 1 if owner in state.shares else 1
     report = evolve(Report(number=number, held=held, queued=queued), **more)
     return exchange(state, owner, report, now).granted
@@ -184,11 +185,11 @@ def accepted(at: float, held: int, sent_at: float) -> RequestEvent:
     return RequestEvent(what="accepted", at=at, sent_at=sent_at, load=Load(held))
 
 
-def test_refusals_before_an_owner_has_heard_of_the_first_are_one_event() -> None:
+def test_refusals_before_an_owner_knows_of_the_first_are_one_event() -> None:
     state = limited(20)
     for owner in (1, 2):
         ask(state, owner, held=10, queued=5, now=NOW + 0.2, events=(accepted(NOW + 0.2, 10, NOW + 0.1),))
-    for owner in (1, 2):  # both left before their owners heard of the other's
+    for owner in (1, 2):  # both left before their owners knew of the other's
         ask(state, owner, held=10, queued=5, now=NOW + owner, events=(throttled(NOW + owner, 10, NOW + 0.5),))
     assert state.limiter.job_limit.cap == pytest.approx(19.04)
 
@@ -294,8 +295,8 @@ def test_gate_holds_the_others_until_its_owner_is_through(polls: bool) -> None:
     state = limited(20)
     closed = Report(number=1, held=0, gate_until=NOW + 30, gates_polls=polls)
     assert exchange(state, 1, closed, NOW).gate_until == -math.inf  # it knows itself
-    heard = exchange(state, 2, Report(number=1, held=0), NOW + 1)
-    assert (heard.gate_until, heard.gates_polls) == (NOW + 30 + PROBE_AFTER_S, polls)
+    other = exchange(state, 2, Report(number=1, held=0), NOW + 1)
+    assert (other.gate_until, other.gates_polls) == (NOW + 30 + PROBE_AFTER_S, polls)
     exchange(state, 1, evolve(closed, number=2, gate_until=NOW + 60), NOW + 2)
     assert exchange(state, 2, Report(number=2, held=0), NOW + 3).gate_until == NOW + 60 + PROBE_AFTER_S
     exchange(state, 1, Report(number=3, held=0), NOW + 4)
