@@ -10,9 +10,9 @@ from nanobanana_async import (
     JobState,
 )
 from tests.support.fakes import FakeGateway, apimall, defapi, now, virtually
+from tests.support.shared_feeding import Row
 from tests.support.shared_ledger import (
     FakeProcess,
-    Row,
     SharedLedger,
     leave_running,
 )
