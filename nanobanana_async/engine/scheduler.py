@@ -169,8 +169,8 @@ class Scheduler:
         """Carry out what a step returned: set the phase, the queue or timer and the slots, and wake the waiters."""
         if not job.is_followed:  # closing has ended the waiting
             return
+        joined, was_foreign, buried = job.is_undecided, job.phase is Phase.FOREIGN, job.owner_buried
         next_step = after_burial(job, next_step, self._clock())
-        joined, was_foreign = job.is_undecided, job.phase is Phase.FOREIGN
         if job.is_withdrawn_after(next_step):
             job.withdraw_requested = False
             if isinstance(next_step, Finish):
@@ -188,7 +188,7 @@ class Scheduler:
             case ScheduleAt(due=due):
                 self._schedule(job, due)
             case CheckOwnerAt(due=due):
-                if not (was_foreign or joined):  # it was ours: a withdrawal goes on if it becomes ours again
+                if buried or not (was_foreign or joined):  # it was ours: a withdrawal goes on if it becomes ours again
                     job.withdraw_requested = too_late or job.phase is Phase.WITHDRAWING
                 if not was_foreign:
                     let_go(job, self._slots, self._store, self._estimates)
@@ -233,7 +233,7 @@ class Scheduler:
             case Phase.FOREIGN if job.is_wanted:
                 self.start_step(self._claims.check_owner, job)
             case Phase.FOREIGN:
-                self._untrack(job, Phase.KNOWN, ours=False)
+                self._untrack(job, Phase.KNOWN)
             case Phase.HOLDING:  # by now it has ended, if it ever ran
                 if self.holding.get(job.key) is job:
                     del self.holding[job.key]

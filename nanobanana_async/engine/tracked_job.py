@@ -244,9 +244,10 @@ class TrackedJob:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether a caller may still need its outcome, or the ledger an answer of its create."""
+        """Whether a caller may still need its outcome, or this session has to write something of it."""
         waited_for = self.watchers or self.end_watchers or self.updates or self.listeners
-        return self.may_buy or self.has_handle or bool(waited_for) or self.late_answer is not None
+        unfinished = self.withdraw_requested or self.late_answer is not None
+        return self.may_buy or self.has_handle or bool(waited_for) or unfinished
 
     @property
     def images_missing(self) -> bool:

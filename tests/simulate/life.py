@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from nanobanana_async import JobState, PollPolicy, RetryPolicy, Session, SqliteLedger, Timeouts
@@ -191,6 +192,11 @@ class ProcessLife:
 
     async def _resume(self, session: Session) -> None:
         await self._while()
+        while self._shared.plan.leases and not self.process.closing:  # a host adopts what others leave, all the time
+            if self._draw.random() < 0.15:
+                with suppress(SessionClosed, LedgerError):
+                    await session.resume(buy=self._buys)
+            await asyncio.sleep(0.4)
         try:
             jobs = await session.resume(buy=self._buys)
         except (SessionClosed, LedgerError):

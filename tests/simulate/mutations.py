@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from attrs import evolve, frozen
@@ -31,6 +32,7 @@ from nanobanana_async.policy.retry import (
     RetryPolicy,
     decide_failed_create,
 )
+from tests.support import leased_disk
 from tests.support.mutations import Change, Mutation
 
 
@@ -234,6 +236,61 @@ def _undecided_is_not_bought() -> list[Change]:
     return [(reconciler, "decide_doubts", decide)]
 
 
+def _buried_owner_writes() -> list[Change]:
+    compare = JobTable._compare_and_swap
+
+    def unfenced(self: JobTable, before: JobRecord, statement: str, row: tuple[Any, ...]) -> None:
+        self.connection.execute(
+            "UPDATE jobs SET owner = ? WHERE key = ? AND revision = ?", (self._owner, before.key, before.revision)
+        )
+        compare(self, before, statement, row)
+
+    def unnoticed(self: leased_disk.Lease) -> None:
+        self._disk.execute(leased_disk.RELEASE, self._process.owner)
+
+    return [
+        (JobTable, "_compare_and_swap", unfenced),
+        (leased_disk.Lease, "_bury", unnoticed),
+        (leased_disk.Lease, "is_sure", True),
+    ]
+
+
+def _late_answer_is_dropped() -> list[Change]:
+    async def write_late_answer(self: Claims, job: TrackedJob, late: object, claim: object) -> bool:
+        job.late_answer = None
+        return False
+
+    return [(Claims, "_write_late_answer", write_late_answer)]
+
+
+def _lease_is_not_looked_at() -> list[Change]:
+    async def wait_until_owner(job: TrackedJob, lease: object) -> None:
+        return None
+
+    return [(buying, "wait_until_owner", wait_until_owner)]
+
+
+def _jobs_are_released_before_the_burial() -> list[Change]:
+    bury = leased_disk.Lease._bury
+
+    def release_first(self: leased_disk.Lease) -> None:
+        if self._process.alive and self._file is not None:
+            self._disk.execute(leased_disk.RELEASE, self._process.owner)
+            self._disk.machine.after(3.0, partial(bury, self))
+
+    def is_sure(self: leased_disk.Lease) -> bool:
+        return self._known == self._process.owner and not self.buried
+
+    def is_silent(self: leased_disk.Lease) -> bool:
+        return False
+
+    return [
+        (leased_disk.Lease, "_bury", release_first),
+        (leased_disk.Lease, "is_sure", property(is_sure)),
+        (leased_disk.Lease, "is_silent", property(is_silent)),
+    ]
+
+
 MUTATIONS = (
     SeedMutation("no durable write before the POST", _no_write_before_the_post, ("unwritten",), seed=0),
     SeedMutation("a new wire key on each retry", _new_wire_key_each_time, ("wire key", "double"), seed=0),
@@ -295,5 +352,17 @@ MUTATIONS = (
     SeedMutation("a task is adopted without evidence", _every_create_was_processed, ("wrong result",), seed=7),
     SeedMutation(
         "what the history leaves open was not bought", _undecided_is_not_bought, ("expired", "double"), seed=20
+    ),
+    SeedMutation(
+        "a buried owner writes", _buried_owner_writes, ("two buyers", "not the owner", "answer dropped", "unwritten")
+    ),
+    SeedMutation("a late answer is dropped", _late_answer_is_dropped, ("answer dropped",)),
+    SeedMutation(
+        "a create leaves without a look at its lease", _lease_is_not_looked_at, ("not the owner", "unwritten")
+    ),
+    SeedMutation(
+        "jobs are released before their owner is buried",
+        _jobs_are_released_before_the_burial,
+        ("two buyers", "not the owner", "unwritten"),
     ),
 )

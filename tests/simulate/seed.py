@@ -126,8 +126,10 @@ class SeedRun:
     async def _silence(self, chance: random.Random) -> None:
         """Suspend hosts, and cut them off from the ledger."""
         while self._shared.plan.leases:
-            await asyncio.sleep(chance.uniform(0.2, 6.0))
+            await asyncio.sleep(chance.uniform(0.1, 5.0))
             living = [each for each in self._processes if each.alive and not each.ended.done() and each.lease]
+            sending = [sent.process for sent in self._shared.network.creates if not sent.answer.done()]
+            living = [each for each in living if each in sending] or living
             if living:
                 for_s = chance.choice((chance.uniform(1.0, 9.0), chance.uniform(10.0, 40.0)))
                 chance.choice(living).lease.be_silent(for_s, chance, suspended=chance.random() < 0.5)

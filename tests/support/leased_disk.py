@@ -17,7 +17,7 @@ from nanobanana_async.ledger.postgres.leases import BEAT_S, LEASE_S
 from tests.support.disk import Disk, InlineWriter
 from tests.support.machine import Process
 
-_RELEASE = f"UPDATE jobs SET owner = NULL WHERE owner = ? AND state IN ({sql_list(ACTIVE_STATES)})"
+RELEASE = f"UPDATE jobs SET owner = NULL WHERE owner = ? AND state IN ({sql_list(ACTIVE_STATES)})"
 
 
 class Lease:
@@ -75,7 +75,7 @@ class Lease:
     def _bury(self) -> None:
         if self._file is None or not self._process.alive or self._process.ended.done():
             return
-        self._disk.execute(_RELEASE, self._process.owner)
+        self._disk.execute(RELEASE, self._process.owner)
         self._disk.execute("DELETE FROM callback_notices WHERE owner = ?", self._process.owner)
         self._disk.machine.note(self._process.name, "is buried")
         self._disk.buried.add(self._process.owner)
