@@ -1,4 +1,4 @@
-"""In a process of its own: the emulated account that all hosts share, and its books."""
+"""In a process of its own: the emulated account that all hosts share, and what it counted."""
 
 import asyncio
 from typing import Any

@@ -51,7 +51,7 @@ class Plan:
 
 @frozen(kw_only=True)
 class Result:
-    """What the gateway's books and the ledger say afterwards."""
+    """What the gateway has counted and the ledger has afterwards."""
 
     plan: Plan
     filled: float
@@ -73,7 +73,7 @@ class Result:
 
 
 class Proxy:
-    """Forwards TCP to the server's socket; goes silent, or breaks all connections, when told."""
+    """Forwards TCP to the server's socket; goes silent, or breaks all connections."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -242,7 +242,7 @@ async def _account(plan: Plan) -> AsyncGenerator[tuple[Child, str]]:
 
 
 async def run(plan: Plan, server: Server) -> Result:
-    """Let the hosts work until every row has ended, and read the books."""
+    """Let the hosts work until every row has ended, and compare what the gateway counted with the ledger."""
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
         gateway, url = await stack.enter_async_context(_account(plan))
@@ -270,12 +270,12 @@ async def run(plan: Plan, server: Server) -> Result:
             raise failure
         makespan_s = loop.time() - begun
         gateway.send({})
-        books = await gateway.answer(60.0)
-        return _judge(work, books, makespan_s, [at - began_at for at in work.ended_faults])
+        counted = await gateway.answer(60.0)
+        return _judge(work, counted, makespan_s, [at - began_at for at in work.ended_faults])
 
 
-def _judge(work: _Run, books: dict[str, Any], makespan_s: float, faults_ended: Sequence[float]) -> Result:
-    plan, jobs = work.plan, [(prompt, begin, end) for prompt, _, begin, end in books["jobs"]]
+def _judge(work: _Run, counted: dict[str, Any], makespan_s: float, faults_ended: Sequence[float]) -> Result:
+    plan, jobs = work.plan, [(prompt, begin, end) for prompt, _, begin, end in counted["jobs"]]
     bought = Counter(prompt for prompt, _, _ in jobs)
     states = dict(work.server.execute("SELECT state, count(*) FROM jobs GROUP BY state", schema=work.schema))
     each = [
@@ -293,9 +293,9 @@ def _judge(work: _Run, books: dict[str, Any], makespan_s: float, faults_ended: S
     return Result(
         plan=plan,
         filled=_utilisation(jobs, min(full, last), last, plan.limit),
-        in_flight_max=books["running_max"],
-        refused_per_100=100 * len(books["refused_at"]) / plan.jobs,
-        refused_share=books["refused"] / max(1, books["requests"]),
+        in_flight_max=counted["running_max"],
+        refused_per_100=100 * len(counted["refused_at"]) / plan.jobs,
+        refused_share=counted["refused"] / max(1, counted["requests"]),
         jain=sum(each) ** 2 / (len(each) * sum(count * count for count in each)),
         faults=work.faults,
         bought=len(jobs),

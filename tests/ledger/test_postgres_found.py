@@ -21,6 +21,7 @@ from nanobanana_async.ledger.postgres.leases import Beat, Lease, Tenure
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.postgres.pipeline import Work
 from nanobanana_async.ledger.postgres.schema import current_tables
+from nanobanana_async.ledger.postgres.settings import Settings
 from nanobanana_async.ledger.postgres.statements import PostgresTable
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 from tests.support.cut_proxy import CutProxy, cut_proxy
@@ -168,7 +169,7 @@ async def test_owner_that_can_not_be_buried_keeps_its_notices(postgres: Server) 
         await one.claim(running())
         await two.notify_owner("order-1", "t1")
         clock = asyncio.get_running_loop().time
-        settings = connection.Settings(
+        settings = Settings(
             url=PostgresUrl.parse(postgres.url, schema),
             read_only=False,
             patience_s=10,

@@ -5,27 +5,24 @@ ends. Whether a commit counted whose answer was lost is decided by reading again
 """
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
-from attrs import frozen
 from psycopg import errors, pq
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.ledger.postgres import driver, leases
-from nanobanana_async.ledger.postgres.leases import Beat, Lease, Tenure, Watch
-from nanobanana_async.ledger.postgres.outage import ServerOutage
+from nanobanana_async.ledger.postgres.leases import Beat, Watch
 from nanobanana_async.ledger.postgres.pipeline import Request, Row, Rows, Statement, run_calls
 from nanobanana_async.ledger.postgres.problems import breaks_connection, is_transient, to_ledger_error
 from nanobanana_async.ledger.postgres.schema import Tables, current_tables, prepare
+from nanobanana_async.ledger.postgres.settings import Settings
 from nanobanana_async.ledger.postgres.sharing import LOCK_TIMEOUT_S as EXCHANGE_LOCK_TIMEOUT_S
 from nanobanana_async.ledger.postgres.sharing import Exchange
 from nanobanana_async.ledger.postgres.statements import PostgresTable
-from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.ledger.writer import Result, WorkItem
 
 FIRST_PAUSE_S = 0.05
@@ -34,23 +31,6 @@ MAX_PAUSE_S = 1.0
 
 CLOSING_PATIENCE_S = 5.0
 """How long calls wait at most for a server that is away once the ledger is being closed."""
-
-
-@frozen(kw_only=True)
-class Settings:
-    """What a connection must know. `clock` returns seconds, and never goes back."""
-
-    url: PostgresUrl
-    read_only: bool
-    patience_s: float
-    lease: Lease
-    clock: Callable[[], float]
-    tenure: Tenure
-    outage: ServerOutage
-    closing: threading.Event
-    """Set when the ledger is being closed: calls do not wait long any more."""
-    on_burial: Callable[[int], None]
-    """Gets the new number of an owner that was buried; called in the writer's thread."""
 
 
 class _Buried(Exception):

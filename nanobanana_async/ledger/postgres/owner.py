@@ -12,6 +12,7 @@ from nanobanana_async.errors import LedgerError
 from nanobanana_async.events import log
 from nanobanana_async.ledger.postgres.leases import Lease, Tenure
 from nanobanana_async.ledger.postgres.outage import ServerOutage
+from nanobanana_async.ledger.postgres.settings import Settings
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.ledger.stored import WriterLedger
 from nanobanana_async.ledger.writer import Writer, WriterConnection
@@ -91,7 +92,7 @@ class OwnerLedger(WriterLedger):
             with suppress(RuntimeError):  # the event loop is closed, so no session waits
                 loop.call_soon_threadsafe(self._buried, tenure, owner)
 
-        settings = connection.Settings(
+        settings = Settings(
             url=self._url,
             read_only=self._read_only,
             patience_s=self._patience_s,
