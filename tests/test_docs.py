@@ -141,8 +141,13 @@ async def run(block: Block, folder: Path, emulator: Emulator) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    async with asyncio.timeout(50):
-        output, _ = await process.communicate()
+    try:
+        async with asyncio.timeout(50):
+            output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     assert process.returncode == 0, output.decode()
     return output.decode()
 
