@@ -7,10 +7,11 @@ The server is yours: `NANOBANANA_BENCHMARK_POSTGRES=postgresql://...` names it. 
 import asyncio
 import os
 import secrets
+import sys
 import time
 from collections.abc import Iterator
 
-from benchmarks.children import Child, dismissed, orders, reply
+from benchmarks.children import Child, orders, reply
 from benchmarks.postgres import VARIABLE
 from benchmarks.report import Check, Section, Table
 from nanobanana_async import ApiMall, PostgresLedger, Session
@@ -97,12 +98,13 @@ async def _worker(url: str, schema: str, count: int) -> None:
     await ledger.open()
     try:
         reply({"ready": True})
-        await dismissed()
+        await asyncio.to_thread(sys.stdin.readline)
         drawn: list[str] = []
         while len(drawn) < count:
             draw = await ledger.draw(batch_key_prefix(_NAME), min(AT_ONCE, count - len(drawn)))
             drawn += [row.record.key for row in draw.rows]
         reply({"drawn": drawn})
+        await asyncio.to_thread(sys.stdin.readline)  # closing would give its rows back, for the others to draw
     finally:
         await ledger.aclose()
 

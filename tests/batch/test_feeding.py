@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 
-from nanobanana_async import BatchStopped, FeedReport, JobState, Outcome
+from nanobanana_async import BatchStopped, FeedReport, GenerationResult, JobState, Outcome
 from nanobanana_async.errors import (
     ConfigurationError,
     CreditLimitReached,
+    DownloadError,
     IdempotencyConflict,
     InvalidRequest,
     JobUncertain,
     TransportError,
 )
+from nanobanana_async.image_saver import ImageSaver
 from tests.batch.fakes import PromptGateway, all_of, slots, until_stopped
 from tests.support.fakes import apimall, defapi, virtually
 from tests.support.replies import refused
@@ -356,3 +358,25 @@ async def test_waiting_rows_are_not_resumed() -> None:
     await fed(shared, PROMPTS)
     async with host(shared, gateway) as process:
         assert await process.session.resume(buy=True) == []
+
+
+@virtually
+async def test_images_that_could_not_be_saved_are_saved_by_the_next_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, gateway = SharedLedger(), PromptGateway()
+    await fed(shared, ["a fox", "an owl"])
+    names: list[str] = []
+
+    async def saved(_: ImageSaver, result: GenerationResult, __: object, name: str, **___: object) -> tuple[Path]:
+        names.append(name)
+        if len(names) == 1:
+            raise DownloadError("the host is away")
+        return (tmp_path / f"{name}.png",)
+
+    monkeypatch.setattr(ImageSaver, "save", saved)
+    for rows in (2, 1, 0):
+        async with host(shared, gateway) as process:
+            assert len(await all_of(process.session.work("spring", save_to=tmp_path))) == rows
+    assert sorted(names) == sorted(["0001-a-fox", "0002-an-owl", names[0]])
+    assert gateway.sold == ["a fox", "an owl"]

@@ -290,3 +290,21 @@ async def test_free_jobs_are_found_by_their_index(ledger: PostgresLedger, postgr
     assert "jobs_free" in text
     assert "Sort" not in text
     assert len(await keys_left(ledger)) == 5000
+
+
+@pytest.mark.slow
+async def test_rows_to_draw_are_found_by_their_index(ledger: PostgresLedger, postgres: Server) -> None:
+    plan = postgres.execute(
+        "INSERT INTO jobs (key, gateway, account, body, created_at, state, revision, generation, attempts,"
+        " in_doubt, candidates, images, missing, fed) SELECT 'k' || n, 'apimall', 'mine', '', now(), 'pending',"
+        " 0, 1, 0, false, '[]', '[]', '[]', true FROM generate_series(1, 30000) AS n",
+        "INSERT INTO fed_rows (job, batch, row_index, digest, name, worker)"
+        " SELECT id, 'spring', id, '', '', CASE WHEN id % 3 = 0 THEN 1 END FROM jobs",
+        "ANALYZE",
+        "EXPLAIN SELECT job FROM fed_rows WHERE batch = 'spring' AND worker IS NULL AND delivered IS NULL"
+        " AND row_index > 9 ORDER BY row_index, job LIMIT 8 FOR UPDATE SKIP LOCKED",
+        schema=ledger._url.schema,
+    )
+    text = "\n".join(row[0] for row in plan)
+    assert "fed_rows_free" in text
+    assert "Sort" not in text
