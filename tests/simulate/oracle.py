@@ -163,11 +163,11 @@ class Oracle:
         now = self._machine.time()
         if process.frozen or process.lease.is_silent or process.lease.buried:
             self._silent_at[process.name] = now
-        heard_s = now - self._silent_at.get(process.name, -PATIENCE_S)
+        lived_s = now - self._silent_at.get(process.name, -PATIENCE_S)
         same = record is not None and record.generation == sent.generation
-        if same and (decides or heard_s < PATIENCE_S):
+        if same and (decides or lived_s < PATIENCE_S):
             self._machine.after(1.0, lambda: self._check_kept(sent))
-        return not same or not (decides or heard_s < PATIENCE_S)
+        return not same or not (decides or lived_s < PATIENCE_S)
 
     def observer(self, process: Process) -> "EventChecker":
         """Return who listens to a session's events."""
