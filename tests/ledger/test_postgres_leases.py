@@ -234,7 +234,8 @@ async def test_burial_and_release_are_one_transaction(postgres: Server, in_two_s
             await asyncio.sleep(3 * SHORT.silence_s)
             # A release that fails undoes the burial; the deliberate bug leaves a buried owner that has jobs.
             assert postgres.execute("SELECT count(buried_by) FROM owners", schema=schema) == [(int(in_two_steps),)]
-        await until_adoptable(ledger, ["x-1", "x-2"])
+        if not in_two_steps:
+            await until_adoptable(ledger, ["x-1", "x-2"])
 
 
 @pytest.mark.slow

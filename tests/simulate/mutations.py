@@ -354,7 +354,10 @@ MUTATIONS = (
         "what the history leaves open was not bought", _undecided_is_not_bought, ("expired", "double"), seed=20
     ),
     SeedMutation(
-        "a buried owner writes", _buried_owner_writes, ("two buyers", "not the owner", "answer dropped", "unwritten")
+        "a buried owner writes",
+        _buried_owner_writes,
+        ("two buyers", "not the owner", "answer dropped", "unwritten"),
+        seed=60,
     ),
     SeedMutation("a late answer is dropped", _late_answer_is_dropped, ("answer dropped",)),
     SeedMutation(
@@ -366,5 +369,6 @@ MUTATIONS = (
         "jobs are released before their owner is buried",
         _jobs_are_released_before_the_burial,
         ("two buyers", "not the owner", "unwritten"),
+        seed=24,
     ),
 )
