@@ -224,6 +224,9 @@ class Oracle:
             return
         if found is None or not process.alive or process.ended.done() or process.session is None:
             return
+        if process.frozen or (process.lease is not None and process.lease.is_silent):  # it can't write now
+            self._machine.after(PATIENCE_S, lambda: self._check_let_go(process, key, at))
+            return
         engine = process.session._session_task.engine
         follows = engine is not None and (key in engine.tracked or engine.scheduler.closing)
         if found[0].state in ACTIVE_STATES and found[1] == process.owner and not follows:
