@@ -24,7 +24,7 @@ class SessionStats:
     creates_paused: bool
     """True while Retry-After or an outage holds creates back."""
     outage: str | None
-    """Why the last request got no usable answer; None while the gateway answers."""
+    """Why the last request got no usable answer, or the ledger's server can't be reached; None while both answer."""
     paused_until: datetime | None = None
     """When the gateway takes requests again, by its own words, if the budget of a day or of hours is used up."""
     slots_held: int
@@ -88,7 +88,7 @@ def collect_stats(engine: Engine) -> SessionStats:
         limit_kind=limits.limit_kind,
         creates_paused=limits.creates_paused,
         paused_until=engine.poller.used_up_budgets.until,
-        outage=None if (error := engine.poller.outage.error) is None else error.message,
+        outage=_outage(engine),
         slots_held=limits.slots_held,
         queued=engine.scheduler.dispatcher.unsent_count,
         requests_in_flight=engine.scheduler.workers.requests_in_flight,
@@ -104,3 +104,10 @@ def collect_stats(engine: Engine) -> SessionStats:
         credits_spent=store.credits.spent,
         credits_remaining=store.credits.remaining,
     )
+
+
+def _outage(engine: Engine) -> str | None:
+    lease, error = engine.store.lease, engine.poller.outage.error
+    if lease is not None and lease.outage is not None:
+        return lease.outage
+    return None if error is None else error.message

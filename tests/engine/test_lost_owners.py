@@ -65,7 +65,7 @@ async def test_running_job_of_a_buried_owner_is_followed_and_its_slot_let_go(ses
 
 @BOTH
 @virtually
-async def test_buried_owner_takes_back_what_nobody_adopted(session_of: Opening) -> None:
+async def test_buried_owner_takes_back_what_was_not_adopted(session_of: Opening) -> None:
     shared, gateway = SharedLedger(), FakeGateway(job_s=60.0)
     async with FakeProcess(shared, gateway.answer, session_of=session_of) as process:
         waiting = fox(process.session)
@@ -261,7 +261,7 @@ async def test_lost_job_that_waits_in_doubt_is_repeated_by_its_heir() -> None:
 
 
 @virtually
-async def test_jobs_of_others_are_looked_up_at_the_same_times() -> None:
+async def test_jobs_of_others_are_read_at_the_same_times() -> None:
     shared, gateway, times = SharedLedger(), FakeGateway(job_s=10.0), set[float]()
     adopt = LedgerView.adopt
 
@@ -294,3 +294,22 @@ async def test_write_of_a_stale_owner_is_refused_for_its_job_alone() -> None:
             await first.ledger.advance(record, record.transition_to(JobState.SUCCEEDED))
         assert (await second.session.generate("a crow")).task_id == "t2"
         assert await waiting == "t1"
+
+
+@virtually
+async def test_batch_waits_while_the_ledger_is_away_and_the_stats_say_why() -> None:
+    shared, gateway = SharedLedger(), FakeGateway(job_s=3.0)
+    async with FakeProcess(shared, gateway.answer, session_of=apimall) as process:
+        batch = process.session.generate_many([f"fox {number}" for number in range(10)])
+        first = await anext(aiter(batch))
+        creates = process.creates
+        async with process.ledger._turn:
+            process.ledger.surely_owns, process.ledger.outage = False, "the server can't be reached"
+            await asyncio.sleep(600.0)
+            assert process.session.stats().outage == "the server can't be reached"
+            assert process.creates == creates
+        process.ledger.outage = None
+        process.ledger.come_back()
+        assert [first.error, *[outcome.error async for outcome in batch]] == [None] * 10
+        assert process.session.stats().outage is None
+    assert gateway.sold == 10

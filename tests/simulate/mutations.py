@@ -263,7 +263,7 @@ def _late_answer_is_dropped() -> list[Change]:
     return [(Claims, "_write_late_answer", write_late_answer)]
 
 
-def _lease_is_not_looked_at() -> list[Change]:
+def _create_does_not_wait_for_its_lease() -> list[Change]:
     async def wait_until_owner(job: TrackedJob, lease: object) -> None:
         return None
 
@@ -354,15 +354,21 @@ MUTATIONS = (
         "what the history leaves open was not bought", _undecided_is_not_bought, ("expired", "double"), seed=20
     ),
     SeedMutation(
-        "a buried owner writes", _buried_owner_writes, ("two buyers", "not the owner", "answer dropped", "unwritten")
+        "a buried owner writes",
+        _buried_owner_writes,
+        ("two buyers", "not the owner", "answer dropped", "unwritten"),
+        seed=60,
     ),
     SeedMutation("a late answer is dropped", _late_answer_is_dropped, ("answer dropped",)),
     SeedMutation(
-        "a create leaves without a look at its lease", _lease_is_not_looked_at, ("not the owner", "unwritten")
+        "a create leaves whether its owner lives or not",
+        _create_does_not_wait_for_its_lease,
+        ("not the owner", "unwritten"),
     ),
     SeedMutation(
         "jobs are released before their owner is buried",
         _jobs_are_released_before_the_burial,
         ("two buyers", "not the owner", "unwritten"),
+        seed=24,
     ),
 )

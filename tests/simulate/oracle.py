@@ -163,11 +163,11 @@ class Oracle:
         now = self._machine.time()
         if process.frozen or process.lease.is_silent or process.lease.buried:
             self._silent_at[process.name] = now
-        heard_s = now - self._silent_at.get(process.name, -PATIENCE_S)
+        lived_s = now - self._silent_at.get(process.name, -PATIENCE_S)
         same = record is not None and record.generation == sent.generation
-        if same and (decides or heard_s < PATIENCE_S):
+        if same and (decides or lived_s < PATIENCE_S):
             self._machine.after(1.0, lambda: self._check_kept(sent))
-        return not same or not (decides or heard_s < PATIENCE_S)
+        return not same or not (decides or lived_s < PATIENCE_S)
 
     def observer(self, process: Process) -> "EventChecker":
         """Return who listens to a session's events."""
@@ -223,6 +223,9 @@ class Oracle:
         if key in self._disk.failed_keys:  # then to let go may have failed, too
             return
         if found is None or not process.alive or process.ended.done() or process.session is None:
+            return
+        if process.frozen or (process.lease is not None and process.lease.is_silent):  # it can't write now
+            self._machine.after(PATIENCE_S, lambda: self._check_let_go(process, key, at))
             return
         engine = process.session._session_task.engine
         follows = engine is not None and (key in engine.tracked or engine.scheduler.closing)

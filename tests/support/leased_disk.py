@@ -96,9 +96,9 @@ class Lease:
         self._file._owner = owner
         self._file._identities[owner.file] = owner.file.stat()
         self._file.table._owner = self._file.table.charges._owner = self._process.owner = owner.id
-        self._disk.machine.call_soon(self._tell, owner.id, context=self._context)
+        self._disk.machine.call_soon(self._notify, owner.id, context=self._context)
 
-    def _tell(self, owner: str) -> None:
+    def _notify(self, owner: str) -> None:
         self._known = owner
         if self.notify is not None:
             self.notify()
