@@ -165,8 +165,8 @@ class Run:
         if web and self.plan.interactive:
             concurrency = ConcurrencyPolicy(interactive=True, reserve=self.plan.reserve)
         host = Host(self, number, concurrency)
-        self.hosts.append(host)
         await host.start(**how)
+        self.hosts.append(host)
         return host
 
     async def watch(self) -> "Seen":

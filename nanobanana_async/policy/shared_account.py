@@ -51,7 +51,7 @@ class SharedAccount:
     """The report that is on its way, or was not answered: it is repeated as it was."""
     _reports: int = 0
     _queued: int = 0
-    """The queued slots of the last report."""
+    """The queued slots of the last report, or fewer since."""
     _gate_reported: float = -math.inf
     _unreported_refusal: bool = False
     """The learner does not know of a 429 yet: no request leaves."""
@@ -139,6 +139,7 @@ class SharedAccount:
     def next_at(self, now: float, taken: int, queued: int) -> float:
         """Return when the next exchange is due; infinite while there is nothing to say and nothing wanted."""
         hungry = queued > 0 and taken >= self.allotment.room
+        self._queued = min(self._queued, queued)
         if hungry and (not self._queued or (self.interactive and queued > self._queued)):
             self.ask(-math.inf)
         if self.gate_until != self._gate_reported:

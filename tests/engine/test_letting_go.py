@@ -50,7 +50,7 @@ async def test_refused_job_is_bought_again_by_one_of_two_sessions(delay_s: float
         callers = [fox(one.session) for one in (a, b, a, b)]
         assert [await caller for caller in callers] == ["t1"] * 4
         assert a.creates + b.creates == 2  # the refused one, and the one that was bought
-        assert a.session.stats().refused == 0
+        assert a.session.stats().refused == (0 if a.creates == 2 else 1)  # the other session may have bought it
     assert shared.record(KEY).generation == 2
     assert gateway.sold == 1
 

@@ -11,6 +11,8 @@ from nanobanana_async.ledger.base import SharesAccount
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.policy.concurrency import Load
 from nanobanana_async.policy.sharing import Allotment, Report, RequestEvent
+from nanobanana_async.testing import FakeTransport
+from tests.support.fakes import FakeGateway, apimall_now
 from tests.support.ledger_contract import job, running
 from tests.support.postgres import SHORT, Pooler, Server, new_schema
 
@@ -156,3 +158,22 @@ async def test_exchange_is_not_repeated_while_the_connection_is_lost(postgres: S
             assert allotment.granted == 2
             return
         pytest.fail("no exchange over a new connection")
+
+
+@pytest.mark.slow
+async def test_two_sessions_buy_through_one_server(postgres: Server) -> None:
+    schema, gateway = new_schema(), FakeGateway(job_s=1.0, limit=4)
+    async with AsyncExitStack() as stack:
+        sessions = []
+        for _ in range(2):
+            ledger = PostgresLedger(postgres.url, schema=schema, lease=SHORT, patience_s=10)
+            session = apimall_now(FakeTransport(gateway.answer), ledger=ledger)
+            sessions.append(await stack.enter_async_context(session))
+        async with asyncio.TaskGroup() as group:
+            for number in range(16):
+                group.create_task(sessions[number % 2].generate(f"fox {number}"))
+        (shares,) = postgres.execute("SELECT count(*), sum(reports) > 4, sum(held) FROM shares", schema=schema)
+        assert shares[:2] == (2, True)
+        assert all(session.stats().job_limit for session in sessions)
+    assert (gateway.sold, gateway.most_running) == (16, 4)
+    assert postgres.execute("SELECT count(*) FROM shares", schema=schema) == [(0,)]

@@ -264,7 +264,13 @@ def test_slots_above_the_target_are_given_back_as_they_become_free() -> None:
 
 
 def test_an_exchange_is_due_at_once_when_jobs_begin_to_wait() -> None:
-    assert next_at(new(), 11.0, 0, 1) == -math.inf
+    limiter = new()
+    assert next_at(limiter, 11.0, 0, 1) == -math.inf
+    say(limiter, 0, 1)
+    hear(limiter, 20.0, granted=1, target=1)
+    assert next_at(limiter, 20.1, 1, 1) == 20.0 + TICK_S
+    assert next_at(limiter, 20.2, 1, 0) == 20.0 + QUIET_TICKS * TICK_S
+    assert next_at(limiter, 20.3, 1, 1) == -math.inf
 
 
 @pytest.mark.parametrize(("interactive", "due_at"), [(True, -math.inf), (False, 20.0 + TICK_S)])

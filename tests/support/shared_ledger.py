@@ -266,7 +266,12 @@ class LedgerView(FeedingView):
             self.shared.accounts[account], self.shared.shares[account] = state.to_json(), state.shares
             return allotment
 
-        return await self._run("exchange", exchanged)
+        self.calls["exchange"] += 1
+        await asyncio.sleep(self.delay_s / 2)
+        self._check("exchange")
+        allotment = exchanged()
+        await asyncio.sleep(self.delay_s / 2)
+        return allotment
 
     async def find_upload(self, account: str, digest: str) -> Upload | None:
         return await self._run("find_upload", lambda: self.shared.uploads.get((account, digest)))
@@ -315,6 +320,7 @@ class LedgerView(FeedingView):
             await asyncio.sleep(self.delay_s / 2)
             if self.killed:
                 await asyncio.Event().wait()
+<<<<<<< HEAD
             if not self.alive:
                 raise LedgerError("it is not open")
             if self.fails[name] > 0:
@@ -322,11 +328,21 @@ class LedgerView(FeedingView):
                 raise LedgerError("the disk is full")
             if self._buried:
                 self.come_back()
+=======
+            self._check(name)
+>>>>>>> share
             result = work()
             await asyncio.sleep(self.delay_s / 2)
             if self.killed:
                 await asyncio.Event().wait()
         return result
+
+    def _check(self, name: str) -> None:
+        if not self.alive:
+            raise LedgerError("it is not open")
+        if self.fails[name] > 0:
+            self.fails[name] -= 1
+            raise LedgerError("the disk is full")
 
     def _taken_over(self, row: Row) -> bool:
         if row.record.state not in ACTIVE_STATES:
