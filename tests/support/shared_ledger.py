@@ -320,17 +320,9 @@ class LedgerView(FeedingView):
             await asyncio.sleep(self.delay_s / 2)
             if self.killed:
                 await asyncio.Event().wait()
-<<<<<<< HEAD
-            if not self.alive:
-                raise LedgerError("it is not open")
-            if self.fails[name] > 0:
-                self.fails[name] -= 1
-                raise LedgerError("the disk is full")
+            self._check(name)
             if self._buried:
                 self.come_back()
-=======
-            self._check(name)
->>>>>>> share
             result = work()
             await asyncio.sleep(self.delay_s / 2)
             if self.killed:
