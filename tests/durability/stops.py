@@ -102,9 +102,9 @@ def _disturb(
     if way in SELF_STOPS:
         os.waitpid(host.pid, os.WUNTRACED)
     else:
-        while not _has_rows(server, schema) and host.poll() is None:
+        while not _has_sent(host.pid, server, schema) and host.poll() is None:
             time.sleep(0.02)
-        time.sleep(rng.uniform(0.0, 0.6))
+        time.sleep(rng.uniform(0.0, 0.2))
     if way == "cut off":
         proxy.is_open.clear()
     elif way == "random":
@@ -123,11 +123,14 @@ def _buried(server: Server, schema: str) -> int:
     return int(server.execute("SELECT count(buried_by) FROM owners", schema=schema)[0][0])
 
 
-def _has_rows(server: Server, schema: str) -> bool:
+def _has_sent(process: int, server: Server, schema: str) -> bool:
+    """Return whether this process owns a job that it has sent, or is about to send."""
     import psycopg
 
+    of_process = f"SELECT id FROM owners WHERE process = {process}"
+    sent = f"SELECT 1 FROM jobs WHERE state IN ('submitting', 'running') AND owner IN ({of_process}) LIMIT 1"
     try:
-        return bool(server.execute("SELECT 1 FROM jobs WHERE state <> 'pending' LIMIT 1", schema=schema))
+        return bool(server.execute(sent, schema=schema))
     except psycopg.Error:  # the tables are being made
         return False
 
