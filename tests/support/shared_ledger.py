@@ -24,7 +24,7 @@ from nanobanana_async.ledger.memory_charges import MemoryCharges
 from nanobanana_async.policy.account_state import AccountState, Share
 from nanobanana_async.policy.prices import Price
 from nanobanana_async.policy.sharing import Allotment, Report, exchange
-from nanobanana_async.testing import FakeTransport, Reply
+from nanobanana_async.testing import AnswerRequest, FakeTransport, Reply
 from tests.support.fakes import FakeGateway, Opening
 from tests.support.shared_feeding import FeedingView, Row, Stored
 
@@ -381,7 +381,7 @@ class FakeProcess:
     def __init__(
         self,
         shared: SharedLedger,
-        answer: Callable[[HttpRequest], Reply],
+        answer: AnswerRequest,
         *,
         session_of: Opening,
         delay_s: float = 0.0,
@@ -434,7 +434,7 @@ class LosingGateway(FakeGateway):
 
 @asynccontextmanager
 async def two_processes(
-    shared: SharedLedger, answer: Callable[[HttpRequest], Reply], *, session_of: Opening, **settings: Any
+    shared: SharedLedger, answer: AnswerRequest, *, session_of: Opening, **settings: Any
 ) -> AsyncGenerator[tuple[FakeProcess, FakeProcess]]:
     """Run two processes with the same settings; the second is closed first."""
     async with (
@@ -446,7 +446,7 @@ async def two_processes(
 
 @asynccontextmanager
 async def killed_process(
-    shared: SharedLedger, answer: Callable[[HttpRequest], Reply], *, session_of: Opening, **settings: Any
+    shared: SharedLedger, answer: AnswerRequest, *, session_of: Opening, **settings: Any
 ) -> AsyncGenerator[FakeProcess]:
     """Let a process work, and kill it at the end of the block."""
     async with FakeProcess(shared, answer, session_of=session_of, **settings) as process:
