@@ -355,6 +355,7 @@ MUTATIONS = (
         "a create leaves whether its owner lives or not",
         _create_does_not_wait_for_its_lease,
         ("not the owner", "unwritten"),
+        seed=122,
     ),
     SeedMutation(
         "jobs are released before their owner is buried",
