@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from nanobanana_async import JobState, NotOurs, Session
+from nanobanana_async import JobState, JobUncertain, NotOurs, Session
+from nanobanana_async.engine.claims import Claims
 from nanobanana_async.engine.ownership import LEASE_CHECK_S
 from nanobanana_async.engine.phases import Phase
+from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import Reply
 from tests.support.fakes import FakeGateway, Opening, apimall, defapi, now, virtually
@@ -93,6 +95,24 @@ async def test_answer_that_comes_to_a_buried_owner_ends_the_doubt_of_the_heir() 
         assert first.session.stats().uncertain == 0
         assert (first.held, first.creates, second.creates) == (0, 1, 0)
     assert gateway.sold == 1
+
+
+@virtually
+async def test_dropped_late_answer_leaves_the_doubt_of_the_heir() -> None:
+    async def dropped(self: Claims, job: TrackedJob, late: object, claim: object) -> bool:
+        job.late_answer = None
+        return False
+
+    shared, gateway = SharedLedger(), SlowGateway()
+    with patched([(Claims, "_write_late_answer", dropped)]):  # a deliberate bug
+        async with two_processes(shared, gateway.answer_slowly, session_of=defapi) as (first, second):
+            waiting = fox(first.session)
+            await asyncio.sleep(5.0)
+            first.ledger.bury(unnoticed=True)
+            await second.session.resume()
+            await asyncio.wait([waiting])
+            assert isinstance(waiting.exception(), JobUncertain)
+    assert shared.states() == {KEY: JobState.UNCERTAIN}
 
 
 @virtually

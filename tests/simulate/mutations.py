@@ -255,14 +255,6 @@ def _buried_owner_writes() -> list[Change]:
     ]
 
 
-def _late_answer_is_dropped() -> list[Change]:
-    async def write_late_answer(self: Claims, job: TrackedJob, late: object, claim: object) -> bool:
-        job.late_answer = None
-        return False
-
-    return [(Claims, "_write_late_answer", write_late_answer)]
-
-
 def _create_does_not_wait_for_its_lease() -> list[Change]:
     async def wait_until_owner(job: TrackedJob, lease: object) -> None:
         return None
@@ -359,11 +351,11 @@ MUTATIONS = (
         ("two buyers", "not the owner", "answer dropped", "unwritten"),
         seed=60,
     ),
-    SeedMutation("a late answer is dropped", _late_answer_is_dropped, ("answer dropped",)),
     SeedMutation(
         "a create leaves whether its owner lives or not",
         _create_does_not_wait_for_its_lease,
         ("not the owner", "unwritten"),
+        seed=122,
     ),
     SeedMutation(
         "jobs are released before their owner is buried",

@@ -77,7 +77,6 @@ class Network:
         self.quiet = False
         self._chance = chance
         self._others = random.Random(f"{plan.seed} others")
-        self.silences = random.Random(f"{plan.seed} silences")
         self._sent = 0
         self.watcher: Watcher | None = None
 
@@ -236,9 +235,6 @@ class SimulatedTransport:
         if network.watcher is not None:
             network.watcher.left(sent)
         network.post(sent, disturbance)
-        if creates and not network.quiet and process.lease is not None and network.silences.random() < 0.1:
-            for_s, suspended = network.silences.uniform(10.0, 40.0), network.silences.random() < 0.5
-            process.lease.be_silent(for_s, network.silences, suspended=suspended)  # its answer comes too late
         process.lives_past("after request")
         try:
             async with asyncio.timeout(timeout_s):
