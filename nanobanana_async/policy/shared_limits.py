@@ -60,7 +60,7 @@ class SharedBudget(SessionBudget):
 class SharedLimiter(AdmissionLimiter):
     """The limiter of such a session: it admits by the allotment, and reports what becomes of each create."""
 
-    budget: SharedBudget = field(factory=SharedBudget)
+    budget: SharedBudget = field(factory=SharedBudget)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @property
     def undecided_since(self) -> float | None:
