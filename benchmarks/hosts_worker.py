@@ -22,15 +22,14 @@ async def _work(asked: dict[str, Any]) -> None:
         if asked["feed"]:
             prompts = (f"image {number}" for number in range(asked["feed"]))
             await session.feed(prompts, batch=asked["batch"], max_credits=asked["max_credits"])
-            reply({"fed": asked["feed"]})
-            return
-        try:
-            async for outcome in session.work(asked["batch"]):
-                done += 1
-                if outcome.error is not None:
-                    errors.append(f"{type(outcome.error).__name__}: {outcome.error}")
-        except BatchStopped as stopped:
-            errors.append(f"{type(stopped.cause).__name__}: {stopped.cause}")
+        else:
+            try:
+                async for outcome in session.work(asked["batch"]):
+                    done += 1
+                    if outcome.error is not None:
+                        errors.append(f"{type(outcome.error).__name__}: {outcome.error}")
+            except BatchStopped as stopped:
+                errors.append(f"{type(stopped.cause).__name__}: {stopped.cause}")
     reply({"done": done, "errors": errors})
 
 
