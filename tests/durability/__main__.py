@@ -1,9 +1,9 @@
 """Kill real processes while they buy, and count charges: `python -m tests.durability --kills 200`.
 
 With `--processes 4 --rows 400` four processes buy one batch on one ledger, and one of them is killed on the way. The
-exit code is 1 when a promise was broken. With `--control` jobs in doubt are bought again on defapi, as a user may choose:
-then the count must find second purchases. `python -m tests.durability stops --seeds 20` stops hosts for longer than
-their leases on PostgreSQL.
+exit code is 1 when a promise was broken. With `--control` jobs in doubt are bought again on defapi, as a user may
+choose: then the count must find second purchases. `python -m tests.durability stops --seeds 20` stops hosts for longer
+than their leases on PostgreSQL.
 """
 
 import argparse
