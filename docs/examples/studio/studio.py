@@ -22,7 +22,7 @@ class Studio:
     def __init__(self, ledger: SqliteLedger | PostgresLedger, images: Path) -> None:
         self.images = images
         self.ledger = ledger
-        # Somebody waits for these images. Batch workers on the same ledger have time: free slots come here first.
+        # A person waits for these images. Batch workers on the same ledger have time: free slots come here first.
         policy = ConcurrencyPolicy(interactive=True, reserve=2)
         self.session = Session(ledger=ledger, concurrency=policy, observers=[lambda event: self.board.refresh()])
         self.board = Board(self.session, self.ledger, images)
