@@ -8,7 +8,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Protocol, runtime_checkable
 
-from attrs import asdict, frozen
+from attrs import asdict, field, frozen
 
 from nanobanana_async.errors import GatewayError, NanoBananaError
 from nanobanana_async.escaping import one_line
@@ -43,10 +43,11 @@ class JobReleased:
 
 @frozen(kw_only=True)
 class JobStateChanged:
-    """A job changed its state, and the ledger has recorded it."""
+    """A job changed its state, and the ledger has recorded it, which took `write_s` seconds; None: not measured."""
 
     before: JobState | None
     record: JobRecord
+    write_s: float | None = field(default=None, eq=False)
 
 
 @frozen(kw_only=True)

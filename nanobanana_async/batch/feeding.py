@@ -83,6 +83,7 @@ class Feeding:
         stored = await self._ledger.open_batch(
             FedBatch(
                 batch=self._prefix,
+                name=self._name,
                 gateway=self._engine.gateway.name,
                 account=self._engine.account,
                 max_credits=self._options.max_credits,

@@ -187,6 +187,7 @@ class JobStore:
         self.ended_counts: Counter[JobState] = Counter()
         self.lease = ledger if isinstance(ledger, LeasedLedger) else None
         self._emit = emitter
+        self._write_s = 0.0  # of the write that ended last: `_update_job` follows without a turn of the event loop
 
     def emit(self, event: Event) -> None:
         """Call the observers with an event."""
@@ -206,6 +207,7 @@ class JobStore:
 
     async def _await_write(self, before: JobRecord, write: Awaitable[T]) -> T:
         """Return the result of a write to the ledger; raise any failure of it as a `LedgerError`."""
+        began = asyncio.get_running_loop().time()
         try:
             return await write
         except LedgerError:
@@ -215,6 +217,8 @@ class JobStore:
                 raise
             why = f"the ledger failed: {type(failure).__name__}: {failure}"
             raise LedgerError(why, key=before.key, safe_to_repeat=not before.possibly_bought) from failure
+        finally:
+            self._write_s = asyncio.get_running_loop().time() - began
 
     async def start_generation(
         self, job: TrackedJob, known: JobRecord, *, body: bytes, request: ImageRequest | None
@@ -261,9 +265,8 @@ class JobStore:
             if isinstance(error, NotOurs) or (isinstance(error, TaskTaken) and state is JobState.RUNNING):
                 raise
             error.task_id = after.task_id
-            self._update_job(
-                job, after, stored=job.ledger_record, interruption=None if state in TERMINAL_STATES else error
-            )
+            interruption = None if state in TERMINAL_STATES else error
+            self._update_job(job, after, stored=job.ledger_record, interruption=interruption)
             return error
         self._update_job(job, after, stored=after)
         return None
@@ -301,7 +304,7 @@ class JobStore:
         if job.done:
             self.ended_counts[after.state] += 1
         if after.state is not before:
-            self.emit(JobStateChanged(before=before, record=after))
+            self.emit(JobStateChanged(before=before, record=after, write_s=self._write_s))
 
 
 def to_failure(error: NanoBananaError) -> Failure:

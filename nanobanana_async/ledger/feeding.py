@@ -27,6 +27,8 @@ class FedBatch:
 
     batch: str
     """The prefix of the keys of its jobs."""
+    name: str
+    """For people: the prefix is a hash of it."""
     gateway: str
     account: str
     max_credits: Decimal | None = None

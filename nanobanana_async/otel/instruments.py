@@ -9,6 +9,7 @@ from nanobanana_async.otel.names import (
     JOB_BUCKETS,
     JOB_DURATION,
     JOBS_ENDED,
+    LEDGER_WRITE,
     OPERATION_BUCKETS,
     OPERATION_DURATION,
     POLL_DELAY,
@@ -16,6 +17,7 @@ from nanobanana_async.otel.names import (
     REFUSALS,
     SLOTS_HELD,
     SLOTS_LIMIT,
+    WRITE_BUCKETS,
 )
 
 
@@ -41,6 +43,12 @@ class Instruments:
             "s",
             "From the end of a job, by the gateway's clock, until a poll reported it.",
             explicit_bucket_boundaries_advisory=DELAY_BUCKETS,
+        )
+        self.write_s = histogram(
+            LEDGER_WRITE,
+            "s",
+            "How long the ledger took to record a change of a job's state.",
+            explicit_bucket_boundaries_advisory=WRITE_BUCKETS,
         )
         self.ended = counter(JOBS_ENDED, "{job}", "Jobs that ended or became uncertain, by state.")
         self.creates = counter(CREATES, "{request}", "Creates, by outcome.")

@@ -145,6 +145,8 @@ class JobSpans:
 
     def _state_changed(self, job: _LiveJob, event: JobStateChanged) -> None:
         record, before = event.record, event.before
+        if event.write_s is not None:
+            self._instruments.write_s.record(event.write_s, self._provider | {JOB_STATE: record.state.value})
         new = record.state is JobState.PENDING and before is not JobState.SUBMITTING
         if job.span is None:
             self._start_span(job, adopted=not new)

@@ -53,6 +53,7 @@ JOBS_ENDED = "nanobanana.job.ends"
 CREATES = "nanobanana.create.requests"
 REFUSALS = "nanobanana.create.refusals"
 POLLS = "nanobanana.poll.requests"
+LEDGER_WRITE = "nanobanana.ledger.write.duration"
 CREDITS = "nanobanana.credits.spent"
 SLOTS_HELD = "nanobanana.slot.held"
 SLOTS_LIMIT = "nanobanana.slot.limit"
@@ -62,4 +63,5 @@ GENERATE = "generate_content"
 # The conventions' buckets end at 82 s; a job that waits for its slot may take longer.
 OPERATION_BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 JOB_BUCKETS = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 300.0, 600.0)
+WRITE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 DELAY_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)

@@ -10,6 +10,7 @@ from nanobanana_async import ApiMall, ConcurrencyPolicy, PollPolicy, Session, Tr
 from nanobanana_async.emulator import API_KEY, Fixed
 from nanobanana_async.emulator.settings import EmulatorSettings
 from nanobanana_async.emulator.simulator import GatewaySimulator
+from nanobanana_async.jobs import JobRecord
 from nanobanana_async.testing import EmulatorTransport, FakeTransport
 from tests.support.fakes import FakeGateway, RecordingLedger, apimall, defapi, virtually
 from tests.support.replies import completed, created, in_turn, task
@@ -20,6 +21,7 @@ UNITS = {
     "gen_ai.client.operation.duration": "s",
     "nanobanana.job.duration": "s",
     "nanobanana.poll.delay": "s",
+    "nanobanana.ledger.write.duration": "s",
     "nanobanana.job.ends": "{job}",
     "nanobanana.create.requests": "{request}",
     "nanobanana.create.refusals": "{request}",
@@ -104,6 +106,25 @@ async def test_each_poll_counts_once_whether_it_succeeds_or_fails() -> None:
     ) as session:
         await session.generate("a fox")
         assert collector.value("nanobanana.poll.requests") == session.stats().polls == 4
+
+
+class SlowLedger(RecordingLedger):
+    """A ledger whose server takes its time."""
+
+    async def advance(self, before: JobRecord, after: JobRecord) -> None:
+        await asyncio.sleep(0.25)
+        await super().advance(before, after)
+
+
+@virtually
+async def test_time_that_the_ledger_takes_for_a_change_of_state_is_measured() -> None:
+    collector = TelemetryCollector()
+    transport = FakeTransport(in_turn([created()], [completed()]))
+    async with apimall(transport, ledger=SlowLedger(), observers=[collector.telemetry]) as session:
+        await session.generate("a fox")
+    points = collector.measured("nanobanana.ledger.write.duration")
+    took = {(point.attributes or {})["nanobanana.job.state"]: (point.count, point.sum) for point in points}
+    assert took == {"submitting": (1, 0.25), "running": (1, 0.25), "succeeded": (1, 0.25)}
 
 
 @virtually

@@ -4,6 +4,8 @@ from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from typing import Any
 
+from attrs import evolve
+
 from nanobanana_async.jobs import JobState
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.feeding import UNSAVED, FedBatch, FedRow, FeedsRows
@@ -11,7 +13,7 @@ from nanobanana_async.models import ImageRequest
 from tests.support.ledger_contract import NOON, job
 
 SPRING = batch_key_prefix("spring")
-FACTS = FedBatch(batch=SPRING, gateway="apimall", account="mine")
+FACTS = FedBatch(batch=SPRING, name="spring", gateway="apimall", account="mine")
 
 Scene = Callable[[FeedsRows, FeedsRows], Awaitable[None]]
 SCENES: list[Scene] = []
@@ -217,16 +219,14 @@ async def jobs_without_images_are_reported_when_they_are_fed_again(one: FeedsRow
 @scene
 async def batch_keeps_its_cap_until_another_one_is_given(one: FeedsRows, two: FeedsRows) -> None:
     assert await one.fed_batch(SPRING) is None
-    capped = FedBatch(
-        batch=SPRING, gateway="apimall", account="mine", max_credits=Decimal("80.5"), expected_credits=Decimal(8)
-    )
+    capped = evolve(FACTS, max_credits=Decimal("80.5"), expected_credits=Decimal(8))
     assert await one.open_batch(capped) == capped
     assert await two.open_batch(FACTS) == capped
-    raised = FedBatch(batch=SPRING, gateway="apimall", account="mine", max_credits=Decimal(100))
+    raised = evolve(FACTS, max_credits=Decimal(100))
     assert (await two.open_batch(raised)).max_credits == 100
     await one.feed(SPRING, [fed(0)])
     assert (await one.draw(SPRING, 1)).facts.max_credits == 100
-    theirs = FedBatch(batch=SPRING, gateway="apimall", account="theirs", max_credits=Decimal(5))
+    theirs = evolve(FACTS, account="theirs", max_credits=Decimal(5))
     kept = await one.open_batch(theirs)
     assert kept.account == "mine"
     assert kept.max_credits == 100

@@ -101,13 +101,19 @@ def uvicorn(app: str, folder: Path, emulator: Emulator, *, gateway: str = "apima
 
 
 def studio(
-    folder: Path, emulator: Emulator, *, workers: int = 1, gateway: str = "apimall", callbacks: bool = False
+    folder: Path,
+    emulator: Emulator,
+    *,
+    workers: int = 1,
+    gateway: str = "apimall",
+    callbacks: bool = False,
+    ledger: str = "",
 ) -> Server:
-    """Return the example as its README starts it; servers with one folder share its ledger."""
+    """Return the example as its README starts it; servers with one folder share its ledger, unless one is given."""
     port = free_port()
     arguments = ["-m", "uvicorn", "app:app", "--app-dir", str(STUDIO), "--port", str(port), "--log-level", "warning"]
     arguments += ["--workers", str(workers), "--timeout-graceful-shutdown", "5"]
-    environ = {"STUDIO_FOLDER": str(folder / "data")}
+    environ = {"STUDIO_FOLDER": str(folder / "data"), "NANOBANANA_LEDGER": ledger}
     if callbacks:
         environ["STUDIO_PUBLIC_URL"] = f"http://127.0.0.1:{port}"
     return Server(arguments, port, {**pointed_at(emulator, gateway), **environ}, folder)

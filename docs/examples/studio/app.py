@@ -2,8 +2,8 @@
 
     uvicorn app:app --workers 2 --timeout-graceful-shutdown 5
 
-All workers share one ledger, a file. A worker stores each order before it is bought; when a worker dies, another one
-continues its jobs.
+All workers share one ledger: a file, or with NANOBANANA_LEDGER=postgresql://... a database, and then on any number of
+machines. A worker stores each order before it is bought; when a worker dies, another one continues its jobs.
 """
 
 import json
@@ -23,7 +23,14 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from studio import Studio
 
-from nanobanana_async import IdempotencyConflict, ImageRequest, InvalidRequest, NanoBananaError
+from nanobanana_async import (
+    IdempotencyConflict,
+    ImageRequest,
+    InvalidRequest,
+    NanoBananaError,
+    PostgresLedger,
+    SqliteLedger,
+)
 from nanobanana_async.webhooks import CallbackReceiver
 
 log = logging.getLogger("studio")
@@ -46,7 +53,9 @@ PAGE_HEADERS = {
 }
 
 
-studio = Studio(FOLDER / "jobs.sqlite", IMAGES)
+LEDGER = os.environ.get("NANOBANANA_LEDGER", "")
+ledger = PostgresLedger(LEDGER) if LEDGER.startswith("postgres") else SqliteLedger(FOLDER / "jobs.sqlite")
+studio = Studio(ledger, IMAGES)
 
 
 async def order(request: Request) -> Response:

@@ -8,12 +8,13 @@ from typing import Any
 
 import anyio
 
-from nanobanana_async import JobState, NanoBananaError, Session, SqliteLedger
+from nanobanana_async import JobState, NanoBananaError, PostgresLedger, Session, SqliteLedger
 from nanobanana_async.jobs import JobRecord
 
 log = logging.getLogger("studio")
 
 SHOWN = 60
+READ = 500
 REFRESH_S = 1.0
 MIN_GAP_S = 0.05
 ENDINGS = {".png", ".jpg", ".webp", ".gif"}
@@ -24,7 +25,7 @@ Card = dict[str, Any]
 class Board:
     """The newest jobs: read each second for changes by other workers, and at once after a change by this one."""
 
-    def __init__(self, session: Session, ledger: SqliteLedger, images: Path) -> None:
+    def __init__(self, session: Session, ledger: SqliteLedger | PostgresLedger, images: Path) -> None:
         self._session = session
         self._ledger = ledger
         self._images = images
@@ -38,7 +39,7 @@ class Board:
 
     async def read(self) -> list[Card]:
         """Return the newest cards, the newest first."""
-        return [await self.card(record) async for record in self._ledger.jobs(limit=SHOWN)]
+        return [await self.card(record) for record in (await newest_orders(self._ledger))[:SHOWN]]
 
     async def card(self, record: JobRecord) -> Card:
         """Return the card of a job, with the progress that this worker's session estimates if it runs."""
@@ -75,6 +76,11 @@ class Board:
                 known = cards
             if changed is self._changed:
                 await changed.wait()
+
+
+async def newest_orders(ledger: SqliteLedger | PostgresLedger, state: JobState | None = None) -> list[JobRecord]:
+    """Return the orders among the newest jobs, without the rows of batches that share the ledger."""
+    return [record async for record in ledger.jobs(state, limit=READ) if record.batch is None]
 
 
 def card_of(record: JobRecord, images: Path) -> Card:

@@ -58,6 +58,7 @@ async def start(port: int, folder: str, gateway_url: str, options: argparse.Name
         "NANOBANANA_BASE_URL": gateway_url,
         "NANOBANANA_EXPECTED_JOB_S": str(options.job_seconds),
         f"{options.gateway.upper()}_API_KEY": API_KEY,
+        "NANOBANANA_LEDGER": "",  # a file in the folder, also where this variable is set
         "STUDIO_FOLDER": folder,
         "STUDIO_PUBLIC_URL": f"http://127.0.0.1:{port}",
     }

@@ -7,23 +7,24 @@ from pathlib import Path
 
 import anyio
 from anyio.abc import TaskGroup
-from board import Board, saved_images
+from board import Board, newest_orders, saved_images
 
-from nanobanana_async import Job, JobState, NanoBananaError, Session, SqliteLedger
+from nanobanana_async import ConcurrencyPolicy, Job, JobState, NanoBananaError, PostgresLedger, Session, SqliteLedger
 
 log = logging.getLogger("studio")
 
 CATCH_UP_S = 10.0
-MAX_CHECKED = 500
 
 
 class Studio:
     """The state of one worker: a session, the shared ledger, the jobs whose images it saves."""
 
-    def __init__(self, ledger: Path, images: Path) -> None:
+    def __init__(self, ledger: SqliteLedger | PostgresLedger, images: Path) -> None:
         self.images = images
-        self.ledger = SqliteLedger(ledger)
-        self.session = Session(ledger=self.ledger, observers=[lambda event: self.board.refresh()])
+        self.ledger = ledger
+        # A person waits for these images. Batch workers on the same ledger have time: free slots come here first.
+        policy = ConcurrencyPolicy(interactive=True, reserve=2)
+        self.session = Session(ledger=ledger, concurrency=policy, observers=[lambda event: self.board.refresh()])
         self.board = Board(self.session, self.ledger, images)
         self._saving: set[str] = set()
         self._tasks: TaskGroup | None = None
@@ -61,8 +62,10 @@ class Studio:
         while True:
             try:
                 for job in await self.session.resume(buy=True):
-                    self.keep(job)
-                async for record in self.ledger.jobs(JobState.SUCCEEDED, limit=MAX_CHECKED):
+                    record = await self.ledger.find(job.key)
+                    if record is not None and record.batch is None:  # the images of a batch are its workers'
+                        self.keep(job)
+                for record in await newest_orders(self.ledger, JobState.SUCCEEDED):
                     if not saved_images(record.key, self.images) and (known := await self.session.job(record.key)):
                         self.keep(known)
             except NanoBananaError:

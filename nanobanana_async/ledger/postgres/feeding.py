@@ -40,10 +40,10 @@ FREE_AT_END_S = 0.5
 FIRST = -1
 """Before the first row."""
 
-_FACTS = "batch, gateway, account, max_credits, expected_credits, fed"
+_FACTS = "batch, name, gateway, account, max_credits, expected_credits, fed"
 _OPEN = (
-    "INSERT INTO fed_batches (batch, gateway, account, max_credits, expected_credits)"
-    " VALUES (%(batch)s, %(gateway)s, %(account)s, %(max_credits)s::numeric, %(expected_credits)s::numeric)"
+    "INSERT INTO fed_batches (batch, name, gateway, account, max_credits, expected_credits)"
+    " VALUES (%(batch)s, %(name)s, %(gateway)s, %(account)s, %(max_credits)s::numeric, %(expected_credits)s::numeric)"
     " ON CONFLICT (batch) DO UPDATE SET max_credits = coalesce(excluded.max_credits, fed_batches.max_credits),"
     " expected_credits = coalesce(excluded.expected_credits, fed_batches.expected_credits)"
     " WHERE fed_batches.account = excluded.account"
@@ -169,6 +169,7 @@ class FeedingCalls(ABC):
 def _open_batch(table: PostgresTable, facts: FedBatch) -> Work[FedBatch]:
     values = {
         "batch": as_text(facts.batch),
+        "name": as_text(facts.name),
         "gateway": as_text(facts.gateway),
         "account": as_text(facts.account),
         "max_credits": facts.max_credits,
@@ -252,9 +253,10 @@ def _draw_unsaved(table: PostgresTable, batch: str) -> Work[None]:
 
 
 def _facts_of(row: Row) -> FedBatch:
-    batch, gateway, account, max_credits, expected_credits, fed = row
+    batch, name, gateway, account, max_credits, expected_credits, fed = row
     return FedBatch(
         batch=from_text(batch),
+        name=from_text(name),
         gateway=from_text(gateway),
         account=from_text(account),
         max_credits=max_credits,

@@ -60,7 +60,9 @@ class BatchMetrics:
     """A batch with a name: its cap, and the credits that were spent or are reserved."""
 
     batch: str
-    """The prefix of the keys of its jobs."""
+    """The prefix of the keys of its jobs, a hash of its name."""
+    name: str | None
+    """None for a batch that was bought without feeding: the ledger knows the prefix only."""
     account: str | None
     fed: int | None
     """The rows that were fed; None for a batch that was bought without feeding."""
@@ -95,7 +97,7 @@ def read_overview(table: PostgresTable) -> Work[Overview]:
     owners, accounts, batches, ledgers = yield [
         _select(OwnerMetrics, "owner_metrics ORDER BY owner, account"),
         _select(AccountMetrics, "account_metrics ORDER BY account"),
-        _select(BatchMetrics, "batch_metrics ORDER BY batch"),
+        _select(BatchMetrics, "batch_metrics ORDER BY name, batch"),
         _select(LedgerMetrics, "ledger_metrics"),
     ]
     return Overview(
@@ -112,7 +114,7 @@ def _select(kind: type, source: str) -> Statement:
 
 def _facts(kind: type, row: Row) -> dict[str, Any]:
     facts = dict(zip(fields_dict(kind), row, strict=True))
-    for name in ("account", "batch"):
+    for name in ("account", "batch", "name"):
         if facts.get(name) is not None:
             facts[name] = from_text(facts[name])
     return facts

@@ -68,7 +68,10 @@ def prepare(
         if found is None:
             _create_schema(db, url)
         if found is None or found < tables.version:
-            _run_steps(db, found, tables)
+            try:
+                _run_steps(db, found, tables)
+            except errors.InsufficientPrivilege:
+                raise LedgerError(_how_to_migrate(db, url, found, tables)) from None
 
 
 @contextmanager
@@ -127,6 +130,13 @@ def _how_to_create(db: driver.Connection, url: PostgresUrl, what: str) -> str:
         f"ledger {url}: user {user!r} may not {what} {name!r}: let an administrator run"
         f' `CREATE SCHEMA IF NOT EXISTS "{name}" AUTHORIZATION "{user}"` in database {db.info.dbname!r},'
         " or open the ledger once as a user who may"
+    )
+
+
+def _how_to_migrate(db: driver.Connection, url: PostgresUrl, found: int | None, tables: Tables) -> str:
+    return (
+        f"ledger {url}: the tables are of version {found}, this library needs version {tables.version}, and user"
+        f" {db.info.user!r} may not migrate them: run `nanobanana ledger migrate` once as their owner"
     )
 
 

@@ -74,7 +74,8 @@ CREATE INDEX jobs_batch ON jobs (batch) WHERE batch IS NOT NULL;
 
 -- What holds for all rows of a fed batch. Who feeds it locks its row.
 CREATE TABLE fed_batches (
-    batch            text    PRIMARY KEY,       -- the prefix of its keys, as in jobs
+    batch            text    PRIMARY KEY,       -- the prefix of its keys, as in jobs: a hash of its name
+    name             text    NOT NULL,          -- for people
     gateway          text    NOT NULL,
     account          text    NOT NULL,
     max_credits      numeric,                   -- null: no cap
@@ -259,7 +260,7 @@ LEFT JOIN (SELECT account,
           ) AS j ON j.account = a.account;
 
 CREATE VIEW batch_metrics AS
-SELECT coalesce(f.batch, s.batch) AS batch, f.account, f.fed, f.max_credits, coalesce(s.credits, 0) AS credits
+SELECT coalesce(f.batch, s.batch) AS batch, f.name, f.account, f.fed, f.max_credits, coalesce(s.credits, 0) AS credits
 FROM fed_batches AS f FULL JOIN spending AS s ON s.batch = f.batch;
 
 CREATE VIEW ledger_metrics AS
