@@ -53,6 +53,8 @@ class Dispatcher:
         self._credits = account
         self._places = 0
         self._pending = SubmitQueue()
+        self._lacks_credits = False
+        """The first of them waits until a cap of credits has room."""
         self._repeats = SubmitQueue()
         self._overdue = PollQueue()
         self._image_polls: deque[ImagePoll] = deque()
@@ -64,10 +66,14 @@ class Dispatcher:
         """How many jobs wait to be sent for the first time."""
         return len({job.key for job in self._pending if _waits_to_be_sent(job) and not job.record.possibly_bought})
 
-    @property
-    def queued_slots(self) -> int:
-        """How many slots the jobs would take that wait to be sent for the first time, about."""
-        return len(self._pending) * self._pending.first().weight if self._pending else 0
+    def usable_slots(self, now: float) -> int:
+        """Return how many slots the jobs that wait to be sent for the first time would take soon, if they were free.
+
+        Other owners of the account get those that this session itself keeps its jobs from.
+        """
+        if not self._pending or self._lacks_credits:
+            return 0
+        return self._slots.usable(len(self._pending), self._pending.first().weight, now)
 
     @property
     def polls_due(self) -> int:
@@ -112,6 +118,7 @@ class Dispatcher:
             self._workers.free_requests if limiter.was_throttled else 0
         )
         ask_again_at = NEVER
+        self._lacks_credits = False
         for queue in (self._repeats, self._pending) if seen_enough else (self._repeats,):
             while queue:
                 job = queue.first()
@@ -126,6 +133,7 @@ class Dispatcher:
                     return NEVER
                 if affordable is Affordable.LATER:
                     ask_again_at = min(ask_again_at, self._credits.ask_again_at(job))
+                    self._lacks_credits = queue is self._pending
                     break
                 if not self._slots.admits(job, now):
                     break

@@ -21,6 +21,7 @@ from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.base import LeasedLedger, NotOurs
+from nanobanana_async.policy.shared_limits import SharedLimiter
 
 LEASE_CHECK_S = 0.05
 """How often a create asks whether its owner certainly lives, while that is unknown."""
@@ -76,9 +77,16 @@ def facts_of_running(**accepted: Any) -> Mapping[str, Any]:
 
 
 def follow_through_ledger(
-    tracked: Mapping[str, TrackedJob], apply: Callable[[TrackedJob, Next], None], now: float
+    tracked: Mapping[str, TrackedJob],
+    holding: Mapping[str, TrackedJob],
+    slots: Slots,
+    apply: Callable[[TrackedJob, Next], None],
+    now: float,
 ) -> None:
     """Let go of all jobs at once, because their owner was buried. A job whose step runs follows when that is over."""
+    if isinstance(slots.limiter, SharedLimiter):  # the others count uncertain jobs, as jobs without an owner
+        for job in holding.values():
+            slots.release(job)
     for job in list(tracked.values()):
         if job.phase in UNOWNED_PHASES:
             apply(job, CheckOwnerAt(now))

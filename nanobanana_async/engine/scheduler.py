@@ -91,7 +91,7 @@ class Scheduler:
 
     def _on_burial(self) -> None:
         """Follow all jobs through the ledger: they went to other owners when ours was buried."""
-        follow_through_ledger(self.tracked, self._apply, self._clock())
+        follow_through_ledger(self.tracked, self.holding, self._slots, self._apply, self._clock())
         self._timers.fired.set()  # this is no task, so that it can't tick itself
 
     def start_background_task(self, work: Callable[[TaskGroup], Coroutine[Any, Any, None]]) -> None:

@@ -18,9 +18,7 @@ from nanobanana_async.policy.request_cap import RequestCap
 from nanobanana_async.policy.session_budget import SessionBudget
 from nanobanana_async.policy.shared_account import SharedAccount
 from nanobanana_async.policy.shared_limits import SharedBudget, SharedLimiter
-
-PROBE_S = 10.0
-"""How long an answer to the single create that leaves during an outage may take before another owner sends one."""
+from nanobanana_async.policy.sharing import PROBE_S
 
 
 def make_limits(ledger: Ledger, concurrency: ConcurrencyPolicy) -> tuple[AdmissionLimiter, SessionBudget]:
@@ -81,13 +79,15 @@ class Exchanges:
         pause, breaker, shared = self._slots.budget.pause, self._slots.breaker, self._shared
         shared.gates_polls = pause.used_up
         shared.gate_until = max(pause.opens_at, breaker.paused_until + PROBE_S * breaker.is_half_open)
-        return shared.next_at(self._clock(), self._slots.load.taken, self._dispatcher.queued_slots)
+        shared.outage = breaker.is_half_open and not pause.used_up
+        now = self._clock()
+        return shared.next_at(now, self._slots.load.taken, self._dispatcher.usable_slots(now))
 
     async def _exchange(self) -> None:
         asked_at, limits = self._clock(), self._limiter.job_limit
         report = self._shared.report(
             self._slots.load,
-            self._dispatcher.queued_slots,
+            self._dispatcher.usable_slots(asked_at),
             self._dispatcher.polls_due,
             mean_job_s=limits.mean_job_s,
             notice_delay_s=limits.notice_delay_s,

@@ -1,5 +1,7 @@
 """Count job slots, and decide whether a create may leave: limits, circuit breaker, retry budget."""
 
+import math
+
 from attrs import evolve
 
 from nanobanana_async.engine.estimates import JobEstimates
@@ -11,6 +13,9 @@ from nanobanana_async.policy.concurrency import AnsweredCreate, Load
 from nanobanana_async.policy.limiter import AdmissionLimiter
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.policy.session_budget import SessionBudget
+
+SOON_S = 2.0
+"""Slots that a session can't use within this time are another's: its next exchange comes about then."""
 
 
 class Slots:
@@ -45,6 +50,16 @@ class Slots:
                 return False
             return not job.draws_retry_budget or self.retry_budget.draw(now)
         return self.limiter.admits(now, self.load, job.weight)
+
+    def usable(self, queued: int, weight: int, now: float) -> int:
+        """Return how many slots so many queued jobs would take soon, as far as caps and breaker let them leave."""
+        if now < self.breaker.paused_until:
+            return 0
+        left = min(
+            float(queued), self.budget.cap_lets_leave(now, SOON_S), 1.0 if self.breaker.is_half_open else math.inf
+        )
+        free = self.limiter.job_limit.ceiling - self.load.taken
+        return weight * int(min(left, max(free // weight, not self.load.taken)))
 
     @property
     def load(self) -> Load:

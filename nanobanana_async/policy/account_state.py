@@ -67,7 +67,15 @@ class AccountState:
     gate_until: float = -math.inf
     gate_owner: int | None = None
     """The owner that probes."""
+    gate_since: float = -math.inf
+    """When it began to."""
     gates_polls: bool = False
+    failing: int | None = None
+    """The owner that found an outage; None: the gateway itself asked for the pause."""
+    hand_over_s: float = 0.0
+    """How long an owner probes during an outage before another one does."""
+    cut_off: set[int] = field(factory=set)
+    """Owners that get no answer while others get some: their outages are their own."""
     shares: dict[int, Share] = field(factory=dict)
     """Of the living owners; the ledger keeps them apart from the rest."""
 
@@ -84,6 +92,10 @@ class AccountState:
             state = cls()
         state.shares = shares
         return state
+
+    def open_gate(self) -> None:
+        """Let the creates of all leave."""
+        self.gate_until, self.gate_owner, self.failing, self.hand_over_s = -math.inf, None, None, 0.0
 
     def room(self, now: float, orphans: int) -> int:
         """Return how many slots may be taken in all."""

@@ -35,6 +35,13 @@ class RequestCap:
             return self._next_at
         return max(self._next_at, self._last_minute[0] + CAP_WINDOW_S)
 
+    def lets_leave(self, now: float, within_s: float) -> int:
+        """Return how many requests may leave within a time, at most."""
+        until, gap_s = now + within_s, CAP_WINDOW_S / self.per_minute
+        if until < self.opens_at:
+            return 0
+        return min(self.per_minute, 1 + int((until - max(self._next_at, now - MAKE_UP_S)) / gap_s))
+
     def on_sent(self, now: float) -> None:
         """Count a request."""
         self._next_at = max(self._next_at, now - MAKE_UP_S) + CAP_WINDOW_S / self.per_minute

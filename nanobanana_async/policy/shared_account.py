@@ -46,6 +46,8 @@ class SharedAccount:
     gate_until: float = -math.inf
     """Until when the gateway takes nothing from this session, as the session itself has found."""
     gates_polls: bool = False
+    outage: bool = False
+    """It has found an outage: the gateway did not ask for a pause."""
     _events: list[RequestEvent] = field(factory=list)
     _report: Report | None = None
     """The report that is on its way, or was not answered: it is repeated as it was."""
@@ -148,7 +150,13 @@ class SharedAccount:
             self.ask_soon()  # it gives back
         if self.failing:
             return self.spoke_at + TICK_S
-        ticks = 1 if hungry or self._events else QUIET_TICKS if taken else math.inf
+        ticks = (
+            1
+            if hungry or self._events
+            else QUIET_TICKS
+            if taken or queued or (self.outage and self.gate_until > now)
+            else math.inf
+        )
         return min(self.due_at, self.spoke_at + ticks * TICK_S, self._local(self.allotment.ask_at))
 
     def report(
@@ -182,6 +190,7 @@ class SharedAccount:
                 notice_delay_s=notice_delay_s,
                 gate_until=self._shared(self.gate_until),
                 gates_polls=self.gates_polls,
+                outage=self.outage,
             )
             self._queued, self._gate_reported = queued, self.gate_until
         else:

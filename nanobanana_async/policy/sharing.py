@@ -19,7 +19,9 @@ it asks again. An ended job makes room for the next one of the same owner withou
   request was refused for its rate. Before that all leave freely. So the pace, the quota of a window and the search for
   a rate are those of one client; no owner needs to know how many others there are.
 * A pause that the gateway asks for, and an outage, is a *gate* before the creates of all; a used-up budget of a day
-  holds polls too. The owner that met it probes; the others wait a little longer than it does.
+  holds polls too. The owner that met it probes; the others wait a little longer than it does. An outage may be that
+  owner's alone, which has lost its way to the gateway: so from time to time another one sends a single create, and if
+  that is answered, or any other create of the others, the gate opens, and the first owner's outages close it no more.
 
 All times are by the ledger's clock. It is lost work, not lost money, if a state is lost: the learner begins again.
 """
@@ -44,6 +46,10 @@ HORIZON_S = 0.7
 """Departures are handed out for this time. Those that are out when a request is refused will be refused, too."""
 PROBE_AFTER_S = 5.0
 """How much longer than the owner that met a gate the others wait before they probe too: it may have died."""
+PROBE_S = 10.0
+"""How long an answer to the single create that leaves during an outage may take before another owner sends one."""
+HAND_OVER_S, MOST_HAND_OVER_S = 10.0, 120.0
+"""How long an owner probes during an outage until another one does; the time doubles with each."""
 LATER_S = 1e-5
 """What an owner learns in an exchange it knows a little later than the time of the exchange."""
 
@@ -63,6 +69,11 @@ class RequestEvent:
     weight: int = 1
     limit_kind: LimitKind | None = None
     wait_s: float | None = None
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether the gateway answered a create."""
+        return self.kind == "create" and self.what in ("accepted", "throttled")
 
 
 @frozen(kw_only=True)
@@ -88,6 +99,8 @@ class Report:
     gate_until: float = -math.inf
     """Until when the gateway takes nothing from this owner, as the owner itself has found."""
     gates_polls: bool = False
+    outage: bool = False
+    """It found an outage: the gateway did not ask for a pause."""
 
 
 @frozen(kw_only=True)
@@ -188,11 +201,36 @@ def _learn(state: AccountState, owner: int, report: Report, now: float, orphans:
 
 
 def _set_gate(state: AccountState, owner: int, report: Report, now: float) -> None:
-    """Close the gate as the owner says, and open it when the owner that closed it is through, or late."""
-    if report.gate_until > now and (owner == state.gate_owner or report.gate_until > state.gate_until):
-        state.gate_until, state.gate_owner, state.gates_polls = report.gate_until, owner, report.gates_polls
-    elif report.gate_until <= now and (owner == state.gate_owner or now > state.gate_until + PROBE_AFTER_S):
-        state.gate_until, state.gate_owner = -math.inf, None
+    """Close the gate as the owner says, and open it when the owner that closed it is through, or late, or cut off."""
+    closes = report.gate_until > now
+    probes, late = owner == state.gate_owner, now > state.gate_until + PROBE_AFTER_S
+    anothers = state.failing not in (None, owner)
+    state.cut_off &= state.shares.keys() if closes else state.shares.keys() - {owner}
+    if anothers and any(event.is_answer and event.at > state.gate_since for event in report.events):
+        state.cut_off.add(state.failing or 0)
+        state.open_gate()
+    elif closes:
+        probed = state.failing is not None and not probes and now <= state.gate_until
+        waits = report.outage and (probed or owner in state.cut_off)
+        if probes or (report.gate_until > state.gate_until and not waits):
+            state.gate_since = state.gate_since if probes else now
+            state.gate_until, state.gate_owner, state.gates_polls = report.gate_until, owner, report.gates_polls
+            state.failing = owner if report.outage else None
+    elif late or owner == state.failing or (probes and not anothers):
+        state.open_gate()
+    elif anothers and not probes and now > state.gate_since + max(HAND_OVER_S, state.hand_over_s):
+        _hand_over(state, owner, now)
+    if state.gate_owner == owner and anothers:  # a single create shows whether the gateway answers it
+        share = state.shares[owner]
+        share.granted = min(share.granted, share.taken + (not share.in_flight))
+
+
+def _hand_over(state: AccountState, owner: int, now: float) -> None:
+    """Let an owner probe that has a job and a slot for it, in place of the one that gets no answer."""
+    share = state.shares[owner]
+    if share.queued and share.granted > share.taken:
+        state.gate_owner, state.gate_since, state.gate_until = owner, now, now + PROBE_S
+        state.hand_over_s = min(2 * max(HAND_OVER_S, state.hand_over_s), MOST_HAND_OVER_S)
 
 
 def _allotment(state: AccountState, owner: int, report: Report, now: float) -> Allotment:

@@ -1,6 +1,7 @@
 """A session whose owner was buried while it lives: its jobs go to other owners, and what it still knows is written."""
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from nanobanana_async.engine.claims import Claims
 from nanobanana_async.engine.ownership import LEASE_CHECK_S
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.engine.wall_clock import utcnow
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import Reply
 from tests.support.fakes import FakeGateway, Opening, apimall, defapi, now, virtually
@@ -63,6 +65,21 @@ async def test_running_job_of_a_buried_owner_is_followed_and_its_slot_let_go(ses
         assert shared.owner(KEY) is None
         assert (first.session.stats().succeeded, second.session.stats().succeeded) == (0, 1)
     assert gateway.sold == 1
+
+
+@virtually
+async def test_slot_of_an_uncertain_job_counts_once_after_a_burial() -> None:
+    shared = SharedLedger()
+    async with FakeProcess(shared, lambda _: LOST, session_of=defapi) as process:
+        with pytest.raises(JobUncertain):
+            await process.session.generate("a fox")
+        await asyncio.sleep(2.0)
+        (account,) = {row.record.account for row in shared.rows.values()}
+        begun = utcnow() - timedelta(hours=1)
+        assert (process.held, shared.orphans(account, begun)) == (1, 0)
+        process.ledger.bury(unnoticed=True)
+        process.ledger.come_back()
+        assert (process.held, shared.orphans(account, begun)) == (0, 1)
 
 
 @BOTH

@@ -13,7 +13,7 @@ from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.testing import EmulatorTransport, Reply
 from tests.support.fakes import FakeGateway, apimall, now, virtually
 from tests.support.replies import refused
-from tests.support.shared_ledger import FakeProcess, LedgerView, SharedLedger
+from tests.support.shared_ledger import LOST, FakeProcess, LedgerView, SharedLedger
 
 
 async def host(stack: AsyncExitStack, shared: SharedLedger, gateway: Any, **settings: Any) -> FakeProcess:
@@ -65,6 +65,83 @@ async def test_a_host_that_comes_late_gets_its_part() -> None:
         for task in (working, also):
             task.cancel()
         await asyncio.wait([working, also])
+
+
+@virtually
+async def test_slots_that_a_host_keeps_its_jobs_from_go_to_the_others() -> None:
+    for policy in (ConcurrencyPolicy(max_jobs=1), ConcurrencyPolicy(max_requests_per_minute=10)):
+        for limit in (None, 8):
+            gateway, shared = FakeGateway(job_s=200.0, limit=limit), SharedLedger()
+            async with AsyncExitStack() as stack:
+                held_back = await host(stack, shared, gateway, concurrency=policy)
+                tasks = [asyncio.Task(work(held_back, 60, "crow"))]
+                await asyncio.sleep(1.0)
+                other = await host(stack, shared, gateway)
+                tasks.append(asyncio.Task(work(other, 300, "fox")))
+                await asyncio.sleep(60.0)
+                assert held_back.held >= 1
+                assert other.held >= (6 if policy.max_jobs else 5)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+
+
+@virtually
+async def test_slots_of_a_host_that_lacks_credits_go_to_the_others() -> None:
+    gateway, shared = FakeGateway(job_s=200.0, limit=None), SharedLedger()
+    async with AsyncExitStack() as stack:
+        poor = await host(stack, shared, gateway, max_credits=20)  # a second job waits for the price of the first
+        tasks = [asyncio.Task(work(poor, 5, "crow"))]
+        await asyncio.sleep(1.0)
+        other = await host(stack, shared, gateway)
+        tasks.append(asyncio.Task(work(other, 20, "fox")))
+        await asyncio.sleep(20.0)
+        assert other.held == 20
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+@virtually
+async def test_a_host_that_lost_its_way_to_the_gateway_does_not_stop_the_others() -> None:
+    gateway, shared = FakeGateway(job_s=5.0, limit=4), SharedLedger()
+    async with AsyncExitStack() as stack:
+        unreachable = FakeProcess(shared, lambda _: LOST, session_of=apimall, delay_s=0.004)
+        await stack.enter_async_context(unreachable)
+        tasks = [asyncio.Task(work(unreachable, 20, "crow"))]
+        await asyncio.sleep(20.0)
+        others = [await host(stack, shared, gateway) for _ in range(2)]
+        tasks += [asyncio.Task(work(other, 20, f"fox {number}")) for number, other in enumerate(others)]
+        await asyncio.sleep(120.0)
+        assert gateway.sold == 40
+        assert unreachable.creates < 60
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+@virtually
+async def test_an_outage_costs_few_creates() -> None:
+    gateway, shared = FakeGateway(job_s=5.0, limit=8), SharedLedger()
+    down = [True]
+
+    def answer(request: HttpRequest) -> Reply:
+        return LOST if down else gateway.answer(request)
+
+    async with AsyncExitStack() as stack:
+        hosts = [
+            await stack.enter_async_context(FakeProcess(shared, answer, session_of=apimall, delay_s=0.004))
+            for _ in range(4)
+        ]
+        tasks = [asyncio.Task(work(each, 20, f"fox {number}")) for number, each in enumerate(hosts)]
+        await asyncio.sleep(300.0)
+        assert sum(each.creates for each in hosts) < 80
+        down.clear()
+        await asyncio.sleep(120.0)
+        assert gateway.sold == 80
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 @virtually

@@ -1,13 +1,16 @@
 """The contract of drawing rows, for each ledger that can be fed."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import psycopg
 import pytest
 
+from nanobanana_async.errors import LedgerError
 from nanobanana_async.ledger.feeding import FeedsRows
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
-from tests.support.feeding_contract import SCENES, Scene
-from tests.support.postgres import new_schema
+from tests.support.feeding_contract import SCENES, SPRING, Scene, drawn, fed, opened
+from tests.support.postgres import Server, new_schema
 from tests.support.shared_ledger import LedgerView, SharedLedger
 
 Opening = Callable[[], FeedsRows]
@@ -43,3 +46,51 @@ async def test_contract(kind: str, scene: Scene, request: pytest.FixtureRequest)
     finally:
         await two.aclose()
         await one.aclose()
+
+
+@pytest.mark.slow
+async def test_rows_whose_delivery_failed_are_drawn_again_by_their_owner(postgres: Server) -> None:
+    schema = new_schema()
+    ledger = PostgresLedger(postgres.url, schema=schema, patience_s=1)
+    await ledger.open()
+    try:
+        await opened(ledger, *map(fed, range(4)))
+        assert await drawn(ledger, 3) == [0, 1, 2]
+        first, second, _ = (fed(number).record.key for number in range(3))
+        await ledger.deliver({first: 0})
+        with psycopg.connect(postgres.url) as db:
+            db.execute(f"LOCK TABLE {schema}.fed_rows".encode())
+            with pytest.raises(LedgerError, match="no success within 1 s"):
+                await ledger.deliver({second: 0})
+        assert sorted(await drawn(ledger)) == [1, 2, 3]
+        draw = await ledger.draw(SPRING, 8)
+        assert (draw.rows, draw.unfinished) == ((), True)
+        await ledger.deliver({fed(number).record.key: 0 for number in (1, 2, 3)})
+        assert not (await ledger.draw(SPRING, 8)).unfinished
+    finally:
+        await ledger.aclose()
+
+
+@pytest.mark.slow
+async def test_rows_of_a_draw_without_an_answer_are_drawn_again(
+    postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = PostgresLedger(postgres.url, schema=new_schema())
+    await ledger.open()
+    try:
+        await opened(ledger, *map(fed, range(4)))
+        assert await drawn(ledger, 1) == [0]
+        with monkeypatch.context() as patches:
+            submit = ledger._submit
+
+            async def lost(*call: Any, **how: Any) -> None:
+                await submit(*call, **how)
+                raise LedgerError("the answer to the commit was lost")
+
+            patches.setattr(ledger, "_submit", lost)
+            with pytest.raises(LedgerError):
+                await ledger.draw(SPRING, 2)
+        assert sorted(await drawn(ledger)) == [1, 2, 3]
+        assert await drawn(ledger) == []
+    finally:
+        await ledger.aclose()

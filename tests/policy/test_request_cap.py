@@ -53,6 +53,18 @@ def test_requests_leave_evenly_after_a_small_burst() -> None:
     assert cap.opens_at == pytest.approx(7 * 61 / 60 - 6)
 
 
+def test_cap_says_how_many_requests_may_leave_soon() -> None:
+    assert SessionBudget().cap_lets_leave(0.0, 2.0) == math.inf
+    cap = RequestCap(60)
+    budget = SessionBudget(cap=cap)
+    assert budget.cap_lets_leave(0.0, 2.0) == 8
+    for _ in range(7):
+        cap.on_sent(0.0)
+    assert cap.lets_leave(0.0, 2.0) == 1
+    assert cap.lets_leave(0.0, 1.0) == 0
+    assert RequestCap(2).lets_leave(0.0, 600.0) == 2
+
+
 def test_learned_pace_stays_below_the_cap() -> None:
     budget = SessionBudget(cap=RequestCap(2))
     assert budget.opens_at("poll") == -math.inf

@@ -14,8 +14,10 @@ from nanobanana_async.policy.account_state import AccountState, Share, fair_shar
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Load, Mode
 from nanobanana_async.policy.learned import FRESH_S
 from nanobanana_async.policy.sharing import (
+    HAND_OVER_S,
     HORIZON_S,
     PROBE_AFTER_S,
+    PROBE_S,
     SILENT_S,
     Allotment,
     Report,
@@ -312,6 +314,73 @@ def test_another_owner_probes_if_the_one_that_met_the_gate_is_gone() -> None:
     assert exchange(state, 2, Report(number=2, held=0), later).gate_until == -math.inf
     exchange(state, 2, Report(number=3, held=0, gate_until=later + 9), later)
     assert state.gate_owner == 2
+
+
+def outage(number: int, for_s: float = 30.0, **facts: object) -> Report:
+    return Report(number=number, held=0, gate_until=NOW + for_s, outage=True, **facts)  # type: ignore[arg-type]
+
+
+def test_outage_of_one_owner_does_not_hold_others_whose_creates_are_answered() -> None:
+    for what in ("accepted", "throttled"):
+        state = limited(20)
+        exchange(state, 1, outage(1), NOW)
+        before = RequestEvent(what=what, at=NOW - 1, sent_at=NOW - 2)  # type: ignore[arg-type]
+        assert exchange(state, 2, Report(number=1, held=0, events=(before,)), NOW + 1).gate_until > NOW
+        polled = RequestEvent(what="accepted", at=NOW + 1, sent_at=NOW, kind="poll")
+        assert exchange(state, 2, Report(number=2, held=0, events=(polled,)), NOW + 1).gate_until > NOW
+        after = evolve(before, at=NOW + 1)
+        assert exchange(state, 2, Report(number=3, held=0, events=(after,)), NOW + 2).gate_until == -math.inf
+        exchange(state, 1, outage(2, 60), NOW + 3)
+        assert exchange(state, 2, Report(number=4, held=0), NOW + 4).gate_until == -math.inf
+        known = AccountState.from_json(state.to_json(), state.shares)
+        assert known.cut_off == {1}
+        exchange(state, 1, Report(number=3, held=0), NOW + 5)  # it gets answers again
+        exchange(state, 1, outage(4, 60), NOW + 6)
+        assert exchange(state, 2, Report(number=5, held=0), NOW + 7).gate_until > NOW
+
+
+def test_a_pause_that_the_gateway_asked_for_holds_whatever_is_answered() -> None:
+    state = limited(20)
+    exchange(state, 1, Report(number=1, held=0, gate_until=NOW + 90), NOW)
+    answered = RequestEvent(what="accepted", at=NOW + 1, sent_at=NOW)
+    exchange(state, 2, Report(number=1, held=0, queued=1, events=(answered,)), NOW + 2)
+    assert exchange(state, 2, Report(number=2, held=0, queued=1), NOW + 80).gate_until > NOW + 80
+
+
+def test_owners_take_turns_to_probe_during_an_outage() -> None:
+    state = limited(20)
+    exchange(state, 1, outage(1, 60), NOW)
+    waiting = Report(number=1, held=2, queued=9)
+    exchange(state, 2, waiting, NOW + 1)
+    exchange(state, 3, evolve(waiting, queued=0), NOW + 1)
+    at = NOW + HAND_OVER_S + 1
+    assert exchange(state, 3, Report(number=2, held=2), at).gate_until > at  # it has nothing to send
+    probing = exchange(state, 2, evolve(waiting, number=2), at)
+    assert (probing.gate_until, probing.granted) == (-math.inf, 3)
+    assert exchange(state, 2, evolve(waiting, number=3, in_flight=1), at + 1).granted == 3
+    exchange(state, 1, outage(2, 90), at + 2)
+    assert state.gate_owner == 2
+    assert exchange(state, 3, evolve(waiting, number=3), at + 3).gate_until > at
+    exchange(state, 1, outage(3, 90), at + PROBE_S + 1)  # no answer came
+    assert state.gate_owner == 1
+    at += PROBE_S + 1
+    exchange(state, 3, evolve(waiting, number=4), at + HAND_OVER_S + 1)
+    assert state.gate_owner == 1  # twice as long now
+    exchange(state, 3, evolve(waiting, number=5), at + 2 * HAND_OVER_S + 1)
+    assert state.gate_owner == 3
+    answered = RequestEvent(what="accepted", at=at + 2 * HAND_OVER_S + 2, sent_at=at + 2 * HAND_OVER_S + 1)
+    allotment = exchange(state, 3, evolve(waiting, number=6, held=3, events=(answered,)), at + 2 * HAND_OVER_S + 3)
+    assert (state.gate_owner, state.cut_off) == (None, {1})
+    assert allotment.granted > 4
+
+
+def test_gate_opens_when_the_owner_that_found_the_outage_is_through() -> None:
+    state = limited(20)
+    exchange(state, 1, outage(1, 60), NOW)
+    exchange(state, 2, Report(number=1, held=0, queued=9), NOW + HAND_OVER_S + 1)
+    assert state.gate_owner == 2
+    exchange(state, 1, Report(number=2, held=0), NOW + HAND_OVER_S + 2)
+    assert exchange(state, 3, Report(number=1, held=0), NOW + HAND_OVER_S + 3).gate_until == -math.inf
 
 
 def test_state_survives_its_form_in_the_ledger() -> None:

@@ -138,7 +138,7 @@ class LedgerView(FeedingView):
         Unnoticed: until its next call, or until it comes back.
         """
         for row in self.shared.rows.values():
-            if row.owner is self and row.record.state in ACTIVE_STATES:
+            if row.owner is self and row.record.state not in TERMINAL_STATES:
                 row.owner = None
         for owner, key in list(self.shared.notices):
             if owner is self:

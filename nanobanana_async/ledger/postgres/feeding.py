@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from attrs import define, field
 
+from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.columns import COLUMNS, sql_list
 from nanobanana_async.ledger.feeding import UNSAVED, WITHOUT_IMAGES, Draw, Fed, FedBatch, FedRow
@@ -127,6 +128,10 @@ class Drawing:
     """When to free the rows of dead workers next."""
     in_hand: set[str] = field(factory=set)
     """The keys of the jobs whose rows it has drawn and not delivered."""
+    failures: int = 0
+    """How many draws and deliveries failed: rows may be drawn for this owner that no worker of it knows."""
+    looked_after: dict[str, int] = field(factory=dict)
+    """Batch -> the failures when a draw last looked for such rows."""
 
 
 class FeedingCalls(ABC):
@@ -152,13 +157,23 @@ class FeedingCalls(ABC):
     async def draw(self, batch: str, count: int) -> Draw:
         """Draw at most so many rows; their jobs are claimed as any others."""
         now = asyncio.get_running_loop().time()
-        draw = await self._submit(partial(_draw, batch=batch, count=count, drawing=self._drawing, now=now), writes=True)
+        call = partial(_draw, batch=batch, count=count, drawing=self._drawing, now=now)
+        try:
+            draw = await self._submit(call, writes=True)
+        except LedgerError:
+            self._drawing.failures += 1
+            raise
         self._drawing.in_hand.update(row.record.key for row in draw.rows)
         return draw
 
     async def deliver(self, revisions: Mapping[str, int | None]) -> None:
         """Store that rows were delivered, or give them back."""
-        await self._submit(partial(_deliver, revisions=revisions), writes=True)
+        try:
+            await self._submit(partial(_deliver, revisions=revisions), writes=True)
+        except LedgerError:
+            self._drawing.failures += 1
+            self._drawing.in_hand.clear()  # its worker gives up all rows: the next draw of this owner finds them
+            raise
         self._drawing.in_hand.difference_update(revisions)
 
     async def draw_unsaved(self, batch: str) -> None:
@@ -236,10 +251,12 @@ def _draw(table: PostgresTable, batch: str, count: int, drawing: Drawing, now: f
     if len(found) < count:
         (((unfinished,),),) = yield [Statement(_UNFINISHED, values)]
         drawing.free_at = min(drawing.free_at, now + FREE_AT_END_S)
-    if table.commit_in_doubt:  # what an earlier try may have drawn without an answer
+    failures = drawing.failures
+    if table.commit_in_doubt or drawing.looked_after.get(batch, 0) < failures:  # what was drawn without an answer
         (drawn,) = yield [Statement(_IN_HAND, values)]
         known = drawing.in_hand | {each.record.key for each in rows}
         rows += [each for each in map(_drawn_row, drawn) if each.record.key not in known]
+        drawing.looked_after[batch] = failures
     return Draw(rows=tuple(rows), unfinished=bool(unfinished), facts=_facts_of(facts[0]))
 
 
