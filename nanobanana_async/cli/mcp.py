@@ -13,7 +13,7 @@ import anyio
 from attrs import frozen
 from cyclopts import Parameter
 
-from nanobanana_async import ConcurrencyPolicy, ConfigurationError, Gateway
+from nanobanana_async import ConcurrencyPolicy, ConfigurationError, Session
 from nanobanana_async.cli.find_gateway import find_gateway
 from nanobanana_async.cli.options import (
     DEFAULT_LEDGER,
@@ -26,6 +26,8 @@ from nanobanana_async.cli.options import (
 )
 from nanobanana_async.cli.signals import INTERRUPTED, handle_signals
 from nanobanana_async.images.files import make_folder
+from nanobanana_async.ledger.base import StoredLedger
+from nanobanana_async.ledger.location import ledger_at
 from nanobanana_async.mcp_server.references import to_allowed_folders
 from nanobanana_async.mcp_server.service import Service, ServiceOptions
 from nanobanana_async.policy.prices import parse_credits
@@ -97,31 +99,38 @@ class McpCommand:
         if importlib.util.find_spec("mcp") is None:
             raise ConfigurationError("mcp needs the extra `mcp`: pip install 'nanobanana-async[mcp]'")
         options = ServiceOptions(
-            ledger=ledger,
             folder=output.absolute(),
             max_credits=budget,
             batch=batch,
             expected_credits=parse_credits("--expected-credits", expected_credits),
-            concurrency=ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute),
         )
-        return asyncio.run(_run(options, allow_folder or (), self.find_gateway(gateway, base_url)))
+        limits = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
+        store = ledger_at(ledger)
+        session = Session(self.find_gateway(gateway, base_url), ledger=store, concurrency=limits, trust_env=True)
+        return asyncio.run(_run(session, store, options, allow_folder or ()))
 
 
-async def _run(options: ServiceOptions, allowed: Sequence[Path], gateway: Gateway) -> int:
+async def _run(session: Session, ledger: StoredLedger, options: ServiceOptions, allowed: Sequence[Path]) -> int:
     from nanobanana_async.mcp_server.server import ImageServer  # of the extra: `--help` shows this command too
 
     await check_output(options.folder)
-    if options.ledger == DEFAULT_LEDGER:
+    if ledger.location == str(DEFAULT_LEDGER):
         await asyncio.to_thread(make_folder, DEFAULT_LEDGER.parent)
     folders = to_allowed_folders((options.folder, *allowed))
     if sys.stdin.isatty():
         print("nanobanana: a client of MCP should start this command: it speaks the protocol here", file=sys.stderr)
     stop = asyncio.Event()
     with handle_signals(stop.set):
-        async with Service.opened(gateway, options) as service, anyio.create_task_group() as group:
-            group.start_soon(_exit_on_signal, stop, service)
-            await ImageServer(service, folders).serve()
-            group.cancel_scope.cancel()
+        try:
+            async with Service.opened(session, ledger, options) as service, anyio.create_task_group() as group:
+                group.start_soon(_exit_on_signal, stop, service)
+                await ImageServer(service, folders).serve()
+                group.cancel_scope.cancel()
+        except BaseExceptionGroup as several:  # of nested task groups; a BrokenPipeError when the client was killed
+            error: BaseException = several
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
     return OK
 
 

@@ -121,7 +121,7 @@ def error_text(service: Service, request_id: str, error: NanoBananaError) -> str
         case JobFailed():
             return one_line(f"{error.message}; this request_id buys nothing more, and a new one is a new purchase")
         case JobUncertain():
-            decide = resolve_advice(service.options.ledger, service.job_key(request_id))
+            decide = resolve_advice(service.ledger.location, service.job_key(request_id))
             return one_line(f"{error.message}; do not buy it under another request_id, but ask the user to {decide}")
         case IdempotencyConflict(status=None):
             return one_line(

@@ -105,7 +105,7 @@ class ImageServer:
     def __init__(self, service: Service, allowed: Sequence[Path]) -> None:
         self._service = service
         self._allowed = allowed
-        self._server: Server[dict[str, Any]] = Server(
+        self.server: Server[dict[str, Any]] = Server(
             "nanobanana",
             version=__version__,
             instructions=INSTRUCTIONS,
@@ -116,7 +116,7 @@ class ImageServer:
     async def serve(self) -> None:
         """Serve over stdin and stdout until stdin ends. Meanwhile what is printed goes to stderr."""
         async with stdio_server() as (reading, writing):
-            await self._server.run(reading, writing, self._server.create_initialization_options())
+            await self.server.run(reading, writing, self.server.create_initialization_options())
 
     async def _list_tools(
         self, context: ServerRequestContext[dict[str, Any]], params: PaginatedRequestParams | None

@@ -16,8 +16,6 @@ from attrs import define, field, frozen
 
 from nanobanana_async import (
     BatchStopped,
-    ConcurrencyPolicy,
-    Gateway,
     GenerationResult,
     IdempotencyConflict,
     ImageRequest,
@@ -33,7 +31,6 @@ from nanobanana_async.images.saved import SavedImages
 from nanobanana_async.jobs import JobRecord, with_indexes
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import StoredLedger
-from nanobanana_async.ledger.location import Location, ledger_at
 
 TICK_S = 1.0
 """How often a call that waits reports progress."""
@@ -48,14 +45,12 @@ Reporter = Callable[[float, str], Awaitable[None]]
 
 @frozen(kw_only=True)
 class ServiceOptions:
-    """What the models may spend, and where jobs and images go."""
+    """What the models may spend, under which name, and where the images go."""
 
-    ledger: Location
     folder: Path
     max_credits: Decimal
     batch: str
     expected_credits: Decimal | None = None
-    concurrency: ConcurrencyPolicy = field(factory=ConcurrencyPolicy)
 
 
 @define(eq=False)
@@ -76,7 +71,7 @@ class Service:
 
     def __init__(self, session: Session, ledger: StoredLedger, options: ServiceOptions, group: TaskGroup) -> None:
         self._session = session
-        self._ledger = ledger
+        self.ledger = ledger
         self.options = options
         self._group = group
         self._prefix = batch_key_prefix(options.batch)
@@ -84,10 +79,11 @@ class Service:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, gateway: Gateway, options: ServiceOptions) -> AsyncIterator["Service"]:
-        """Open the session; at the end jobs that were not sent are withdrawn, and those that run stay in the ledger."""
-        ledger = ledger_at(options.ledger)
-        session = Session(gateway, ledger=ledger, concurrency=options.concurrency, trust_env=True)
+    async def opened(cls, session: Session, ledger: StoredLedger, options: ServiceOptions) -> AsyncIterator["Service"]:
+        """Open a session with this ledger.
+
+        At the end it is closed: jobs that were not sent are withdrawn, and those that run stay in the ledger.
+        """
         async with session, anyio.create_task_group() as group:
             yield cls(session, ledger, options, group)
             group.cancel_scope.cancel()
@@ -128,7 +124,7 @@ class Service:
     async def recent(self, limit: int) -> list[tuple[str, JobRecord, Sequence[Path]]]:
         """Return the newest jobs with their request ids, and with those of their files that are intact."""
         records: list[JobRecord] = []
-        async for record in self._ledger.jobs(limit=MAX_SCANNED):
+        async for record in self.ledger.jobs(limit=MAX_SCANNED):
             if record.batch == self._prefix:
                 records.append(record)
             if len(records) == limit:
@@ -137,7 +133,7 @@ class Service:
 
     async def spent(self) -> Decimal:
         """Return the credits that were spent or are reserved under the name of the batch."""
-        return await self._ledger.spent_or_reserved(self.options.batch)
+        return await self.ledger.spent_or_reserved(self.options.batch)
 
     def _with_files(self, records: Sequence[JobRecord]) -> list[tuple[str, JobRecord, Sequence[Path]]]:
         saved = SavedImages.read(self.options.folder)
