@@ -183,10 +183,12 @@ def _not_bought(request_id: str) -> NanoBananaError:
 
 def _describe(name: str, call: type[_Call]) -> Tool:
     buys = issubclass(call, GenerateImage)
+    schema = call.model_json_schema()
+    del schema["title"], schema["description"]  # the tool has them: models need them once
     return Tool(
         name=name,
         description=" ".join((call.__doc__ or "").split()),
-        input_schema=call.model_json_schema(),
+        input_schema=schema,
         annotations=ToolAnnotations(
             read_only_hint=not buys, destructive_hint=False, idempotent_hint=True, open_world_hint=buys
         ),

@@ -34,3 +34,13 @@ async def test_wrong_settings_are_refused_before_anything_is_served(tmp_path: Pa
 async def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install 'nanobanana-async[mcp]'" in await refusal(tmp_path, "--max-credits", "100")
+
+
+async def test_settings_file_may_have_folder_and_budget(tmp_path: Path) -> None:
+    settings = tmp_path / "config.toml"
+    settings.write_text(f'[mcp]\noutput = "{tmp_path / "images"}"\nmax_credits = 500\n')
+    settings.chmod(0o600)
+    environ = environment(APIMALL_API_KEY="some-key", NANOBANANA_CONFIG=str(settings))
+    said = await nanobanana("mcp", "--allow-folder", str(tmp_path / "none"), environ=environ)
+    assert "there is no such folder" in said.complaint
+    assert (tmp_path / "images").is_dir()
