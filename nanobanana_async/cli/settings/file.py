@@ -69,7 +69,7 @@ PER_RUN = frozenset(
 )
 """Options that decide about one run, and what it buys: a file that is forgotten must not set them."""
 
-TABLES = ("generate", "batch", "worker", "jobs")
+TABLES = ("generate", "batch", "worker", "jobs", "mcp")
 BATCHES = ("batch", "worker")
 """The commands whose folder belongs to one batch."""
 _SECRETS = frozenset({"api_key", "apikey", "key", "password", "secret", "token"})

@@ -1,0 +1,145 @@
+"""`nanobanana mcp`: a server through which models buy and edit images, over stdin and stdout."""
+
+import asyncio
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+from attrs import frozen
+from cyclopts import Parameter
+
+from nanobanana_async import ConcurrencyPolicy, ConfigurationError, Session
+from nanobanana_async.cli.find_gateway import find_gateway
+from nanobanana_async.cli.options import (
+    DEFAULT_LEDGER,
+    BaseUrl,
+    FolderOption,
+    GatewayFinder,
+    GatewayName,
+    LedgerOption,
+    check_output,
+)
+from nanobanana_async.cli.signals import INTERRUPTED, handle_signals
+from nanobanana_async.images.files import make_folder
+from nanobanana_async.ledger.base import StoredLedger
+from nanobanana_async.ledger.location import ledger_at
+from nanobanana_async.mcp_server.references import to_allowed_folders
+from nanobanana_async.mcp_server.service import Service, ServiceOptions
+from nanobanana_async.policy.prices import parse_credits
+
+OK = 0
+
+
+@frozen
+class McpCommand:
+    """The command `mcp`."""
+
+    find_gateway: GatewayFinder
+
+    def mcp(
+        self,
+        *,
+        output: Annotated[Path, FolderOption],
+        max_credits: Decimal | None = None,
+        allow_folder: Annotated[list[Path] | None, Parameter(negative=())] = None,
+        batch: str = "mcp",
+        expected_credits: Decimal | None = None,
+        gateway: GatewayName = None,
+        base_url: BaseUrl = None,
+        max_jobs: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")] = None,
+        max_requests_per_minute: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_REQUESTS_PER_MINUTE")] = None,
+        ledger: LedgerOption = DEFAULT_LEDGER,
+    ) -> int:
+        """Serve the tools generate_image, edit_image, get_image and list_images to a client of MCP.
+
+        The client starts this command and speaks with it over stdin and stdout; logs go to stderr. Each job is in the
+        ledger before it is bought, under the request_id that the model chose: repeating a call buys nothing twice, also
+        after the client gave up, and after a restart. A job that was bought goes on when the server ends.
+
+        For example: `nanobanana mcp -o /home/me/images --max-credits 500`
+
+        Parameters
+        ----------
+        output
+            The folder for the images. They may be used as reference images.
+        max_credits
+            What may be spent in all, also by earlier and other servers with this ledger and batch name. It is required:
+            models call tools in loops.
+        allow_folder
+            A folder whose files may be used as reference images; can be repeated. Links out of it are refused.
+        batch
+            The name under which the ledger counts what is spent; another name is another budget, with request_ids of
+            its own.
+        expected_credits
+            What a job costs, as long as the gateway has stated no price.
+        gateway
+            The gateway; by default the one whose API key is set.
+        base_url
+            The gateway's URL, if not the usual one.
+        max_jobs
+            The most jobs to run at once.
+        max_requests_per_minute
+            The most requests to the gateway in a minute, if you know what the account allows.
+        ledger
+            The ledger: a file, or postgresql://user@host/database.
+        """
+        budget = parse_credits("--max-credits", max_credits)
+        if budget is None:
+            raise ConfigurationError(
+                "mcp needs --max-credits, what may be spent in all, such as --max-credits 500, since models call tools"
+                " in loops"
+            )
+        if not batch.strip():
+            raise ConfigurationError("--batch must be a name")
+        if importlib.util.find_spec("mcp") is None:
+            raise ConfigurationError("mcp needs the extra `mcp`: pip install 'nanobanana-async[mcp]'")
+        options = ServiceOptions(
+            folder=output.absolute(),
+            max_credits=budget,
+            batch=batch,
+            expected_credits=parse_credits("--expected-credits", expected_credits),
+        )
+        limits = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
+        store = ledger_at(ledger)
+        session = Session(self.find_gateway(gateway, base_url), ledger=store, concurrency=limits, trust_env=True)
+        return asyncio.run(_run(session, store, options, allow_folder or ()))
+
+
+async def _run(session: Session, ledger: StoredLedger, options: ServiceOptions, allowed: Sequence[Path]) -> int:
+    from nanobanana_async.mcp_server.server import ImageServer  # of the extra: `--help` shows this command too
+
+    await check_output(options.folder)
+    if ledger.location == str(DEFAULT_LEDGER):
+        await asyncio.to_thread(make_folder, DEFAULT_LEDGER.parent)
+    folders = to_allowed_folders((options.folder, *allowed))
+    if sys.stdin.isatty():
+        print("nanobanana: a client of MCP should start this command: it speaks the protocol here", file=sys.stderr)
+    stop = asyncio.Event()
+    with handle_signals(stop.set):
+        try:
+            async with Service.opened(session, ledger, options) as service, anyio.create_task_group() as group:
+                group.start_soon(_exit_on_signal, stop, service)
+                await ImageServer(service, folders).serve()
+                group.cancel_scope.cancel()
+        except BaseExceptionGroup as several:  # of nested task groups; a BrokenPipeError when the client was killed
+            error: BaseException = several
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
+    return OK
+
+
+async def _exit_on_signal(stop: asyncio.Event, service: Service) -> None:
+    """Close the session and end the process: no cancellation reaches the thread that waits for a line of stdin."""
+    await stop.wait()
+    await service.aclose()
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
+
+
+mcp = McpCommand(find_gateway).mcp
