@@ -35,7 +35,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"purchases"}),
     frozenset({"session"}),
     frozenset({"webhooks", "otel", "session_portal"}),
-    frozenset({"report", "emulator"}),
+    frozenset({"report", "emulator", "serve"}),
     frozenset({"testing"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
@@ -85,6 +85,8 @@ GUESTS = {
     "psycopg": frozenset({"ledger"}),
     "PIL": frozenset({"emulator", "images"}),
     "obstore": frozenset({"images"}),
+    "starlette": frozenset({"serve"}),
+    "uvicorn": frozenset({"cli"}),
     "pytest": frozenset({"emulator", "testing"}),
     "pytest_asyncio": frozenset({"emulator", "testing"}),
 }

@@ -1,0 +1,11 @@
+"""OpenAI's images API in front of a session: an ASGI application for one's own server, or for `nanobanana serve`."""
+
+try:
+    from nanobanana_async.serve.app import make_app
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] != "starlette":
+        raise
+    raise ImportError("the images API runs in Starlette: pip install 'nanobanana-async[serve]'") from error
+from nanobanana_async.serve.tokens import Token, parse_tokens
+
+__all__ = ["Token", "make_app", "parse_tokens"]
