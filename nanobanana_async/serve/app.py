@@ -115,7 +115,6 @@ class _Api:
         attempt = Attempt.of(request.headers)
         job, order = await self.orders.submit(token, wanted.request, attempt)
         if "respond-async" in request.headers.get("prefer", "").lower():
-            self.orders.begin(order)
             self.orders.end(order, attempt, answered=True)
             # Relative to the path under which the application is mounted.
             place = f"{request.scope.get('root_path', '')}/v1/jobs/{job.key}"
@@ -125,7 +124,7 @@ class _Api:
         return Response(status_code=_CLIENT_LEFT) if response is None else response
 
     async def _wait(
-        self, request: Request, job: Job, order: Order | None, attempt: Attempt, response_format: ResponseFormat
+        self, request: Request, job: Job, order: Order, attempt: Attempt, response_format: ResponseFormat
     ) -> Response | None:
         """Return the answer once the job has ended; None if the client leaves before: the job goes on."""
         response: Response | None = None
@@ -135,7 +134,6 @@ class _Api:
                 pass
             group.cancel_scope.cancel()
 
-        self.orders.begin(order)
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(wait_for_disconnect)

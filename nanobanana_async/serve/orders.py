@@ -52,14 +52,16 @@ class Attempt:
 
 @define(eq=False)
 class Order:
-    """A job that a request without `Idempotency-Key` has ordered."""
+    """A job that requests have ordered; a retry without `Idempotency-Key` may continue it."""
 
     key: str
     attempt: int
     waiting: int = 0
     """How many requests wait for it now."""
-    answered: bool = False
-    """Whether its images were sent; the answer may have been lost."""
+    began_at: float = 0.0
+    """When its last request came."""
+    answered_after_s: float | None = None
+    """How long the request waited whose images were sent; that answer may have been lost."""
     kept_until: float = 0.0
 
 
@@ -73,22 +75,25 @@ class Orders:
     _caps: dict[str, tuple[Cap, ...]] = field(factory=dict)
     _swept_at: float = 0.0
 
-    async def submit(self, token: Token, wanted: ImageRequest, attempt: Attempt) -> tuple[Job, Order | None]:
-        """Store the job of a request, or find it, and return it with the order that a retry would continue."""
+    async def submit(self, token: Token, wanted: ImageRequest, attempt: Attempt) -> tuple[Job, Order]:
+        """Store the job of a request, or find it, and return it with its order. Call `end` once it is answered."""
         engine = self.session._require_engine()
         request, sources = await engine.references.identify(wanted)
         request = with_model(request, self.session.gateway.model)
         self.session.gateway.check(request)
-        order = None
         if attempt.idempotency_key is not None:
-            key = f"{token.batch}{_digest('key', attempt.idempotency_key)}"
+            order = Order(f"{token.batch}{_digest('key', attempt.idempotency_key)}", attempt.retry_count)
         else:
             order = await self._order_of(token, request, attempt)
-            key = order.key
-        record = await engine.new_record(request, key, batch=token.batch)
-        while (tracked := engine.submit(record, *self._caps_of(token), sources=sources)).is_being_withdrawn:
-            await tracked.wait_for_change()
-        return await handle_once_stored(engine, tracked), order
+        order.waiting, order.began_at = order.waiting + 1, _now()
+        try:
+            record = await engine.new_record(request, order.key, batch=token.batch)
+            while (tracked := engine.submit(record, *self._caps_of(token), sources=sources)).is_being_withdrawn:
+                await tracked.wait_for_change()
+            return await handle_once_stored(engine, tracked), order
+        except BaseException:
+            self.end(order, attempt, answered=False)
+            raise
 
     async def resume(self) -> None:
         """Follow unfinished jobs that have no owner; buy those of our tokens that no request may come back for."""
@@ -103,17 +108,12 @@ class Orders:
             if record.state is JobState.PENDING and record.key not in engine.tracked:
                 await handle_once_stored(engine, engine.submit(record, *self._caps_of(token)))
 
-    def begin(self, order: Order | None) -> None:
-        """Record that a request waits for an order."""
-        if order is not None:
-            order.waiting += 1
-
-    def end(self, order: Order | None, attempt: Attempt, *, answered: bool) -> None:
+    def end(self, order: Order, attempt: Attempt, *, answered: bool) -> None:
         """Record that a request has its answer, or has left."""
-        if order is not None:
-            order.waiting -= 1
-            order.answered = order.answered or answered
-            order.kept_until = _now() + max(REMEMBERED_S, attempt.read_timeout_s + _RETRY_DELAY_S)
+        order.waiting -= 1
+        if answered:
+            order.answered_after_s = _now() - order.began_at
+        order.kept_until = _now() + max(REMEMBERED_S, attempt.read_timeout_s + _RETRY_DELAY_S)
 
     def _caps_of(self, token: Token) -> tuple[Cap, ...]:
         if token.max_credits is None:
@@ -167,13 +167,17 @@ class Orders:
 
 
 def _continued(orders: Sequence[Order], retry_count: int) -> Order | None:
-    """Return the order that a retry most likely made: of the attempt before it, left by its request, not answered."""
-    earlier = [order for order in orders if order.attempt < retry_count]
-    return min(
-        earlier,
-        key=lambda order: (order.attempt != retry_count - 1, order.answered, order.waiting > 0),
-        default=None,
-    )
+    """Return the order that a retry most likely made: one that its request has left without an answer.
+
+    Else its answer was lost: most likely the one that took longest, since clients and proxies give up then. If it is
+    another's, two clients get one image; buying once more would be the worse mistake.
+    """
+
+    def likelihood(order: Order) -> tuple[bool, bool, bool, float]:
+        left = not order.waiting and order.answered_after_s is None
+        return left, not order.waiting, order.attempt == retry_count - 1, order.answered_after_s or 0.0
+
+    return max((order for order in orders if order.attempt < retry_count), key=likelihood, default=None)
 
 
 def _digest(kind: str, text: str) -> str:
