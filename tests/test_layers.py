@@ -85,7 +85,7 @@ GUESTS = {
     "psycopg": frozenset({"ledger"}),
     "PIL": frozenset({"emulator", "images"}),
     "obstore": frozenset({"images"}),
-    "starlette": frozenset({"serve"}),
+    "starlette": frozenset({"serve", "cli"}),
     "uvicorn": frozenset({"cli"}),
     "pytest": frozenset({"emulator", "testing"}),
     "pytest_asyncio": frozenset({"emulator", "testing"}),

@@ -143,7 +143,12 @@ def images_body(result: GenerationResult, contents: Sequence[bytes] | None) -> d
     if contents is not None:
         data = [{"b64_json": base64.b64encode(content).decode()} for content in contents]
     created = result.completed_at or result.created_at
-    facts = {"key": result.key, "task_id": result.task_id, "model": result.model, "credits": result.credits}
+    facts: dict[str, Any] = {
+        "key": result.key,
+        "task_id": result.task_id,
+        "model": result.model,
+        "credits": result.credits,
+    }
     if result.missing:
         facts["missing"] = {str(index): why for index, why in result.missing.items()}
     body: dict[str, Any] = {"created": 0 if created is None else int(created.timestamp()), "data": data}

@@ -62,7 +62,7 @@ def wanted_of(fields: Mapping[str, Any], images: Sequence[bytes], models: Mappin
     Raises `ApiError` with the name of a field that has no meaning here, and `InvalidRequest` for a wrong value.
     """
     given = {name: value for name, value in fields.items() if value is not None and name not in IGNORED}
-    for name in given.keys() - set(MAPPED):
+    for name in [name for name in given if name not in MAPPED]:
         allowed = WITHOUT_EFFECT.get(name)
         if allowed is None or str(given[name]) not in allowed:
             only = f"only {' or '.join(allowed)} is possible" if allowed else "leave it out"

@@ -46,7 +46,9 @@ class Attempt:
             return float(text) if text.replace(".", "", 1).isdecimal() and len(text) < 10 else 0.0
 
         return cls(
-            headers.get("idempotency-key"), int(number("x-stainless-retry-count")), number("x-stainless-read-timeout")
+            headers.get("idempotency-key") or None,
+            int(number("x-stainless-retry-count")),
+            number("x-stainless-read-timeout"),
         )
 
 
