@@ -6,8 +6,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from starlette.applications import Starlette
-
 from nanobanana_async import Gateway, NanoBananaError, Session, SessionClosed
 from nanobanana_async.cli.signals import handle_signals
 from nanobanana_async.escaping import one_line
@@ -17,8 +15,9 @@ from nanobanana_async.serve.orders import Orders
 
 try:
     import uvicorn
-except ModuleNotFoundError as error:
-    raise ImportError("serve needs uvicorn: pip install 'nanobanana-async[serve]'") from error
+    from starlette.applications import Starlette
+except ModuleNotFoundError:
+    raise ImportError("serve needs uvicorn: pip install 'nanobanana-async[serve]'") from None
 
 OK = 0
 RESUME_EVERY_S = 30.0

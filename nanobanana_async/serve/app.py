@@ -16,7 +16,7 @@ from starlette.routing import Route
 from nanobanana_async import GenerationResult, Job, JobState, NanoBananaError, Session
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.serve.answers import ApiError, api_error, images_body, json_response
-from nanobanana_async.serve.bodies import Body, read_form, read_json
+from nanobanana_async.serve.bodies import Body, BodyReceiver, read_form, read_json
 from nanobanana_async.serve.fields import ResponseFormat, wanted_of
 from nanobanana_async.serve.orders import Attempt, Order, Orders
 from nanobanana_async.serve.tokens import LOCAL, Token, check_tokens, find_token
@@ -82,9 +82,12 @@ class _Api:
         """Return a handler that answers errors in OpenAI's envelope, and only those who may use it."""
 
         async def handle(request: Request) -> Response:
+            receiver = BodyReceiver(request.receive)
+            request = Request(request.scope, receiver)
             try:
                 return await handler(request, self._token_of(request))
             except ApiError as error:
+                await receiver.discard_rest()
                 return error.response()
             except NanoBananaError as error:
                 return api_error(error).response()

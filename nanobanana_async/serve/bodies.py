@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import frozen
+import anyio
+from attrs import define, frozen
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
@@ -16,6 +17,28 @@ from nanobanana_async.serve.fields import refused
 
 MAX_JSON_BYTES = 1 << 20
 _MAX_FILES, _MAX_FIELDS = 16, 64
+_DISCARD_BYTES, _DISCARD_S = 64 << 20, 10.0
+
+
+@define
+class BodyReceiver:
+    """The `receive` of a request, which knows whether the whole body has come."""
+
+    _receive: Receive
+    complete: bool = False
+
+    async def __call__(self) -> Message:
+        """Return the next message."""
+        message = await self._receive()
+        self.complete = self.complete or message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    async def discard_rest(self) -> None:
+        """Read what is left of the body, within limits: a client that still sends would not see the answer."""
+        discarded = 0
+        with anyio.move_on_after(_DISCARD_S):
+            while not self.complete and discarded < _DISCARD_BYTES:
+                discarded += len((await self()).get("body", b""))
 
 
 @frozen

@@ -26,14 +26,14 @@ class _Server(uvicorn.Server):
 async def listening(app: ASGIApp) -> AsyncIterator[str]:
     """Serve an application until the end of the block; yields its URL."""
     server = _Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False, lifespan="off"))
-    async with asyncio.TaskGroup() as group:
-        group.create_task(server.serve())
-        try:
-            while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
-                await asyncio.sleep(0.01)
-            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        finally:
-            server.should_exit = True
+    serving = asyncio.get_running_loop().create_task(server.serve())
+    try:
+        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await serving
 
 
 @asynccontextmanager
