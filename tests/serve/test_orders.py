@@ -1,6 +1,8 @@
 """Which order a retry continues, how fields are mapped, and how tokens are read."""
 
+import re
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,6 +91,12 @@ def test_sizes_have_the_shape_that_they_name() -> None:
         wide, high = map(int, ratio.split(":"))
         assert abs(width / height - wide / high) < 0.03
         assert max(width, height) <= {"1K": 1792, "2K": 2048, "4K": 4096}[resolution]
+
+
+def test_page_has_the_table_of_sizes() -> None:
+    page = (Path(__file__).parents[2] / "docs/serve.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\d+x\d+)` \| (\S+) \| (\S+) \|$", page, re.MULTILINE)
+    assert {size: (ratio, resolution) for size, ratio, resolution in rows} == SIZES
 
 
 def test_tokens_are_read_with_their_caps() -> None:

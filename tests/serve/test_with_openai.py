@@ -1,4 +1,4 @@
-"""OpenAI's own client against the served API: nothing is bought twice, whatever answer is lost."""
+"""OpenAI's own client against the served API: nothing is bought twice, also when answers are lost."""
 
 import asyncio
 import base64
