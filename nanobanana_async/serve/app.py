@@ -46,6 +46,9 @@ def make_app(
     check_kind("session", session, Session, "a Session")
     if tokens is not None:
         check_tokens(tokens)
+    check_kind(
+        "models", models, (list, tuple, Mapping, type(None)), "a list of names, or a mapping from names to models"
+    )
     names = (session.gateway.model,) if models is None else models
     api = _Api(
         session=session,
@@ -143,7 +146,8 @@ class _Api:
                 response = await self._images_or_error(job, response_format, self.answer_within_s)
                 group.cancel_scope.cancel()
         finally:
-            self.orders.end(order, attempt, answered=response is not None and response.status_code == 200)
+            final = response is not None and response.headers.get("x-should-retry") != "true"
+            self.orders.end(order, attempt, answered=final)
         return response
 
     async def _images_or_error(self, job: Job, response_format: ResponseFormat, timeout: float | None) -> Response:

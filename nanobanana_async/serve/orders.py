@@ -25,6 +25,7 @@ from nanobanana_async.serve.tokens import Token
 
 REMEMBERED_S = 900.0
 """How long after its last attempt an order can be continued by a retry: OpenAI's clients wait for up to 600 s."""
+_MOST_REMEMBERED_S = 86400.0
 _RETRY_DELAY_S = 180.0
 _SWEEP_S = 60.0
 
@@ -36,6 +37,11 @@ class Attempt:
     idempotency_key: str | None = None
     retry_count: int = 0
     read_timeout_s: float = 0.0
+
+    @property
+    def remembered_s(self) -> float:
+        """How long after this attempt another one may still come: when the client's own timeout ends it."""
+        return max(REMEMBERED_S, self.read_timeout_s + _RETRY_DELAY_S)
 
     @classmethod
     def of(cls, headers: Mapping[str, str]) -> "Attempt":
@@ -63,7 +69,7 @@ class Order:
     began_at: float = 0.0
     """When its last request came."""
     answered_after_s: float | None = None
-    """How long the request waited whose images were sent; that answer may have been lost."""
+    """How long the request waited that was answered for good; that answer may have been lost."""
     kept_until: float = 0.0
 
 
@@ -111,11 +117,11 @@ class Orders:
                 await handle_once_stored(engine, engine.submit(record, *self._caps_of(token)))
 
     def end(self, order: Order, attempt: Attempt, *, answered: bool) -> None:
-        """Record that a request has its answer, or has left."""
+        """Record that a request is over; `answered` if it has an answer after which no retry should come."""
         order.waiting -= 1
         if answered:
             order.answered_after_s = _now() - order.began_at
-        order.kept_until = _now() + max(REMEMBERED_S, attempt.read_timeout_s + _RETRY_DELAY_S)
+        order.kept_until = _now() + min(attempt.remembered_s, _MOST_REMEMBERED_S)
 
     def _caps_of(self, token: Token) -> tuple[Cap, ...]:
         if token.max_credits is None:
@@ -132,7 +138,7 @@ class Orders:
             if (order := _continued(self._orders.get(prefix, ()), attempt.retry_count)) is not None:
                 order.attempt = attempt.retry_count
                 return order
-            stored = [record.key async for record in self._stored(prefix)]
+            stored = [record.key async for record in self._stored(prefix, attempt)]
             taken = {order.key for order in self._orders.get(prefix, ())}  # read now: other requests ran meanwhile
             for key in stored:
                 if key not in taken:
@@ -144,12 +150,13 @@ class Orders:
         self._orders.setdefault(prefix, []).append(order)
         return order
 
-    async def _stored(self, prefix: str) -> AsyncIterator[JobRecord]:
+    async def _stored(self, prefix: str, attempt: Attempt) -> AsyncIterator[JobRecord]:
         """Yield the jobs of earlier processes, and of others on this ledger, that a retry may continue."""
         ledger = self.session._components.ledger
         if not isinstance(ledger, (SqliteLedger, PostgresLedger)):
             return
-        oldest = self.session._require_engine().store.utcnow() - timedelta(seconds=REMEMBERED_S)
+        back_s = min(attempt.retry_count * attempt.remembered_s, _MOST_REMEMBERED_S)  # to the first attempt
+        oldest = self.session._require_engine().store.utcnow() - timedelta(seconds=back_s)
         async for record in ledger.jobs():
             if record.created_at < oldest:
                 return

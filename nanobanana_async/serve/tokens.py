@@ -12,6 +12,7 @@ from attrs import field, frozen
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.policy.prices import parse_credits
+from nanobanana_async.validators import check_kind
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TEXT = re.compile(r"[A-Za-z0-9_.~+/=-]{16,512}")
@@ -79,6 +80,8 @@ def parse_tokens(text: str) -> list[Token]:
 
 def check_tokens(tokens: Sequence[Token]) -> None:
     """Raise `ConfigurationError` if there is no token, or one name or text is there twice."""
+    for token in tokens:
+        check_kind("a token", token, Token, "a Token")
     if not tokens:
         raise ConfigurationError("there is no token: write lines NAME:TOKEN")
     for facts in ([token.name for token in tokens], [token.digest for token in tokens]):

@@ -11,8 +11,8 @@ import aiohttp
 import openai
 import pytest
 
-from nanobanana_async import ApiMall, JobState
-from nanobanana_async.emulator import Fixed, RandomFault, faults
+from nanobanana_async import ApiMall, ConfigurationError, JobState, Session
+from nanobanana_async.emulator import Fixed, RandomFault, Script, faults
 from nanobanana_async.serve import Token, make_app
 from nanobanana_async.serve.bodies import MAX_JSON_BYTES
 from tests.serve.serving import client_of, listening, served
@@ -125,6 +125,31 @@ async def test_retry_of_a_client_that_left_gets_the_job_that_went_on() -> None:
         await until(lambda: session.stats().succeeded == 1)
         await client.images.generate(prompt="a fox", extra_headers=RETRY)
     assert charged(emulator.stats(), 1)
+
+
+async def test_retry_of_a_request_does_not_get_the_failure_of_an_equal_one() -> None:
+    failing = Script({"apimall.create": [faults.error(451)]})
+    async with (
+        emulated(script=failing, duration=Fixed(0.3)) as emulator,
+        served(emulator) as (url, session),
+        client_of(url, max_retries=0, timeout=0.15) as impatient,
+        client_of(url) as client,
+    ):
+        with pytest.raises(openai.BadRequestError):
+            await client.images.generate(prompt="a fox")
+        with pytest.raises(openai.APITimeoutError):
+            await impatient.images.generate(prompt="a fox")
+        await until(lambda: session.stats().succeeded == 1)
+        await client.images.generate(prompt="a fox", extra_headers=RETRY)
+    assert charged(emulator.stats(), 1)
+
+
+def test_wrong_models_and_tokens_are_refused() -> None:
+    session = Session(ApiMall(api_key="a-key-of-apimall"))
+    for wrong in ({"models": "nano-banana-pro"}, {"models": []}, {"tokens": []}, {"tokens": [ANN]}):
+        with pytest.raises(ConfigurationError) as caught:
+            make_app(session, **wrong)  # type: ignore[arg-type]
+        assert ANN not in str(caught.value)
 
 
 @pytest.mark.slow
