@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.keys import batch_key_prefix
@@ -16,6 +16,11 @@ from nanobanana_async.validators import check_kind
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TEXT = re.compile(r"[A-Za-z0-9_.~+/=-]{16,512}")
+
+
+def _check_name(_: object, __: "Attribute[str]", name: object) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigurationError("the name of a token must be 1 to 64 letters, digits and characters of _.-")
 
 
 def _to_digest(text: object) -> bytes:
@@ -35,15 +40,10 @@ class Token:
     The name identifies it in the ledger: under it a new text continues the jobs and the cap of the old one.
     """
 
-    name: str = field()
+    name: str = field(validator=_check_name)
     digest: bytes = field(converter=_to_digest, repr=False)
     max_credits: Decimal | None = field(default=None, converter=_to_cap, kw_only=True)
     """The most credits that are ever spent under the name, on all hosts that share the ledger."""
-
-    @name.validator
-    def _check_name(self, _: object, name: object) -> None:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ConfigurationError("the name of a token must be 1 to 64 letters, digits and characters of _.-")
 
     @property
     def batch(self) -> str:

@@ -146,9 +146,10 @@ async def test_retry_of_a_request_does_not_get_the_failure_of_an_equal_one() -> 
 
 def test_wrong_models_and_tokens_are_refused() -> None:
     session = Session(ApiMall(api_key="a-key-of-apimall"))
-    for wrong in ({"models": "nano-banana-pro"}, {"models": []}, {"tokens": []}, {"tokens": [ANN]}):
+    settings: list[dict[str, Any]] = [{"models": "nano"}, {"models": []}, {"tokens": []}, {"tokens": [ANN]}]
+    for wrong in settings:
         with pytest.raises(ConfigurationError) as caught:
-            make_app(session, **wrong)  # type: ignore[arg-type]
+            make_app(session, **wrong)
         assert ANN not in str(caught.value)
 
 
