@@ -3,7 +3,7 @@
 import asyncio
 import io
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from nanobanana_async.emulator import Fixed, RandomFault, Script, faults
 from nanobanana_async.serve import Token, make_app
 from nanobanana_async.serve.bodies import MAX_JSON_BYTES
 from tests.serve.serving import client_of, listening, served
+from tests.support.images import make_image
 from tests.support.loopback import charged, emulated, quick, until
 
 ANN, BEN = "ann-0123456789-secret", "ben-0123456789-secret"
@@ -27,37 +28,43 @@ def create_error(status: int) -> list[RandomFault]:
     return [RandomFault(1.0, faults.error(status), "apimall.create")]
 
 
-@pytest.mark.parametrize(
-    ("options", "kind", "param", "said"),
-    [
-        ({"size": "10x10"}, openai.BadRequestError, "size", "1024x1024"),
-        ({"size": "16:9:1"}, openai.BadRequestError, "size", "aspect_ratio"),
-        ({"quality": "max"}, openai.BadRequestError, "quality", "quality must be one of auto"),
-        (
-            {"size": "2048x2048", "extra_body": {"quality": "4K"}},
-            openai.BadRequestError,
-            "quality",
-            "has resolution 2K",
-        ),
-        ({"n": 7}, openai.BadRequestError, "n", "from 1 to 6"),
-        ({"prompt": " "}, openai.BadRequestError, "prompt", "empty"),
-        ({"output_format": "webp"}, openai.BadRequestError, "output_format", "png"),
-        ({"response_format": "file"}, openai.BadRequestError, "response_format", "url"),
-        ({"background": "transparent"}, openai.BadRequestError, "background", "opaque"),
-        ({"style": "vivid"}, openai.BadRequestError, "style", "leave it out"),
-        ({"extra_body": {"seeds": 7}}, openai.BadRequestError, "seeds", "leave it out"),
-        ({"model": "gpt-image-9"}, openai.NotFoundError, "model", "nano-banana-pro"),
-    ],
+REFUSED: Sequence[tuple[Mapping[str, Any], type[openai.APIStatusError], str, str]] = (
+    ({"size": "10x10"}, openai.BadRequestError, "size", "1024x1024"),
+    ({"size": "16:9:1"}, openai.BadRequestError, "size", "aspect_ratio"),
+    ({"quality": "max"}, openai.BadRequestError, "quality", "quality must be one of auto"),
+    ({"size": "2048x2048", "extra_body": {"quality": "4K"}}, openai.BadRequestError, "quality", "has resolution 2K"),
+    ({"n": 7}, openai.BadRequestError, "n", "from 1 to 6"),
+    ({"prompt": " "}, openai.BadRequestError, "prompt", "empty"),
+    ({"output_format": "webp"}, openai.BadRequestError, "output_format", "png"),
+    ({"response_format": "file"}, openai.BadRequestError, "response_format", "url"),
+    ({"background": "transparent"}, openai.BadRequestError, "background", "opaque"),
+    ({"style": "vivid"}, openai.BadRequestError, "style", "leave it out"),
+    ({"extra_body": {"seeds": 7}}, openai.BadRequestError, "seeds", "leave it out"),
+    ({"model": "gpt-image-9"}, openai.NotFoundError, "model", "nano-banana-pro"),
 )
-async def test_field_without_a_meaning_is_refused_by_name(
-    options: Mapping[str, Any], kind: type[openai.APIStatusError], param: str, said: str
-) -> None:
+
+
+async def test_field_without_a_meaning_is_refused_by_name() -> None:
     async with emulated() as emulator, served(emulator) as (url, _), client_of(url) as client:
-        with pytest.raises(kind) as caught:
-            await client.images.generate(**{"prompt": "a fox", **options})
-        assert caught.value.param == param
-        assert said in str(caught.value)
+        for options, kind, param, said in REFUSED:
+            with pytest.raises(kind) as caught:
+                await client.images.generate(**{"prompt": "a fox", **options})
+            assert (caught.value.param, said in str(caught.value)) == (param, True), str(caught.value)
     assert charged(emulator.stats(), 0)
+
+
+async def test_field_that_only_this_gateway_does_not_take_is_refused_by_name() -> None:
+    async with emulated() as emulator:
+        session = quick(emulator, "defapi")
+        async with served(emulator, session=session) as (url, _), client_of(url) as client:
+            with pytest.raises(openai.BadRequestError) as caught:
+                await client.images.generate(prompt="a fox", n=2)
+            assert caught.value.param == "n"
+            await client.images.edit(image=[make_image(), make_image(seed=2)], prompt="a fox")
+            with pytest.raises(openai.BadRequestError) as caught:
+                await client.images.edit(image=[make_image(seed=number) for number in range(1, 6)], prompt="a fox")
+            assert caught.value.param == "image"
+    assert charged(emulator.stats(), 1)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +169,24 @@ async def test_retry_after_a_restart_finds_the_job_in_the_ledger(tmp_path: Path)
                 client_of(url) as client,
             ):
                 await client.images.generate(prompt="a fox", extra_headers=headers)
+    assert charged(emulator.stats(), 1)
+
+
+@pytest.mark.slow
+async def test_retry_at_another_server_waits_for_the_job_of_the_first(tmp_path: Path) -> None:
+    tokens, ledger = [Token("ann", ANN, max_credits=8)], tmp_path / "jobs.sqlite"
+    async with (
+        emulated(duration=Fixed(0.5)) as emulator,
+        served(emulator, session=quick(emulator, ledger=ledger), tokens=tokens) as (first, _),
+        served(emulator, session=quick(emulator, ledger=ledger), tokens=tokens) as (second, _),
+        client_of(first, token=ANN, max_retries=0, timeout=0.3) as impatient,
+        client_of(second, token=ANN) as client,
+    ):
+        with pytest.raises(openai.APITimeoutError):
+            await impatient.images.generate(prompt="a fox")
+        await client.images.generate(prompt="a fox", extra_headers=RETRY)
+        with pytest.raises(openai.RateLimitError, match="max_credits"):
+            await client.images.generate(prompt="a fox")
     assert charged(emulator.stats(), 1)
 
 
