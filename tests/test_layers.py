@@ -35,7 +35,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"purchases"}),
     frozenset({"session"}),
     frozenset({"webhooks", "otel", "session_portal"}),
-    frozenset({"report", "emulator", "mcp_server"}),
+    frozenset({"report", "emulator", "mcp_server", "serve"}),
     frozenset({"testing"}),
     frozenset({"cli"}),
     frozenset({"__main__"}),
@@ -88,6 +88,8 @@ GUESTS = {
     "mcp_types": frozenset({"mcp_server"}),
     "pydantic": frozenset({"mcp_server"}),
     "obstore": frozenset({"images"}),
+    "starlette": frozenset({"serve", "cli"}),
+    "uvicorn": frozenset({"cli"}),
     "pytest": frozenset({"emulator", "testing"}),
     "pytest_asyncio": frozenset({"emulator", "testing"}),
 }

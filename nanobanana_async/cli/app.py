@@ -136,6 +136,7 @@ for _name, _attribute in {
     "generate": "generate_command:generate",
     "batch": "batch.command:batch",
     "worker": "worker:worker",
+    "serve": "serve:serve",
     "mcp": "mcp:mcp",
     "balance": "balance:balance",
     "jobs": "jobs.command:jobs",

@@ -1,0 +1,197 @@
+"""Which job a request is: a new one, or the one that an earlier request ordered and whose answer was lost.
+
+A request with an `Idempotency-Key` is the job of that key. Without one, a retry of OpenAI's client is known by its
+`x-stainless-retry-count`: it continues an order of the same token for the same images, made by an earlier attempt.
+"""
+
+import asyncio
+import hashlib
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import timedelta
+
+from attrs import define, field, frozen
+
+from nanobanana_async import Job, JobState, Session
+from nanobanana_async.callers import handle_once_stored
+from nanobanana_async.jobs import JobRecord
+from nanobanana_async.ledger.postgres.ledger import PostgresLedger
+from nanobanana_async.ledger.sqlite import SqliteLedger
+from nanobanana_async.models import ImageRequest, with_model
+from nanobanana_async.policy.budget import Cap
+from nanobanana_async.references import local_digests
+from nanobanana_async.serve.tokens import Token
+
+REMEMBERED_S = 900.0
+"""How long after its last attempt an order can be continued by a retry: OpenAI's clients wait for up to 600 s."""
+_MOST_REMEMBERED_S = 86400.0
+_RETRY_DELAY_S = 180.0
+_SWEEP_S = 60.0
+
+
+@frozen
+class Attempt:
+    """What the headers of a request say about it."""
+
+    idempotency_key: str | None = None
+    retry_count: int = 0
+    read_timeout_s: float = 0.0
+
+    @property
+    def remembered_s(self) -> float:
+        """How long after this attempt another one may still come: when the client's own timeout ends it."""
+        return max(REMEMBERED_S, self.read_timeout_s + _RETRY_DELAY_S)
+
+    @classmethod
+    def of(cls, headers: Mapping[str, str]) -> "Attempt":
+        """Return what the headers of a request say; what is no number counts as left out."""
+
+        def number(name: str) -> float:
+            text = headers.get(name, "")
+            return float(text) if text.replace(".", "", 1).isdecimal() and len(text) < 10 else 0.0
+
+        return cls(
+            headers.get("idempotency-key") or None,
+            int(number("x-stainless-retry-count")),
+            number("x-stainless-read-timeout"),
+        )
+
+
+@define(eq=False)
+class Order:
+    """A job that requests have ordered; a retry without `Idempotency-Key` may continue it."""
+
+    key: str
+    attempt: int
+    waiting: int = 0
+    """How many requests wait for it now."""
+    began_at: float = 0.0
+    """When its last request came."""
+    answered_after_s: float | None = None
+    """How long the request waited that was answered for good; that answer may have been lost."""
+    kept_until: float = 0.0
+
+
+@define
+class Orders:
+    """The orders of an application, in memory; what an earlier process ordered is found in the ledger."""
+
+    session: Session
+    tokens: Sequence[Token]
+    _orders: dict[str, list[Order]] = field(factory=dict)
+    _caps: dict[str, tuple[Cap, ...]] = field(factory=dict)
+    _swept_at: float = 0.0
+
+    async def submit(self, token: Token, wanted: ImageRequest, attempt: Attempt) -> tuple[Job, Order]:
+        """Store the job of a request, or find it, and return it with its order. Call `end` once it is answered."""
+        engine = self.session._require_engine()
+        request, sources = await engine.references.identify(wanted)
+        request = with_model(request, self.session.gateway.model)
+        self.session.gateway.check(request)
+        if attempt.idempotency_key is not None:
+            order = Order(f"{token.batch}{_digest('key', attempt.idempotency_key)}", attempt.retry_count)
+        else:
+            order = await self._order_of(token, request, attempt)
+        order.waiting, order.began_at = order.waiting + 1, _now()
+        try:
+            record = await engine.new_record(request, order.key, batch=token.batch)
+            while (tracked := engine.submit(record, *self._caps_of(token), sources=sources)).is_being_withdrawn:
+                await tracked.wait_for_change()
+            return await handle_once_stored(engine, tracked), order
+        except BaseException:
+            self.end(order, attempt, answered=False)
+            raise
+
+    async def resume(self) -> None:
+        """Follow unfinished jobs that have no owner; buy those of our tokens that no request may come back for."""
+        await self.session.resume()
+        engine = self.session._require_engine()
+        tokens = {token.batch: token for token in self.tokens}
+        async for record in self.session._components.ledger.adoptable_jobs(self.session.gateway.account):
+            token = tokens.get(record.batch or "")
+            # The content of a local image came with its request: only a retry has it again.
+            if token is None or record.request is None or local_digests(record.request.images):
+                continue
+            if record.state is JobState.PENDING and record.key not in engine.tracked:
+                await handle_once_stored(engine, engine.submit(record, *self._caps_of(token)))
+
+    def end(self, order: Order, attempt: Attempt, *, answered: bool) -> None:
+        """Record that a request is over; `answered` if it has an answer after which no retry should come."""
+        order.waiting -= 1
+        if answered:
+            order.answered_after_s = _now() - order.began_at
+        order.kept_until = _now() + min(attempt.remembered_s, _MOST_REMEMBERED_S)
+
+    def _caps_of(self, token: Token) -> tuple[Cap, ...]:
+        if token.max_credits is None:
+            return ()
+        if token.name not in self._caps:
+            self._caps[token.name] = (self.session._require_engine().make_cap(token.max_credits, token.batch),)
+        return self._caps[token.name]
+
+    async def _order_of(self, token: Token, request: ImageRequest, attempt: Attempt) -> Order:
+        """Return the order that a request continues, or a new one."""
+        self._sweep()
+        prefix = f"{token.batch}{_digest('body', json.dumps(request.to_dict(), sort_keys=True))}-"
+        if attempt.retry_count > 0:
+            if (order := _continued(self._orders.get(prefix, ()), attempt.retry_count)) is not None:
+                order.attempt = attempt.retry_count
+                return order
+            stored = [record.key async for record in self._stored(prefix, attempt)]
+            taken = {order.key for order in self._orders.get(prefix, ())}  # read now: other requests ran meanwhile
+            for key in stored:
+                if key not in taken:
+                    return self._remember(prefix, key, attempt)
+        return self._remember(prefix, f"{prefix}{secrets.token_hex(8)}", attempt)
+
+    def _remember(self, prefix: str, key: str, attempt: Attempt) -> Order:
+        order = Order(key, attempt.retry_count, kept_until=_now() + REMEMBERED_S)
+        self._orders.setdefault(prefix, []).append(order)
+        return order
+
+    async def _stored(self, prefix: str, attempt: Attempt) -> AsyncIterator[JobRecord]:
+        """Yield the jobs of earlier processes, and of others on this ledger, that a retry may continue."""
+        ledger = self.session._components.ledger
+        if not isinstance(ledger, (SqliteLedger, PostgresLedger)):
+            return
+        back_s = min(attempt.retry_count * attempt.remembered_s, _MOST_REMEMBERED_S)  # to the first attempt
+        oldest = self.session._require_engine().store.utcnow() - timedelta(seconds=back_s)
+        async for record in ledger.jobs():
+            if record.created_at < oldest:
+                return
+            if record.key.startswith(prefix):
+                yield record
+
+    def _sweep(self) -> None:
+        """Forget orders that no retry will continue."""
+        now = _now()
+        if now < self._swept_at + _SWEEP_S:
+            return
+        self._swept_at = now
+        for prefix, orders in list(self._orders.items()):
+            orders[:] = [order for order in orders if order.waiting or order.kept_until > now]
+            if not orders:
+                del self._orders[prefix]
+
+
+def _continued(orders: Sequence[Order], retry_count: int) -> Order | None:
+    """Return the order that a retry most likely made: one that its request has left without an answer.
+
+    Else its answer was lost: most likely the one that took longest, since clients and proxies give up then. If it is
+    another's, two clients get one image; buying once more would be the worse mistake.
+    """
+
+    def likelihood(order: Order) -> tuple[bool, bool, bool, float]:
+        left = not order.waiting and order.answered_after_s is None
+        return left, not order.waiting, order.attempt == retry_count - 1, order.answered_after_s or 0.0
+
+    return max((order for order in orders if order.attempt < retry_count), key=likelihood, default=None)
+
+
+def _digest(kind: str, text: str) -> str:
+    return hashlib.sha256(f"{kind} {text}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

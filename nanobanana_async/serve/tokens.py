@@ -1,0 +1,97 @@
+"""The bearer tokens of the served API: each has a name, and perhaps a cap of credits."""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+
+from attrs import Attribute, field, frozen
+
+from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.keys import batch_key_prefix
+from nanobanana_async.policy.prices import parse_credits
+from nanobanana_async.validators import check_kind
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_TEXT = re.compile(r"[A-Za-z0-9_.~+/=-]{16,512}")
+
+
+def _check_name(_: object, __: "Attribute[str]", name: object) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigurationError("the name of a token must be 1 to 64 letters, digits and characters of _.-")
+
+
+def _to_digest(text: object) -> bytes:
+    if not isinstance(text, str) or not _TEXT.fullmatch(text):
+        raise ConfigurationError("a token must be 16 to 512 letters, digits and characters of _.~+/=-, without spaces")
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _to_cap(credits_: Decimal | float | None) -> Decimal | None:
+    return parse_credits("max_credits", credits_)
+
+
+@frozen
+class Token:
+    """A bearer token: `Token("ann", "...", max_credits=500)`. Only a digest of its text is kept.
+
+    The name identifies it in the ledger: under it a new text continues the jobs and the cap of the old one.
+    """
+
+    name: str = field(validator=_check_name)
+    digest: bytes = field(converter=_to_digest, repr=False)
+    max_credits: Decimal | None = field(default=None, converter=_to_cap, kw_only=True)
+    """The most credits that are ever spent under the name, on all hosts that share the ledger."""
+
+    @property
+    def batch(self) -> str:
+        """What the keys of its jobs begin with: the ledger counts its credits as those of a batch."""
+        return batch_key_prefix(f"serve {self.name}")
+
+
+LOCAL = Token("local", secrets.token_hex())
+"""Whose jobs those of an application without tokens are; its text is never given out."""
+
+
+def parse_tokens(text: str) -> list[Token]:
+    """Return the tokens of lines `NAME:TOKEN` or `NAME:TOKEN:MAX_CREDITS`; a line that begins with # is a comment.
+
+    Raises `ConfigurationError`, which names a line by its number and shows nothing of it.
+    """
+    tokens: list[Token] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, *rest = line.strip().split(":")
+        try:
+            cap = Decimal(rest[1]) if len(rest) == 2 else None
+            if len(rest) not in (1, 2):
+                raise ConfigurationError("a line is NAME:TOKEN or NAME:TOKEN:MAX_CREDITS")
+            tokens.append(Token(name, rest[0], max_credits=cap))
+        except ArithmeticError:
+            raise ConfigurationError(f"tokens, line {number}: MAX_CREDITS must be a number") from None
+        except ConfigurationError as error:
+            raise ConfigurationError(f"tokens, line {number}: {error.message}") from None
+    check_tokens(tokens)
+    return tokens
+
+
+def check_tokens(tokens: Sequence[Token]) -> None:
+    """Raise `ConfigurationError` if there is no token, or one name or text is there twice."""
+    for token in tokens:
+        check_kind("a token", token, Token, "a Token")
+    if not tokens:
+        raise ConfigurationError("there is no token: write lines NAME:TOKEN")
+    for facts in ([token.name for token in tokens], [token.digest for token in tokens]):
+        if len(set(facts)) < len(facts):
+            raise ConfigurationError("two tokens have the same name or text: each needs its own")
+
+
+def find_token(tokens: Iterable[Token], authorization: str) -> Token | None:
+    """Return the token that an Authorization header names; None if it is none of these."""
+    scheme, _, text = authorization.partition(" ")
+    digest = hashlib.sha256(text.strip().encode("utf-8", "surrogateescape")).digest()
+    matches = [token for token in tokens if hmac.compare_digest(token.digest, digest)]
+    return matches[0] if matches and scheme.lower() == "bearer" else None
