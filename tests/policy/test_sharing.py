@@ -383,6 +383,25 @@ def test_gate_opens_when_the_owner_that_found_the_outage_is_through() -> None:
     assert exchange(state, 3, Report(number=1, held=0), NOW + HAND_OVER_S + 3).gate_until == -math.inf
 
 
+def test_nothing_waits_for_a_clock_that_went_back() -> None:
+    state = rate_limited()
+    wanting = Report(number=50, held=5, queued=9)
+    exchange(state, 1, evolve(wanting, gate_until=NOW + 40), NOW + 10)
+    earlier = NOW - 3600
+    late = RequestEvent(what="throttled", at=NOW + 10, sent_at=NOW + 9, kind="poll")  # by the clock of before
+    gated = exchange(state, 2, evolve(wanting, events=(late,)), earlier)
+    assert gated.gate_until == earlier + 30 + PROBE_AFTER_S
+    assert state.shares[1].spoke_at == earlier
+    departures = [
+        at
+        for number in range(51, 80)
+        for at in exchange(state, 2, evolve(wanting, number=number, polls_due=3), earlier + number - 50).departures[
+            "poll"
+        ]
+    ]
+    assert earlier < min(departures) < earlier + 10
+
+
 def test_state_survives_its_form_in_the_ledger() -> None:
     state = rate_limited()
     ask(state, 1, held=9, events=(RequestEvent(what="throttled", at=NOW + 2, sent_at=NOW + 1.5, load=Load(9)),))
