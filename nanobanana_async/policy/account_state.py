@@ -119,10 +119,22 @@ class AccountState:
         room -= min(reserve, max(0, room - len(rest)))
         return targets | _fair_shares_of(rest, room, now)
 
-    def start_again(self, now: float) -> None:
-        """Let the learner start from what it knew when the last owner left, as far as that is believed."""
+    def set_clock_back(self, now: float) -> None:
+        """Go on by a ledger's clock that went back: no time of the past may lie ahead."""
+        back_s, self.spoke_at = self.spoke_at - now, now
+        self.gate_until, self.gate_since = self.gate_until - back_s, self.gate_since - back_s
+        for share in self.shares.values():
+            share.spoke_at, share.hungry_at = share.spoke_at - back_s, share.hungry_at - back_s
+        self.start_again(now, learned_at=now + back_s)
+
+    def start_again(self, now: float, *, learned_at: float | None = None) -> None:
+        """Let the learner start from what it knew when the last owner left, as far as that is believed.
+
+        `learned_at` is the time of the last exchange by the learner's clock, if that is another one than before.
+        """
         before, self.limiter = self.limiter, AdmissionLimiter(ConcurrencyPolicy())
-        known = before.learned(now=self.spoke_at, at=datetime.fromtimestamp(self.spoke_at, UTC))
+        at = self.spoke_at if learned_at is None else learned_at
+        known = before.learned(now=at, at=datetime.fromtimestamp(self.spoke_at, UTC))
         if known is not None:
             self.limiter.job_limit.mean_job_s = before.job_limit.mean_job_s
             self.limiter.restore(known, now=now, at=datetime.fromtimestamp(now, UTC))

@@ -12,7 +12,7 @@ from attrs import define, evolve, field
 
 from nanobanana_async.policy.concurrency import Load
 from nanobanana_async.policy.request_budget import RequestKind
-from nanobanana_async.policy.sharing import LATER_S, Allotment, Report, RequestEvent
+from nanobanana_async.policy.sharing import CLOCK_JUMP_S, LATER_S, Allotment, Report, RequestEvent
 
 TICK_S = 2.0
 """The time between two exchanges while something changes, or the session wants more than it has."""
@@ -200,6 +200,10 @@ class SharedAccount:
     def take(self, allotment: Allotment, asked_at: float, now: float) -> None:
         """Take what the exchange gave that was asked for at a time."""
         error_s = (now - asked_at) / 2
+        wrong_s = abs(allotment.at - (now - error_s) - self._offset_s) - error_s - self._offset_error_s
+        if wrong_s > CLOCK_JUMP_S:  # what was handed out by the old clock means nothing by the new one
+            self._offset_error_s = math.inf
+            self._departures = {"create": deque(), "poll": deque()}
         if error_s <= self._offset_error_s or now > self._offset_at + OFFSET_KEPT_S:
             self._offset_s, self._offset_error_s, self._offset_at = allotment.at - (now - error_s), error_s, now
         self.allotment, self._report, self.failing, self.spoke_at = allotment, None, False, now

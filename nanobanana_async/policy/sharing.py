@@ -31,7 +31,7 @@ from collections.abc import Mapping
 from copy import copy
 from typing import Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from nanobanana_async.errors import LimitKind
 from nanobanana_async.policy.account_state import AccountState, Share
@@ -50,6 +50,8 @@ PROBE_S = 10.0
 """How long an answer to the single create that leaves during an outage may take before another owner sends one."""
 HAND_OVER_S, MOST_HAND_OVER_S = 10.0, 120.0
 """How long an owner probes during an outage until another one does; the time doubles with each."""
+CLOCK_JUMP_S = 1.0
+"""A clock of the ledger that is off by more was set, or is that of another server now."""
 LATER_S = 1e-5
 """What an owner learns in an exchange it knows a little later than the time of the exchange."""
 
@@ -139,6 +141,8 @@ def exchange(state: AccountState, owner: int, report: Report, now: float, orphan
     """Take the report of an owner, and return what it may do; `orphans` are running jobs that have no living owner."""
     if not state.shares:
         state.start_again(now)
+    elif now < state.spoke_at - CLOCK_JUMP_S:
+        state.set_clock_back(now)
     share = state.shares.get(owner)
     if share is None:  # who comes new has no claim on the past
         past = [other.used_until(now) for other in state.shares.values()]
@@ -172,7 +176,8 @@ def _learn(state: AccountState, owner: int, report: Report, now: float, orphans:
     unreported_s = sum(share.held * min(now - share.spoke_at, UNREPORTED_S) for share in others) / max(1, held)
     limiter.job_limit.mean_job_s = report.mean_job_s
     limiter.job_limit.notice_delay_s = report.notice_delay_s + unreported_s
-    for event in report.events:
+    for said in report.events:
+        event = evolve(said, at=min(said.at, now), sent_at=min(said.sent_at, now))  # the clock may have gone back
         own = event.load
         total = held + own.held
         load = Load(total, in_flight + own.in_flight, own.likely_ended * total / max(1, own.held))

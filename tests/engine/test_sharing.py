@@ -4,6 +4,8 @@ import asyncio
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
+import pytest
+
 from nanobanana_async import ApiMall, ConcurrencyPolicy, MemoryLedger, Session
 from nanobanana_async.emulator import API_KEY, EmulatorSettings, GatewaySimulator, LogNormal
 from nanobanana_async.errors import SessionClosed
@@ -11,7 +13,9 @@ from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.ledger.base import SharesAccount
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.testing import EmulatorTransport, Reply
+from tests.support import shared_ledger
 from tests.support.fakes import FakeGateway, apimall, now, virtually
+from tests.support.mutations import patched
 from tests.support.replies import refused
 from tests.support.shared_ledger import LOST, FakeProcess, LedgerView, SharedLedger
 
@@ -23,10 +27,14 @@ async def host(stack: AsyncExitStack, shared: SharedLedger, gateway: Any, **sett
 
 async def work(process: FakeProcess, jobs: int, name: str = "fox") -> None:
     """Buy jobs at once, and wait for all."""
+    await buy(process.session, [f"{name} {number}" for number in range(jobs)])
+
+
+async def buy(session: Session, prompts: list[str]) -> None:
     with suppress(SessionClosed):
         async with asyncio.TaskGroup() as group:
-            for number in range(jobs):
-                group.create_task(process.session.generate(f"{name} {number}"))
+            for prompt in prompts:
+                group.create_task(session.generate(prompt))
 
 
 @virtually
@@ -139,6 +147,32 @@ async def test_an_outage_costs_few_creates() -> None:
         down.clear()
         await asyncio.sleep(120.0)
         assert gateway.sold == 80
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+@pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
+@virtually
+async def test_hosts_go_on_when_the_clock_of_the_ledger_is_set(jump_s: float) -> None:
+    simulator = GatewaySimulator(
+        EmulatorSettings(job_limit=8, requests_per_minute=60, duration=LogNormal(median_s=10.0))
+    )
+    shared, before = SharedLedger(), shared_ledger.CLOCK_AHEAD_S
+    async with AsyncExitStack() as stack:
+        tasks = []
+        for number in range(2):
+            gateway = ApiMall(api_key=API_KEY, base_url="http://127.0.0.1")
+            transport = EmulatorTransport(simulator, api_key=API_KEY)
+            session = await stack.enter_async_context(
+                Session(gateway, http=transport, ledger=LedgerView(shared, 0.004))
+            )
+            tasks.append(asyncio.Task(buy(session, [f"fox {number} {each}" for each in range(80)])))
+        await asyncio.sleep(90.0)
+        with patched([(shared_ledger, "CLOCK_AHEAD_S", before + jump_s)]):
+            bought = simulator.stats(now()).creates_accepted
+            await asyncio.sleep(60.0)
+            assert simulator.stats(now()).creates_accepted > bought + 15
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)

@@ -326,3 +326,19 @@ def test_what_a_session_learned_alone_is_not_used() -> None:
 
 def test_an_event_has_no_load_by_default() -> None:
     assert RequestEvent(what="ended").load == Load(0)
+
+
+@pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
+def test_departures_by_a_clock_that_was_set_are_dropped(jump_s: float) -> None:
+    limiter = new(granted=5, target=5, gap_s=1.0, departures={"create": (10.5 + AHEAD_S, 11.0 + AHEAD_S)})
+    assert limiter.budget.admits("create", 10.6, 0)
+    say(limiter)
+    soon = 12.5 + AHEAD_S + jump_s
+    limiter.take(
+        Allotment(at=12.0 + AHEAD_S + jump_s, granted=5, target=5, gap_s=1.0, departures={"create": (soon,)}),
+        11.9,
+        12.1,
+    )
+    assert not limiter.budget.admits("create", 12.4, 0)
+    assert limiter.budget.opens_at("create") == pytest.approx(12.5)
+    assert limiter.budget.admits("create", 12.6, 0)

@@ -324,7 +324,7 @@ def test_outage_of_one_owner_does_not_hold_others_whose_creates_are_answered() -
     for what in ("accepted", "throttled"):
         state = limited(20)
         exchange(state, 1, outage(1), NOW)
-        before = RequestEvent(what=what, at=NOW - 1, sent_at=NOW - 2)  # type: ignore[arg-type]
+        before = RequestEvent(what=what, at=NOW - 1, sent_at=NOW - 2)
         assert exchange(state, 2, Report(number=1, held=0, events=(before,)), NOW + 1).gate_until > NOW
         polled = RequestEvent(what="accepted", at=NOW + 1, sent_at=NOW, kind="poll")
         assert exchange(state, 2, Report(number=2, held=0, events=(polled,)), NOW + 1).gate_until > NOW
@@ -339,7 +339,7 @@ def test_outage_of_one_owner_does_not_hold_others_whose_creates_are_answered() -
         assert exchange(state, 2, Report(number=5, held=0), NOW + 7).gate_until > NOW
 
 
-def test_a_pause_that_the_gateway_asked_for_holds_whatever_is_answered() -> None:
+def test_a_pause_that_the_gateway_asked_for_is_not_opened_by_answers() -> None:
     state = limited(20)
     exchange(state, 1, Report(number=1, held=0, gate_until=NOW + 90), NOW)
     answered = RequestEvent(what="accepted", at=NOW + 1, sent_at=NOW)
@@ -370,7 +370,8 @@ def test_owners_take_turns_to_probe_during_an_outage() -> None:
     assert state.gate_owner == 3
     answered = RequestEvent(what="accepted", at=at + 2 * HAND_OVER_S + 2, sent_at=at + 2 * HAND_OVER_S + 1)
     allotment = exchange(state, 3, evolve(waiting, number=6, held=3, events=(answered,)), at + 2 * HAND_OVER_S + 3)
-    assert (state.gate_owner, state.cut_off) == (None, {1})
+    assert allotment.gate_until == -math.inf
+    assert state.cut_off == {1}
     assert allotment.granted > 4
 
 
@@ -381,6 +382,25 @@ def test_gate_opens_when_the_owner_that_found_the_outage_is_through() -> None:
     assert state.gate_owner == 2
     exchange(state, 1, Report(number=2, held=0), NOW + HAND_OVER_S + 2)
     assert exchange(state, 3, Report(number=1, held=0), NOW + HAND_OVER_S + 3).gate_until == -math.inf
+
+
+def test_nothing_waits_for_a_clock_that_went_back() -> None:
+    state = rate_limited()
+    wanting = Report(number=50, held=5, queued=9)
+    exchange(state, 1, evolve(wanting, gate_until=NOW + 40), NOW + 10)
+    earlier = NOW - 3600
+    late = RequestEvent(what="throttled", at=NOW + 10, sent_at=NOW + 9, kind="poll")  # by the clock of before
+    gated = exchange(state, 2, evolve(wanting, events=(late,)), earlier)
+    assert gated.gate_until == earlier + 30 + PROBE_AFTER_S
+    assert state.shares[1].spoke_at == earlier
+    departures = [
+        at
+        for number in range(51, 80)
+        for at in exchange(state, 2, evolve(wanting, number=number, polls_due=3), earlier + number - 50).departures[
+            "poll"
+        ]
+    ]
+    assert earlier < min(departures) < earlier + 10
 
 
 def test_state_survives_its_form_in_the_ledger() -> None:
