@@ -7,6 +7,10 @@ import io
 import os
 
 import pytest
+
+pytest.importorskip("openai", reason="OpenAI's client is missing: pip install openai")
+pytest.importorskip("python_multipart", reason="the extra serve is missing: pip install -e '.[serve]'")
+
 from openai import AsyncOpenAI
 from PIL import Image
 
