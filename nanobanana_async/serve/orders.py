@@ -9,7 +9,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from attrs import define, field, frozen
 
@@ -27,6 +27,7 @@ REMEMBERED_S = 900.0
 """How long after its last attempt an order can be continued by a retry: OpenAI's clients wait for up to 600 s."""
 _MOST_REMEMBERED_S = 86400.0
 _RETRY_DELAY_S = 180.0
+_NOT_ENDED = datetime.max.replace(tzinfo=UTC)
 _SWEEP_S = 60.0
 
 
@@ -138,11 +139,12 @@ class Orders:
             if (order := _continued(self._orders.get(prefix, ()), attempt.retry_count)) is not None:
                 order.attempt = attempt.retry_count
                 return order
-            stored = [record.key async for record in self._stored(prefix, attempt)]
+            stored = [record async for record in self._stored(prefix, attempt)]
             taken = {order.key for order in self._orders.get(prefix, ())}  # read now: other requests ran meanwhile
-            for key in stored:
-                if key not in taken:
-                    return self._remember(prefix, key, attempt)
+            # No client has the images of one that runs; those that ended last may not have been delivered.
+            for record in sorted(stored, key=lambda record: record.ended_at or _NOT_ENDED, reverse=True):
+                if record.key not in taken:
+                    return self._remember(prefix, record.key, attempt)
         return self._remember(prefix, f"{prefix}{secrets.token_hex(8)}", attempt)
 
     def _remember(self, prefix: str, key: str, attempt: Attempt) -> Order:

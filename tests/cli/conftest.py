@@ -1,11 +1,18 @@
 """Fixtures for the tests of the command."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cli.batches import Command
+
+
+@pytest.fixture(autouse=True)
+def _without_pydantic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide pydantic, as in the command's own process: cyclopts validates with it where other tests have imported it."""
+    monkeypatch.delitem(sys.modules, "pydantic", raising=False)
 
 
 @pytest.fixture

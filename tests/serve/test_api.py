@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import openai
 import pytest
+
+pytest.importorskip("openai", reason="OpenAI's client is missing: pip install openai")
+pytest.importorskip("python_multipart", reason="the extra serve is missing: pip install -e '.[serve]'")
+
+import openai
 
 from nanobanana_async import ApiMall, ConfigurationError, JobState, Session
 from nanobanana_async.emulator import Fixed, RandomFault, Script, faults

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("python_multipart", reason="the extra serve is missing: pip install -e '.[serve]'")
+
 from nanobanana_async import ConfigurationError
 from nanobanana_async.serve import Token, parse_tokens
 from nanobanana_async.serve.fields import SIZES, wanted_of

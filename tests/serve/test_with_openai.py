@@ -7,6 +7,10 @@ import io
 import os
 
 import pytest
+
+pytest.importorskip("openai", reason="OpenAI's client is missing: pip install openai")
+pytest.importorskip("python_multipart", reason="the extra serve is missing: pip install -e '.[serve]'")
+
 from openai import AsyncOpenAI
 from PIL import Image
 
@@ -25,7 +29,7 @@ async def bought(client: AsyncOpenAI, prompt: str, **options: object) -> bytes:
 @pytest.mark.slow
 async def test_two_hundred_at_once_are_bought_once_each_on_five_slots() -> None:
     async with (
-        emulated(job_limit=5, duration=Fixed(0.1)) as emulator,
+        emulated(job_limit=5, duration=Fixed(0.05)) as emulator,
         served(emulator) as (url, _),
         client_of(url) as client,
         asyncio.TaskGroup() as group,
