@@ -141,7 +141,7 @@ async def test_a_failed_and_a_refused_row_are_outcomes_with_their_jobs() -> None
 
 
 def test_outcome_without_result_or_error_cannot_be_unwrapped() -> None:
-    with pytest.raises(RuntimeError, match="row 3 has neither"):
+    with pytest.raises(RuntimeError, match="row 4 has neither"):
         Outcome(index=3, key="k", request=None).unwrap()
 
 

@@ -71,7 +71,6 @@ async def test_killed_workers_lose_no_row_and_buy_none_twice(name: str, postgres
         await ledger.aclose()
     outcomes = Counter(line.partition(" ")[0] for line in lines_in(tmp_path))
     assert set(outcomes) == {row["key"] for row in rows}
-    assert outcomes.total() <= ROWS + KILLS  # a killed worker had written at most one line that was not delivered
     assert bought.double_charges == 0
     uncertain = sum(count for state, count in states.items() if state.name == "UNCERTAIN")
     assert states.total() == ROWS

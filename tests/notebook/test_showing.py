@@ -96,7 +96,7 @@ def test_hostile_text_in_any_field_stays_text(words: str) -> None:
 def test_a_failed_outcome_shows_error_class_and_message() -> None:
     shown = page(Outcome(index=3, key="", request=None, error=NanoBananaError("the row is no request")))
     assert "NanoBananaErrorthe row is no request" in shown.text
-    assert "row 3" in shown.text
+    assert "row 4" in shown.text
     assert shown.images == []
 
 

@@ -51,6 +51,7 @@ async def test_callback_in_a_waiting_process_notifies_the_owner() -> None:
     CallbackReceiver(mine.session, public_url=PUBLIC)
     theirs, receiver = process(shared, gateway)
     async with mine, theirs:
+        await asyncio.sleep(0.65)  # the other process reads the ledger at each full second
         submitting = asyncio.Task(mine.session.submit("a fox", idempotency_key=KEY))
         while KEY not in shared.states():  # noqa: ASYNC110 - the ledger has no event
             await asyncio.sleep(0.01)
