@@ -129,6 +129,6 @@ def error_text(service: Service, request_id: str, error: NanoBananaError) -> str
                 " another image, or the same arguments for the same one"
             )
         case InvalidRequest():
-            return one_line(f"nothing was bought: {error}")
+            return one_line(f"this call bought nothing: {error}")
         case _:
             return one_line(f"{error}; {same_id}")

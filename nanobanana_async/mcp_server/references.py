@@ -1,14 +1,17 @@
 """Which reference images a model may name: files inside allowed folders, and https links, which the gateway fetches."""
 
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from nanobanana_async import ConfigurationError, InvalidRequest
 from nanobanana_async.escaping import exact
-from nanobanana_async.formatting import plural
-from nanobanana_async.models import ImageInput
+from nanobanana_async.formatting import byte_count, plural
+from nanobanana_async.images.local import MAX_BYTES
 
 _SHOWN = 120
+_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def to_allowed_folders(folders: Sequence[Path]) -> list[Path]:
@@ -22,8 +25,8 @@ def to_allowed_folders(folders: Sequence[Path]) -> list[Path]:
     return resolved
 
 
-def to_reference(text: str, allowed: Sequence[Path]) -> ImageInput:
-    """Return a link as it is, or the path of a file inside the allowed folders, without links in it.
+def to_reference(text: str, allowed: Sequence[Path]) -> str | bytes:
+    """Return a link as it is, or the content of a file inside the allowed folders. Reads the file here.
 
     Raises `InvalidRequest` for anything else. A file outside is refused whether it exists or not.
     """
@@ -32,20 +35,27 @@ def to_reference(text: str, allowed: Sequence[Path]) -> ImageInput:
     given = exact(text[:_SHOWN])
     if "://" in text or text.lower().startswith("data:"):
         raise InvalidRequest(f"{given}: images takes paths of files and https links")
-    path = Path(text)
-    if not path.is_absolute():
+    if not Path(text).is_absolute():
         raise InvalidRequest(f"{given}: images takes absolute paths, as list_images shows them, and https links")
+    outside = InvalidRequest(
+        f"{given} is outside of the {plural(len(allowed), 'allowed folder')}, {', '.join(map(str, allowed))}: ask the"
+        " user to copy it there, or to start the server with --allow-folder"
+    )
     try:
-        path = path.resolve()
+        path = Path(text).resolve()
         if not any(path.is_relative_to(folder) for folder in allowed):
-            raise InvalidRequest(
-                f"{given} is outside of the {plural(len(allowed), 'allowed folder')}, {', '.join(map(str, allowed))}:"
-                " ask the user to copy it there, or to start the server with --allow-folder"
-            )
+            raise outside
         if not path.is_file():
             raise InvalidRequest(f"{given}: there is no such file")
-    except (OSError, ValueError, RuntimeError) as error:  # a loop of links; a null character
-        if isinstance(error, InvalidRequest):
-            raise
-        raise InvalidRequest(f"{given} is no path of a file") from None
-    return path
+        with os.fdopen(os.open(path, _FLAGS), "rb") as file:
+            opened = os.fstat(file.fileno())
+            # A link may have been put there after the check: what was opened must be what lies inside.
+            if path.resolve() != path or not os.path.samestat(opened, path.lstat()):
+                raise outside
+            if not stat.S_ISREG(opened.st_mode) or opened.st_size > MAX_BYTES:
+                raise InvalidRequest(f"{given} is no file of at most {byte_count(MAX_BYTES)}")
+            return file.read(MAX_BYTES)
+    except InvalidRequest:
+        raise
+    except (OSError, ValueError, RuntimeError):  # not readable; a null character; a loop of links
+        raise InvalidRequest(f"{given} can't be read as a file") from None

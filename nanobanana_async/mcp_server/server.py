@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio.to_thread
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
@@ -134,7 +135,7 @@ class ImageServer:
             call = kind.model_validate(params.arguments or {})
         except ValidationError as error:
             wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
-            return _error(f"nothing was bought: {'; '.join(wrong)}")
+            return _error(f"this call bought nothing: {'; '.join(wrong)}")
 
         async def report(percent: float, state: str) -> None:
             await context.session.report_progress(percent, 100.0, state)
@@ -147,7 +148,7 @@ class ImageServer:
     async def _answer(self, tool: str, call: _Call, report: Reporter) -> list[ContentBlock]:
         service = self._service
         if isinstance(call, GenerateImage):
-            purchase = await service.buy(call.request_id, self._to_request(call), call.wait_s, report)
+            purchase = await service.buy(call.request_id, await self._to_request(call), call.wait_s, report)
         elif isinstance(call, GetImage):
             collected = await service.collect(call.request_id, call.wait_s, report)
             if collected is None:
@@ -164,8 +165,9 @@ class ImageServer:
             raise purchase.error
         return await images_answer(self._service, purchase)
 
-    def _to_request(self, call: GenerateImage) -> ImageRequest:
-        images = [to_reference(image, self._allowed) for image in call.images] if isinstance(call, EditImage) else []
+    async def _to_request(self, call: GenerateImage) -> ImageRequest:
+        named = call.images if isinstance(call, EditImage) else ()
+        images = [await anyio.to_thread.run_sync(to_reference, image, self._allowed) for image in named]
         return ImageRequest(
             call.prompt,
             images=images,

@@ -1,6 +1,8 @@
 """Which reference images a model may name."""
 
+import os
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -13,7 +15,7 @@ def allowed(tmp_path: Path) -> Path:
     folder = tmp_path / "allowed"
     (folder / "deep").mkdir(parents=True)
     for name in ("cat.png", "deep/dog.png"):
-        (folder / name).write_bytes(b"image")
+        (folder / name).write_bytes(name.encode())
     neighbour = tmp_path / "allowed-not"
     neighbour.mkdir()
     (neighbour / "secret.png").write_bytes(b"secret")
@@ -23,17 +25,17 @@ def allowed(tmp_path: Path) -> Path:
 def test_file_inside_and_https_link_are_allowed(allowed: Path) -> None:
     folders = to_allowed_folders([allowed])
     (allowed / "inner.png").symlink_to(allowed / "deep" / "dog.png")
-    assert to_reference(str(allowed / "cat.png"), folders) == allowed / "cat.png"
-    assert to_reference(str(allowed / "deep" / ".." / "cat.png"), folders) == allowed / "cat.png"
-    assert to_reference(str(allowed / "inner.png"), folders) == allowed / "deep" / "dog.png"
+    assert to_reference(str(allowed / "cat.png"), folders) == b"cat.png"
+    assert to_reference(str(allowed / "deep" / ".." / "cat.png"), folders) == b"cat.png"
+    assert to_reference(str(allowed / "inner.png"), folders) == b"deep/dog.png"
     assert to_reference("https://example.com/cat.png", folders) == "https://example.com/cat.png"
 
 
 def test_allowed_folder_may_be_named_by_a_link(allowed: Path, tmp_path: Path) -> None:
     (tmp_path / "alias").symlink_to(allowed)
     folders = to_allowed_folders([tmp_path / "alias"])
-    assert to_reference(str(tmp_path / "alias" / "cat.png"), folders) == allowed / "cat.png"
-    assert to_reference(str(allowed / "cat.png"), folders) == allowed / "cat.png"
+    assert to_reference(str(tmp_path / "alias" / "cat.png"), folders) == b"cat.png"
+    assert to_reference(str(allowed / "cat.png"), folders) == b"cat.png"
 
 
 @pytest.mark.parametrize("name", ["../allowed-not/secret.png", "../allowed-not/none.png", "..", "../../../etc/passwd"])
@@ -50,13 +52,35 @@ def test_link_out_of_an_allowed_folder_is_refused(allowed: Path) -> None:
             to_reference(str(allowed / name), to_allowed_folders([allowed]))
 
 
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_link_put_there_after_the_check_is_refused(
+    allowed: Path, monkeypatch: pytest.MonkeyPatch, what: Literal["file", "folder"]
+) -> None:
+    secret = allowed.parent / "allowed-not"
+    (secret / "dog.png").write_bytes(b"secret")
+    really_open = os.open
+
+    def open_late(path: Path, flags: int) -> int:
+        if what == "file":
+            path.unlink()
+            path.symlink_to(secret / "dog.png")
+        else:
+            path.parent.rename(allowed / "moved")
+            path.parent.symlink_to(secret)
+        return really_open(path, flags)
+
+    monkeypatch.setattr(os, "open", open_late)
+    with pytest.raises(InvalidRequest, match=r"outside of|can't be read"):
+        to_reference(str(allowed / "deep" / "dog.png"), to_allowed_folders([allowed]))
+
+
 @pytest.mark.parametrize(
     ("given", "why"),
     [
         ("{}/none.png", "there is no such file"),
         ("{}/deep", "there is no such file"),
-        ("{}/loop", "is no path of a file|there is no such file"),
-        ("{}/\0", "is no path of a file"),
+        ("{}/loop", "can't be read|there is no such file"),
+        ("{}/\0", "can't be read"),
         ("cat.png", "absolute paths"),
         ("http://example.com/cat.png", "https links"),
         ("s3://bucket/cat.png", "https links"),
