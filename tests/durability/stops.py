@@ -57,7 +57,7 @@ def stop_once(server: Server, gateway: GatewayName, way: StopAt, seed: int) -> d
         proxy = stack.enter_context(cut_proxy(server.port))
         url = f"postgresql://{USER}@127.0.0.1:{proxy.port}/postgres" if way == "cut off" else server.url
         common: dict[str, Any] = {"gateway": gateway, "url": emulator.url, "schema": schema, "rows": ROWS}
-        first = Orders(**common, ledger=url, seed=seed, stop_at=way, nth=rng.randint(1, 2))
+        first = Orders(**common, ledger=url, seed=seed, stop_at=way)
         second = Orders(**common, ledger=server.url, seed=seed + 1)
         processes = stack.enter_context(hosts(first, second))
         _disturb(way, processes[0], proxy, server, schema, rng)
