@@ -38,9 +38,7 @@ FREE_S = 2.0
 """How often a worker looks for rows of dead workers while there are others; `FREE_AT_END_S` when there are none."""
 FREE_AT_END_S = 0.5
 
-FIRST = -1
-"""Before the first row."""
-
+FIRST = -1  # before the first row
 _FACTS = "batch, name, gateway, account, max_credits, expected_credits, fed"
 _OPEN = (
     "INSERT INTO fed_batches (batch, name, gateway, account, max_credits, expected_credits)"
@@ -130,8 +128,8 @@ class Drawing:
     """The keys of the jobs whose rows it has drawn and not delivered."""
     failures: int = 0
     """How many draws and deliveries failed: rows may be drawn for this owner that no worker of it knows."""
-    looked_after: dict[str, int] = field(factory=dict)
-    """Batch -> the failures when a draw last looked for such rows."""
+    failures_seen: dict[str, int] = field(factory=dict)
+    """Batch -> the number of failures when a draw last found such rows."""
 
 
 class FeedingCalls(ABC):
@@ -252,11 +250,11 @@ def _draw(table: PostgresTable, batch: str, count: int, drawing: Drawing, now: f
         (((unfinished,),),) = yield [Statement(_UNFINISHED, values)]
         drawing.free_at = min(drawing.free_at, now + FREE_AT_END_S)
     failures = drawing.failures
-    if table.commit_in_doubt or drawing.looked_after.get(batch, 0) < failures:  # what was drawn without an answer
+    if table.commit_in_doubt or drawing.failures_seen.get(batch, 0) < failures:  # what was drawn without an answer
         (drawn,) = yield [Statement(_IN_HAND, values)]
         known = drawing.in_hand | {each.record.key for each in rows}
         rows += [each for each in map(_drawn_row, drawn) if each.record.key not in known]
-        drawing.looked_after[batch] = failures
+        drawing.failures_seen[batch] = failures
     return Draw(rows=tuple(rows), unfinished=bool(unfinished), facts=_facts_of(facts[0]))
 
 
