@@ -41,6 +41,8 @@ class Orders:
     schema: str
     rows: int
     seed: int
+    first_row: int = 0
+    """The rows before it are left to the other host."""
     stop_at: StopAt | None = None
     nth: int = 1
 
@@ -101,7 +103,7 @@ async def work(orders: Orders) -> dict[str, Any]:
     """Buy all rows, in an order of its own, and adopt what others leave, until no row is open any more."""
     gateway, stop = gateway_at(orders.gateway, orders.url), Stop(orders)
     ledger = CountingLedger(orders.ledger, schema=orders.schema, lease=SHORT)
-    keys = [f"row-{number}" for number in range(orders.rows)]
+    keys = [f"row-{number}" for number in range(orders.first_row, orders.rows)]
     random.Random(orders.seed).shuffle(keys)
     errors: list[str] = []
     async with Session(

@@ -28,7 +28,8 @@ from tests.support.postgres import PASSWORD, USER, Server, new_schema, running_s
 STOPPED_S, BURIED_WITHIN_S = 5.0, 20.0
 """For how long a host is stopped at least, and at most if it is not buried: its lease is two seconds."""
 WAYS: tuple[StopAt, ...] = (*SELF_STOPS, "random", "cut off")
-ROWS = 16
+ROWS, JOB_S = 16, 1.5
+"""Long enough that no host has ended when it is stopped."""
 PATIENCE_S = 90.0
 
 
@@ -53,12 +54,12 @@ def stop_once(server: Server, gateway: GatewayName, way: StopAt, seed: int) -> d
     """Stop one of two hosts in one way; return the figures."""
     rng, schema = random.Random(f"{gateway} {way} {seed}"), new_schema()
     with ExitStack() as stack:
-        emulator = stack.enter_context(opened(AccountSettings(seed=seed, lost=0.0)))
+        emulator = stack.enter_context(opened(AccountSettings(seed=seed, lost=0.0, median_s=JOB_S)))
         proxy = stack.enter_context(cut_proxy(server.port))
         url = f"postgresql://{USER}@127.0.0.1:{proxy.port}/postgres" if way == "cut off" else server.url
         common: dict[str, Any] = {"gateway": gateway, "url": emulator.url, "schema": schema, "rows": ROWS}
         first = Orders(**common, ledger=url, seed=seed, stop_at=way)
-        second = Orders(**common, ledger=server.url, seed=seed + 1)
+        second = Orders(**common, ledger=server.url, seed=seed + 1, first_row=ROWS // 2)
         processes = stack.enter_context(hosts(first, second))
         _disturb(way, processes[0], proxy, server, schema, rng)
         ends = [process.communicate(timeout=PATIENCE_S)[0] for process in processes]
