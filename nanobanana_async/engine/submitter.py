@@ -130,10 +130,14 @@ class Submitter:
             self._slots.on_create_returned(job)
 
     async def _write_intent(self, job: TrackedJob) -> Allowance | None:
-        if job.first_attempt_at == NEVER:
-            job.first_attempt_at = self._clock()
+        job.first_attempt_at = self._clock() if job.first_attempt_at == NEVER else job.first_attempt_at
         now = self._store.utcnow()
-        return await self._store.advance_and_reserve(job, first_sent_at=job.record.first_sent_at or now, sent_at=now)
+        facts = {"first_sent_at": job.record.first_sent_at or now, "sent_at": now}
+        try:
+            return await self._store.advance_and_reserve(job, **facts)
+        except NotOurs:  # it may be in the ledger all the same, if the answer to its commit was lost
+            job.late_answer = LateAnswer(job.record.transition_to(JobState.SUBMITTING, **facts))
+            raise
 
     async def _post(self, job: TrackedJob, body: bytes) -> Accepted:
         request = self._gateway.build_create(body, wire_key=job.record.wire_key)

@@ -13,6 +13,7 @@ from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.engine.wall_clock import utcnow
 from nanobanana_async.gateways.contract import HttpRequest
+from nanobanana_async.jobs import JobRecord
 from nanobanana_async.testing import Reply
 from tests.support.fakes import FakeGateway, Opening, apimall, defapi, now, virtually
 from tests.support.mutations import patched
@@ -350,3 +351,25 @@ async def test_batch_waits_while_the_ledger_is_away_and_the_stats_say_why() -> N
         assert [first.error, *[outcome.error async for outcome in batch]] == [None] * 10
         assert process.session.stats().outage is None
     assert gateway.sold == 10
+
+
+@virtually
+async def test_create_whose_intent_was_stored_without_an_answer_is_known_as_unsent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared, gateway = SharedLedger(), FakeGateway()
+    advance, lost = LedgerView.advance, []
+
+    async def advance_and_lose_the_answer(view: LedgerView, before: JobRecord, after: JobRecord) -> None:
+        await advance(view, before, after)
+        if after.state is JobState.SUBMITTING and not lost:
+            lost.append(after)
+            view.bury(unnoticed=True)
+            await second.session.resume(buy=True)
+            view.come_back()
+            raise NotOurs("it was written by a number that is buried now", key=after.key)
+
+    monkeypatch.setattr(LedgerView, "advance", advance_and_lose_the_answer)
+    async with two_processes(shared, gateway.answer, session_of=defapi) as (first, second):
+        assert await fox(first.session) == "t1"
+        assert (len(lost), gateway.sold, shared.states()[KEY]) == (1, 1, JobState.SUCCEEDED)

@@ -133,12 +133,15 @@ class RandomRun:
         """Cut a process off from the ledger for so long that it is buried."""
 
         async def cut_off() -> None:
-            async with process.ledger._turn:
-                process.ledger.surely_owns = False
-                await asyncio.sleep(self.dice.uniform(0.0, 2.0))
-                process.ledger.bury(unnoticed=True)
-                await asyncio.sleep(self.dice.uniform(0.0, 4.0))
-            process.ledger.come_back()
+            try:
+                async with process.ledger._turn:
+                    process.ledger.surely_owns = False
+                    await asyncio.sleep(self.dice.uniform(0.0, 2.0))
+                    process.ledger.bury(unnoticed=True)
+                    await asyncio.sleep(self.dice.uniform(0.0, 4.0))
+            finally:
+                if not process.ledger.killed:
+                    process.ledger.come_back()
 
         self.start(process, cut_off())
 

@@ -84,11 +84,12 @@ async def test_names_resolve_while_the_default_executor_is_full() -> None:
 
 
 def test_no_module_uses_a_thread_pool_of_the_host() -> None:
-    """The command line is exempt: it is the host itself."""
+    """The command line and the servers are exempt: they are the host itself."""
     package = Path(downloader_module.__file__).parent.parent
     pools = ("to_thread.run_sync", "asyncio.to_thread", "run_in_executor")
     files = {file.relative_to(package).as_posix(): file.read_text("utf-8") for file in package.rglob("*.py")}
     borrowers = {name for name, text in files.items() if any(pool in text for pool in pools)}
     # The emulator has an executor of its own.
-    assert {name for name in borrowers if not name.startswith("cli/")} == {"http/threads.py", "emulator/server.py"}
+    hosts = ("cli/", "serve/", "mcp_server/")
+    assert {name for name in borrowers if not name.startswith(hosts)} == {"http/threads.py", "emulator/server.py"}
     assert files["http/threads.py"].count("to_thread.run_sync") == files["http/threads.py"].count("limiter=self")
