@@ -358,7 +358,8 @@ async def test_create_whose_intent_was_stored_without_an_answer_is_known_as_unse
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shared, gateway = SharedLedger(), FakeGateway()
-    advance, lost = LedgerView.advance, []
+    advance = LedgerView.advance
+    lost: list[JobRecord] = []
 
     async def advance_and_lose_the_answer(view: LedgerView, before: JobRecord, after: JobRecord) -> None:
         await advance(view, before, after)
