@@ -5,28 +5,14 @@ from typing import Any
 
 from benchmarks.children import dismissed, orders, reply
 from benchmarks.ideal import Drawn
-from nanobanana_async.emulator import EmulatedRequest, EmulatedResponse, EmulatorSettings, GatewaySimulator
+from benchmarks.simulating import WatchedSimulator
+from nanobanana_async.emulator import EmulatorSettings
 from nanobanana_async.emulator.server import EmulatorServer
-
-
-class WatchedAccount(GatewaySimulator):
-    """An emulated account that remembers when it refused a create."""
-
-    def __init__(self, settings: EmulatorSettings) -> None:
-        super().__init__(settings)
-        self.refused_at: list[float] = []
-
-    def handle(self, now: float, request: EmulatedRequest) -> EmulatedResponse:
-        """Answer, and note a 429 to a create."""
-        answer = super().handle(now, request)
-        if request.method == "POST" and answer.status == 429:
-            self.refused_at.append(now)
-        return answer
 
 
 async def _serve(asked: dict[str, Any]) -> None:
     duration = Drawn(asked["seed"], asked["median_s"], asked["sigma"])
-    account = WatchedAccount(
+    account = WatchedSimulator(
         EmulatorSettings(
             seed=asked["seed"],
             job_limit=asked["limit"],

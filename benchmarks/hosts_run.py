@@ -12,6 +12,7 @@ from typing import Any, Literal
 from attrs import define, field, frozen
 
 from benchmarks.children import Child
+from benchmarks.measured import jain, utilisation
 from tests.support.postgres import Server, new_schema
 
 Gateway = Literal["apimall", "defapi"]
@@ -292,11 +293,11 @@ def _judge(work: _Run, counted: dict[str, Any], makespan_s: float, faults_ended:
     full = _filled_at(jobs, plan.limit)
     return Result(
         plan=plan,
-        filled=_utilisation(jobs, min(full, last), last, plan.limit),
+        filled=utilisation(((begin, end) for _, begin, end in jobs), full, last, plan.limit) if full < last else 0.0,
         in_flight_max=counted["running_max"],
         refused_per_100=100 * len(counted["refused_at"]) / plan.jobs,
         refused_share=counted["refused"] / max(1, counted["requests"]),
-        jain=sum(each) ** 2 / (len(each) * sum(count * count for count in each)),
+        jain=jain(each),
         faults=work.faults,
         bought=len(jobs),
         twice=sum(count - 1 for count in bought.values()),
@@ -325,8 +326,3 @@ def _back_s(jobs: Sequence[tuple[str, float, float]], since: float, last: float,
     while at < last and sum(begin <= at < end for _, begin, end in jobs) < 0.95 * limit:
         at += 0.1
     return at - since
-
-
-def _utilisation(jobs: Sequence[tuple[str, float, float]], begin: float, end: float, limit: int) -> float:
-    used = sum(max(0.0, min(end, ends) - max(begin, began)) for _, began, ends in jobs)
-    return used / (limit * (end - begin)) if end > begin else 0.0

@@ -12,6 +12,7 @@ from attrs import evolve, frozen
 
 from benchmarks.accounts import SMALL, WINDOWS, Account, Found, run_cold
 from benchmarks.ideal import Drawn, quantile
+from benchmarks.measured import jain, utilisation
 from benchmarks.pool import side_by_side
 from benchmarks.report import Cell, Check, Section, Table
 from benchmarks.simulating import WatchedSimulator, buy
@@ -233,13 +234,12 @@ class Seen:
 
     def fill(self, begin: float, end: float, limit: int) -> float:
         """Return the share of the slots that was in use."""
-        used = sum(max(0.0, min(end, job.ends_at) - max(begin, job.created_at)) for job in self.jobs)
-        return used / (limit * (end - begin))
+        return utilisation(((job.created_at, job.ends_at) for job in self.jobs), begin, end, limit)
 
     @property
     def jain(self) -> float:
         """Jain's index of fairness of what each host bought after the ramp."""
-        return sum(self.bought) ** 2 / (len(self.bought) * sum(each * each for each in self.bought))
+        return jain(self.bought)
 
 
 @frozen(kw_only=True)

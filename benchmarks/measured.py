@@ -1,7 +1,7 @@
 """What one fleet of jobs cost, in numbers that mean the same on any machine."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -12,6 +12,17 @@ from nanobanana_async.emulator import EmulatorStats
 RAMP_S = 2.0
 ROUND_S = 1.0
 PROBE_EVERY_MEANS = 3.0
+
+
+def utilisation(jobs: Iterable[tuple[float, float]], begin: float, end: float, limit: int) -> float:
+    """Return the share of the slots that was in use in a stretch of time; each job has a begin and an end."""
+    used = sum(max(0.0, min(end, ended) - max(begin, began)) for began, ended in jobs)
+    return used / (limit * (end - begin))
+
+
+def jain(shares: Sequence[float]) -> float:
+    """Return Jain's index of fairness: 1 for equal shares, 1 / n if one of n has all (Jain, Chiu and Hawe 1984)."""
+    return sum(shares) ** 2 / (len(shares) * sum(share * share for share in shares))
 
 
 @frozen(kw_only=True)

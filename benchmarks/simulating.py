@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from attrs import frozen
 
 from benchmarks.ideal import Drawn, list_schedule_s
-from benchmarks.measured import Fleet, Measured, Served
+from benchmarks.measured import Fleet, Measured, Served, utilisation
 from nanobanana_async import ApiMall, Ledger, Session
 from nanobanana_async.emulator import (
     API_KEY,
@@ -70,8 +70,7 @@ class Trace:
 
     def utilisation(self, begin: float, end: float, limit: int) -> float:
         """Return the share of the slots that was in use in a stretch of time."""
-        used = sum(max(0.0, min(end, job.ends_at) - max(begin, job.created_at)) for job in self.jobs)
-        return used / (limit * (end - begin))
+        return utilisation(((job.created_at, job.ends_at) for job in self.jobs), begin, end, limit)
 
     def filled_at(self, since: float, level: float) -> float | None:
         """Return when so many jobs ran at once for the first time after a moment."""

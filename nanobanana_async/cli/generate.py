@@ -94,14 +94,8 @@ class GenerateRun:
         await check_output(options.target)
         began_at = clock()
         with self._display, self._signals:
-            try:
+            with self._signals.end_of_work():
                 await self._work()
-            except asyncio.CancelledError:
-                if not self._signals.cancelled:
-                    raise
-                self._signals.uncancel()
-            except BaseExceptionGroup as group:
-                raise group.exceptions[0] from None
             records = await self._read_records()
         return self._print_summary(records, clock() - began_at)
 

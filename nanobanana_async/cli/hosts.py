@@ -11,12 +11,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from nanobanana_async.cli.options import Flag, SharedLedgerOption
+from nanobanana_async.cli.jobs.actions import open_read_only
+from nanobanana_async.cli.options import Flag
+from nanobanana_async.cli.shared_ledger import SharedLedgerOption, require_shared_ledger
 from nanobanana_async.commands import jobs_command
-from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import credit_count, duration, plain_number, plural
-from nanobanana_async.ledger.location import ledger_at
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.postgres.overview import AccountMetrics, Overview, OwnerMetrics
 from nanobanana_async.ledger.postgres.url import PostgresUrl
@@ -43,31 +43,19 @@ def hosts(*, ledger: SharedLedgerOption = None, watch: Flag = False, json: Flag 
         Print one JSON object, with the columns of the views owner_metrics, account_metrics, batch_metrics and
         ledger_metrics; with --watch one a line, every 2 seconds.
     """
-    if ledger is None:
-        raise ConfigurationError(
-            "hosts needs a ledger that hosts share: pass --ledger postgresql://user@host/database, or set"
-            " NANOBANANA_LEDGER to it"
-        )
-    return asyncio.run(_show(ledger, watch=watch, json=json))
+    return asyncio.run(_show(require_shared_ledger("hosts", ledger), watch=watch, json=json))
 
 
 async def _show(location: PostgresUrl, *, watch: bool, json: bool) -> int:
-    opened = ledger_at(location, read_only=True)
-    assert isinstance(opened, PostgresLedger)
-    try:
-        await opened.open()
-        try:
-            overview = await opened.overview()
-            if json:
-                await _print_json(opened, overview, watch=watch)
-            elif not watch:
-                Console(markup=False, highlight=False).print(_render(overview, location))
-            else:
-                await _keep_showing(opened, location, overview)
-        finally:
-            await opened.aclose()
-    except LedgerError as error:
-        raise ConfigurationError(str(error)) from error
+    async with open_read_only(location) as opened:
+        assert isinstance(opened, PostgresLedger)
+        overview = await opened.overview()
+        if json:
+            await _print_json(opened, overview, watch=watch)
+        elif not watch:
+            Console(markup=False, highlight=False).print(_render(overview, location))
+        else:
+            await _keep_showing(opened, location, overview)
     return int(bool(list(_warnings(overview, location))))
 
 

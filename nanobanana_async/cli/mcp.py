@@ -22,10 +22,12 @@ from nanobanana_async.cli.options import (
     GatewayFinder,
     GatewayName,
     LedgerOption,
+    MaxJobs,
+    MaxRequestsPerMinute,
     check_output,
+    make_ledger_folder,
 )
 from nanobanana_async.cli.signals import INTERRUPTED, handle_signals
-from nanobanana_async.images.files import make_folder
 from nanobanana_async.ledger.base import StoredLedger
 from nanobanana_async.ledger.location import ledger_at
 from nanobanana_async.mcp_server.references import to_allowed_folders
@@ -51,8 +53,8 @@ class McpCommand:
         expected_credits: Decimal | None = None,
         gateway: GatewayName = None,
         base_url: BaseUrl = None,
-        max_jobs: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")] = None,
-        max_requests_per_minute: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_REQUESTS_PER_MINUTE")] = None,
+        max_jobs: MaxJobs = None,
+        max_requests_per_minute: MaxRequestsPerMinute = None,
         ledger: LedgerOption = DEFAULT_LEDGER,
     ) -> int:
         """Serve the tools generate_image, edit_image, get_image and list_images to a client of MCP.
@@ -107,6 +109,7 @@ class McpCommand:
         limits = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
         store = ledger_at(ledger)
         session = Session(self.find_gateway(gateway, base_url), ledger=store, concurrency=limits, trust_env=True)
+        make_ledger_folder(ledger)
         return asyncio.run(_run(session, store, options, allow_folder or ()))
 
 
@@ -114,8 +117,6 @@ async def _run(session: Session, ledger: StoredLedger, options: ServiceOptions, 
     from nanobanana_async.mcp_server.server import ImageServer  # of the extra: `--help` shows this command too
 
     await check_output(options.folder)
-    if ledger.location == str(DEFAULT_LEDGER):
-        await asyncio.to_thread(make_folder, DEFAULT_LEDGER.parent)
     folders = to_allowed_folders((options.folder, *allowed))
     if sys.stdin.isatty():
         print("nanobanana: a client of MCP should start this command: it speaks the protocol here", file=sys.stderr)

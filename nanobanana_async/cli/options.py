@@ -26,13 +26,17 @@ from nanobanana_async.gateways import registry
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.images.target import Target, as_target
 from nanobanana_async.ledger.location import Location, as_location
-from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.validators import as_folder
 
 Name = registry.GatewayName
 GatewayName = Annotated[Name | None, Parameter(env_var="NANOBANANA_GATEWAY")]
 BaseUrl = Annotated[str | None, Parameter(env_var="NANOBANANA_BASE_URL")]
 Timeout = Annotated[float | None, Parameter(env_var="NANOBANANA_TIMEOUT")]
+MaxJobs = Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")]
+MaxRequestsPerMinute = Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_REQUESTS_PER_MINUTE")]
+MAX_BUDGET_WAIT_S = 600.0
+"""How long a batch waits by default when a daily budget of requests is used up."""
+
 Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative=())]
 Flag = Annotated[bool, Parameter(negative=())]
 
@@ -55,8 +59,9 @@ def _to_ledger(_: Any, tokens: Sequence[Token]) -> Location:
     return as_location("--ledger", tokens[0].value)
 
 
-def _one_value(_: Any, text: str, **__: Any) -> list[str]:
-    return [text]  # paths would be split at colons, which a URL has
+def one_value(_: Any, text: str, **__: Any) -> list[str]:
+    """Return the text of a variable as one value: paths would be split at colons, which a URL has."""
+    return [text]
 
 
 LedgerOption = Annotated[
@@ -64,7 +69,7 @@ LedgerOption = Annotated[
     Parameter(
         name="--ledger",
         env_var="NANOBANANA_LEDGER",
-        env_var_split=_one_value,
+        env_var_split=one_value,
         converter=_to_ledger,
         accepts_keys=False,
         n_tokens=1,
@@ -73,33 +78,17 @@ LedgerOption = Annotated[
 """The path of a ledger's file, or the URL of a PostgreSQL server."""
 
 
-def _to_shared_ledger(_: Any, tokens: Sequence[Token]) -> PostgresUrl | None:
-    location = as_location("--ledger", tokens[0].value)
-    if isinstance(location, PostgresUrl):
-        return location
-    if tokens[0].source != "cli":  # it is the file of `generate` and `jobs`
-        return None
-    raise ConfigurationError(
-        f"--ledger {tokens[0].value}: a batch keeps its ledger in its folder; to share it with other hosts, pass"
-        " postgresql://user@host/database"
-    )
-
-
-SharedLedgerOption = Annotated[
-    PostgresUrl | None,
-    Parameter(
-        name="--ledger",
-        env_var="NANOBANANA_LEDGER",
-        env_var_split=_one_value,
-        converter=_to_shared_ledger,
-        accepts_keys=False,
-        n_tokens=1,
-    ),
-]
-"""The URL of a ledger that hosts share. A file that the environment or the settings name is none."""
-
 DEFAULT_LEDGER = platformdirs.user_state_path("nanobanana", appauthor=False) / "jobs.sqlite"
 """The ledger of `generate` and `jobs`: one for this user, wherever the commands are run."""
+
+
+def make_ledger_folder(ledger: Location) -> None:
+    """Create the folder of the default ledger, if it is that one: a folder that the user named must exist."""
+    from nanobanana_async.images.files import make_folder  # most commands write no ledger
+
+    if ledger == DEFAULT_LEDGER:
+        make_folder(DEFAULT_LEDGER.parent)
+
 
 FolderOption = Parameter(name=["--output", "-o"], converter=_to_folder)
 """The folder for the images. An empty value is refused: it would be the current folder."""

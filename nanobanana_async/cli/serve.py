@@ -13,9 +13,18 @@ from cyclopts import Parameter
 
 from nanobanana_async import ConcurrencyPolicy, ConfigurationError, Session
 from nanobanana_async.cli.find_gateway import find_gateway
-from nanobanana_async.cli.options import DEFAULT_LEDGER, BaseUrl, GatewayFinder, GatewayName, LedgerOption
+from nanobanana_async.cli.options import (
+    DEFAULT_LEDGER,
+    BaseUrl,
+    GatewayFinder,
+    GatewayName,
+    LedgerOption,
+    MaxJobs,
+    MaxRequestsPerMinute,
+    make_ledger_folder,
+)
 from nanobanana_async.cli.settings.private import open_regular
-from nanobanana_async.images.files import make_folder
+from nanobanana_async.gateways.base import is_loopback
 from nanobanana_async.ledger.location import ledger_at
 from nanobanana_async.validators import as_file, as_number
 
@@ -40,8 +49,8 @@ class ServeCommand:
         ledger: LedgerOption = DEFAULT_LEDGER,
         gateway: GatewayName = None,
         base_url: BaseUrl = None,
-        max_jobs: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")] = None,
-        max_requests_per_minute: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_REQUESTS_PER_MINUTE")] = None,
+        max_jobs: MaxJobs = None,
+        max_requests_per_minute: MaxRequestsPerMinute = None,
     ) -> int:
         """Serve OpenAI's images API until Ctrl-C, for programs that speak it: their base URL is http://HOST:PORT/v1.
 
@@ -87,7 +96,6 @@ class ServeCommand:
         # Here, since `nanobanana --help` imports this file, also where the extra `serve` is missing.
         from nanobanana_async.cli.serving import run
         from nanobanana_async.serve import make_app, parse_tokens
-        from nanobanana_async.serve.app import is_loopback
 
         names = _models(model)
         known = None if (text := _text_of_tokens(tokens)) is None else parse_tokens(text)
@@ -107,8 +115,7 @@ class ServeCommand:
             trust_env=True,
         )
         app = make_app(session, tokens=known, models=names, answer_within_s=seconds)
-        if ledger == DEFAULT_LEDGER:
-            make_folder(DEFAULT_LEDGER.parent)
+        make_ledger_folder(ledger)
         return asyncio.run(run(session, app, _listening_socket(host, port), known))
 
 

@@ -148,10 +148,21 @@ class StopSignals:
     ) -> None:
         self._handling.__exit__(None, None, None)
 
-    def uncancel(self) -> None:
-        """Undo the cancellation by a signal, so that the run can print its summary."""
-        if self._task is not None:
-            self._task.uncancel()
+    @contextmanager
+    def end_of_work(self) -> Iterator[None]:
+        """Run the work of the block; if the second signal cancels it, go on behind the block to the summary.
+
+        An exception group of its tasks is raised as its first exception.
+        """
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.cancelled:
+                raise
+            if self._task is not None:
+                self._task.uncancel()
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
 
     def _on_signal(self) -> None:
         if self.cancelled:

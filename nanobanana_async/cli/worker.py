@@ -6,27 +6,27 @@ from pathlib import Path
 from typing import Annotated
 
 from attrs import frozen
-from cyclopts import Parameter
 
-from nanobanana_async import ConcurrencyPolicy, ConfigurationError
+from nanobanana_async import ConcurrencyPolicy
 from nanobanana_async.cli.batch.shared import refuse_folder_of_batch
 from nanobanana_async.cli.batch.work import Work, WorkOptions
 from nanobanana_async.cli.find_gateway import find_gateway
 from nanobanana_async.cli.options import (
+    MAX_BUDGET_WAIT_S,
     BaseUrl,
     Flag,
     GatewayFinder,
     GatewayName,
-    SharedLedgerOption,
+    MaxJobs,
+    MaxRequestsPerMinute,
     TargetOption,
     check_output,
 )
+from nanobanana_async.cli.shared_ledger import SharedLedgerOption, require_shared_ledger
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.images.target import Target
 from nanobanana_async.policy.prices import parse_credits
 from nanobanana_async.validators import as_number
-
-MAX_BUDGET_WAIT_S = 600.0
 
 
 @frozen
@@ -46,8 +46,8 @@ class WorkerCommand:
         gateway: GatewayName = None,
         base_url: BaseUrl = None,
         max_credits: Decimal | None = None,
-        max_jobs: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")] = None,
-        max_requests_per_minute: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_REQUESTS_PER_MINUTE")] = None,
+        max_jobs: MaxJobs = None,
+        max_requests_per_minute: MaxRequestsPerMinute = None,
         max_budget_wait: float = MAX_BUDGET_WAIT_S,
     ) -> int:
         """Buy rows of a batch until none is left; run it on as many hosts as you like.
@@ -93,14 +93,10 @@ class WorkerCommand:
             Seconds to wait when the account's daily budget of requests is used up; if that takes longer, it stops.
         """
         parse_credits("--max-credits", max_credits)
-        if ledger is None:
-            raise ConfigurationError(
-                "worker needs a ledger that hosts share: pass --ledger postgresql://user@host/database, or set"
-                " NANOBANANA_LEDGER to it"
-            )
+        shared = require_shared_ledger("worker", ledger)
         refuse_folder_of_batch(output)
         options = WorkOptions(
-            ledger=ledger,
+            ledger=shared,
             batch=batch,
             target=output,
             sidecar=sidecar,

@@ -63,11 +63,6 @@ class WorkerPool:
         """How many requests are in flight."""
         return self._max_requests - self.free_requests
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no further request may leave."""
-        return not self.free_requests
-
     def run_create(self, step: JobStep, job: TrackedJob) -> None:
         """Run a create of a job; a request must be free for it. Closing the session waits for it."""
         self._add_unfinished()

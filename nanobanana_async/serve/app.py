@@ -1,6 +1,5 @@
 """The ASGI application: its routes, who may use it, and how a request waits for its job."""
 
-import ipaddress
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +14,7 @@ from starlette.routing import Route
 
 from nanobanana_async import GenerationResult, Job, JobState, NanoBananaError, Session
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.gateways.base import is_loopback
 from nanobanana_async.serve.answers import ApiError, api_error, images_body, json_response
 from nanobanana_async.serve.bodies import Body, BodyReceiver, read_form, read_json
 from nanobanana_async.serve.fields import ResponseFormat, wanted_of
@@ -201,14 +201,6 @@ def _status_of(job: Job) -> dict[str, Any]:
         "status": job.state.value,
         "progress": round(job.progress, 3),
     }
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine, under its usual name or an address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_local(request: Request) -> None:

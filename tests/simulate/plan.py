@@ -63,10 +63,6 @@ class Plan:
     """Begin, end and kind of each outage."""
 
     @property
-    def gateway_name(self) -> GatewayName:
-        return "defapi" if self.scene == "defapi" else "apimall"
-
-    @property
     def keyed(self) -> bool:
         return self.scene != "defapi"
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,26 +35,25 @@ from nanobanana_async.cli.batch.shared import check_shared_options, feed_and_wor
 from nanobanana_async.cli.batch.sweeping import open_sweep, sweep_options
 from nanobanana_async.cli.find_gateway import find_gateway
 from nanobanana_async.cli.options import (
+    MAX_BUDGET_WAIT_S,
     ExtraOption,
+    Flag,
+    GatewayFinder,
+    MaxJobs,
+    MaxRequestsPerMinute,
+    Name,
     RunFolder,
-    SharedLedgerOption,
     TargetOption,
     Yes,
     check_output,
     extra_of,
 )
-from nanobanana_async.gateways import registry
+from nanobanana_async.cli.shared_ledger import SharedLedgerOption
 from nanobanana_async.images.target import Target
 from nanobanana_async.policy.prices import parse_credits
 from nanobanana_async.validators import as_number
 
-Name = registry.GatewayName
-Flag = Annotated[bool, Parameter(negative=())]
-GatewayFinder = Callable[[Name | None, str | None], Gateway]
-"""Returns the gateway that options and environment select."""
-
 USAGE = 2
-MAX_BUDGET_WAIT_S = 600.0
 
 
 @frozen
@@ -81,8 +79,8 @@ class BatchCommand:
         base_url: Annotated[str | None, Parameter(env_var="NANOBANANA_BASE_URL")] = None,
         max_credits: Decimal | None = None,
         expected_credits: Decimal | None = None,
-        max_jobs: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")] = None,
-        max_requests_per_minute: Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_REQUESTS_PER_MINUTE")] = None,
+        max_jobs: MaxJobs = None,
+        max_requests_per_minute: MaxRequestsPerMinute = None,
         max_budget_wait: float = MAX_BUDGET_WAIT_S,
         retry_failed: Flag = False,
         buy_changed: Flag = False,

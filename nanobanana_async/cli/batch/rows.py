@@ -3,14 +3,16 @@
 import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 from attrs import evolve
 
 from nanobanana_async import ConfigurationError, Gateway, IdempotencyConflict, Outcome
 from nanobanana_async.batch.rows import RowInput
 from nanobanana_async.cli.batch.input_file import FileRow
-from nanobanana_async.cli.batch.results import Result, Results
+from nanobanana_async.cli.batch.results import Result, Results, with_files
 from nanobanana_async.cli.options import in_cli_words
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.failures import to_failure_kinds
@@ -132,6 +134,20 @@ def unfinished(row: FileRow) -> ReportRow:
         settings=settings,
         metadata=row.metadata,
     )
+
+
+async def result_with_files(
+    row: FileRow, outcome: Outcome, record: JobRecord | None, gateway: Gateway, folder: Path
+) -> Result:
+    """Return the result of a row that has just ended, with its saved files as they are in the folder."""
+    result = result_from_outcome(row, outcome, record, gateway)
+    if not outcome.saved:
+        return result
+    try:
+        return await anyio.to_thread.run_sync(with_files, result, outcome.saved, folder, datetime.now(UTC))
+    except OSError as error:  # another program moved or removed an image
+        report = evolve(result.row, status="unfinished", error=str(error), error_kind=type(error).__name__)
+        return evolve(result, row=report)
 
 
 def at_new_position(result: Result, row: FileRow) -> Result:

@@ -3,11 +3,9 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
 
 import anyio
 import anyio.to_thread
-from attrs import evolve
 from rich.console import Console
 
 from nanobanana_async import (
@@ -31,8 +29,8 @@ from nanobanana_async.cli.batch.folder import LEDGER, REPORT, BatchFolder, unwri
 from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.output import MAX_ERRORS, BatchSummary, StdoutLines
 from nanobanana_async.cli.batch.rehearsal import begin_lost_jobs_again
-from nanobanana_async.cli.batch.results import IMAGES, RESULTS, Result, Results, line_offsets, with_files
-from nanobanana_async.cli.batch.rows import YIELD_EVERY, PendingRows, result_from_outcome
+from nanobanana_async.cli.batch.results import IMAGES, RESULTS, Result, Results, line_offsets
+from nanobanana_async.cli.batch.rows import YIELD_EVERY, PendingRows, result_with_files
 from nanobanana_async.cli.batch.run_options import RunOptions
 from nanobanana_async.cli.batch.run_report import RunReport
 from nanobanana_async.cli.batch.spreadsheet import SPREADSHEET, write_spreadsheet
@@ -74,16 +72,14 @@ class Run:
     async def run(self) -> int:
         """Run the batch and return the exit code."""
         with self._display, self._signals:
+            finalized = False
             try:
-                await self._work()
-                await self._finalize()
-            except asyncio.CancelledError:
-                if not self._signals.cancelled:
-                    raise
-                self._signals.uncancel()
-                await self._write_last_page()
-            except BaseExceptionGroup as group:
-                raise group.exceptions[0] from None
+                with self._signals.end_of_work():
+                    await self._work()
+                    await self._finalize()
+                    finalized = True
+                if not finalized:
+                    await self._write_last_page()
             finally:
                 self._results.discard()
         return self._exit_code()
@@ -223,13 +219,8 @@ class Run:
 
     async def _write_result(self, outcome: Outcome) -> None:
         row: FileRow = outcome.metadata
-        result = result_from_outcome(row, outcome, await self._ledger.find(row.key), self._gateway)
-        if outcome.saved:
-            try:
-                result = await anyio.to_thread.run_sync(with_files, result, outcome.saved, self._folder, _now())
-            except OSError as error:  # another program moved or removed an image
-                report = evolve(result.row, status="unfinished", error=str(error), error_kind=type(error).__name__)
-                result = evolve(result, row=report)
+        record = await self._ledger.find(row.key)
+        result = await result_with_files(row, outcome, record, self._gateway, self._folder)
         result = self._finished.with_earlier_images(result)
         self._results.add(result)
         self._report.add(result.row)
@@ -311,7 +302,3 @@ class Run:
             display.say(f"nanobanana: {self._finalize_error}")
             return FAILED
         return OK if display.counts["succeeded"] == display.done and not self._summary.changed else FAILED
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

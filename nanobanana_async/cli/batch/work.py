@@ -5,13 +5,12 @@ import os
 import sys
 from collections import Counter
 from contextlib import suppress
-from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 from rich.console import Console
 
 from nanobanana_async import (
@@ -29,8 +28,8 @@ from nanobanana_async.cli.balance import watch_balance
 from nanobanana_async.cli.batch.display import COLLECTING, BatchDisplay
 from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.output import MAX_ERRORS
-from nanobanana_async.cli.batch.results import Result, with_files
-from nanobanana_async.cli.batch.rows import result_from_outcome
+from nanobanana_async.cli.batch.results import Result
+from nanobanana_async.cli.batch.rows import result_with_files
 from nanobanana_async.cli.display import shorten
 from nanobanana_async.cli.options import in_cli_words, with_option_names
 from nanobanana_async.cli.signals import StopSignals
@@ -129,13 +128,8 @@ class Work:
         """Work until no row is left; return the exit code, `drained` if a signal ended the drawing."""
         with self._display, self._signals:
             try:
-                await self._work()
-            except asyncio.CancelledError:
-                if not self._signals.cancelled:
-                    raise
-                self._signals.uncancel()
-            except BaseExceptionGroup as group:
-                raise group.exceptions[0] from None
+                with self._signals.end_of_work():
+                    await self._work()
             finally:
                 self._lines.close()
         return self._exit_code(drained)
@@ -194,13 +188,8 @@ class Work:
             given=outcome.request,
             metadata=outcome.metadata,
         )
-        result = result_from_outcome(row, outcome, await self._ledger.find(row.key), self._gateway)
-        if outcome.saved:
-            try:
-                result = await anyio.to_thread.run_sync(with_files, result, outcome.saved, self._folder, _now())
-            except OSError as error:  # another program moved or removed an image
-                report = evolve(result.row, status="unfinished", error=str(error), error_kind=type(error).__name__)
-                result = evolve(result, row=report)
+        record = await self._ledger.find(row.key)
+        result = await result_with_files(row, outcome, record, self._gateway, self._folder)
         await self._lines.add(result)
         found = result.row
         self._display.ended(found.job_key, found.status, found.prompt, found.error)
@@ -254,7 +243,3 @@ class Work:
             return drained
         display.say("every row of the batch has ended")
         return OK if display.counts["succeeded"] == display.done else FAILED
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

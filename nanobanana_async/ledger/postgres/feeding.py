@@ -110,7 +110,7 @@ _UNFINISHED = (
 _DELIVER = (
     "UPDATE fed_rows AS f SET worker = NULL,"
     " delivered = CASE WHEN u.revision < 0 OR u.revision = j.revision THEN u.revision END"
-    " FROM json_to_recordset(%(rows)s::json) AS u(key text, revision integer) JOIN jobs AS j ON j.key = u.key"
+    f" FROM {recordset('key', 'revision')} JOIN jobs AS j ON j.key = u.key"
     " WHERE f.job = j.id AND f.worker = %(me)s AND f.delivered IS NULL"
 )
 _DRAW_UNSAVED = f"UPDATE fed_rows SET delivered = NULL WHERE batch = %(batch)s AND delivered = {UNSAVED}"
@@ -259,8 +259,9 @@ def _draw(table: PostgresTable, batch: str, count: int, drawing: Drawing, now: f
 
 
 def _deliver(table: PostgresTable, revisions: Mapping[str, int | None]) -> Work[None]:
-    rows = [{"key": as_text(key), "revision": revision} for key, revision in sorted(revisions.items())]
-    yield [Statement(_DELIVER, {"rows": json.dumps(rows)}, returns_rows=False)]
+    keys = sorted(revisions)
+    values = {"key": [as_text(key) for key in keys], "revision": [revisions[key] for key in keys]}
+    yield [Statement(_DELIVER, values, returns_rows=False)]
 
 
 def _draw_unsaved(table: PostgresTable, batch: str) -> Work[None]:
