@@ -85,7 +85,7 @@ def shared(gateway: GatewayName, processes: int, rows: int, seed: int, folder: P
         "gateway": gateway,
         "processes": processes,
         "rows": rows,
-        "saved when one was killed": outcome.saved_at_kill,
+        "creates of the one that was killed": outcome.creates_at_kill,
         "jobs that the killed one left open": outcome.orphaned,
         **_figures(verdict, bought.counts),
         "seconds": round(time.perf_counter() - began_at, 1),

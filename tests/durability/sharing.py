@@ -18,14 +18,18 @@ class Shared:
     """The results of the processes."""
 
     saved: dict[str, str | None] = field(default_factory=dict)
-    saved_at_kill: int = 0
+    creates_at_kill: int = 0
+    """Creates that the killed process had sent; it had not handled the answer to the last one."""
     orphaned: int = 0
     """Active jobs of the killed process, which the others had to adopt."""
     breaches: list[str] = field(default_factory=list)
 
 
 def share(orders: Orders, processes: int) -> Shared:
-    """Let several processes each request the whole batch; kill the first once it has saved a third of it."""
+    """Let several processes each request the whole batch; kill the first after it sent creates for a ninth.
+
+    It stands still then, before it handles the answer, so that the job of that create is open.
+    """
     outcome = Shared()
     files = [orders.results.with_name(f"results-{number}") for number in range(processes)]
     with ExitStack() as stack:
@@ -34,9 +38,14 @@ def share(orders: Orders, processes: int) -> Shared:
         each_orders = [
             replace(orders, reports=("saved",), results=file, shuffled_by=number) for number, file in enumerate(files)
         ]
-        workers = [stack.enter_context(started(each)) for each in each_orders]
-        first, *others = workers
-        outcome.saved_at_kill = _read_saves(first, orders.rows // 3)
+        each_orders[0] = replace(
+            each_orders[0], reports=("posted",), stop_at="posted", stop_nth=max(1, orders.rows // 9)
+        )
+        first = stack.enter_context(started(each_orders[0]))
+        if first.read_step() == "posted":  # the others could buy all before this one has bought enough
+            outcome.creates_at_kill = 1
+        others = [stack.enter_context(started(each)) for each in each_orders[1:]]
+        outcome.creates_at_kill += _read_until_still(first)
         for other in others:  # they would adopt the jobs before these are counted
             os.kill(other.pid, signal.SIGSTOP)
         if not first.kill():
@@ -55,11 +64,11 @@ def share(orders: Orders, processes: int) -> Shared:
     return outcome
 
 
-def _read_saves(worker: Worker, saves: int) -> int:
-    for count in range(saves):
-        if worker.read_step() is None:
-            return count
-    return saves
+def _read_until_still(worker: Worker) -> int:
+    steps = 0
+    while (step := worker.read_step()) == "posted":
+        steps += 1
+    return steps if step == "stands still" else 0
 
 
 def _orphaned(ledger: Path) -> int:
