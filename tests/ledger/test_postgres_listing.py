@@ -4,7 +4,9 @@ from collections.abc import AsyncIterator
 from datetime import timedelta
 from decimal import Decimal
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.jobs import JobState
@@ -121,6 +123,27 @@ async def test_pruned_jobs_still_count_as_spent(pair: Pair, monkeypatch: pytest.
     assert await one.find_upload("mine", "a") is None
     with pytest.raises(ConfigurationError, match="time zone"):
         await one.prune(limit.replace(tzinfo=None))
+
+
+async def test_charges_and_fed_rows_go_with_a_pruned_job(postgres: Server) -> None:
+    schema = new_schema()
+    ledger = PostgresLedger(postgres.url, schema=schema)
+    await ledger.open()
+    for number in range(2):
+        first, _ = await about_to_be_sent(ledger, f"b-{number}", EIGHT, 100)
+        first = await moved(ledger, first, JobState.RUNNING, task_id=f"t{number}", credits_used=Decimal(8))
+        await moved(ledger, first, JobState.SUCCEEDED, ended_at=NOON + timedelta(days=number))
+    with psycopg.connect(postgres.url, autocommit=True) as db:
+        db.execute(sql.SQL("SET search_path TO {}").format(sql.Identifier(schema)))
+        db.execute(
+            "INSERT INTO fed_rows (job, batch, row_index, digest, name) SELECT id, 'b', id, '', '' FROM jobs",
+        )
+        assert await ledger.prune(NOON + timedelta(hours=1)) == 1
+        for table in ("charges", "fed_rows"):
+            kept = sql.SQL("SELECT key FROM {} JOIN jobs ON jobs.id = job").format(sql.Identifier(table))
+            assert db.execute(kept).fetchall() == [("b-1",)]
+            assert db.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table))).fetchone() == (1,)
+    await ledger.aclose()
 
 
 async def test_pruned_estimate_still_blocks_another_one(pair: Pair) -> None:

@@ -85,7 +85,7 @@ CREATE TABLE fed_batches (
 
 -- The rows of fed batches: what an outcome needs beside the job, and which worker has drawn it.
 CREATE TABLE fed_rows (
-    job       bigint  PRIMARY KEY REFERENCES jobs ON DELETE CASCADE,
+    job       bigint  PRIMARY KEY,              -- an id of jobs; deleted with it
     batch     text    NOT NULL,
     row_index bigint  NOT NULL,
     place     bigint,                           -- among the rows without a key; null: it has a key
@@ -111,7 +111,7 @@ CREATE INDEX fed_rows_unsaved ON fed_rows (batch) WHERE delivered < 0;
 -- One row for each purchase of each job of a named batch, written in the transaction of the job's transition. A later
 -- purchase of the job adds a row; a purchase that certainly did not happen keeps its row, with 0 credits.
 CREATE TABLE charges (
-    job         bigint  NOT NULL REFERENCES jobs ON DELETE CASCADE,
+    job         bigint  NOT NULL,               -- an id of jobs; deleted with it
     generation  integer NOT NULL,
     batch       text    NOT NULL,
     account     text    NOT NULL,
