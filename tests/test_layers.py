@@ -81,6 +81,7 @@ GUESTS = {
     "jinja2": frozenset({"report"}),
     "tqdm": frozenset({"batch"}),
     "opentelemetry": frozenset({"otel"}),
+    "prometheus_client": frozenset({"otel"}),
     "sqlite3": frozenset({"ledger"}),
     "psycopg": frozenset({"ledger"}),
     "PIL": frozenset({"emulator", "images"}),

@@ -95,6 +95,7 @@ class ServeCommand:
         """
         # Here, since `nanobanana --help` imports this file, also where the extra `serve` is missing.
         from nanobanana_async.cli.serving import run
+        from nanobanana_async.otel.prometheus import PrometheusMetrics
         from nanobanana_async.serve import make_app, parse_tokens
 
         names = _models(model)
@@ -108,13 +109,15 @@ class ServeCommand:
         if not 0 <= port <= 65535:
             raise ConfigurationError(f"--port must be a number from 0 to 65535, not {port}")
         seconds = None if answer_within is None else as_number("--answer-within", answer_within, above=0)
+        metrics = PrometheusMetrics()
         session = Session(
             self.find_gateway(gateway, base_url),
             ledger=ledger_at(ledger),
             concurrency=ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute),
+            observers=[metrics.telemetry],
             trust_env=True,
         )
-        app = make_app(session, tokens=known, models=names, answer_within_s=seconds)
+        app = make_app(session, tokens=known, models=names, answer_within_s=seconds, metrics=metrics)
         make_ledger_folder(ledger)
         return asyncio.run(run(session, app, _listening_socket(host, port), known))
 

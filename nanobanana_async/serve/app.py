@@ -15,6 +15,7 @@ from starlette.routing import Route
 from nanobanana_async import GenerationResult, Job, JobState, NanoBananaError, Session
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.base import is_loopback
+from nanobanana_async.otel.prometheus import CONTENT_TYPE, PrometheusMetrics
 from nanobanana_async.serve.answers import ApiError, api_error, images_body, json_response
 from nanobanana_async.serve.bodies import Body, BodyReceiver, read_form, read_json
 from nanobanana_async.serve.fields import ResponseFormat, wanted_of
@@ -35,13 +36,15 @@ def make_app(
     models: Sequence[str] | Mapping[str, str] | None = None,
     answer_within_s: float | None = None,
     max_form_bytes: int = MAX_FORM_BYTES,
+    metrics: PrometheusMetrics | None = None,
 ) -> Starlette:
     """Return an ASGI application that speaks OpenAI's images API, to mount in your own or to serve alone.
 
     Your application opens and closes the session. Without `tokens` only clients on loopback are answered. `models` are
     the names that requests may give: those of the gateway, or a mapping from other names to them; by default the
     session's model. A request waits until its job has ended, or with `answer_within_s` for so long: then it is
-    answered 503, and a retry waits for the same job.
+    answered 503, and a retry waits for the same job. `metrics`, whose `telemetry` is an observer of the session, are
+    shown at `/metrics` to who may use the API.
     """
     check_kind("session", session, Session, "a Session")
     if tokens is not None:
@@ -57,6 +60,7 @@ def make_app(
         answer_within_s=as_timeout("answer_within_s", answer_within_s),
         max_form_bytes=max_form_bytes,
         orders=Orders(session, (LOCAL,) if tokens is None else tuple(tokens)),
+        metrics=metrics,
     )
     if not api.models:
         raise ConfigurationError("models is empty: name the models that requests may use, or leave it out")
@@ -67,6 +71,8 @@ def make_app(
         Route("/v1/jobs/{key}", api.endpoint(api.show_job)),
         Route("/healthz", api.health),
     ]
+    if metrics is not None:
+        routes.append(Route("/metrics", api.endpoint(api.show_metrics)))
     app = Starlette(routes=routes, exception_handlers={HTTPException: _on_http_error, Exception: _on_bug})
     app.state.orders = api.orders
     return app
@@ -80,6 +86,7 @@ class _Api:
     answer_within_s: float | None
     max_form_bytes: int
     orders: Orders = field()
+    metrics: PrometheusMetrics | None
 
     def endpoint(self, handler: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         """Return a handler that answers errors in OpenAI's envelope, and only those who may use it."""
@@ -183,6 +190,11 @@ class _Api:
         owner = self.session.gateway.name
         models = [{"id": name, "object": "model", "created": 0, "owned_by": owner} for name in self.models]
         return json_response({"object": "list", "data": models})
+
+    async def show_metrics(self, _: Request, __: Token) -> Response:
+        """Return the metrics of the session, for Prometheus."""
+        assert self.metrics is not None
+        return Response(self.metrics.text(), media_type=CONTENT_TYPE)
 
     async def health(self, _: Request) -> Response:
         """Return 200 while jobs can be taken."""

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import openai
 
 from nanobanana_async import ApiMall, ConfigurationError, JobState, Session
 from nanobanana_async.emulator import Fixed, RandomFault, Script, faults
+from nanobanana_async.otel.prometheus import PrometheusMetrics
 from nanobanana_async.serve import Token, make_app
 from nanobanana_async.serve.bodies import MAX_JSON_BYTES
 from tests.serve.serving import client_of, listening, served
@@ -354,6 +356,25 @@ async def test_edit_without_a_usable_image_is_refused(fields: Mapping[str, Any],
         assert answer.status == 400
         assert (await answer.json())["error"]["param"] == param
     assert charged(emulator.stats(), 0)
+
+
+async def test_metrics_are_shown_to_who_has_a_token() -> None:
+    metrics = PrometheusMetrics()
+    async with emulated() as emulator:
+        session = quick(emulator, observers=[metrics.telemetry])
+        async with (
+            served(emulator, session=session, tokens=[Token("ann", ANN)], metrics=metrics) as (url, _),
+            client_of(url, token=ANN) as client,
+            aiohttp.ClientSession(url) as plain,
+        ):
+            await client.images.generate(prompt="a fox")
+            async with plain.get("/metrics") as refused:
+                assert refused.status == 401
+            async with plain.get("/metrics", headers={"authorization": f"Bearer {ANN}"}) as answer:
+                text = await answer.text()
+                assert answer.content_type == "text/plain"
+    assert re.search(r"^nanobanana_credits_spent\S* 8\.0$", text, re.MULTILINE), text
+    assert "a fox" not in text
 
 
 async def test_models_health_and_unknown_paths() -> None:
