@@ -2,8 +2,8 @@
 
 With `--processes 4 --rows 400` four processes buy one batch on one ledger, and one of them is killed on the way. The
 exit code is 1 when a promise was broken. With `--control` jobs in doubt are bought again on defapi, as a user may
-choose: then the count must find second purchases. `python -m tests.durability stops --seeds 20` stops hosts for longer
-than their leases on PostgreSQL.
+choose: then the count must find second purchases. With `--postgres` the ledger is on a server.
+`python -m tests.durability stops --seeds 20` stops hosts for longer than their leases on PostgreSQL.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,18 @@ from tests.durability.killing import Toll, finish, kill_again_and_again, plans
 from tests.durability.sharing import share
 from tests.durability.verdict import Verdict, judged
 from tests.durability.worker import STEPS, GatewayName, Orders, Results
+from tests.support.postgres import Server, running_server
 
 
 def killed(
-    gateway: GatewayName, kills: int, seed: int, folder: Path, *, manner: Idempotency, control: bool
+    gateway: GatewayName,
+    kills: int,
+    seed: int,
+    folder: Path,
+    *,
+    manner: Idempotency,
+    control: bool,
+    server: Server | None = None,
 ) -> dict[str, Any]:
     """Run the kill loop against one gateway; return its figures."""
     began_at = time.perf_counter()
@@ -35,7 +44,7 @@ def killed(
         orders = Orders(
             gateway=gateway,
             url=emulator.url,
-            ledger=folder / f"{gateway}.sqlite",
+            ledger=folder / f"{gateway}.sqlite" if server is None else server.url,
             results=folder / f"{gateway}.results",
             images=folder / "images",
             retry_uncertain=control,
@@ -136,6 +145,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, help="share one batch instead of killing in a loop")
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--control", action="store_true")
+    parser.add_argument("--postgres", action="store_true", help="kill in a loop with a ledger on PostgreSQL")
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each gateway")
     args = parser.parse_args()
     gateways: list[GatewayName] = ["apimall", "defapi"] if args.gateway == "both" else [args.gateway]
@@ -145,7 +155,16 @@ def main() -> int:
             if args.processes:
                 figures = shared(gateway, args.processes, args.rows, args.seed, Path(folder))
             else:
-                figures = killed(gateway, args.kills, args.seed, Path(folder), manner=args.manner, control=args.control)
+                with running_server() if args.postgres else nullcontext() as server:
+                    figures = killed(
+                        gateway,
+                        args.kills,
+                        args.seed,
+                        Path(folder),
+                        manner=args.manner,
+                        control=args.control,
+                        server=server,
+                    )
         print(json.dumps(figures) if args.json else f"{_table(figures)}\n", flush=True)
         broken = broken or bool(figures["breaches"])
     return int(broken)

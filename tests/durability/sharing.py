@@ -50,7 +50,7 @@ def share(orders: Orders, processes: int) -> Shared:
             os.kill(other.pid, signal.SIGSTOP)
         if not first.kill():
             outcome.breaches.append("the first process ended before it was killed")
-        outcome.orphaned = _orphaned(orders.ledger)
+        outcome.orphaned = _orphaned(Path(orders.ledger))
         for other in others:
             os.kill(other.pid, signal.SIGCONT)
         ends = [worker.wait() for worker in others]

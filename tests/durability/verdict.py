@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanobanana_async import JobState
+from nanobanana_async import JobState, PostgresLedger
 from nanobanana_async.jobs import JobRecord
 from tests.durability.emulator_process import Bought, Records
 from tests.durability.worker import GatewayName, prompt_of
@@ -30,12 +30,16 @@ class Verdict:
 
 
 def judged(
-    gateway: GatewayName, bought: Records, ledger: Path, saved: Mapping[str, str | None], images: Path | None = None
+    gateway: GatewayName,
+    bought: Records,
+    ledger: Path | str,
+    saved: Mapping[str, str | None],
+    images: Path | None = None,
 ) -> Verdict:
     """Compare them. `saved` has an image URL for each row, or None for a row in doubt; `images` is a folder."""
-    records = asyncio.run(written(ledger))
+    records = asyncio.run(written(ledger) if isinstance(ledger, Path) else _written_on_server(ledger))
     rows = {key: bought.prompts.get(prompt_of(key), Bought(posts=[], task_ids=[])) for key in records}
-    breaches = list(_integrity(ledger))
+    breaches = list(_integrity(ledger)) if isinstance(ledger, Path) else []
     unwritten = set(bought.prompts) - {prompt_of(key) for key in records}
     breaches += (f"{prompt!r} was sent and is not in the ledger" for prompt in unwritten)
     for key, record in records.items():
@@ -53,6 +57,15 @@ def judged(
         uncertain_charged=sum(records[key].state is JobState.UNCERTAIN for key in charged),
         breaches=breaches,
     )
+
+
+async def _written_on_server(url: str) -> dict[str, JobRecord]:
+    ledger = PostgresLedger(url, read_only=True)
+    await ledger.open()
+    try:
+        return {record.key: record async for record in ledger.jobs()}
+    finally:
+        await ledger.aclose()
 
 
 def _sent_right(gateway: GatewayName, row: Bought) -> Iterator[str]:

@@ -17,6 +17,7 @@ from nanobanana_async import (
     JobState,
     JobUncertain,
     PollPolicy,
+    PostgresLedger,
     RetryPolicy,
     Session,
     SqliteLedger,
@@ -26,6 +27,7 @@ from nanobanana_async.emulator import API_KEY
 from nanobanana_async.events import Event, JobStateChanged
 from nanobanana_async.gateways.contract import Gateway, HttpRequest, HttpResponse
 from nanobanana_async.http.transport import AiohttpTransport
+from nanobanana_async.ledger.postgres.leases import Lease
 
 GatewayName = Literal["apimall", "defapi"]
 Report = Callable[[str], None]
@@ -49,7 +51,8 @@ class Orders:
 
     gateway: GatewayName
     url: str
-    ledger: Path
+    ledger: Path | str
+    """The file of the ledger, or the URL of a PostgreSQL server."""
     results: Path
     images: Path | None = None
     """Where images are saved; None: only their URLs are stored."""
@@ -151,11 +154,18 @@ def gateway_at(name: GatewayName, url: str) -> ApiMall | DefApi:
     return kind(api_key=API_KEY, base_url=url, expected_job_s=0.3)
 
 
+def ledger_at(location: Path | str) -> SqliteLedger | PostgresLedger:
+    """Return the ledger; on PostgreSQL with a short lease, since each worker waits for the burial of the one before."""
+    if isinstance(location, Path):
+        return SqliteLedger(location)
+    return PostgresLedger(location, lease=Lease(beat_s=0.5, silence_s=1.5))
+
+
 async def work(orders: Orders, report: StepReporter) -> None:
     """Resume the jobs that killed workers left, then buy set after set."""
     report("opening")
     gateway = gateway_at(orders.gateway, orders.url)
-    ledger = SqliteLedger(orders.ledger)
+    ledger = ledger_at(orders.ledger)
     results = Results(orders.results, report)
     async with Session(
         gateway,
