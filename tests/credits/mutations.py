@@ -11,7 +11,7 @@ from nanobanana_async.ledger import charges
 from nanobanana_async.ledger.base import Allowance
 from nanobanana_async.ledger.charges import Charges
 from nanobanana_async.ledger.statements import JobTable
-from nanobanana_async.policy.budget import Affordable, BatchBudget, Budget
+from nanobanana_async.policy.budget import Affordable, LedgerCap, MemoryCap
 from nanobanana_async.policy.prices import Basis, Charge, Price, Prices, charge_of
 from tests.credits.campaign import Plan
 from tests.support.mutations import Change, Mutation
@@ -40,20 +40,20 @@ def _unknown_price_counts_as_nothing() -> list[Change]:
 
 
 def _estimates_go_side_by_side() -> list[Change]:
-    def consent(self: BatchBudget, price: Price) -> Affordable:
+    def consent(self: LedgerCap, price: Price) -> Affordable:
         no = self._refusals.get(price.price_class)
         return Affordable.NOW if no is None else no.answer
 
-    return [(Charges, "_has_estimates", lambda *_: False), (BatchBudget, "check", consent)]
+    return [(Charges, "_has_estimates", lambda *_: False), (LedgerCap, "check", consent)]
 
 
 def _estimates_of_a_session_go_side_by_side() -> list[Change]:
-    consent = Budget.check
+    consent = MemoryCap.check
 
-    def careless(self: Budget, price: Price) -> Affordable:
+    def careless(self: MemoryCap, price: Price) -> Affordable:
         return consent(self, evolve(price, basis=Basis.REPORTED))
 
-    return [(Budget, "check", careless)]
+    return [(MemoryCap, "check", careless)]
 
 
 def _forgotten_on_rebirth() -> list[Change]:
@@ -120,7 +120,7 @@ def _reported_prices_are_not_counted() -> list[Change]:
 
 
 def _session_forgets_doubt() -> list[Change]:
-    return [(Budget, "suspend", Budget.release)]
+    return [(MemoryCap, "suspend", MemoryCap.release)]
 
 
 def _expected_price_counts_as_reported() -> list[Change]:
