@@ -60,8 +60,8 @@ _APPLY_USERS_PRICE = (
     f"UPDATE charges SET credits = ?, basis = 'agreed' WHERE batch = ? AND {_ESTIMATED} AND NOT EXISTS (SELECT 1 FROM"
     f" jobs WHERE jobs.id = charges.job AND jobs.generation = charges.generation AND jobs.{_UNDER_WAY})"
 )
-_RELEASE_ELSEWHERE = f"UPDATE charges SET credits = 0, basis = 'reported' WHERE {_OF_PURCHASE} AND batch NOT IN (?, ?)"
-_DELETE_ELSEWHERE = f"DELETE FROM charges WHERE {_OF_PURCHASE} AND batch NOT IN (?, ?)"
+_RELEASE_OTHERS = f"UPDATE charges SET credits = 0, basis = 'reported' WHERE {_OF_PURCHASE} AND batch NOT IN (?, ?)"
+_DELETE_OTHERS = f"DELETE FROM charges WHERE {_OF_PURCHASE} AND batch NOT IN (?, ?)"
 _UPSERT_BUDGET = (
     "INSERT INTO budgets VALUES (?, ?, ?)"
     " ON CONFLICT (name) DO UPDATE SET max_credits = excluded.max_credits WHERE per IS excluded.per"
@@ -133,7 +133,7 @@ class Charges:
             row = (job.generation, counted_by, job.account, price.price_class, amount, price.basis.value, job.key)
             self._execute(_INSERT_CHARGE, row)
         if job.budget is not None:  # an earlier create of the purchase may have counted on another day
-            for statement in (_RELEASE_ELSEWHERE, _DELETE_ELSEWHERE):
+            for statement in (_RELEASE_OTHERS, _DELETE_OTHERS):
                 self._execute(statement, (job.key, job.generation, names[0], names[-1]))
         if price.basis is Basis.REPORTED:
             self._price_when_sent[job.key, job.generation] = amount

@@ -54,14 +54,16 @@ async def test_calls_with_one_budget_buy_what_it_has(make_ledger: Any) -> None:
         job = await session.submit("an owl", budget=ALICE)
         with pytest.raises(CreditLimitReached) as caught:
             await job
-        assert (caught.value.budget, caught.value.left, job.state) == ("alice", 0, JobState.WITHDRAWN)
+        assert (caught.value.budget, job.state) == ("alice", JobState.WITHDRAWN)
+        assert caught.value.left == 0
         assert str(caught.value) == (
             "budget alice: max_credits is 40, 40 are spent, and a job for 8 would pass it; 0 are left"
         )
         assert (await bought(session, 3, word="hen"))[0] == 3  # no budget counts these
         states = await session.budgets()
         assert list(states) == ["alice"]
-        assert (states["alice"].spent, states["alice"].reserved, states["alice"].resets_at) == (40, 0, None)
+        assert (states["alice"].spent, states["alice"].reserved) == (Decimal(40), Decimal(0))
+        assert states["alice"].resets_at is None
 
 
 @virtually
@@ -93,7 +95,7 @@ async def test_budget_and_other_caps_hold_together() -> None:
         run = await run_batch(session, foxes(9), batch="spring", max_credits=24, budget=ALICE)
         assert (run.results, run.why.budget) == (3, None)
         run = await run_batch(session, foxes(9), batch="autumn", max_credits=24, budget=ALICE)
-        assert (run.results, run.why.budget, run.why.left) == (2, "alice", 0)
+        assert (run.results, run.why.budget, run.why.left) == (2, "alice", Decimal(0))
         run = await run_batch(session, foxes(9), batch="winter")
         assert (run.results, run.why.budget, gateway.sold) == (4, None, 9)  # the cap of the session
 
@@ -149,7 +151,7 @@ async def test_job_in_doubt_keeps_its_reservation_after_a_restart() -> None:
         with pytest.raises(JobUncertain):
             await session.generate("a hen", idempotency_key="hen", budget=budget)
         state = (await session.budgets())["alice"]
-        assert (state.spent, state.reserved, state.left) == (Decimal("0.5"), Decimal("0.5"), 0)
+        assert (state.spent, state.reserved, state.left) == (Decimal("0.5"), Decimal("0.5"), Decimal(0))
     async with a_session("defapi", gateway.transport(), ledger=LedgerView(shared)) as session:
         with pytest.raises(CreditLimitReached, match="0 are left"):
             await session.generate("an owl", budget=budget)

@@ -434,7 +434,7 @@ ALICE = Budget(name="alice", max_credits=20)
 DAILY = Budget(name="daily", max_credits=20, per="day")
 
 
-async def counted(ledger: Ledger, name: str, now: datetime = NOON) -> tuple[Decimal, Decimal, Decimal]:
+async def counted(ledger: Ledger, name: str, now: datetime = NOON) -> tuple[Any, Any, Any]:
     """Return what is spent, reserved and left of a budget."""
     (state,) = [state for state in await ledger.budgets(now) if state.name == name]
     return state.spent, state.reserved, state.left
@@ -447,7 +447,8 @@ async def budget_counts_jobs_of_several_batches_and_of_none(ledger: Ledger) -> N
         _, allowance = await about_to_be_sent(ledger, key, EIGHT, 100, batch=batch, budget="alice")
         assert (allowance.refusal, allowance.budget) == (None, None)
     _, allowance = await about_to_be_sent(ledger, "c-1", EIGHT, 100, batch=batch_key_prefix("c"), budget="alice")
-    assert (allowance.refusal, allowance.budget, allowance.other_charges) == (Refusal.SUM, ALICE, 16)
+    assert (allowance.refusal, allowance.budget) == (Refusal.SUM, ALICE)
+    assert allowance.other_charges == 16
     assert (set(allowance.ours_may_free), allowance.others_may_free) == ({"b-1", "order-1"}, False)
     assert [await ledger.spent_or_reserved(name) for name in ("b", "c")] == [8, 0]
     assert await counted(ledger, "alice") == (0, 16, 4)
@@ -483,12 +484,12 @@ async def charge_under_a_budget_follows_its_jobs_transitions(ledger: Ledger) -> 
 async def one_estimate_is_reserved_at_a_time_under_a_budget(ledger: Ledger) -> None:
     await ledger.set_budget(ALICE)
     first, _ = await about_to_be_sent(ledger, "b-1", GUESS, budget="alice")
-    elsewhere: dict[str, Any] = {"batch": batch_key_prefix("c"), "budget": "alice"}
-    _, allowance = await about_to_be_sent(ledger, "c-1", OWL_GUESS, **elsewhere)
+    other_batch: dict[str, Any] = {"batch": batch_key_prefix("c"), "budget": "alice"}
+    _, allowance = await about_to_be_sent(ledger, "c-1", OWL_GUESS, **other_batch)
     assert (allowance.refusal, allowance.budget) == (Refusal.ESTIMATE, ALICE)
     assert (allowance.ours_may_free, allowance.others_may_free) == (("b-1",), False)
     await moved(ledger, first, JobState.RUNNING, task_id="t1", credits_used=Decimal(16))
-    await about_to_be_sent(ledger, "c-1", OWL_GUESS, **elsewhere)
+    await about_to_be_sent(ledger, "c-1", OWL_GUESS, **other_batch)
     assert await counted(ledger, "alice") == (16, 2, 2)
     _, allowance = await about_to_be_sent(ledger, "order-1", GUESS, batch=None, budget="alice")
     assert (allowance.refusal, allowance.price) == (Refusal.PRICE, Price("fox", Decimal(16)))
@@ -509,7 +510,8 @@ async def budget_of_a_day_counts_in_the_utc_day_of_the_reservation(ledger: Ledge
     assert await counted(ledger, "daily") == (7, 8, 5)
     assert await counted(ledger, "daily", evening) == (0, 8, 12)
     (state,) = await ledger.budgets(NOON)
-    assert (state.max_credits, state.per, state.resets_at) == (20, "day", datetime(2026, 3, 13, tzinfo=UTC))
+    assert (state.per, state.resets_at) == ("day", datetime(2026, 3, 13, tzinfo=UTC))
+    assert state.max_credits == 20
 
 
 @scene
