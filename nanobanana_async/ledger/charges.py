@@ -90,6 +90,7 @@ class Charges:
 
     def allowance(self, job: JobRecord, price: Price, max_credits: Decimal | None) -> Allowance:
         """Return whether a purchase fits under the cap of its batch and under its budget, at the known price."""
+        allowance = Allowance(price=price, other_charges=Decimal(0))
         for counted_by, cap, budget in self._counts_of(job, max_credits):
             allowance = self._allowance_under(counted_by, cap, job, price)
             if allowance.refusal is not None:

@@ -62,6 +62,7 @@ class MemoryCharges:
         self, job: JobRecord, price: Price, max_credits: Decimal | None, owner_of: Callable[[str], str | None]
     ) -> Allowance:
         """Return whether a purchase fits; `owner_of` returns who owns a job: "ours", "others" or None."""
+        allowance = Allowance(price=price, other_charges=ZERO_CREDITS)
         for name, cap, budget in self._counts_of(job, max_credits):
             allowance = self._allowance_under(name, cap, job.account, price, owner_of)
             if allowance.refusal is not None:

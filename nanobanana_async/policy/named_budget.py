@@ -72,7 +72,7 @@ class Budget:
 
     def left_after(self, counted: Decimal) -> Decimal:
         """Return what may still be reserved; 0 if more was spent than `max_credits` allows now."""
-        return max(ZERO_CREDITS, self.max_credits - counted)
+        return _without_zeros(max(ZERO_CREDITS, self.max_credits - counted))
 
 
 @frozen(kw_only=True)
@@ -99,10 +99,10 @@ def state_of(budget: Budget, now: datetime, *, counted: Decimal, reserved: Decim
     """Return the state of a budget; `counted` is the sum of its charges, reserved ones included."""
     return BudgetState(
         name=budget.name,
-        max_credits=budget.max_credits,
+        max_credits=_without_zeros(budget.max_credits),
         per=budget.per,
-        spent=counted - reserved,
-        reserved=reserved,
+        spent=_without_zeros(counted - reserved),
+        reserved=_without_zeros(reserved),
         resets_at=budget.resets_at(now),
     )
 
@@ -114,6 +114,11 @@ def check_same_period(known: Budget, wanted: Budget) -> None:
             f"budget {known.name} counts {_period(known)} in this ledger, not {_period(wanted)}:"
             f" pass per={known.per!r}, or use another name"
         )
+
+
+def _without_zeros(amount: Decimal) -> Decimal:
+    """Return an amount as people write it: ledgers count billionths."""
+    return Decimal(format_amount(amount))
 
 
 def _period(budget: Budget) -> str:

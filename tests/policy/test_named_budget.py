@@ -70,6 +70,8 @@ def test_state_splits_what_is_counted() -> None:
         resets_at=datetime(2026, 3, 13, tzinfo=UTC),
     )
     assert state.left == 8
+    billionths = state_of(DAILY, NOON, counted=Decimal("12.500000000"), reserved=Decimal("0E-9"))
+    assert (str(billionths.spent), str(billionths.reserved), str(billionths.left)) == ("12.5", "0", "7.5")
     assert state_of(ALICE, NOON, counted=Decimal(24), reserved=Decimal(0)).left == 0
 
 

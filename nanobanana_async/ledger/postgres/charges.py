@@ -146,6 +146,7 @@ class Charges:
 
     def allowance(self, job: JobRecord, price: Price, max_credits: Decimal | None) -> Work[Allowance]:
         """Return whether a purchase fits under its caps; lock what counts it until the end of the flush."""
+        allowance = Allowance(price=price, other_charges=Decimal(0))
         for counted_by, cap, budget in (yield from self.counts_of(job, max_credits)):
             allowance = yield from self._allowance_under(counted_by, cap, job, price)
             if allowance.refusal is not None:
