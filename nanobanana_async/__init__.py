@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from nanobanana_async.ledger.sqlite import SqliteLedger
     from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, Resolution
     from nanobanana_async.policy.concurrency import ConcurrencyPolicy
+    from nanobanana_async.policy.named_budget import Budget, BudgetState
     from nanobanana_async.policy.polling import PollPolicy
     from nanobanana_async.policy.retry import RetryPolicy
     from nanobanana_async.session import Session
@@ -107,6 +108,7 @@ else:
             "Resolution",
         ),
         "policy.concurrency": ("ConcurrencyPolicy",),
+        "policy.named_budget": ("Budget", "BudgetState"),
         "policy.polling": ("PollPolicy",),
         "policy.retry": ("RetryPolicy",),
         "session": ("Session",),
@@ -141,6 +143,8 @@ __all__ = [
     "AuthenticationError",
     "Batch",
     "BatchStopped",
+    "Budget",
+    "BudgetState",
     "ConcurrencyPolicy",
     "ConfigurationError",
     "CreditLimitReached",

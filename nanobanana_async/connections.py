@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from nanobanana_async.config import Timeouts
-from nanobanana_async.engine.lifecycle import SessionComponents, to_ledger
+from nanobanana_async.engine.lifecycle import SessionComponents
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.events import EventEmitter, Observer, ObserverFactory, log
 from nanobanana_async.gateways.base import is_loopback
@@ -29,8 +29,11 @@ from nanobanana_async.images.addresses import (
 )
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.ledger.location import ledger_at
+from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
+from nanobanana_async.policy.named_budget import Budget
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.prices import parse_credits
 from nanobanana_async.policy.retry import RetryPolicy
@@ -65,6 +68,7 @@ def make_components(
     retry: RetryPolicy | None,
     timeouts: Timeouts | None,
     max_credits: Decimal | float | None,
+    budgets: Mapping[str, Budget] | None,
     observers: Sequence[Observer],
     http: aiohttp.ClientSession | Transport | None,
     tls: ssl.SSLContext | bool | None,
@@ -102,7 +106,7 @@ def make_components(
     )
     return SessionComponents(
         gateway=gateway,
-        ledger=to_ledger(ledger),
+        ledger=_to_ledger(ledger),
         transport=transport,
         downloads=downloads,
         emit=EventEmitter(_as_observers(observers)),
@@ -111,8 +115,35 @@ def make_components(
         retry=retry or RetryPolicy(),
         timeouts=timeouts,
         max_credits=parse_credits("max_credits", max_credits),
+        budgets=_as_budgets(budgets),
         publisher=references,
     )
+
+
+def _to_ledger(ledger: Ledger | str | os.PathLike[str] | PostgresUrl | None) -> Ledger:
+    """Return the ledger for a setting: a ledger, a path, a PostgreSQL URL, or None for memory."""
+    match ledger:
+        case None:
+            return MemoryLedger()
+        case str() | os.PathLike() | PostgresUrl():
+            return ledger_at(ledger)
+        case _:
+            check_kind("ledger", ledger, Ledger, "a ledger or the path of its file, such as 'jobs.sqlite', or a URL")
+            return ledger
+
+
+def _as_budgets(budgets: object) -> Mapping[str, Budget]:
+    wanted = 'the budgets of groups, such as {"alice": Budget(name="alice", max_credits=100)}'
+    check_kind("budgets", budgets, (Mapping, type(None)), wanted)
+    given = dict(budgets) if isinstance(budgets, Mapping) else {}
+    for group, budget in given.items():
+        check_kind("a key of budgets", group, (str,), "the name of a group, as text")
+        check_kind(f"budgets[{group!r}]", budget, (Budget,), 'a Budget, such as Budget(name="alice", max_credits=100)')
+    by_name: dict[str, Budget] = {}
+    for budget in given.values():
+        if by_name.setdefault(budget.name, budget) != budget:
+            raise ConfigurationError(f"budgets has two different ones with the name {budget.name!r}: name them apart")
+    return given
 
 
 def _as_observers(observers: object) -> tuple[Observer, ...]:

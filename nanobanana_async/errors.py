@@ -12,13 +12,14 @@ NanoBananaError
     JobFailed  JobUncertain  JobWithdrawn  JobUnfinished (also a TimeoutError)
   SessionClosed              the session was closed meanwhile
   BatchStopped               the batch stopped buying       .cause .done .unbought
-  CreditLimitReached         the next job would pass max_credits
+  CreditLimitReached         the next job would pass max_credits, or a budget   .budget .left
   LedgerError                the ledger can't be opened or written   .task_id
   DownloadError              an image can't be downloaded   .link_expired
   SaveError                  the folder or store for the images can't be written   .one_image
 """
 
 from collections.abc import Generator
+from decimal import Decimal
 from typing import Any, Literal, Protocol, Self, TypedDict, TypeVar, Unpack
 
 E = TypeVar("E", bound="NanoBananaError")
@@ -222,9 +223,7 @@ class UnexpectedResponse(NanoBananaError):
         safe_to_repeat: bool = False,
     ) -> None:
         super().__init__(message, key=key, safe_to_repeat=safe_to_repeat)
-        self.status = status
-        self.body = body
-        self.retry_after_s = retry_after_s
+        self.status, self.body, self.retry_after_s = status, body, retry_after_s
 
     def __str__(self) -> str:
         status = f" [{self.status}]" if self.status is not None else ""
@@ -279,7 +278,10 @@ class BatchStopped(NanoBananaError):
 
 
 class CreditLimitReached(NanoBananaError):
-    """The next job would pass `max_credits`."""
+    """The next job would pass `max_credits`, or the `Budget` with the name `budget`, which has `left` credits left."""
+
+    budget: str | None = None
+    left: Decimal | None = None
 
 
 class LedgerError(NanoBananaError):
@@ -295,8 +297,7 @@ class LedgerError(NanoBananaError):
 class DownloadError(NanoBananaError):
     """An image could not be downloaded, or is not a valid image.
 
-    `link_expired` means that the link no longer works; the gateway may have a new one. `status` is the HTTP status of
-    an answer that holds no image; None if there was none, or if the content is at fault.
+    `link_expired`: the gateway may have a new link. `status` is that of an answer without an image, if any.
     """
 
     def __init__(

@@ -126,6 +126,8 @@ class JobRecord:
     created_at: datetime
     batch: str | None = None
     """The named batch whose cap counts the charges: the prefix of its keys; None outside of a named batch."""
+    budget: str | None = None
+    """The name of the budget that counts the charges too."""
     state: JobState = _S.PENDING
     revision: int = 0
     """The number of writes; each write is a compare-and-swap on it."""
@@ -159,12 +161,18 @@ class JobRecord:
         return evolve(self, state=state, revision=self.revision + 1, **facts)
 
     def next_generation(
-        self, *, body: bytes, created_at: datetime, account: str | None = None, request: ImageRequest | None = None
+        self,
+        *,
+        body: bytes,
+        created_at: datetime,
+        account: str | None = None,
+        request: ImageRequest | None = None,
+        budget: str | None = None,
     ) -> "JobRecord":
         """Return the record of the next generation: a deliberate new purchase with its own `Idempotency-Key`.
 
         `account` is another account that buys it; only a job that was never accepted may move.
-        `request` is the equal one that was given now: its URLs may have newer signatures.
+        `request` is the equal one that was given now: its URLs may have newer signatures. `budget` is one given now.
         """
         return JobRecord(
             key=self.key,
@@ -174,6 +182,7 @@ class JobRecord:
             body=body,
             created_at=created_at,
             batch=self.batch,
+            budget=budget or self.budget,
             revision=self.revision + 1,
             generation=self.generation + 1,
         )
@@ -197,6 +206,11 @@ class JobRecord:
         if self.credits_used is None:
             return None
         return max(Decimal(0), self.credits_used - (self.credits_refunded or Decimal(0)))
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the ledger counts its charges, under a named batch or a budget."""
+        return self.batch is not None or self.budget is not None
 
     @property
     def possibly_bought(self) -> bool:

@@ -34,8 +34,9 @@ from nanobanana_async.models import (
     TaskType,
     to_request,
 )
+from nanobanana_async.policy.named_budget import Budget, BudgetState
 from nanobanana_async.policy.prices import parse_credits
-from nanobanana_async.validators import as_timeout
+from nanobanana_async.validators import as_timeout, check_kind
 from nanobanana_async.values import is_absent, to_mapping
 
 
@@ -53,6 +54,7 @@ class Purchases(ABC):
         *,
         idempotency_key: str | None = None,
         timeout: float | None = None,
+        budget: Budget | None = None,
         images: Sequence[ImageInput] = (),
         num_images: int = 1,
         aspect_ratio: str | None = None,
@@ -70,7 +72,9 @@ class Purchases(ABC):
         itself, and may have a `key`, which is the idempotency key. That key becomes the job's `key`: the same key again
         is the same job and the same payment; another request with that key raises `IdempotencyConflict`. When the
         caller is cancelled, or after `timeout` seconds, a job that was not sent yet is withdrawn; one that was sent
-        goes on and can be found by its key. Writing the withdrawal may take up to a second more. Raises
+        goes on and can be found by its key. Writing the withdrawal may take up to a second more. `budget` counts the
+        job in the ledger, and raises `CreditLimitReached` where the job would pass it; one that is stored already
+        keeps the budget that it has. Raises
         `JobUnfinished` on timeout, which says which of the two is the case, a `GatewayError` if the gateway refuses,
         `JobFailed` if the task failed, `JobUncertain` if the job may have been bought and no answer said so.
         """
@@ -88,7 +92,7 @@ class Purchases(ABC):
             extra=extra,
             **misspelt,
         )
-        tracked = await self._register(request, idempotency_key, fields)
+        tracked = await self._register(request, idempotency_key, self._budget_of(budget), fields)
         return await result_for_caller(engine, tracked, timeout)
 
     async def submit(
@@ -96,6 +100,7 @@ class Purchases(ABC):
         request: str | Mapping[str, Any] | ImageRequest,
         *,
         idempotency_key: str | None = None,
+        budget: Budget | None = None,
         images: Sequence[ImageInput] = (),
         num_images: int = 1,
         aspect_ratio: str | None = None,
@@ -125,7 +130,8 @@ class Purchases(ABC):
             extra=extra,
             **misspelt,
         )
-        return await handle_once_stored(engine, await self._register(request, idempotency_key, fields))
+        counted_by = self._budget_of(budget)
+        return await handle_once_stored(engine, await self._register(request, idempotency_key, counted_by, fields))
 
     def generate_many(
         self,
@@ -137,6 +143,7 @@ class Purchases(ABC):
         names: str | None = None,
         sidecar: bool = False,
         max_credits: Decimal | float | None = None,
+        budget: Budget | None = None,
         expected_credits: Decimal | float | None = None,
         retry_failed: bool | Collection[JobFailureKind] = False,
         max_budget_wait_s: float | None = None,
@@ -159,10 +166,10 @@ class Purchases(ABC):
         URL such as `s3://bucket/prefix`. `names` is a template of their names, with the fields `{row}` (its number,
         from 1), `{slug}` (of the prompt), `{key}` and `{metadata[NAME]}`; the default is the row's key, or
         `{row:04}-{slug}`. `sidecar` writes prompt, settings, key and price of each image into `NAME.json` beside it.
-        `max_credits` caps everything ever spent under the name. Until a price is known, jobs are bought one at a time
-        at `expected_credits`, by default the example price of the gateway's reference. `max_budget_wait_s`
-        bounds the wait for a used-up daily budget of the account (`BatchStopped`), and no other wait. `progress` shows
-        a tqdm bar.
+        `max_credits` caps everything ever spent under the name, `budget` what all calls with that budget spend. Until
+        a price is known, jobs are bought one at a time at `expected_credits`, by default the example price of the
+        gateway's reference. `max_budget_wait_s` bounds the wait for a used-up daily budget of the account
+        (`BatchStopped`), and no other wait. `progress` shows a tqdm bar.
         """
         engine = self._require_engine()
         if batch is not None and isinstance(self._components.ledger, MemoryLedger):
@@ -174,6 +181,7 @@ class Purchases(ABC):
             sidecar=sidecar,
             names=None if names is None else NameTemplate("names", names),
             max_credits=parse_credits("max_credits", max_credits),
+            budget=self._budget_of(budget),
             expected_credits=parse_credits("expected_credits", expected_credits),
             retry_failed=retry_failed,
             max_budget_wait_s=as_timeout("max_budget_wait_s", max_budget_wait_s),
@@ -244,7 +252,24 @@ class Purchases(ABC):
         runner = WorkRunner(ledger, options, engine, ImageSaver(engine, self._components.downloads))
         return Batch(runner, options, engine)
 
-    async def _register(self, request: object, key: str | None, fields: Mapping[str, Any]) -> TrackedJob:
+    async def budgets(self) -> Mapping[str, BudgetState]:
+        """Return each budget by its name: what was spent, is reserved and is left, and when it counts from 0 again.
+
+        All budgets of the ledger are there, also those that only other processes use.
+        """
+        store = self._require_engine().store
+        for budget in self._components.budgets.values():
+            await store.set_budget(budget)
+        return {state.name: state for state in await store.ledger.budgets(store.utcnow())}
+
+    def _budget_of(self, budget: Budget | None, group: str | None = None) -> Budget | None:
+        """Return the budget of a call: the one that it names, or that of its group (`Session(budgets=...)`)."""
+        check_kind("budget", budget, (Budget, type(None)), 'a Budget, such as Budget(name="alice", max_credits=100)')
+        return self._components.budgets.get(group) if budget is None and group is not None else budget
+
+    async def _register(
+        self, request: object, key: str | None, budget: Budget | None, fields: Mapping[str, Any]
+    ) -> TrackedJob:
         engine = self._require_engine()
         wanted, mapping = to_request(request, fields), to_mapping(request)
         if mapping is not None and not is_absent(own_key := mapping.get("key")):
@@ -252,7 +277,7 @@ class Purchases(ABC):
                 raise ConfigurationError("the mapping has a key: pass idempotency_key or that, not both")
             key = own_key
         wanted, sources = await engine.references.identify(wanted)
-        record = await engine.new_record(wanted, generate_key() if key is None else key)
+        record = await engine.new_record(wanted, generate_key() if key is None else key, budget=budget)
         while (tracked := engine.submit(record, sources=sources)).is_being_withdrawn:
             await tracked.wait_for_change()  # its last caller has left: submit again once the job is withdrawn
         return tracked
@@ -262,6 +287,6 @@ def _given_fields(**fields: Any) -> dict[str, Any]:
     """Return the fields that are not at their defaults; raise `ConfigurationError` for a name that is no field."""
     known = [name for name in REQUEST_FIELDS if name != "prompt"]
     if unknown := [name for name in fields if name not in known]:
-        raise ConfigurationError(unknown_fields(unknown, (*known, "idempotency_key", "timeout")))
+        raise ConfigurationError(unknown_fields(unknown, (*known, "idempotency_key", "timeout", "budget")))
     defaults = {"images": (), "num_images": 1}
     return {name: value for name, value in fields.items() if value is not defaults.get(name)}

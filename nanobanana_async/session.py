@@ -38,6 +38,7 @@ from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.loop_guard import NoPlainWith
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
+from nanobanana_async.policy.named_budget import Budget
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.purchases import Purchases
@@ -56,7 +57,7 @@ class Session(Purchases, NoPlainWith):
     `gateway` defaults to the one named by the environment. `ledger` is a `Ledger`, the path of an SQLite file or a URL
     of PostgreSQL, which stores each job before it is bought; the default is memory, which forgets a finished job unless
     the caller chose its key. `max_credits` caps the credits of this session: the purchase that would exceed it raises
-    `CreditLimitReached` (a price above its estimate can exceed it, by one job).
+    `CreditLimitReached` (a price above its estimate can exceed it, by one job); `budgets` gives groups a `Budget` each.
     `tls` is an `ssl.SSLContext` for your own certificate authorities, `proxy` the URL of a proxy, with credentials if
     needed; with `trust_env` proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY. `http` is your own
     `aiohttp.ClientSession` (never closed; its connector makes all connections; it excludes the other three) or a fake
@@ -75,6 +76,7 @@ class Session(Purchases, NoPlainWith):
         retry: RetryPolicy | None = None,
         timeouts: Timeouts | None = None,
         max_credits: Decimal | float | None = None,
+        budgets: Mapping[str, Budget] | None = None,
         observers: Sequence[Observer] = (),
         http: aiohttp.ClientSession | Transport | None = None,
         tls: ssl.SSLContext | bool | None = None,
@@ -101,6 +103,7 @@ class Session(Purchases, NoPlainWith):
             retry=retry,
             timeouts=timeouts,
             max_credits=max_credits,
+            budgets=budgets,
             observers=observers,
             http=http,
             tls=tls,
@@ -252,12 +255,7 @@ class Session(Purchases, NoPlainWith):
 
     @overload
     async def save(
-        self,
-        result: GenerationResult,
-        target: os.PathLike[str],
-        *,
-        name: str | None = None,
-        sidecar: bool = False,
+        self, result: GenerationResult, target: os.PathLike[str], *, name: str | None = None, sidecar: bool = False
     ) -> list[Path]: ...
     @overload
     async def save(

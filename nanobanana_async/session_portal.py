@@ -61,6 +61,7 @@ class SessionPortal:
     save = _blocking(Session.save)
     download = _blocking(Session.download)
     balance = _blocking(Session.balance)
+    budgets = _blocking(Session.budgets)
 
     def generate_many(self, requests: Any, **options: Any) -> Iterator[Outcome]:
         """Yield the outcomes of a batch, as `async for outcome in session.generate_many(...)` does.

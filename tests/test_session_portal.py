@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from nanobanana_async import ConfigurationError, InvalidRequest, JobWithdrawn, Session, SessionClosed
+from nanobanana_async import Budget, ConfigurationError, InvalidRequest, JobWithdrawn, Session, SessionClosed
 from nanobanana_async.session_portal import portal
 from nanobanana_async.testing import FakeTransport
 from tests.support.fakes import FakeGateway, apimall_now
@@ -41,6 +41,12 @@ def test_batch_yields_its_outcomes_to_a_plain_loop() -> None:
         outcomes = list(images.generate_many(["a fox", "an owl", "a crow"], ordered=True))
     assert [outcome.error for outcome in outcomes] == [None] * 3
     assert gateway.sold == 3
+
+
+def test_budget_is_counted_for_a_plain_thread() -> None:
+    with portal(opened(FakeGateway(job_s=0.0))) as images:
+        images.generate("a fox", budget=Budget(name="alice", max_credits=50))
+        assert images.budgets()["alice"].left < 50
 
 
 def test_job_is_awaited_by_call() -> None:

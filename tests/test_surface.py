@@ -16,6 +16,8 @@ from nanobanana_async import errors
 PUBLIC = {
     "ApiMall",
     "Batch",
+    "Budget",
+    "BudgetState",
     "ConcurrencyPolicy",
     "DefApi",
     "FeedReport",

@@ -13,6 +13,7 @@ from nanobanana_async.events import log
 from nanobanana_async.failures import to_failure_kinds
 from nanobanana_async.images.names import NameTemplate
 from nanobanana_async.images.target import Target
+from nanobanana_async.policy.named_budget import Budget
 from nanobanana_async.validators import validate_switch
 
 BLOCKED_S = 0.25
@@ -41,6 +42,7 @@ class BatchOptions:
     sidecar: bool = field(default=False, validator=validate_switch)
     names: NameTemplate | None = None
     max_credits: Decimal | None = None
+    budget: Budget | None = None
     expected_credits: Decimal | None = None
     retry_failed: frozenset[str] = field(default=frozenset(), converter=to_failure_kinds)
     """The kinds of failures that are bought again."""

@@ -142,7 +142,8 @@ class BatchRunner:
         try:
             request, sources = await self._engine.references.identify(row.request)
             row = self._rows.with_key(row, request)
-            record = await self._engine.new_record(request, row.key, batch=self._prefix)
+            budget = self._options.budget
+            record = await self._engine.new_record(request, row.key, batch=self._prefix, budget=budget)
             while (tracked := self._entered(record, sources)).is_being_withdrawn:
                 await tracked.wait_for_change()
         except SessionClosed:

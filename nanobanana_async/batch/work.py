@@ -27,7 +27,7 @@ from nanobanana_async.images.local import LocalImagesByDigest
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.feeding import UNSAVED, Draw, FedBatch, FedRow, FeedsRows
-from nanobanana_async.policy.budget import BatchBudget
+from nanobanana_async.policy.budget import LedgerCap
 
 WAIT_S = 1.0
 """How often the ledger is asked for rows while there is none to draw."""
@@ -116,10 +116,10 @@ class WorkRunner(BatchRunner):
         if facts.max_credits is None:
             self._caps = ()
         elif not self._caps:
-            self._caps = (BatchBudget(facts.max_credits),)
+            self._caps = (LedgerCap(facts.max_credits),)
         else:
             for cap in self._caps:
-                if cap.max_credits != facts.max_credits and isinstance(cap, BatchBudget):
+                if cap.max_credits != facts.max_credits and isinstance(cap, LedgerCap):
                     cap.max_credits = facts.max_credits
                     cap.forget_refusals()
 

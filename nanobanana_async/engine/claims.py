@@ -82,7 +82,7 @@ class Claims:
         again = known.state in REBUYABLE or has_failed_with(known, job.retry_failed)
         if again or known.account != wanted.account:
             try:
-                await self._store.start_generation(job, known, body=wanted.body, request=wanted.request)
+                await self._store.start_generation(job, known, wanted.body, wanted.request, wanted.budget)
                 self._slots.release(job)
                 return self._next_by_state(job)
             except LedgerError:
@@ -95,6 +95,13 @@ class Claims:
                     await self._release_foreign(claim, wanted)
                     raise self._account_conflict_error(claim.record, wanted) from None
         return self._apply_claim(job, claim, wanted)
+
+    @staticmethod
+    def take_budget(job: TrackedJob, budget: str | None) -> None:
+        """Let a budget that a later caller names count a job that was not sent yet, and that no budget counts."""
+        waits = job.record.state is JobState.PENDING and job.phase is not Phase.IN_FLIGHT
+        if budget is not None and waits and job.record.budget is None:
+            job.record = evolve(job.record, budget=budget)
 
     async def check_owner(self, job: TrackedJob) -> Next:
         """Adopt a job that has no owner, or read the state of one that another owner follows."""
@@ -130,7 +137,7 @@ class Claims:
         """Store what the user knows of a job: its task id, a body to buy it again with, or neither (not bought)."""
         record = job.record
         if body is not None:
-            await self._store.start_generation(job, job.ledger_record, body=body, request=record.request)
+            await self._store.start_generation(job, job.ledger_record, body, record.request)
             self._slots.release(job)
         elif task_id is not None:
             began_at = record.first_sent_at or self._store.utcnow()
@@ -206,7 +213,9 @@ class Claims:
         if claim.record != job.ledger_record:  # else keep our record: it may be newer, if its last write failed
             self._store.replace_record(job, claim.record)
         if wanted is not None and claim.is_ours and claim.record.state is JobState.PENDING:
-            job.record = evolve(job.record, request=wanted.request, body=wanted.body)  # newer signatures in URLs
+            budget = wanted.budget or job.record.budget
+            # The request may have newer signatures in its URLs.
+            job.record = evolve(job.record, request=wanted.request, body=wanted.body, budget=budget)
         if not claim.is_ours and not job.done:
             # At full seconds: one flush of the ledger then serves all such jobs.
             return CheckOwnerAt((round(self._clock() / OWNER_CHECK_S) + 1) * OWNER_CHECK_S)

@@ -8,14 +8,15 @@ from itertools import islice
 
 from attrs import frozen
 
+from nanobanana_async.engine.credit_account import CreditAccount
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.image_poll import ImagePoll
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.slots import Slots
-from nanobanana_async.engine.store import CreditAccount
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.engine.workers import WorkerPool
+from nanobanana_async.errors import CreditLimitReached
 from nanobanana_async.jobs import JobState
 from nanobanana_async.policy.budget import Affordable
 
@@ -32,9 +33,9 @@ class RequestKind(enum.Enum):
 
 @frozen
 class Decline:
-    """A cap of credits does not allow the job. `why` is made at once, because the next create changes the caps."""
+    """A cap of credits does not allow the job. The error is made at once, because the next create changes the caps."""
 
-    why: str
+    error: CreditLimitReached
 
 
 DispatchDecision = tuple[TrackedJob, RequestKind | Decline] | ImagePoll
@@ -127,7 +128,7 @@ class Dispatcher:
                     continue
                 affordable = self._credits.check(job, now)
                 if affordable is Affordable.NEVER:
-                    starts.append((queue.pop_first(), Decline(self._credits.explain_refusal(job))))
+                    starts.append((queue.pop_first(), Decline(self._credits.refusal_error(job))))
                     continue
                 if not self._free_requests(starts):
                     return NEVER

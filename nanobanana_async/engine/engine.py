@@ -18,7 +18,7 @@ from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.submitter import Submitter
 from nanobanana_async.engine.tracked_job import NEVER, NO_SOURCES, TrackedJob
-from nanobanana_async.errors import ConfigurationError, CreditLimitReached, LedgerError, NanoBananaError, SessionClosed
+from nanobanana_async.errors import ConfigurationError, LedgerError, NanoBananaError, SessionClosed
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.images.local import LocalImagesByDigest
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, Observation, with_indexes
@@ -26,7 +26,8 @@ from nanobanana_async.keys import key_for_task, validate_key, validate_task_id
 from nanobanana_async.ledger.base import TaskTaken
 from nanobanana_async.loop_guard import LoopGuard
 from nanobanana_async.models import ImageRequest, with_model
-from nanobanana_async.policy.budget import Affordable, BatchBudget, Budget, Cap
+from nanobanana_async.policy.budget import Affordable, Cap, LedgerCap, MemoryCap
+from nanobanana_async.policy.named_budget import Budget
 
 
 class Engine:
@@ -88,6 +89,7 @@ class Engine:
             self.scheduler.start_step(self.claims.claim, job)
         else:
             self.claims.check_same_purchase(job.record, record)
+            self.claims.take_budget(job, record.budget)
             if record.request is not None:
                 self.references.take_newer_request(job, record.request, sources)
         job.may_buy = True
@@ -118,9 +120,15 @@ class Engine:
         return job
 
     async def new_record(
-        self, request: ImageRequest, key: str, *, batch: str | None = None, with_callback: bool = True
+        self,
+        request: ImageRequest,
+        key: str,
+        *,
+        batch: str | None = None,
+        budget: Budget | None = None,
+        with_callback: bool = True,
     ) -> JobRecord:
-        """Return the record of a new job. Raises `InvalidRequest` for a request that this gateway does not support.
+        """Return the record of a new job. Raises `InvalidRequest` for a request that this gateway doesn't support.
 
         Local images of the request must be in their stored form (`References.identify`). The record's request names the
         model even if the gateway chose it: another model is another request. Another host will send it if it is made
@@ -128,14 +136,12 @@ class Engine:
         """
         key = validate_key(key)
         request = with_model(request, self.gateway.model)
-        if (
-            not request.callback_url
-            and with_callback
-            and self._callbacks.enabled.is_set()
-            and self.gateway.supports_callbacks
-        ):
+        calls_back = with_callback and self._callbacks.enabled.is_set() and self.gateway.supports_callbacks
+        if calls_back and not request.callback_url:
             request = evolve(request, callback_url=await self._callbacks.make_url(key))
         self.gateway.check(request)
+        if budget is not None:
+            await self.store.set_budget(budget)
         return JobRecord(
             key=key,
             gateway=self.gateway.name,
@@ -144,6 +150,7 @@ class Engine:
             body=self.references.body_to_store(request),
             created_at=self.store.utcnow(),
             batch=batch,
+            budget=None if budget is None else budget.name,
         )
 
     def new_attached_record(self, task_id: str, key: str, request: ImageRequest | None) -> JobRecord:
@@ -171,7 +178,7 @@ class Engine:
 
     def make_cap(self, max_credits: Decimal, batch: str | None) -> Cap:
         """Return a cap of credits. The ledger counts what a named batch spends, this session the rest."""
-        return Budget(max_credits, self.store.credits.prices) if batch is None else BatchBudget(max_credits)
+        return MemoryCap(max_credits, self.store.credits.prices) if batch is None else LedgerCap(max_credits)
 
     async def find(self, key: str) -> TrackedJob | None:
         """Return the job with this key, tracked or from the ledger; None if there is none."""
@@ -220,7 +227,7 @@ class Engine:
             validate_task_id(task_id)
         self.check_resolvable(job, buy_again=buy_again)
         if buy_again and self.store.credits.affordability_of_another(job, self.clock()) is Affordable.NEVER:
-            raise CreditLimitReached(self.store.credits.explain_refusal(job), key=record.key, safe_to_repeat=False)
+            raise self.store.credits.refusal_error(job).for_job(record.key, safe_to_repeat=False)
         body = self.references.body_to_store(record.request) if buy_again and record.request is not None else None
         job.may_buy = True
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import warnings
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from decimal import Decimal
 from weakref import WeakSet
@@ -15,6 +16,7 @@ from nanobanana_async.engine.account_memory import AccountMemory
 from nanobanana_async.engine.account_webhook import AccountWebhook, BudgetedSend, Webhooks
 from nanobanana_async.engine.callback_handler import CallbackHandler
 from nanobanana_async.engine.callback_urls import CallbackUrls
+from nanobanana_async.engine.credit_account import CreditAccount
 from nanobanana_async.engine.deliveries import Deliveries
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.estimates import JobEstimates
@@ -24,7 +26,7 @@ from nanobanana_async.engine.reconciler import Reconciler
 from nanobanana_async.engine.references import References
 from nanobanana_async.engine.sharing import exchange_if_shared, make_limits
 from nanobanana_async.engine.slots import Slots
-from nanobanana_async.engine.store import CreditAccount, JobStore
+from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.submitter import Submitter
 from nanobanana_async.engine.unseen_webhooks import UnseenWebhooks
 from nanobanana_async.engine.uploader import Uploader
@@ -36,17 +38,14 @@ from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.transport import AiohttpTransport
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.ledger.base import Ledger
-from nanobanana_async.ledger.location import ledger_at
-from nanobanana_async.ledger.memory import MemoryLedger
-from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.loop_guard import LoopGuard, cancel_requested
-from nanobanana_async.policy.budget import Budget
+from nanobanana_async.policy.budget import MemoryCap
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
+from nanobanana_async.policy.named_budget import Budget
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.policy.session_budget import SessionBudget
 from nanobanana_async.references import ReferencePublisher
-from nanobanana_async.validators import check_kind
 
 
 def _make_guard(parts: "SessionComponents") -> LoopGuard:
@@ -71,6 +70,8 @@ class SessionComponents:
     retry: RetryPolicy
     timeouts: Timeouts
     max_credits: Decimal | None
+    budgets: Mapping[str, Budget]
+    """Group -> its budget."""
     publisher: ReferencePublisher | None
     guard: LoopGuard = field(init=False, default=Factory(_make_guard, takes_self=True))
     callback_urls: CallbackUrls = field(init=False, default=Factory(_make_callback_urls, takes_self=True))
@@ -136,7 +137,7 @@ class SessionComponents:
             create_s=self.timeouts.create_s,
             clock=clock,
         )
-        budgets = () if self.max_credits is None else (Budget(self.max_credits, credit_account.prices),)
+        budgets = () if self.max_credits is None else (MemoryCap(self.max_credits, credit_account.prices),)
         engine = Engine(
             self.gateway,
             store,
@@ -170,18 +171,6 @@ class SessionComponents:
         deliveries = Deliveries(webhook, gateway, engine, self.callback_urls, handler)
         engine.scheduler.background_tasks += [webhook.keep_registered, deliveries.keep_checking_early]
         return deliveries
-
-
-def to_ledger(ledger: Ledger | str | os.PathLike[str] | PostgresUrl | None) -> Ledger:
-    """Return the ledger for a setting: a ledger, a path, a PostgreSQL URL, or None for memory."""
-    match ledger:
-        case None:
-            return MemoryLedger()
-        case str() | os.PathLike() | PostgresUrl():
-            return ledger_at(ledger)
-        case _:
-            check_kind("ledger", ledger, Ledger, "a ledger or the path of its file, such as 'jobs.sqlite', or a URL")
-            return ledger
 
 
 class SessionLifecycle:

@@ -35,7 +35,7 @@ from nanobanana_async.engine.submitter import Submitter
 from nanobanana_async.engine.timers import Timed, Timers
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob, is_safe_to_repeat
 from nanobanana_async.engine.workers import JobStep, WorkerPool, error_of_crash
-from nanobanana_async.errors import CreditLimitReached, NanoBananaError, SessionClosed
+from nanobanana_async.errors import NanoBananaError, SessionClosed
 from nanobanana_async.events import JobReleased, JobTracked, log_failure
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState
 
@@ -148,8 +148,8 @@ class Scheduler:
             case (job, RequestKind.POLL):
                 job.enter_phase(Phase.IN_FLIGHT)
                 self.workers.run_poll(self._poller.poll, job)
-            case (job, Decline(why=why)):
-                self.withdraw(job, partial(self._claims.decline, CreditLimitReached(why)))
+            case (job, Decline(error=error)):
+                self.withdraw(job, partial(self._claims.decline, error))
 
     def withdraw(self, job: TrackedJob, step: JobStep | None = None) -> None:
         """Withdraw a job that waits to be sent."""

@@ -107,7 +107,7 @@ class Submitter:
             case Accepted():
                 return await self._on_accepted(job, answer)
             case Allowance():  # the ledger does not allow it: it waits again, or is declined
-                self._store.credits.on_refused(job, answer, self._clock())
+                self._store.credits.on_refused(job, answer, self._clock(), self._store.utcnow())
                 return Enqueue()
             case NotOurs():
                 remember_unbought(job)

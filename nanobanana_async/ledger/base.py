@@ -11,6 +11,7 @@ from attrs import evolve, frozen
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.policy.named_budget import Budget, BudgetState
 from nanobanana_async.policy.prices import Price
 from nanobanana_async.policy.sharing import Allotment, Report
 
@@ -27,26 +28,28 @@ class Claim:
 
 
 class Refusal(enum.Enum):
-    """Why a purchase of a named batch can't be made now."""
+    """Why a purchase can't be made now under a cap that the ledger counts."""
 
     PRICE = "price"
     """Another process has learned a different price: check again with that price."""
     ESTIMATE = "estimate"
-    """The price is an estimate, and so is the price of an earlier charge of the batch."""
+    """The price is an estimate, and so is the price of an earlier charge under the cap."""
     SUM = "sum"
     """The purchase would pass the cap."""
 
 
 @frozen(kw_only=True)
 class Allowance:
-    """Whether credits were reserved for a purchase of a named batch, and the state of the batch's cap."""
+    """Whether credits were reserved for a purchase, and the state of its batch's cap, or of the budget that refused."""
 
     refusal: "Refusal | None" = None
     """None: the credits are reserved."""
     price: Price
     """The price of the job, as the ledger knows it."""
     other_charges: Decimal
-    """The sum of the batch's other charges."""
+    """The sum of the other charges of the batch or budget."""
+    budget: Budget | None = None
+    """The budget that refused, as it is in the ledger; None if it was the cap of the batch."""
     ours_may_free: tuple[str, ...] = ()
     """Keys of jobs that this ledger owns and that may still free credits or teach a price."""
     others_may_free: bool = False
@@ -127,11 +130,12 @@ class Ledger(Protocol):
     async def advance_and_reserve(
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
     ) -> Allowance:
-        """Replace `before` by `after`, which is about to be sent, and add its charge to `after.batch`, if it fits.
+        """Replace `before` by `after`, which is about to be sent, and add its charges, if they fit.
 
-        All charges of the batch and the price must not exceed `max_credits`, and an estimate must be the only one in
-        the batch; None sets no cap. A refusal changes nothing. Raises as `advance` does, which keeps the charge up to
-        date afterwards.
+        All charges of `after.batch` and the price must not exceed `max_credits`, and an estimate must be the only one
+        in the batch; None sets no cap. The same holds for `after.budget`, with the stored cap of that budget, on the
+        day of `after.sent_at` if it counts each day. A refusal changes nothing. Raises as `advance` does, which keeps
+        the charges up to date afterwards.
         """
         ...
 
@@ -164,6 +168,14 @@ class Ledger(Protocol):
 
         Pruned jobs still count. Records and charges have `key_prefix(batch)` in place of the name.
         """
+        ...
+
+    async def set_budget(self, budget: Budget) -> None:
+        """Store a budget, in place of an earlier one of the name; raise `ConfigurationError` for another `per`."""
+        ...
+
+    async def budgets(self, now: datetime) -> Sequence[BudgetState]:
+        """Return the state of each stored budget at a time, by name."""
         ...
 
     async def callback_secret(self) -> bytes:

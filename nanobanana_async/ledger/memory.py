@@ -15,6 +15,7 @@ from nanobanana_async.keys import batch_key_prefix, is_generated_key
 from nanobanana_async.ledger.base import Allowance, Claim, NotOurs, TaskTaken, Upload
 from nanobanana_async.ledger.memory_charges import MemoryCharges
 from nanobanana_async.models import ImageRequest, without_transient_parts
+from nanobanana_async.policy.named_budget import Budget, BudgetState
 from nanobanana_async.policy.prices import Price
 
 # Limits, in characters, for an ended job with a caller's own key, so that it takes 1 to 3 KB and never more than 8 KB.
@@ -100,13 +101,13 @@ class MemoryLedger:
             self._jobs[after.key] = after
             self._index_task(after)
             self._try_own(after)
-        if after.batch is not None:
+        if after.is_counted:
             self._charges.update_from_record(before, after)
 
     async def advance_and_reserve(
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
     ) -> Allowance:
-        """Replace `before` by `after`, which is about to be sent, and add its charge, if its batch's cap allows it."""
+        """Replace `before` by `after`, which is about to be sent, and add its charges, if its caps allow it."""
         allowance = self._charges.allowance(after, price, max_credits, lambda key: "ours" if self._owns(key) else None)
         if allowance.refusal is None:
             await self.advance(before, after)
@@ -147,6 +148,14 @@ class MemoryLedger:
     async def spent_or_reserved(self, batch: str) -> Decimal:
         """Return the sum of the charges of the batch with this name, reserved ones included, after refunds."""
         return self._charges.spent_or_reserved(batch_key_prefix(batch))
+
+    async def set_budget(self, budget: Budget) -> None:
+        """Store a budget, in place of an earlier one of the name; raises `ConfigurationError` for another `per`."""
+        self._charges.set_budget(budget)
+
+    async def budgets(self, now: datetime) -> Sequence[BudgetState]:
+        """Return the state of each budget at a time, by name."""
+        return self._charges.budgets(now)
 
     async def callback_secret(self) -> bytes:
         """Return 32 random bytes, the same as long as the ledger exists."""

@@ -12,7 +12,8 @@ CREATE TABLE jobs (
     request          TEXT,                     -- null for a task that was attached by its id
     body             BLOB    NOT NULL,         -- the exact bytes that every POST of the job sends
     created_at       TEXT    NOT NULL,
-    batch            TEXT,                     -- the named batch; null: no charges are kept
+    batch            TEXT,                     -- the named batch that counts its charges, or null
+    budget           TEXT,                     -- the budget that counts them too, or null
     state            TEXT    NOT NULL,
     revision         INTEGER NOT NULL,         -- number of writes; each is a compare-and-swap on it
     generation       INTEGER NOT NULL,         -- number of deliberate purchases
@@ -43,25 +44,25 @@ CREATE INDEX jobs_task ON jobs (account, task_id) WHERE task_id IS NOT NULL;
 
 CREATE INDEX jobs_state ON jobs (state);
 
--- One row for each purchase of each job of a named batch, written in the transaction of the job's transition. A later
--- purchase of the job adds a row; a purchase that certainly did not happen keeps its row, with 0 credits.
+-- One row for each purchase of a job and each batch or budget that counts it, written in the transaction of the job's
+-- transition. A later purchase of the job adds rows; one that certainly did not happen keeps its rows, with 0 credits.
 -- Credits are whole billionths here, so that SQLite sums them exactly.
 CREATE TABLE charges (
     job         INTEGER NOT NULL,              -- jobs.id
     generation  INTEGER NOT NULL,
-    batch       TEXT    NOT NULL,
+    batch       TEXT    NOT NULL,              -- or `budget DAY NAME`, where DAY is `all` or a day in UTC
     account     TEXT    NOT NULL,
     price_class TEXT    NOT NULL,
     credits     INTEGER NOT NULL,              -- reserved or charged, after refunds
     basis       TEXT    NOT NULL,              -- reported, agreed: a price; expected, example: an estimate
-    PRIMARY KEY (job, generation)
+    PRIMARY KEY (job, generation, batch)
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX charges_estimates ON charges (batch) WHERE basis IN ('expected', 'example');
 
 CREATE INDEX charges_of_class ON charges (account, price_class) WHERE basis IN ('expected', 'example');
 
--- The sum of a batch's charges. Deleting a charge does not reduce it, so pruned jobs still count.
+-- The sum of the charges of a batch or budget. Deleting a charge does not reduce it, so pruned jobs still count.
 CREATE TABLE spending (
     batch    TEXT PRIMARY KEY,
     credits  INTEGER NOT NULL,
@@ -78,13 +79,20 @@ CREATE TRIGGER charge_changed AFTER UPDATE OF credits ON charges WHEN new.credit
         WHERE batch = new.batch;
 END;
 
-CREATE TRIGGER job_pruned AFTER DELETE ON jobs WHEN old.batch IS NOT NULL BEGIN
+CREATE TRIGGER job_pruned AFTER DELETE ON jobs WHEN old.batch IS NOT NULL OR old.budget IS NOT NULL BEGIN
     DELETE FROM charges WHERE job = old.id;
 END;
 
 CREATE TRIGGER charge_pruned AFTER DELETE ON charges WHEN old.basis IN ('expected', 'example') BEGIN
     UPDATE spending SET unpriced = unpriced + 1 WHERE batch = old.batch;
 END;
+
+-- The named budgets; the value that was stored last holds for all.
+CREATE TABLE budgets (
+    name        TEXT PRIMARY KEY,
+    max_credits INTEGER NOT NULL,
+    per         TEXT                           -- `day`: each day in UTC counts for itself; null: all that was ever spent
+) STRICT, WITHOUT ROWID;
 
 -- The last price that the gateway reported for each price class.
 CREATE TABLE prices (

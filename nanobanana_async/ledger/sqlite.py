@@ -20,6 +20,7 @@ from nanobanana_async.ledger.statements import JobTable, update_statement_for
 from nanobanana_async.ledger.stored import PRUNE_BATCH, WriterLedger, check_aware
 from nanobanana_async.ledger.uploads import find_upload, prune_uploads, remember_upload
 from nanobanana_async.ledger.writer import Writer
+from nanobanana_async.policy.named_budget import Budget, BudgetState, check_same_period
 from nanobanana_async.policy.prices import Price
 from nanobanana_async.validators import as_file, as_number, check_kind
 
@@ -93,7 +94,7 @@ class SqliteLedger(WriterLedger):
     async def advance_and_reserve(
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
     ) -> Allowance:
-        """Replace `before` by `after`, which is about to be sent, and add its charge, if its batch's cap allows it."""
+        """Replace `before` by `after`, which is about to be sent, and add its charges, if its caps allow it."""
         statement, row = update_statement_for(before, after)
         advance_and_reserve = partial(
             JobTable.advance_and_reserve, before=before, after=after, statement=statement, row=row
@@ -142,6 +143,14 @@ class SqliteLedger(WriterLedger):
     async def reserved(self, batch: str) -> Decimal:
         """Return the part of `spent` that is reserved: for jobs in doubt, and running ones without a stated price."""
         return await self._submit(lambda table: table.charges.reserved(batch_key_prefix(batch)))
+
+    async def set_budget(self, budget: Budget) -> None:
+        """Store a budget, in place of an earlier one of the name; raises `ConfigurationError` for another `per`."""
+        check_same_period(await self._submit(lambda table: table.charges.set_budget(budget), writes=True), budget)
+
+    async def budgets(self, now: datetime) -> Sequence[BudgetState]:
+        """Return the state of each budget at a time, by name: what is spent, reserved and left."""
+        return await self._submit(lambda table: table.charges.budgets(now))
 
     async def callback_secret(self) -> bytes:
         """Return the 32 random bytes, stored in the file, that sign callback URLs."""

@@ -115,7 +115,7 @@ class JobTable:
     def advance(self, before: JobRecord, after: JobRecord, statement: str, row: Row) -> None:
         """Replace `before` if it is unchanged and ours, or ended; `statement` and `row` are those of `update_for`."""
         self._compare_and_swap(before, statement, row)
-        if after.batch is not None:
+        if after.is_counted:
             self.charges.update_from_record(before, after)
 
     def advance_and_reserve(
@@ -128,7 +128,7 @@ class JobTable:
         price: Price,
         max_credits: Decimal | None,
     ) -> Allowance:
-        """Replace `before` by a row that is about to be sent, and add its charge, if the batch may buy it."""
+        """Replace `before` by a row that is about to be sent, and add its charges, if they fit."""
         allowance = self.charges.allowance(after, price, max_credits)
         if allowance.refusal is None:
             self._compare_and_swap(before, statement, row)

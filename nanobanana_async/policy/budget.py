@@ -33,7 +33,7 @@ class _Reservation:
     """The job ended and its cost is unknown: it counts as spent once the price of its class is known."""
 
 
-class Budget:
+class MemoryCap:
     """A cap counted in memory: of a session, or of a batch without a name."""
 
     def __init__(self, max_credits: Decimal, prices: Prices) -> None:
@@ -140,14 +140,19 @@ class _Refused:
     why: str
 
 
-class BatchBudget:
-    """The cap of a named batch. The ledger counts for all processes, in the write that precedes a create.
+class LedgerCap:
+    """The cap of a named batch, or a budget. The ledger counts for all processes, in the write that precedes a create.
 
     This class remembers the refusals of the ledger, so that it is asked again only when the answer may have changed.
+    `max_credits` is None for a budget: the ledger has it.
     """
 
-    def __init__(self, max_credits: Decimal) -> None:
+    def __init__(self, max_credits: Decimal | None, budget: str | None = None) -> None:
         self.max_credits = max_credits
+        self.budget = budget
+        """The name of the budget; None for a named batch."""
+        self.left: Decimal | None = None
+        """What was left of the budget when the ledger refused a job."""
         self.ask_again_at = NEVER_ASK_AGAIN
         """When to ask the ledger again, since other processes may have freed credits."""
         self._estimated: set[Hashable] = set()
@@ -202,4 +207,4 @@ class BatchBudget:
         self.release(purchase)
 
 
-Cap = Budget | BatchBudget
+Cap = MemoryCap | LedgerCap

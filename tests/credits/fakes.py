@@ -21,7 +21,7 @@ from nanobanana_async import (
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.errors import TransportError
 from nanobanana_async.gateways.contract import HttpRequest
-from nanobanana_async.policy.budget import Budget
+from nanobanana_async.policy.budget import MemoryCap
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.support.fakes import API_KEY, now
 from tests.support.replies import json_reply, refused, task
@@ -160,10 +160,10 @@ def engine_of(session: Session) -> Engine:
     return engine
 
 
-def budget_of(session: Session) -> Budget:
+def budget_of(session: Session) -> MemoryCap:
     """The session's own limit."""
     (budget,) = engine_of(session)._session_caps
-    assert isinstance(budget, Budget)
+    assert isinstance(budget, MemoryCap)
     return budget
 
 
@@ -174,11 +174,11 @@ def nothing_is_left(session: Session) -> bool:
     return not (left or engine_of(session).store.credits._reservations or engine_of(session).tracked)
 
 
-def budgets_now(session: Session) -> list[Budget]:
+def budgets_now(session: Session) -> list[MemoryCap]:
     """The caps, counted in memory, on which the live jobs draw."""
     live = engine_of(session).tracked.values()
     caps = dict.fromkeys(cap for job in live for cap in job.budgets)
-    return [cap for cap in caps if isinstance(cap, Budget)]
+    return [cap for cap in caps if isinstance(cap, MemoryCap)]
 
 
 def foxes(count: int, *, first: int = 0, word: str = "fox") -> list[str]:

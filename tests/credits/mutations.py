@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 from attrs import evolve, frozen
 
@@ -11,7 +12,8 @@ from nanobanana_async.ledger import charges
 from nanobanana_async.ledger.base import Allowance
 from nanobanana_async.ledger.charges import Charges
 from nanobanana_async.ledger.statements import JobTable
-from nanobanana_async.policy.budget import Affordable, BatchBudget, Budget
+from nanobanana_async.policy.budget import Affordable, LedgerCap, MemoryCap
+from nanobanana_async.policy.named_budget import Budget
 from nanobanana_async.policy.prices import Basis, Charge, Price, Prices, charge_of
 from tests.credits.campaign import Plan
 from tests.support.mutations import Change, Mutation
@@ -21,10 +23,12 @@ from tests.support.mutations import Change, Mutation
 class CampaignMutation(Mutation):
     """A bug that must be caught within `within` campaigns."""
 
-    among: Callable[[Plan], bool] = lambda plan: True
+    among: Callable[[Any], bool] = lambda plan: True
     """In which campaigns it can show."""
     within: int = 60
     """How many of these are played."""
+    kind: str = "caps"
+    """Of caps, or of budgets."""
     campaign: int = 0
     """The first campaign that catches it: the suite begins there, `--mutations` at 0."""
 
@@ -40,20 +44,20 @@ def _unknown_price_counts_as_nothing() -> list[Change]:
 
 
 def _estimates_go_side_by_side() -> list[Change]:
-    def consent(self: BatchBudget, price: Price) -> Affordable:
+    def consent(self: LedgerCap, price: Price) -> Affordable:
         no = self._refusals.get(price.price_class)
         return Affordable.NOW if no is None else no.answer
 
-    return [(Charges, "_has_estimates", lambda *_: False), (BatchBudget, "check", consent)]
+    return [(Charges, "_has_estimates", lambda *_: False), (LedgerCap, "check", consent)]
 
 
 def _estimates_of_a_session_go_side_by_side() -> list[Change]:
-    consent = Budget.check
+    consent = MemoryCap.check
 
-    def careless(self: Budget, price: Price) -> Affordable:
+    def careless(self: MemoryCap, price: Price) -> Affordable:
         return consent(self, evolve(price, basis=Basis.REPORTED))
 
-    return [(Budget, "check", careless)]
+    return [(MemoryCap, "check", careless)]
 
 
 def _forgotten_on_rebirth() -> list[Change]:
@@ -120,7 +124,58 @@ def _reported_prices_are_not_counted() -> list[Change]:
 
 
 def _session_forgets_doubt() -> list[Change]:
-    return [(Budget, "suspend", Budget.release)]
+    return [(MemoryCap, "suspend", MemoryCap.release)]
+
+
+def _budget_is_not_checked() -> list[Change]:
+    allowance = Charges.allowance
+
+    def unchecked(self: Charges, job: JobRecord, price: Price, max_credits: Decimal | None) -> Allowance:
+        if job.batch is None:
+            return Allowance(price=price, other_charges=Decimal(0))
+        return allowance(self, evolve(job, budget=None), price, max_credits)
+
+    return [(Charges, "allowance", unchecked)]
+
+
+def _budget_counts_calls_only() -> list[Change]:
+    reserve = Charges.reserve
+
+    def partial(self: Charges, job: JobRecord, price: Price) -> None:
+        reserve(self, job if job.batch is None else evolve(job, budget=None), price)
+
+    return [(Charges, "reserve", partial)]
+
+
+def _each_process_counts_a_budget_for_itself() -> list[Change]:
+    own: dict[tuple[Charges, str], Decimal] = {}
+
+    def alone(self: Charges, batch: str) -> Decimal:
+        return own.get((self, batch), Decimal(0))
+
+    under, reserve = Charges._allowance_under, Charges.reserve
+
+    def allowed(self: Charges, counted_by: str, cap: Decimal | None, job: JobRecord, price: Price) -> Allowance:
+        if counted_by != job.batch and cap is not None and alone(self, counted_by) + price.credits <= cap:
+            return Allowance(price=evolve(price, basis=Basis.REPORTED), other_charges=Decimal(0))
+        return under(self, counted_by, cap, job, price)
+
+    def reserved(self: Charges, job: JobRecord, price: Price) -> None:
+        reserve(self, job, price)
+        for counted_by, _, _ in self._counts_of(job, None):
+            own[self, counted_by] = alone(self, counted_by) + price.credits
+
+    return [(Charges, "_allowance_under", allowed), (Charges, "reserve", reserved)]
+
+
+def _new_value_begins_from_nothing() -> list[Change]:
+    set_budget = Charges.set_budget
+
+    def forgetful(self: Charges, budget: Budget) -> Budget:
+        self._execute("UPDATE spending SET credits = 0 WHERE batch LIKE 'budget %' || ?", (budget.name,))
+        return set_budget(self, budget)
+
+    return [(Charges, "set_budget", forgetful)]
 
 
 def _expected_price_counts_as_reported() -> list[Change]:
@@ -186,4 +241,14 @@ MUTATIONS = (
         lambda plan: _dear(plan) and bool(plan.expected),
         campaign=17,
     ),
+    CampaignMutation("a budget is not checked", _budget_is_not_checked, kind="budgets", campaign=1),
+    CampaignMutation("a budget counts single calls only", _budget_counts_calls_only, kind="budgets"),
+    CampaignMutation(
+        "each process counts a budget for itself",
+        _each_process_counts_a_budget_for_itself,
+        kind="budgets",
+        campaign=1,
+    ),
+    CampaignMutation("a new value begins from nothing", _new_value_begins_from_nothing, kind="budgets"),
+    CampaignMutation("a budget forgets what is in doubt", _doubt_gives_back, kind="budgets", campaign=15),
 )

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nanobanana_async.policy.budget import Affordable, Budget
+from nanobanana_async.policy.budget import Affordable, MemoryCap
 from nanobanana_async.policy.prices import Basis, Price, Prices
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ class Spending(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.budget = Budget(Decimal(40), Prices())
+        self.budget = MemoryCap(Decimal(40), Prices())
         self.under_way: dict[str, str] = {}
         self.in_doubt: dict[str, str] = {}
         self.taken = Decimal(0)
@@ -111,7 +111,7 @@ class Learning(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.prices = Prices()
-        self.budget = Budget(Decimal(100), self.prices)
+        self.budget = MemoryCap(Decimal(100), self.prices)
         self.jobs: dict[str, str] = {}
         self.under_way: set[str] = set()
         self.bought = 0

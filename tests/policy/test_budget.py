@@ -11,7 +11,7 @@ import pytest
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.models import ImageRequest
-from nanobanana_async.policy.budget import NEVER_ASK_AGAIN, Affordable, BatchBudget, Budget
+from nanobanana_async.policy.budget import NEVER_ASK_AGAIN, Affordable, LedgerCap, MemoryCap
 from nanobanana_async.policy.prices import (
     MAX_CREDITS,
     Basis,
@@ -34,9 +34,9 @@ EXPECTED = Price("fox", EIGHT, Basis.EXPECTED)
 AGREED = Price("fox", EIGHT, Basis.AGREED)
 
 
-def a_budget(limit: str) -> tuple[Budget, Prices]:
+def a_budget(limit: str) -> tuple[MemoryCap, Prices]:
     prices = Prices()
-    return Budget(Decimal(limit), prices), prices
+    return MemoryCap(Decimal(limit), prices), prices
 
 
 def test_jobs_fit_up_to_the_cap_and_the_next_waits() -> None:
@@ -199,7 +199,7 @@ def test_prices_start_as_estimates_and_are_learned() -> None:
 
 
 def test_batch_budget_asks_the_ledger_until_a_refusal() -> None:
-    cap = BatchBudget(Decimal(80))
+    cap = LedgerCap(Decimal(80))
     assert cap.check(GUESS) is NOW
     cap.reserve("a", GUESS)
     assert cap.check(GUESS) is LATER  # the first job makes the price known
@@ -275,7 +275,7 @@ def test_charge_follows_from_the_record(record: JobRecord, charge: tuple[int | N
 def test_decimal_amounts_add_up_exactly() -> None:
     limit = parse_credits("max_credits", 0.3)
     assert limit is not None
-    budget, price = Budget(limit, Prices()), Price("fox", Decimal("0.100000"))
+    budget, price = MemoryCap(limit, Prices()), Price("fox", Decimal("0.100000"))
     for key in "abc":
         assert budget.check(price) is NOW
         budget.reserve(key, price)

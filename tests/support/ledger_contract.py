@@ -1,19 +1,20 @@
 """The contract of every ledger, as test functions that each take an open, empty ledger."""
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from nanobanana_async.candidates import Candidate
-from nanobanana_async.errors import LedgerError
+from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.failures import Failure
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.keys import batch_key_prefix, generate_key
 from nanobanana_async.ledger.base import Allowance, Ledger, Refusal, TaskTaken, Upload
 from nanobanana_async.models import ImageRequest
+from nanobanana_async.policy.named_budget import Budget
 from nanobanana_async.policy.prices import Basis, Price
 
 NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
@@ -282,7 +283,13 @@ OWL_GUESS = Price("owl", Decimal(2), Basis.EXAMPLE)
 
 
 async def about_to_be_sent(
-    ledger: Ledger, key: str, price: Price, cap: int | None = None, *, batch: str = batch_key_prefix("b"), **facts: Any
+    ledger: Ledger,
+    key: str,
+    price: Price,
+    cap: int | None = None,
+    *,
+    batch: str | None = batch_key_prefix("b"),
+    **facts: Any,
 ) -> tuple[JobRecord, Allowance]:
     """Claim a job of a batch, and try to reserve its price for a create."""
     first = (await ledger.claim(job(key, batch=batch, **facts))).record
@@ -421,6 +428,144 @@ async def stale_writer_reserves_nothing(ledger: Ledger) -> None:
     with pytest.raises(LedgerError, match=CONFLICT):
         await ledger.advance_and_reserve(first, first.transition_to(JobState.SUBMITTING), EIGHT, Decimal(100))
     assert await ledger.spent_or_reserved("b") == 0
+
+
+ALICE = Budget(name="alice", max_credits=20)
+DAILY = Budget(name="daily", max_credits=20, per="day")
+
+
+async def counted(ledger: Ledger, name: str, now: datetime = NOON) -> tuple[Any, Any, Any]:
+    """Return what is spent, reserved and left of a budget."""
+    (state,) = [state for state in await ledger.budgets(now) if state.name == name]
+    return state.spent, state.reserved, state.left
+
+
+@scene
+async def budget_counts_jobs_of_several_batches_and_of_none(ledger: Ledger) -> None:
+    await ledger.set_budget(ALICE)
+    for key, batch in (("b-1", batch_key_prefix("b")), ("order-1", None)):
+        _, allowance = await about_to_be_sent(ledger, key, EIGHT, 100, batch=batch, budget="alice")
+        assert (allowance.refusal, allowance.budget) == (None, None)
+    _, allowance = await about_to_be_sent(ledger, "c-1", EIGHT, 100, batch=batch_key_prefix("c"), budget="alice")
+    assert (allowance.refusal, allowance.budget) == (Refusal.SUM, ALICE)
+    assert allowance.other_charges == 16
+    assert (set(allowance.ours_may_free), allowance.others_may_free) == ({"b-1", "order-1"}, False)
+    assert [await ledger.spent_or_reserved(name) for name in ("b", "c")] == [8, 0]
+    assert await counted(ledger, "alice") == (0, 16, 4)
+
+
+@scene
+async def cap_of_a_batch_refuses_what_its_budget_allows(ledger: Ledger) -> None:
+    await ledger.set_budget(ALICE)
+    _, allowance = await about_to_be_sent(ledger, "b-1", EIGHT, 7, budget="alice")
+    assert (allowance.refusal, allowance.budget) == (Refusal.SUM, None)
+    assert await counted(ledger, "alice") == (0, 0, 20)
+
+
+@scene
+async def charge_under_a_budget_follows_its_jobs_transitions(ledger: Ledger) -> None:
+    await ledger.set_budget(ALICE)
+    sent_job, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100, budget="alice")
+    assert await counted(ledger, "alice") == (0, 8, 12)
+    back = await moved(ledger, sent_job, JobState.PENDING)
+    assert await counted(ledger, "alice") == (0, 0, 20)
+    again = back.transition_to(JobState.SUBMITTING)
+    assert (await ledger.advance_and_reserve(back, again, GUESS, Decimal(100))).refusal is None
+    doubt = await moved(ledger, again, JobState.UNCERTAIN, in_doubt=True)
+    assert await counted(ledger, "alice") == (0, 8, 12)
+    found = await moved(ledger, doubt, JobState.RUNNING, task_id="t1", in_doubt=False, credits_used=Decimal(12))
+    assert await counted(ledger, "alice") == (12, 0, 8)
+    await moved(ledger, found, JobState.FAILED, credits_refunded=Decimal("2.5"))
+    assert await counted(ledger, "alice") == (Decimal("9.5"), 0, Decimal("10.5"))
+    assert await ledger.spent_or_reserved("b") == Decimal("9.5")
+
+
+@scene
+async def one_estimate_is_reserved_at_a_time_under_a_budget(ledger: Ledger) -> None:
+    await ledger.set_budget(ALICE)
+    first, _ = await about_to_be_sent(ledger, "b-1", GUESS, budget="alice")
+    other_batch: dict[str, Any] = {"batch": batch_key_prefix("c"), "budget": "alice"}
+    _, allowance = await about_to_be_sent(ledger, "c-1", OWL_GUESS, **other_batch)
+    assert (allowance.refusal, allowance.budget) == (Refusal.ESTIMATE, ALICE)
+    assert (allowance.ours_may_free, allowance.others_may_free) == (("b-1",), False)
+    await moved(ledger, first, JobState.RUNNING, task_id="t1", credits_used=Decimal(16))
+    await about_to_be_sent(ledger, "c-1", OWL_GUESS, **other_batch)
+    assert await counted(ledger, "alice") == (16, 2, 2)
+    _, allowance = await about_to_be_sent(ledger, "order-1", GUESS, batch=None, budget="alice")
+    assert (allowance.refusal, allowance.price) == (Refusal.PRICE, Price("fox", Decimal(16)))
+
+
+@scene
+async def budget_of_a_day_counts_in_the_utc_day_of_the_reservation(ledger: Ledger) -> None:
+    await ledger.set_budget(DAILY)
+    evening = datetime(2026, 3, 12, 23, 59, tzinfo=timezone(timedelta(hours=-3)))  # 13 March in UTC
+    facts: dict[str, Any] = {"batch": None, "budget": "daily"}
+    first, _ = await about_to_be_sent(ledger, "order-1", EIGHT, **facts)
+    await about_to_be_sent(ledger, "order-2", EIGHT, **facts)
+    assert (await about_to_be_sent(ledger, "order-3", EIGHT, **facts))[1].budget == DAILY
+    later = evening.astimezone(UTC)
+    assert (await about_to_be_sent(ledger, "order-4", EIGHT, created_at=later, **facts))[1].refusal is None
+    running_job = await moved(ledger, first, JobState.RUNNING, task_id="t1", credits_used=Decimal(7))
+    await moved(ledger, running_job, JobState.SUCCEEDED, ended_at=NOON + timedelta(days=1))
+    assert await counted(ledger, "daily") == (7, 8, 5)
+    assert await counted(ledger, "daily", evening) == (0, 8, 12)
+    (state,) = await ledger.budgets(NOON)
+    assert (state.per, state.resets_at) == ("day", datetime(2026, 3, 13, tzinfo=UTC))
+    assert state.max_credits == 20
+
+
+@scene
+async def create_sent_again_on_the_next_day_counts_in_that_day_only(ledger: Ledger) -> None:
+    await ledger.set_budget(DAILY)
+    for number, in_doubt in enumerate((False, True)):
+        sent_job, _ = await about_to_be_sent(ledger, f"b-{number}", EIGHT, budget="daily")
+        back = await moved(ledger, sent_job, JobState.PENDING, in_doubt=in_doubt)
+        again = back.transition_to(JobState.SUBMITTING, sent_at=NOON + timedelta(days=1))
+        assert (await ledger.advance_and_reserve(back, again, EIGHT, None)).refusal is None
+        facts = {"task_id": f"t{number}", "credits_used": Decimal(8), "in_doubt": False}
+        await moved(ledger, again, JobState.RUNNING, **facts)
+    assert await counted(ledger, "daily") == (0, 0, 20)
+    assert await counted(ledger, "daily", NOON + timedelta(days=1)) == (16, 0, 4)
+    assert await ledger.spent_or_reserved("b") == 16
+
+
+@scene
+async def newest_value_of_a_budget_holds_and_its_period_stays(ledger: Ledger) -> None:
+    await ledger.set_budget(ALICE)
+    await about_to_be_sent(ledger, "b-1", EIGHT, budget="alice")
+    await ledger.set_budget(Budget(name="alice", max_credits=6))
+    assert await counted(ledger, "alice") == (0, 8, 0)
+    _, allowance = await about_to_be_sent(ledger, "b-2", EIGHT, budget="alice")
+    assert (allowance.refusal, allowance.budget) == (Refusal.SUM, Budget(name="alice", max_credits=6))
+    with pytest.raises(ConfigurationError, match="counts all that was ever spent in this ledger, not each day"):
+        await ledger.set_budget(Budget(name="alice", max_credits=100, per="day"))
+    await ledger.set_budget(Budget(name="alice", max_credits=16))
+    assert (await about_to_be_sent(ledger, "b-2", EIGHT, budget="alice"))[1].refusal is None
+    assert [state.name for state in await ledger.budgets(NOON)] == ["alice"]
+
+
+@scene
+async def job_of_an_unknown_budget_is_not_sent(ledger: Ledger) -> None:
+    first = (await ledger.claim(job("b-1", batch=batch_key_prefix("b"), budget="alice"))).record
+    with pytest.raises(LedgerError, match="budget alice is not in the ledger"):
+        await ledger.advance_and_reserve(first, first.transition_to(JobState.SUBMITTING), EIGHT, None)
+    assert await ledger.find("b-1") == first
+
+
+@scene
+async def job_that_is_bought_again_may_count_under_another_budget(ledger: Ledger) -> None:
+    await ledger.set_budget(ALICE)
+    await ledger.set_budget(DAILY)
+    lost, _ = await about_to_be_sent(ledger, "b-1", EIGHT, budget="alice")
+    lost = await moved(ledger, lost, JobState.UNCERTAIN, in_doubt=True)
+    again = lost.next_generation(body=b"{}", created_at=NOON, budget="daily")
+    await ledger.advance(lost, again)
+    assert await ledger.find("b-1") == again
+    sent_job = again.transition_to(JobState.SUBMITTING)
+    assert (await ledger.advance_and_reserve(again, sent_job, EIGHT, None)).refusal is None
+    await moved(ledger, sent_job, JobState.RUNNING, task_id="t1", credits_used=Decimal(8))
+    assert (await counted(ledger, "alice"))[2] == 12
+    assert await counted(ledger, "daily") == (8, 0, 12)
 
 
 @scene

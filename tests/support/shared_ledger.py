@@ -22,6 +22,7 @@ from nanobanana_async.ledger.base import Allowance, Claim, NotOurs, TaskTaken, U
 from nanobanana_async.ledger.feeding import FedBatch
 from nanobanana_async.ledger.memory_charges import MemoryCharges
 from nanobanana_async.policy.account_state import AccountState, Share
+from nanobanana_async.policy.named_budget import Budget, BudgetState
 from nanobanana_async.policy.prices import Price
 from nanobanana_async.policy.sharing import Allotment, Report, exchange
 from nanobanana_async.testing import AnswerRequest, FakeTransport, Reply
@@ -177,7 +178,7 @@ class LedgerView(FeedingView):
                     if same and record.key != after.key and record.first_sent_at is not None:
                         raise TaskTaken(after.task_id, record.key, key=after.key)
             self._swap(before, after)
-            if after.batch is not None:
+            if after.is_counted:
                 self.shared.charges.update_from_record(before, after)
 
         await self._run("advance", advance)
@@ -284,6 +285,12 @@ class LedgerView(FeedingView):
 
     async def spent_or_reserved(self, batch: str) -> Decimal:
         return await self._run("spent", lambda: self.shared.charges.spent_or_reserved(batch_key_prefix(batch)))
+
+    async def set_budget(self, budget: Budget) -> None:
+        await self._run("set_budget", lambda: self.shared.charges.set_budget(budget))
+
+    async def budgets(self, now: datetime) -> Sequence[BudgetState]:
+        return await self._run("budgets", lambda: self.shared.charges.budgets(now))
 
     async def callback_secret(self) -> bytes:
         return bytes(32)

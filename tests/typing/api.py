@@ -4,6 +4,7 @@ Each `type: ignore` stands for an error that the checker must find; mypy complai
 """
 
 import asyncio
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import assert_type
 
 from nanobanana_async import (
     ApiMall,
+    Budget,
+    BudgetState,
     ConcurrencyPolicy,
     DefApi,
     Gateway,
@@ -100,6 +103,8 @@ async def jobs_are_found_again(session: Session) -> None:
     assert_type(await session.attach("img_1"), Job)
     assert_type(session.stats(), SessionStats)
     assert_type(await session.balance(), Decimal)
+    assert_type(await session.budgets(), Mapping[str, BudgetState])
+    assert_type(await session.generate("a fox", budget=Budget(name="alice", max_credits=5)), GenerationResult)
 
 
 async def a_job_error_leads_back_to_its_job(session: Session) -> None:

@@ -1,17 +1,23 @@
-"""The charges of named batches on PostgreSQL: the same rules as `ledger/charges.py` has in SQLite.
+"""The charges of named batches and budgets on PostgreSQL: the same rules as `ledger/charges.py` has in SQLite.
 
 Several hosts share one cap: a reservation locks the row of the price and then that of the batch until its commit, so
 that the sum it compares is the sum it adds to. Reading and adding in one statement would not do: at the isolation level
 READ COMMITTED it would compare a sum from before the wait for the lock.
 """
 
+import json
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from attrs import evolve
+
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.base import Allowance, Refusal
-from nanobanana_async.ledger.postgres.columns import as_text, from_text, none_or_text, recordset
+from nanobanana_async.ledger.counts import Count, counts_of, no_budget_error
+from nanobanana_async.ledger.postgres.columns import as_text, from_text, recordset
 from nanobanana_async.ledger.postgres.pipeline import OneRow, Statement, Work
+from nanobanana_async.policy.named_budget import Budget, BudgetState, state_of
 from nanobanana_async.policy.prices import Basis, Price, charge_of, from_billionths, price_in, to_billionths
 
 _ESTIMATED = "basis IN ('expected', 'example')"
@@ -27,19 +33,20 @@ _ADD_BATCH = "INSERT INTO spending (batch) VALUES (%(batch)s) ON CONFLICT (batch
 _LOCK_SPENDING = "SELECT credits, unpriced FROM spending WHERE batch = %(batch)s FOR UPDATE"
 _SELECT_SPENDING = "SELECT credits, unpriced FROM spending WHERE batch = %(batch)s"
 _SELECT_ESTIMATES = f"SELECT 1 FROM charges WHERE batch = %(batch)s AND {_ESTIMATED} LIMIT 1"
-_SELECT_UNDER_WAY = (
+_SELECT_UNDER_WAY = (  # of all accounts: a budget may count several
     f"SELECT j.key, j.owner, c.{_ESTIMATED} FROM jobs AS j JOIN charges AS c"
     " ON c.job = j.id AND c.generation = j.generation"
-    f" WHERE j.account = %(account)s AND j.{_UNDER_WAY} AND j.batch = %(batch)s ORDER BY j.id"
+    f" WHERE j.{_UNDER_WAY} AND c.batch = %(batch)s ORDER BY j.id"
 )
-CHARGE = ("price_class", "credits", "basis", "cap")
-"""Columns of a charge beside those of its job."""
+CHARGES = "charges"
+"""The parameter with the charges of a job: JSON, since they may be several."""
 
 INSERT_CHARGES = (
-    f"INSERT INTO charges (job, generation, batch, account, {', '.join(CHARGE)})"
-    f" SELECT id, generation, batch, account, {', '.join(CHARGE)} FROM swapped"
-    " ON CONFLICT (job, generation) DO UPDATE SET price_class = excluded.price_class, credits = excluded.credits,"
-    " basis = excluded.basis, cap = excluded.cap"
+    "INSERT INTO charges (job, generation, account, batch, price_class, credits, basis, cap)"
+    f" SELECT s.id, s.generation, s.account, c.* FROM swapped AS s CROSS JOIN LATERAL json_to_recordset(s.{CHARGES})"
+    " AS c(batch text, price_class text, credits numeric, basis text, cap numeric)"
+    " ON CONFLICT (job, generation, batch) DO UPDATE SET price_class = excluded.price_class,"
+    " credits = excluded.credits, basis = excluded.basis, cap = excluded.cap"
 )
 """Add the charges of jobs that are about to be sent, the rows of `swapped`."""
 
@@ -80,13 +87,22 @@ _APPLY_USERS_PRICE = (
     " AND NOT EXISTS (SELECT FROM jobs WHERE jobs.id = charges.job AND jobs.generation = charges.generation"
     f" AND jobs.{_UNDER_WAY})"
 )
-_SELECT_CHARGE = f"SELECT price_class, credits, basis FROM charges WHERE {_OF_PURCHASE}"
+_SELECT_CHARGE = f"SELECT price_class, credits, basis FROM charges WHERE {_OF_PURCHASE} AND batch = %(batch)s"
 _SELECT_RESERVED = (
     "SELECT coalesce(sum(c.credits), 0) FROM jobs AS j JOIN charges AS c"
     " ON c.job = j.id AND c.generation = j.generation"
-    " WHERE j.state IN ('pending', 'submitting', 'running', 'uncertain') AND j.batch = %(batch)s"
+    " WHERE j.state IN ('pending', 'submitting', 'running', 'uncertain') AND c.batch = %(batch)s"
     " AND (j.state <> 'running' OR coalesce(j.credits_used, 0) = 0)"
 )
+_OTHERS = f"{_OF_PURCHASE} AND batch <> ALL(%(counts)s::text[])"
+_RELEASE_OTHERS = f"UPDATE charges SET credits = 0, basis = 'reported', cap = NULL WHERE {_OTHERS}"
+_DELETE_OTHERS = f"DELETE FROM charges WHERE {_OTHERS}"
+_SET_BUDGET = (
+    "INSERT INTO budgets VALUES (%(name)s, %(max_credits)s::numeric, %(per)s::text)"
+    " ON CONFLICT (name) DO UPDATE SET max_credits = excluded.max_credits"
+    " WHERE budgets.per IS NOT DISTINCT FROM excluded.per"
+)
+_SELECT_BUDGETS = "SELECT name, max_credits, per FROM budgets"
 _MOVE_CHARGES = (
     "UPDATE charges SET account = %(new)s"
     " WHERE job IN (SELECT id FROM jobs WHERE gateway = %(gateway)s AND account = %(old)s)"
@@ -103,14 +119,19 @@ _REPRICE_ALL = (
 )
 
 
-def charge_row(price: Price, max_credits: Decimal | None) -> dict[str, Any]:
-    """Return the values of the columns `CHARGE` for a purchase at this price."""
-    return {
-        "price_class": as_text(price.price_class),
-        "credits": from_billionths(to_billionths(price.credits)),
-        "basis": price.basis.value,
-        "cap": None if max_credits is None else from_billionths(to_billionths(max_credits)),
-    }
+def charges_row(counts: list[Count], price: Price) -> dict[str, Any]:
+    """Return the value of the parameter `CHARGES` for a purchase at this price."""
+    rows = [
+        {
+            "batch": as_text(counted_by),
+            "price_class": as_text(price.price_class),
+            "credits": str(from_billionths(to_billionths(price.credits))),
+            "basis": price.basis.value,
+            "cap": None if cap is None else str(from_billionths(to_billionths(cap))),
+        }
+        for counted_by, cap, _ in counts
+    ]
+    return {CHARGES: json.dumps(rows)}
 
 
 def _write(sql: str, values: dict[str, Any]) -> Statement:
@@ -118,18 +139,34 @@ def _write(sql: str, values: dict[str, Any]) -> Statement:
 
 
 class Charges:
-    """The charges of named batches as one owner sees them."""
+    """The charges of named batches and budgets as one owner sees them."""
 
     def __init__(self, owner: int | None) -> None:
         self._owner = owner
 
     def allowance(self, job: JobRecord, price: Price, max_credits: Decimal | None) -> Work[Allowance]:
-        """Return whether a purchase fits under the cap of its batch; lock the batch until the end of the flush."""
+        """Return whether a purchase fits under its caps; lock what counts it until the end of the flush."""
+        allowance = Allowance(price=price, other_charges=Decimal(0))
+        for counted_by, cap, budget in (yield from self.counts_of(job, max_credits)):
+            allowance = yield from self._allowance_under(counted_by, cap, job, price)
+            if allowance.refusal is not None:
+                return evolve(allowance, budget=budget)
+            price = allowance.price
+        return allowance
+
+    def counts_of(self, job: JobRecord, max_credits: Decimal | None) -> Work[list[Count]]:
+        """Return the names under which a purchase counts, each with its cap."""
+        budget = None if job.budget is None else (yield from self._find_budget(job.budget))
+        return counts_of(job, max_credits, budget)
+
+    def _allowance_under(
+        self, counted_by: str, max_credits: Decimal | None, job: JobRecord, price: Price
+    ) -> Work[Allowance]:
         amount = from_billionths(to_billionths(price.credits))
         values: dict[str, Any] = {
             "account": as_text(job.account),
             "price_class": as_text(price.price_class),
-            "batch": none_or_text(job.batch),
+            "batch": as_text(counted_by),
             "credits": amount,
         }
         price_requests = [Statement(_SELECT_PRICE, values)]
@@ -142,12 +179,12 @@ class Charges:
         prices, spending = answers[len(price_requests) - 1], answers[-1]
         if not spending:
             yield [_write(_ADD_BATCH, values)]
-            return (yield from self.allowance(job, price, max_credits))
+            return (yield from self._allowance_under(counted_by, max_credits, job, price))
         ((total, unpriced),) = spending
         known = prices[0][0] if prices else None
         if known is None and price.basis is Basis.REPORTED:  # learned from a job outside any named batch
             yield [_write(_SET_PRICE, values), _write(_REPRICE_ESTIMATES, values)]
-            return (yield from self.allowance(job, price, max_credits))
+            return (yield from self._allowance_under(counted_by, max_credits, job, price))
         if known is not None and (price.is_estimate or known > amount):
             learned = Price(price.price_class, known)
             return Allowance(refusal=None if max_credits is None else Refusal.PRICE, price=learned, other_charges=total)
@@ -162,7 +199,8 @@ class Charges:
 
     def reserved_before(self, job: JobRecord) -> Work[Allowance]:
         """Return the allowance of a purchase whose reservation is stored already: only its answer was lost."""
-        values = {**_purchase(job), "batch": none_or_text(job.batch)}
+        *_, (counted_by, _, _) = yield from self.counts_of(job, None)
+        values = {**_purchase(job), "batch": as_text(counted_by)}
         ((price_class, amount, basis),), ((total, _),) = yield [
             Statement(_SELECT_CHARGE, values),
             Statement(_SELECT_SPENDING, values),
@@ -195,7 +233,7 @@ class Charges:
         yield [_write(sql, values) for sql in (_MOVE_CHARGES, _COPY_PRICES, _REPRICE_ALL)]
 
     def spent_or_reserved(self, batch: str) -> Work[Decimal]:
-        """Return the sum of a batch's charges."""
+        """Return the sum of the charges of a batch or budget."""
         (found,) = yield [Statement(_SELECT_SPENDING, {"batch": as_text(batch)})]
         return found[0][0] if found else Decimal(0)
 
@@ -204,8 +242,36 @@ class Charges:
         (found,) = yield [Statement(_SELECT_RESERVED, {"batch": as_text(batch)})]
         return Decimal(found[0][0])
 
+    def release_other_days(self, job: JobRecord, counts: list[Count]) -> Work[None]:
+        """Drop the charges of an earlier create of the purchase, which may have counted on another day."""
+        if job.budget is not None:
+            values = {**_purchase(job), "counts": [as_text(counted_by) for counted_by, _, _ in counts]}
+            yield [_write(_RELEASE_OTHERS, values), _write(_DELETE_OTHERS, values)]
+
+    def set_budget(self, budget: Budget) -> Work[Budget]:
+        """Store a budget unless the stored one of the name counts in another way; return it as it is stored then."""
+        max_credits = from_billionths(to_billionths(budget.max_credits))
+        yield [_write(_SET_BUDGET, {"name": as_text(budget.name), "max_credits": max_credits, "per": budget.per})]
+        return (yield from self._find_budget(budget.name))
+
+    def _find_budget(self, name: str) -> Work[Budget]:
+        (found,) = yield [Statement(f"{_SELECT_BUDGETS} WHERE name = %(name)s", {"name": as_text(name)})]
+        if not found:
+            raise no_budget_error(name)
+        return _budget_of(found[0])
+
+    def budgets(self, now: datetime) -> Work[list[BudgetState]]:
+        """Return the state of each budget at a time, by name."""
+        (rows,) = yield [Statement(f"{_SELECT_BUDGETS} ORDER BY name")]
+        states = []
+        for budget in map(_budget_of, rows):
+            counted = yield from self.spent_or_reserved(budget.count_at(now))
+            reserved = yield from self.reserved(budget.count_at(now))
+            states.append(state_of(budget, now, counted=counted, reserved=reserved))
+        return states
+
     def _has_estimates(self, values: dict[str, Any], price: Price, unpriced: int) -> Work[bool]:
-        """Return whether another charge of the batch is an estimate.
+        """Return whether another charge of the batch or budget is an estimate.
 
         Estimates of pruned jobs count only against the gateway's example: a price that the user gave covers them.
         """
@@ -217,7 +283,7 @@ class Charges:
     def _keys_that_may_free_credits(
         self, values: dict[str, Any], *, estimated_only: bool
     ) -> Work[tuple[tuple[str, ...], bool]]:
-        """Return our jobs of the batch that may free credits, and whether another living owner has such jobs."""
+        """Return our jobs under a cap that may free credits, and whether another living owner has such jobs."""
         (found,) = yield [Statement(_SELECT_UNDER_WAY, values)]
         rows = [(key, owner) for key, owner, estimated in found if estimated or not estimated_only]
         ours = tuple(from_text(key) for key, owner in rows if owner == self._owner)
@@ -226,3 +292,8 @@ class Charges:
 
 def _purchase(job: JobRecord) -> dict[str, Any]:
     return {"key": as_text(job.key), "generation": job.generation}
+
+
+def _budget_of(row: tuple[Any, ...]) -> Budget:
+    name, max_credits, per = row
+    return Budget(name=from_text(name), max_credits=max_credits, per=per)

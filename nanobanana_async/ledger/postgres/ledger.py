@@ -21,6 +21,7 @@ from nanobanana_async.ledger.postgres.sharing import exchange_of
 from nanobanana_async.ledger.postgres.statements import PostgresTable
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.ledger.stored import PRUNE_BATCH, check_aware
+from nanobanana_async.policy.named_budget import Budget, BudgetState, check_same_period
 from nanobanana_async.policy.prices import Price
 from nanobanana_async.policy.sharing import Allotment, Report
 
@@ -76,10 +77,11 @@ class PostgresLedger(FeedingCalls, OwnerLedger):
     async def advance_and_reserve(
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
     ) -> Allowance:
-        """Replace `before` by `after`, which is about to be sent, and add its charge, if its batch's cap allows it."""
-        lane = () if after.batch is None else (f"batch {after.batch}",)
+        """Replace `before` by `after`, which is about to be sent, and add its charges, if its caps allow it."""
+        lanes = [f"batch {after.batch}"] * (after.batch is not None)
+        lanes += [f"budget {after.budget}"] * (after.budget is not None)
         return await self._write(
-            lambda table: table.advance_and_reserve(before, after, price, max_credits), before, lane
+            lambda table: table.advance_and_reserve(before, after, price, max_credits), before, lanes
         )
 
     async def adopt(self, key: str) -> Claim | None:
@@ -119,6 +121,14 @@ class PostgresLedger(FeedingCalls, OwnerLedger):
     async def reserved(self, batch: str) -> Decimal:
         """Return the part of `spent` that is reserved: for jobs in doubt, and running ones without a stated price."""
         return await self._submit(lambda table: table.charges.reserved(batch_key_prefix(batch)))
+
+    async def set_budget(self, budget: Budget) -> None:
+        """Store a budget, in place of an earlier one of the name; raises `ConfigurationError` for another `per`."""
+        check_same_period(await self._submit(lambda table: table.charges.set_budget(budget), writes=True), budget)
+
+    async def budgets(self, now: datetime) -> Sequence[BudgetState]:
+        """Return the state of each budget at a time, by name: what is spent, reserved and left."""
+        return await self._submit(lambda table: table.charges.budgets(now))
 
     async def callback_secret(self) -> bytes:
         """Return the 32 random bytes, stored in the database, that sign callback URLs."""

@@ -31,7 +31,8 @@ CREATE TABLE jobs (
     request          json,                      -- json, not jsonb: a gateway's text may hold \u0000 or half a surrogate pair
     body             bytea       NOT NULL,      -- the exact bytes that every POST of the job sends
     created_at       timestamptz NOT NULL,
-    batch            text,                      -- the named batch; null: no charges are kept
+    batch            text,                      -- the named batch that counts its charges, or null
+    budget           text,                      -- the budget that counts them too, or null
     state            text        NOT NULL,
     revision         integer     NOT NULL,      -- number of writes; each is a compare-and-swap on it
     generation       integer     NOT NULL,      -- number of deliberate purchases
@@ -108,25 +109,25 @@ CREATE INDEX fed_rows_drawn ON fed_rows (batch) WHERE worker IS NOT NULL AND del
 
 CREATE INDEX fed_rows_unsaved ON fed_rows (batch) WHERE delivered < 0;
 
--- One row for each purchase of each job of a named batch, written in the transaction of the job's transition. A later
--- purchase of the job adds a row; a purchase that certainly did not happen keeps its row, with 0 credits.
+-- One row for each purchase of a job and each batch or budget that counts it, written in the transaction of the job's
+-- transition. A later purchase of the job adds rows; one that certainly did not happen keeps its rows, with 0 credits.
 CREATE TABLE charges (
     job         bigint  NOT NULL,               -- an id of jobs; deleted with it
     generation  integer NOT NULL,
-    batch       text    NOT NULL,
+    batch       text    NOT NULL,               -- or `budget DAY NAME`, where DAY is `all` or a day in UTC
     account     text    NOT NULL,
     price_class text    NOT NULL,
     credits     numeric NOT NULL,               -- reserved or charged, after refunds
     basis       text    NOT NULL,               -- reported, agreed: a price; expected, example: an estimate
     cap         numeric,                        -- the cap under which it was reserved; null: none, or the price is known
-    PRIMARY KEY (job, generation)
+    PRIMARY KEY (job, generation, batch)
 ) WITH (fillfactor = 80);
 
 CREATE INDEX charges_estimates ON charges (batch) WHERE basis IN ('expected', 'example');
 
 CREATE INDEX charges_of_class ON charges (account, price_class) WHERE basis IN ('expected', 'example');
 
--- The sum of a batch's charges. Deleting a charge does not reduce it, so pruned jobs still count.
+-- The sum of the charges of a batch or budget. Deleting a charge does not reduce it, so pruned jobs still count.
 CREATE TABLE spending (
     batch    text    PRIMARY KEY,
     credits  numeric NOT NULL DEFAULT 0,
@@ -166,6 +167,13 @@ END $$;
 
 CREATE TRIGGER charge_pruned AFTER DELETE ON charges
     FOR EACH ROW WHEN (old.basis IN ('expected', 'example')) EXECUTE FUNCTION charge_pruned();
+
+-- The named budgets; the value that was stored last holds for all.
+CREATE TABLE budgets (
+    name        text COLLATE "C" PRIMARY KEY,
+    max_credits numeric NOT NULL,
+    per         text                            -- `day`: each day in UTC counts for itself; null: all that was ever spent
+);
 
 -- The last price that the gateway reported for each price class; null: estimates were reserved, no price is known.
 CREATE TABLE prices (
@@ -261,7 +269,7 @@ LEFT JOIN (SELECT account,
 
 CREATE VIEW batch_metrics AS
 SELECT coalesce(f.batch, s.batch) AS batch, f.name, f.account, f.fed, f.max_credits, coalesce(s.credits, 0) AS credits
-FROM fed_batches AS f FULL JOIN spending AS s ON s.batch = f.batch;
+FROM fed_batches AS f FULL JOIN (SELECT * FROM spending WHERE batch NOT LIKE 'budget %') AS s ON s.batch = f.batch;
 
 CREATE VIEW ledger_metrics AS
 SELECT (SELECT count(*) FROM owners WHERE buried_by IS NOT NULL) AS burials,

@@ -14,7 +14,7 @@ from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord
 from nanobanana_async.ledger.base import Allowance, Claim, NotOurs, TaskTaken, Upload
 from nanobanana_async.ledger.columns import COLUMNS, IDENTITY, PROGRESS, same_identity, sql_list
-from nanobanana_async.ledger.postgres.charges import CHARGE, INSERT_CHARGES, Charges, charge_row
+from nanobanana_async.ledger.postgres.charges import CHARGES, INSERT_CHARGES, Charges, charges_row
 from nanobanana_async.ledger.postgres.columns import (
     SELECTED,
     as_text,
@@ -58,8 +58,8 @@ _UPDATE_PROGRESS = _compare_and_swap(PROGRESS)
 _UPDATE_ALL = _compare_and_swap(IDENTITY + PROGRESS)
 # One statement, so that there is neither a charge without its transition nor a transition without its charge.
 _UPDATE_AND_CHARGE = (
-    f"WITH swapped AS ({_compare_and_swap(IDENTITY + PROGRESS, CHARGE)}, j.id, j.generation, j.batch, j.account,"
-    f" {', '.join(f'u.{column}' for column in CHARGE)}), charged AS ({INSERT_CHARGES})"
+    f"WITH swapped AS ({_compare_and_swap(IDENTITY + PROGRESS, (CHARGES,))}, j.id, j.generation, j.account,"
+    f" u.{CHARGES}), charged AS ({INSERT_CHARGES})"
     " SELECT key FROM swapped"
 )
 _SELECT_BY_KEY = f"SELECT {SELECTED}, j.owner FROM {recordset('key')} JOIN jobs AS j ON j.key = u.key"
@@ -126,26 +126,28 @@ class PostgresTable:
 
     def advance(self, before: JobRecord, after: JobRecord) -> Work[None]:
         """Replace `before` if it is unchanged and ours, or ended, and update its charge."""
-        if (yield from self._write(before, after)) and after.batch is not None:
+        if (yield from self._write(before, after)) and after.is_counted:
             yield from self.charges.update_from_record(before, after)
 
     def advance_and_reserve(
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
     ) -> Work[Allowance]:
-        """Replace `before` by a row that is about to be sent, and add its charge, if the batch may buy it."""
+        """Replace `before` by a row that is about to be sent, and add its charges, if they fit."""
         if self._commit_in_doubt and (yield from self._is_stored(after)):
             return (yield from self.charges.reserved_before(after))
         allowance = yield from self.charges.allowance(after, price, max_credits)
         if allowance.refusal is None:
-            yield from self._write(before, after, charge_row(allowance.price, max_credits))
+            counts = yield from self.charges.counts_of(after, max_credits)
+            yield from self._write(before, after, charges_row(counts, allowance.price))
+            yield from self.charges.release_other_days(after, counts)
         return allowance
 
-    def _write(self, before: JobRecord, after: JobRecord, charge: dict[str, Any] | None = None) -> Work[bool]:
-        """Compare and swap, and add a charge; return False if `after` was stored by a commit whose answer was lost."""
+    def _write(self, before: JobRecord, after: JobRecord, charges: dict[str, Any] | None = None) -> Work[bool]:
+        """Compare and swap, and add charges; return False if `after` was stored by a commit whose answer was lost."""
         row = {"key": as_text(before.key), "before": before.revision, "account": as_text(after.account)}
         row.update(progress_row(after))
-        if charge is not None:
-            request = OneRow(_UPDATE_AND_CHARGE, {**row, **identity_row(after), **charge})
+        if charges is not None:
+            request = OneRow(_UPDATE_AND_CHARGE, {**row, **identity_row(after), **charges})
         elif same_identity(before, after):
             request = OneRow(_UPDATE_PROGRESS, row)
         else:

@@ -1,0 +1,197 @@
+"""The credits of a session: the prices it knows, what it has spent, and what its jobs reserve under caps."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+
+from attrs import frozen
+
+from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.errors import CreditLimitReached
+from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.ledger.base import Allowance, Refusal
+from nanobanana_async.policy.budget import NEVER_ASK_AGAIN, Affordable, Cap, LedgerCap
+from nanobanana_async.policy.prices import ZERO_CREDITS, Price, Prices, charge_of, price_in, refusal_reason
+
+# How often the ledger is asked again while jobs of other processes may free credits. A budget is asked about as often
+# in any case: a new day may have begun, or another process may have given it more.
+ASK_AGAIN_S = 1.0
+
+
+@frozen
+class _Reservation:
+    credit_caps: tuple[Cap, ...]
+    price: Price
+
+
+class CreditAccount:
+    """The prices that this session knows, the credits it has spent, and the reservations on its caps.
+
+    A reservation belongs to a key and generation, not to a `TrackedJob`: an uncertain job may be resolved later
+    through another `TrackedJob` of the same key.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self.prices = Prices()
+        self.spent = ZERO_CREDITS
+        self.remaining: Decimal | None = None
+        """The balance of the account as the gateway last stated it; only a hint."""
+        self.tracked: Mapping[str, TrackedJob] = {}
+        """`Scheduler.tracked`."""
+        self._reservations: dict[str, _Reservation] = {}
+        """Key -> the caps and the price of a job's reservation, until its charge is final."""
+        self._budgets: dict[str, LedgerCap] = {}
+        """Name -> the answers of the ledger about a budget."""
+
+    def cap_of_budget(self, name: str) -> LedgerCap:
+        """Return the cap of the budget with this name, which the ledger counts."""
+        return self._budgets.setdefault(name, LedgerCap(None, name))
+
+    def check(self, job: TrackedJob, now: float) -> Affordable:
+        """Return whether all caps of the job allow it. A job that may have been bought is always allowed to go on."""
+        if job.key in self._reservations or job.record.possibly_bought:
+            return Affordable.NOW
+        return self._affordability_under_caps(job, now)
+
+    def affordability_of_another(self, job: TrackedJob, now: float) -> Affordable:
+        """Return whether all caps of the job allow another purchase of it, beside the last one."""
+        return self._affordability_under_caps(job, now)
+
+    def refusal_error(self, job: TrackedJob) -> CreditLimitReached:
+        """Return the error of a job that a cap does not allow."""
+        price = self.price_of(job)
+        cap = next(cap for cap in self._present_caps_of(job) if cap.check(price) is Affordable.NEVER)
+        error = CreditLimitReached(cap.explain_refusal(price))
+        if isinstance(cap, LedgerCap):
+            error.budget, error.left = cap.budget, cap.left
+        return error
+
+    def ask_again_at(self, job: TrackedJob) -> float:
+        """Return when to ask the ledger again about a job that has to wait."""
+        caps = self._present_caps_of(job)
+        return min((cap.ask_again_at for cap in caps if isinstance(cap, LedgerCap)), default=NEVER_ASK_AGAIN)
+
+    def price_of(self, job: TrackedJob) -> Price:
+        """Return the price of a job, or the estimate of it."""
+        request = job.record.request
+        if request is None:  # attached by its task id, and never bought
+            return Price("", ZERO_CREDITS)
+        example = self._gateway.example_credits(request)
+        return self.prices.estimate(self._gateway.price_class(request), example, job.expected_credits)
+
+    def batch_cap_of(self, job: TrackedJob) -> Decimal | None:
+        """Return the cap that the ledger counts for a job's batch."""
+        return next((cap.max_credits for cap in job.budgets if isinstance(cap, LedgerCap)), None)
+
+    def reserve(self, job: TrackedJob) -> None:
+        """Reserve the job's price before its create leaves."""
+        if self._present_caps_of(job):
+            price = self.price_of(job)
+            self._reservations[job.key] = drawn = _Reservation(self._caps_of(job), price)
+            for cap in drawn.credit_caps:
+                cap.reserve(_purchase_id(job.record), price)
+
+    def on_refused(self, job: TrackedJob, allowance: Allowance, now: float, wall_clock: datetime) -> None:
+        """Release the reservation, because the ledger does not allow the job to be sent."""
+        price = allowance.price
+        for cap in self._caps_of(job):
+            cap.release(_purchase_id(job.record))
+        self._reservations.pop(job.key, None)
+        if allowance.refusal is Refusal.PRICE:
+            self.prices.learn(price.price_class, price.credits)
+            return
+        blocked = allowance.refusal is Refusal.ESTIMATE
+        waits = allowance.others_may_free or any(
+            key in self.tracked for key in allowance.ours_may_free if key != job.key
+        )
+        answer, spent, budget = (
+            Affordable.LATER if waits else Affordable.NEVER,
+            allowance.other_charges,
+            allowance.budget,
+        )
+        if budget is not None:
+            why = refusal_reason(price, limit=budget.max_credits, spent=spent, blocked=blocked)
+            cap = self.cap_of_budget(budget.name)
+            cap.left = budget.left_after(spent)
+            why = budget.explain_refusal(why, spent, wall_clock)
+            cap.on_refused(price, answer, why, ask_again_at=now + ASK_AGAIN_S)
+            return
+        for cap in job.budgets:
+            if isinstance(cap, LedgerCap) and cap.max_credits is not None:
+                why = refusal_reason(price, limit=cap.max_credits, spent=spent, blocked=blocked)
+                asks_at = now + ASK_AGAIN_S if waits else NEVER_ASK_AGAIN
+                cap.on_refused(price, answer, why, ask_again_at=asks_at)
+
+    def on_transition(self, before: JobRecord, job: TrackedJob) -> Price | None:
+        """Update prices, spending and reservations after a transition of the record.
+
+        Returns the price that was reserved if the job costs more than that.
+        """
+        record = job.record
+        if record.generation == before.generation:
+            self.spent += (record.credits or 0) - (before.credits or 0)
+        else:  # a new purchase counts beside the last one, and under the same caps
+            of_budgets = self._budgets.values()
+            job.budgets = tuple(cap for cap in self._caps_of(job) if cap not in of_budgets)
+            self._reservations.pop(job.key, None)
+        price = price_in(record)
+        if price is not None or record.state is JobState.SUCCEEDED:
+            self.prices.learn(self._price_class_of(record), price)
+        drawn = self._reservations.get(job.key)
+        self._update_reservations(job)
+        dearer = drawn is not None and price is not None and price != price_in(before) and price > drawn.price.credits
+        return drawn.price if drawn is not None and dearer else None
+
+    def resume_reservation(self, job: TrackedJob) -> None:
+        """Let the caps wait for a job again that is followed once more."""
+        for cap in self._caps_of(job):
+            cap.resume(_purchase_id(job.record))
+
+    def suspend_reservation(self, job: TrackedJob) -> None:
+        """Update the reservation from the record, which others may have changed; the caps stop waiting for it."""
+        self._update_reservations(job)
+        for cap in self._caps_of(job):
+            cap.suspend(_purchase_id(job.record))
+
+    def _affordability_under_caps(self, job: TrackedJob, now: float) -> Affordable:
+        if not (caps := self._present_caps_of(job)):
+            return Affordable.NOW
+        for cap in caps:
+            if isinstance(cap, LedgerCap) and now >= cap.ask_again_at:
+                cap.forget_refusals()
+        price = self.price_of(job)
+        return max(cap.check(price) for cap in caps)
+
+    def _update_reservations(self, job: TrackedJob) -> None:
+        caps = self._caps_of(job)
+        if not caps:
+            return
+        purchase, charge = _purchase_id(job.record), charge_of(job.record)
+        for cap in caps:
+            if charge is None:
+                cap.release(purchase)
+            elif charge.is_final:
+                cap.charge(purchase, charge.credits)
+            elif charge.credits is not None:
+                cap.set_price(purchase, charge.credits)
+        if charge is None or charge.is_final:
+            self._reservations.pop(job.key, None)
+
+    def _price_class_of(self, record: JobRecord) -> str:
+        return "" if record.request is None else self._gateway.price_class(record.request)
+
+    def _caps_of(self, job: TrackedJob) -> tuple[Cap, ...]:
+        drawn = self._reservations.get(job.key)
+        caps = self._present_caps_of(job)
+        return caps if drawn is None else tuple(dict.fromkeys((*drawn.credit_caps, *caps)))
+
+    def _present_caps_of(self, job: TrackedJob) -> tuple[Cap, ...]:
+        """Return the caps for the next purchase of a job; its record names its budget, also after a restart."""
+        budget = job.record.budget
+        return job.budgets if budget is None else (*job.budgets, self.cap_of_budget(budget))
+
+
+def _purchase_id(record: JobRecord) -> tuple[str, int]:
+    return record.key, record.generation

@@ -1,0 +1,284 @@
+"""Named budgets: what calls with a `Budget` may spend, in one session, over restarts and beside other sessions."""
+
+import asyncio
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from nanobanana_async import Budget, CreditLimitReached, JobState, JobUncertain, Ledger, MemoryLedger, Session
+from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.models import ImageRequest
+from nanobanana_async.testing import VirtualLoop
+from tests.credits.fakes import (
+    BOTH,
+    ChargingGateway,
+    GatewayName,
+    a_session,
+    charging_gateway,
+    foxes,
+    full,
+    outcome,
+    run_batch,
+)
+from tests.support.fakes import virtually
+from tests.support.shared_ledger import LedgerView, SharedLedger
+
+ALICE = Budget(name="alice", max_credits=40)
+DAILY = Budget(name="alice", max_credits=40, per="day")
+PRICE: dict[GatewayName, Decimal] = {"apimall": Decimal(8), "defapi": Decimal("0.5")}
+DAY_S = 86_400.0
+
+
+async def bought(session: Session, count: int, *, word: str = "fox", **options: Any) -> tuple[int, list[Any]]:
+    """Generate many at once; return how many results came, and the errors."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(outcome(session, prompt, **options)) for prompt in foxes(count, word=word)]
+    errors = [task.result() for task in tasks if isinstance(task.result(), Exception)]
+    return count - len(errors), errors
+
+
+async def left(session: Session, name: str = "alice") -> Decimal:
+    return (await session.budgets())[name].left
+
+
+@pytest.mark.parametrize("make_ledger", [MemoryLedger, lambda: LedgerView(SharedLedger())], ids=["memory", "shared"])
+@virtually
+async def test_calls_with_one_budget_buy_what_it_has(make_ledger: Any) -> None:
+    gateway = ChargingGateway()
+    async with a_session("apimall", gateway.transport(), ledger=make_ledger()) as session:
+        results, errors = await bought(session, 12, budget=ALICE)
+        assert (results, len(errors), gateway.sold) == (5, 7, 5)
+        assert all(isinstance(error, CreditLimitReached) for error in errors)
+        job = await session.submit("an owl", budget=ALICE)
+        with pytest.raises(CreditLimitReached) as caught:
+            await job
+        assert (caught.value.budget, job.state) == ("alice", JobState.WITHDRAWN)
+        assert caught.value.left == 0
+        assert str(caught.value) == (
+            "budget alice: max_credits is 40, 40 are spent, and a job for 8 would pass it; 0 are left"
+        )
+        assert (await bought(session, 3, word="hen"))[0] == 3  # no budget counts these
+        states = await session.budgets()
+        assert list(states) == ["alice"]
+        assert (states["alice"].spent, states["alice"].reserved) == (Decimal(40), Decimal(0))
+        assert states["alice"].resets_at is None
+
+
+@virtually
+async def test_budgets_are_counted_apart() -> None:
+    gateway, bob = ChargingGateway(), Budget(name="bob", max_credits=16)
+    async with a_session("apimall", gateway.transport()) as session, asyncio.TaskGroup() as group:
+        of_alice = group.create_task(bought(session, 12, budget=ALICE))
+        of_bob = group.create_task(bought(session, 12, word="owl", budget=bob))
+    assert (of_alice.result()[0], of_bob.result()[0], gateway.sold) == (5, 2, 7)
+    assert {error.budget for error in of_bob.result()[1]} == {"bob"}
+
+
+@pytest.mark.parametrize("name", BOTH)
+@virtually
+async def test_batches_and_calls_share_a_budget(name: GatewayName) -> None:
+    gateway, budget = charging_gateway(name), Budget(name="alice", max_credits=PRICE[name] * 10)
+    async with a_session(name, gateway.transport(), ledger=LedgerView(SharedLedger())) as session:
+        assert (await bought(session, 4, budget=budget))[0] == 4
+        run = await run_batch(session, foxes(30, word="hen"), batch="spring", budget=budget)
+        assert (run.results, gateway.sold, run.why.budget) == (6, 10, "alice")
+        run = await run_batch(session, foxes(3, word="owl"), budget=budget)
+        assert (run.results, gateway.sold) == (0, 10)
+
+
+@virtually
+async def test_budget_and_other_caps_hold_together() -> None:
+    gateway, shared = ChargingGateway(), SharedLedger()
+    async with a_session("apimall", gateway.transport(), ledger=LedgerView(shared), max_credits=72) as session:
+        run = await run_batch(session, foxes(9), batch="spring", max_credits=24, budget=ALICE)
+        assert (run.results, run.why.budget) == (3, None)
+        run = await run_batch(session, foxes(9), batch="autumn", max_credits=24, budget=ALICE)
+        assert (run.results, run.why.budget, run.why.left) == (2, "alice", Decimal(0))
+        run = await run_batch(session, foxes(9), batch="winter")
+        assert (run.results, run.why.budget, gateway.sold) == (4, None, 9)  # the cap of the session
+
+
+@pytest.mark.parametrize("name", BOTH)
+@virtually
+async def test_sessions_at_once_share_a_budget(name: GatewayName) -> None:
+    gateway, shared = charging_gateway(name), SharedLedger()
+    budget = Budget(name="alice", max_credits=PRICE[name] * 10)
+    async with (
+        a_session(name, gateway.transport(), ledger=LedgerView(shared)) as ours,
+        a_session(name, gateway.transport(), ledger=LedgerView(shared)) as theirs,
+        asyncio.TaskGroup() as group,
+    ):
+        group.create_task(bought(ours, 20, budget=budget))
+        group.create_task(run_batch(theirs, foxes(20, word="owl"), batch="spring", budget=budget))
+    assert (gateway.sold, gateway.taken) == (10, budget.max_credits)
+
+
+@virtually
+async def test_budget_holds_over_restarts() -> None:
+    gateway, shared, sold = ChargingGateway(), SharedLedger(), []
+    for _ in range(3):
+        async with a_session("apimall", gateway.transport(), ledger=LedgerView(shared)) as session:
+            await bought(session, 2, budget=ALICE)
+            sold.append(gateway.sold)
+    assert sold == [2, 4, 5]
+
+
+@virtually
+async def test_budget_holds_for_a_job_that_a_later_session_adopts() -> None:
+    gateway, shared = ChargingGateway(), SharedLedger()
+    async with a_session("apimall", gateway.transport(), ledger=LedgerView(shared)) as session:
+        await bought(session, 4, budget=ALICE)
+        record = await session._require_engine().new_record(ImageRequest("a hen"), "hen-1", budget=ALICE)
+        await session._components.ledger.claim(record)
+        await session._components.ledger.claim(evolve(record, key="hen-2"))
+    async with a_session("apimall", gateway.transport(), ledger=LedgerView(shared)) as session:
+        first, second = await session.resume(buy=True)
+        await first
+        with pytest.raises(CreditLimitReached, match="budget alice"):
+            await second
+    assert gateway.sold == 5
+
+
+@virtually
+async def test_job_in_doubt_keeps_its_reservation_after_a_restart() -> None:
+    gateway, shared = charging_gateway("defapi"), SharedLedger()
+    budget = Budget(name="alice", max_credits=1)
+    async with a_session("defapi", gateway.transport(), ledger=LedgerView(shared)) as session:
+        assert (await bought(session, 1, budget=budget))[0] == 1
+        gateway.faults.append(True)
+        with pytest.raises(JobUncertain):
+            await session.generate("a hen", idempotency_key="hen", budget=budget)
+        state = (await session.budgets())["alice"]
+        assert (state.spent, state.reserved, state.left) == (Decimal("0.5"), Decimal("0.5"), Decimal(0))
+    async with a_session("defapi", gateway.transport(), ledger=LedgerView(shared)) as session:
+        with pytest.raises(CreditLimitReached, match="0 are left"):
+            await session.generate("an owl", budget=budget)
+        await session.resolve("hen", not_bought=True)
+        assert await left(session) == Decimal("0.5")
+        await session.generate("an owl", budget=budget)
+
+
+@virtually
+async def test_purchase_by_hand_counts_under_the_budget_of_the_job() -> None:
+    gateway, budget = charging_gateway("defapi"), Budget(name="alice", max_credits=1)
+    async with a_session("defapi", gateway.transport(), ledger=LedgerView(SharedLedger())) as session:
+        await bought(session, 1, budget=budget)
+        gateway.faults.append(True)
+        assert isinstance(await outcome(session, "a hen", idempotency_key="hen", budget=budget), JobUncertain)
+        again = await session.resolve("hen", buy_again=True)
+        with pytest.raises(CreditLimitReached, match="budget alice"):
+            await again
+    assert gateway.sold == 2
+
+
+@virtually
+async def test_budget_of_a_day_opens_at_midnight_in_utc() -> None:
+    gateway = ChargingGateway()
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    async with a_session("apimall", gateway.transport(), ledger=LedgerView(SharedLedger())) as session:
+        assert (await bought(session, 9, budget=DAILY))[0] == 5
+        with pytest.raises(CreditLimitReached, match="counts from 0 again at 2026-01-02 00:00 UTC"):
+            await session.generate("an owl", budget=DAILY)
+        await asyncio.sleep(DAY_S - loop.time() - 5.0)
+        assert (await bought(session, 1, budget=DAILY))[0] == 0
+        await asyncio.sleep(10.0)
+        assert (await bought(session, 9, word="owl", budget=DAILY))[0] == 5
+        assert await left(session) == 0
+    assert gateway.sold == 10
+
+
+@virtually
+async def test_create_that_is_repeated_after_midnight_counts_in_the_new_day() -> None:
+    gateway = ChargingGateway()
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    async with a_session("apimall", gateway.transport(), ledger=LedgerView(SharedLedger())) as session:
+        await asyncio.sleep(DAY_S - 1.0)
+        gateway.faults.extend([full()] * 3)
+        await session.generate("a fox", budget=DAILY)
+        assert loop.utcnow().day == 2
+        assert await left(session) == 32
+
+
+@virtually
+async def test_newest_value_of_a_budget_holds_for_all_sessions() -> None:
+    gateway, shared = ChargingGateway(), SharedLedger()
+    async with (
+        a_session("apimall", gateway.transport(), ledger=LedgerView(shared)) as ours,
+        a_session("apimall", gateway.transport(), ledger=LedgerView(shared)) as theirs,
+    ):
+        assert (await bought(ours, 9, budget=ALICE))[0] == 5
+        assert (await bought(theirs, 9, word="owl", budget=evolve(ALICE, max_credits=56)))[0] == 2
+        await asyncio.sleep(2.0)
+        assert (await bought(theirs, 9, word="hen", budget=evolve(ALICE, max_credits=64)))[0] == 1
+        with pytest.raises(CreditLimitReached, match="max_credits is 64, 64 are spent"):
+            await ours.generate("a crow", budget=ALICE)
+    assert gateway.sold == 8
+
+
+@virtually
+async def test_budget_that_counts_in_another_way_is_refused_before_any_create() -> None:
+    gateway = ChargingGateway()
+    async with a_session("apimall", gateway.transport()) as session:
+        await session.generate("a fox", budget=ALICE)
+        with pytest.raises(ConfigurationError, match="use another name"):
+            await session.generate("an owl", budget=DAILY)
+        with pytest.raises(ConfigurationError, match="budget must be a Budget, such as Budget"):
+            await session.generate("an owl", budget=40)  # type: ignore[arg-type]
+        with pytest.raises(ConfigurationError, match="budget must be a Budget"):
+            session.generate_many(["an owl"], budget="alice")  # type: ignore[arg-type]
+    assert gateway.sold == 1
+
+
+@virtually
+async def test_key_that_is_asked_for_again_counts_once() -> None:
+    gateway, bob = ChargingGateway(), Budget(name="bob", max_credits=40)
+    async with a_session("apimall", gateway.transport()) as session:
+        async with asyncio.TaskGroup() as group:  # no budget counts the job until the second caller names one
+            for budget in (None, ALICE, bob):
+                group.create_task(session.generate("a fox", idempotency_key="fox", budget=budget))
+        await session.generate("a fox", idempotency_key="fox", budget=bob)
+        states = await session.budgets()
+    assert gateway.sold == 1
+    assert [state.spent for state in states.values()] == [8, 0]
+
+
+@virtually
+async def test_group_has_the_budget_that_the_session_gives_it() -> None:
+    bob = Budget(name="bob", max_credits=8)
+    async with a_session("apimall", ChargingGateway().transport(), budgets={"alice": ALICE, "team": bob}) as session:
+        assert (session._budget_of(None, "team"), session._budget_of(ALICE, "team")) == (bob, ALICE)
+        assert (session._budget_of(None, "others"), session._budget_of(None)) == (None, None)
+        assert {name: state.left for name, state in (await session.budgets()).items()} == {"alice": 40, "bob": 8}
+
+
+@pytest.mark.parametrize(
+    ("budgets", "why"),
+    [
+        ([ALICE], "budgets must be the budgets of groups, such as"),
+        ({1: ALICE}, "a key of budgets must be the name of a group"),
+        ({"alice": 40}, r"budgets\['alice'\] must be a Budget"),
+        ({"alice": ALICE, "bob": DAILY}, "two different ones with the name 'alice'"),
+    ],
+)
+def test_wrong_budgets_of_groups_are_named(budgets: Any, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why):
+        a_session("apimall", ChargingGateway().transport(), budgets=budgets)
+
+
+def test_ledger_in_memory_keeps_no_ended_charges() -> None:
+    ledger: Ledger = MemoryLedger()
+
+    @virtually
+    async def many() -> None:
+        async with a_session("apimall", ChargingGateway().transport(), ledger=ledger) as session:
+            await bought(session, 50, budget=Budget(name="alice", max_credits=1000))
+            assert await left(session) == 600
+
+    many()
+    charges = ledger._charges  # type: ignore[attr-defined]
+    assert not charges._names
+    assert not any(each.open for each in charges._charges.values())
