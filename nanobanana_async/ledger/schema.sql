@@ -13,6 +13,8 @@ CREATE TABLE jobs (
     body             BLOB    NOT NULL,         -- the exact bytes that every POST of the job sends
     created_at       TEXT    NOT NULL,
     batch            TEXT,                     -- the named batch; null: no charges are kept
+    priority         INTEGER NOT NULL DEFAULT 0, -- higher ones are sent first
+    group_name       TEXT,                     -- whose jobs get their turns together: of a user, of a tenant
     state            TEXT    NOT NULL,
     revision         INTEGER NOT NULL,         -- number of writes; each is a compare-and-swap on it
     generation       INTEGER NOT NULL,         -- number of deliberate purchases

@@ -14,10 +14,10 @@ from nanobanana_async.ledger.columns import record_of as _record_of
 
 _TIMES = ("created_at", "first_sent_at", "sent_at", "lost_at", "conflict_at", "running_since", "ended_at")
 _JSON = ("request", "candidates", "images", "missing", "failure")
-_TEXTS = ("key", "gateway", "account", "batch", "task_id", "model")
+_TEXTS = ("key", "gateway", "account", "batch", "group_name", "task_id", "model")
 _TYPES: Mapping[str, str] = {
     **dict.fromkeys(_TIMES, "timestamptz"),
-    **dict.fromkeys(("revision", "before", "generation", "attempts"), "integer"),
+    **dict.fromkeys(("priority", "revision", "before", "generation", "attempts"), "integer"),
     **dict.fromkeys(("credits_used", "credits_refunded", "credits", "cap"), "numeric"),
     **dict.fromkeys(_JSON, "json"),
     "in_doubt": "boolean",
@@ -80,6 +80,7 @@ def identity_row(record: JobRecord) -> dict[str, Any]:
     for column in ("key", "gateway", "account"):
         row[column] = as_text(row[column])
     row["batch"] = none_or_text(record.batch)
+    row["group_name"] = none_or_text(record.group_name)
     return row
 
 
