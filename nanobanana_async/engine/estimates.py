@@ -45,8 +45,8 @@ class JobEstimates:
         A ratio, since all durations may be guessed wrong at first: what a job costs must not change with the guess.
         """
         request = job.record.request
-        if request is None or self._first_run is None:
-            return 1.0
+        if request is None or self._first_run is None or len(self._schedules) <= 1 + ("" in self._schedules):
+            return 1.0  # there is no other class
         schedule = self._schedules.get(self._gateway.price_class(request))
         return 1.0 if schedule is None else schedule.mean_s / self._first_run.mean_s
 

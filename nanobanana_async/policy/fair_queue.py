@@ -143,19 +143,20 @@ class Level:
             heapq.heappop(heap)
         return entry[2]
 
-    def drop_first_job(self, group: Group) -> None:
+    def take_first_job(self, group: Group) -> Any:
         """Take out the first job of the group that is served next."""
-        heapq.heappop(group.jobs)
+        _, job = heapq.heappop(group.jobs)
         if group.jobs:
             group.entry = (group.tag, group.jobs[0][0], group)
             heapq.heapreplace(self.heap, group.entry)
-            return
+            return job
         heapq.heappop(self.heap)
         group.entry = None
         self.idle[group.name] = group
         if len(self.idle) > MOST_IDLE:
             name, _ = self.idle.popitem(last=False)
             del self.groups[name]
+        return job
 
 
 class FairQueue(Generic[Job]):
@@ -214,12 +215,13 @@ class FairQueue(Generic[Job]):
             job: Job = group.jobs[0][1]
             if job.priority == level.priority:
                 return job
-            self._drop_first(level, group)
+            self._take_first(level, group)
         return None
 
     def drop_first(self) -> Job:
         """Take out the job that `first` has returned, at no cost: it is not sent."""
         level = self._next_level()
+        level.waiting -= 1
         return self._take_first(level, level.first())
 
     def serve_first(self, cost: float) -> Job:
@@ -227,32 +229,33 @@ class FairQueue(Generic[Job]):
         level = self._next_level()
         group = level.first()
         cost /= group.weight
-        level.virtual = max(level.virtual, group.tag)
+        if group.tag > level.virtual:
+            level.virtual = group.tag
         group.tag += cost
-        for higher in self._priorities[bisect(self._priorities, level.priority) :]:
-            self._levels[higher].passed = 0
-        level.passed = level.passed + 1 if self._priorities[0] < level.priority else 0
+        level.waiting -= 1
+        if len(self._priorities) > 1:
+            for higher in self._priorities[bisect(self._priorities, level.priority) :]:
+                self._levels[higher].passed = 0
+            level.passed = level.passed + 1 if self._priorities[0] < level.priority else 0
+        else:
+            level.passed = 0
         job = self._take_first(level, group)
         job.charge = (group, cost)
         return job
 
     def _take_first(self, level: Level, group: Group) -> Job:
-        job: Job = group.jobs[0][1]
-        level.waiting -= 1
-        self._drop_first(level, group)
-        return job
-
-    def _drop_first(self, level: Level, group: Group) -> None:
-        level.drop_first_job(group)
-        if len(level.idle) == len(level.groups):  # none waits: there is nothing to share
+        job: Job = level.take_first_job(group)
+        if not group.jobs and len(level.idle) == len(level.groups):  # none waits: there is nothing to share
             del self._levels[level.priority]
             self._priorities.remove(level.priority)
+        return job
 
     def _next_level(self) -> Level:
         """Return the highest priority, or a lower one whose turn it is."""
-        for priority in reversed(self._priorities[1:]):
-            if (level := self._levels[priority]).passed < FLOOR - 1:
-                return level
+        if len(self._priorities) > 1:
+            for priority in reversed(self._priorities[1:]):
+                if (level := self._levels[priority]).passed < FLOOR - 1:
+                    return level
         return self._levels[self._priorities[0]]
 
 

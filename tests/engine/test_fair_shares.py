@@ -74,6 +74,7 @@ async def mean_time_of_nine_users(other: Callable[[Session], Awaitable[None]]) -
     return sum(took) / len(took)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [batch, calls_of_one_user])
 def test_nine_users_hardly_wait_longer_beside_500_rows(other: Callable[[Session], Awaitable[None]]) -> None:
     alone, beside = (run_virtual(mean_time_of_nine_users(each)) for each in (nothing, other))
