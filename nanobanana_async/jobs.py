@@ -128,6 +128,9 @@ class JobRecord:
     """The named batch whose cap counts the charges: the prefix of its keys; None outside of a named batch."""
     budget: str | None = None
     """The name of the budget that counts the charges too."""
+    priority: int = 0
+    group_name: str | None = None
+    """`priority=` and `group=` of the first caller: when the job has its turn. No part of what is bought."""
     state: JobState = _S.PENDING
     revision: int = 0
     """The number of writes; each write is a compare-and-swap on it."""
@@ -183,6 +186,8 @@ class JobRecord:
             created_at=created_at,
             batch=self.batch,
             budget=budget or self.budget,
+            priority=self.priority,
+            group_name=self.group_name,
             revision=self.revision + 1,
             generation=self.generation + 1,
         )

@@ -34,6 +34,7 @@ from nanobanana_async.models import (
     TaskType,
     to_request,
 )
+from nanobanana_async.policy.fair_queue import check_group, check_priority
 from nanobanana_async.policy.named_budget import Budget, BudgetState
 from nanobanana_async.policy.prices import parse_credits
 from nanobanana_async.validators import as_timeout, check_kind
@@ -55,6 +56,8 @@ class Purchases(ABC):
         idempotency_key: str | None = None,
         timeout: float | None = None,
         budget: Budget | None = None,
+        priority: int = 0,
+        group: str | None = None,
         images: Sequence[ImageInput] = (),
         num_images: int = 1,
         aspect_ratio: str | None = None,
@@ -77,6 +80,11 @@ class Purchases(ABC):
         keeps the budget that it has. Raises
         `JobUnfinished` on timeout, which says which of the two is the case, a `GatewayError` if the gateway refuses,
         `JobFailed` if the task failed, `JobUncertain` if the job may have been bought and no answer said so.
+
+        Of the jobs that wait for a slot, those of a higher `priority` (-100 to 100) go first, and within a priority
+        each `group`, such as a user, gets its fair share (`ConcurrencyPolicy.group_weights`); jobs without a group
+        share one. Neither changes what is bought: the same key with another priority is the same job, which gets the
+        higher of the two while it waits, and keeps its first group.
         """
         engine = self._require_engine()
         timeout = as_timeout("timeout", timeout)  # an invalid timeout must raise before anything is bought
@@ -92,7 +100,8 @@ class Purchases(ABC):
             extra=extra,
             **misspelt,
         )
-        tracked = await self._register(request, idempotency_key, self._budget_of(budget), fields)
+        counted_by = self._budget_of(budget, group)
+        tracked = await self._register(request, idempotency_key, fields, counted_by, priority, group)
         return await result_for_caller(engine, tracked, timeout)
 
     async def submit(
@@ -101,6 +110,8 @@ class Purchases(ABC):
         *,
         idempotency_key: str | None = None,
         budget: Budget | None = None,
+        priority: int = 0,
+        group: str | None = None,
         images: Sequence[ImageInput] = (),
         num_images: int = 1,
         aspect_ratio: str | None = None,
@@ -130,8 +141,9 @@ class Purchases(ABC):
             extra=extra,
             **misspelt,
         )
-        counted_by = self._budget_of(budget)
-        return await handle_once_stored(engine, await self._register(request, idempotency_key, counted_by, fields))
+        counted_by = self._budget_of(budget, group)
+        tracked = await self._register(request, idempotency_key, fields, counted_by, priority, group)
+        return await handle_once_stored(engine, tracked)
 
     def generate_many(
         self,
@@ -148,6 +160,8 @@ class Purchases(ABC):
         retry_failed: bool | Collection[JobFailureKind] = False,
         max_budget_wait_s: float | None = None,
         progress: bool = False,
+        priority: int = 0,
+        group: str | None = None,
     ) -> Batch:
         """Buy any number of jobs: `async for outcome in session.generate_many(prompts)`.
 
@@ -169,7 +183,8 @@ class Purchases(ABC):
         `max_credits` caps everything ever spent under the name, `budget` what all calls with that budget spend. Until
         a price is known, jobs are bought one at a time at `expected_credits`, by default the example price of the
         gateway's reference. `max_budget_wait_s` bounds the wait for a used-up daily budget of the account
-        (`BatchStopped`), and no other wait. `progress` shows a tqdm bar.
+        (`BatchStopped`), and no other wait. `progress` shows a tqdm bar. `priority` and `group` are those of
+        `generate`; without `group` the batch is a group of its own.
         """
         engine = self._require_engine()
         if batch is not None and isinstance(self._components.ledger, MemoryLedger):
@@ -181,11 +196,13 @@ class Purchases(ABC):
             sidecar=sidecar,
             names=None if names is None else NameTemplate("names", names),
             max_credits=parse_credits("max_credits", max_credits),
-            budget=self._budget_of(budget),
+            budget=self._budget_of(budget, group),
             expected_credits=parse_credits("expected_credits", expected_credits),
             retry_failed=retry_failed,
             max_budget_wait_s=as_timeout("max_budget_wait_s", max_budget_wait_s),
             progress=progress,
+            priority=priority,
+            group=group,
         )
         requests = to_requests(requests)
         runner = BatchRunner(requests, options, engine, ImageSaver(engine, self._components.downloads))
@@ -200,6 +217,8 @@ class Purchases(ABC):
         max_credits: Decimal | float | None = None,
         expected_credits: Decimal | float | None = None,
         retry_failed: bool | Collection[JobFailureKind] = False,
+        priority: int = 0,
+        group: str | None = None,
     ) -> FeedReport:
         """Store the rows of a batch in a ledger that hosts share, for `work` on any of them. Nothing is bought here.
 
@@ -207,7 +226,8 @@ class Purchases(ABC):
         it begins those again that were withdrawn or refused for a passing reason, with `retry_failed` also those that
         failed. Rows without a `key` are distinguished by their order, so one input is all of them; rows with keys may
         be fed in parts, from several hosts. `max_credits` caps all that is ever spent under the name, on all hosts; a
-        later feed may change it. `names` is a template of the images' names, as in `generate_many`.
+        later feed may change it. `names` is a template of the images' names, as in `generate_many`. `priority` and
+        `group` hold on each worker, for the rows that are new.
 
         Raises `InvalidRequest` for a row that can't be bought, or whose reference image only this host can read,
         `IdempotencyConflict` for a key that belongs to another request, and `ConfigurationError` for another input. The
@@ -221,6 +241,8 @@ class Purchases(ABC):
             max_credits=parse_credits("max_credits", max_credits),
             expected_credits=parse_credits("expected_credits", expected_credits),
             retry_failed=retry_failed,
+            priority=priority,
+            group=group,
         )
         return await Feeding(engine, ledger, options).feed(rows)
 
@@ -262,22 +284,30 @@ class Purchases(ABC):
             await store.set_budget(budget)
         return {state.name: state for state in await store.ledger.budgets(store.utcnow())}
 
-    def _budget_of(self, budget: Budget | None, group: str | None = None) -> Budget | None:
+    def _budget_of(self, budget: Budget | None, group: str | None) -> Budget | None:
         """Return the budget of a call: the one that it names, or that of its group (`Session(budgets=...)`)."""
         check_kind("budget", budget, (Budget, type(None)), 'a Budget, such as Budget(name="alice", max_credits=100)')
         return self._components.budgets.get(group) if budget is None and group is not None else budget
 
     async def _register(
-        self, request: object, key: str | None, budget: Budget | None, fields: Mapping[str, Any]
+        self,
+        request: object,
+        key: str | None,
+        fields: Mapping[str, Any],
+        budget: Budget | None,
+        priority: int,
+        group: str | None,
     ) -> TrackedJob:
         engine = self._require_engine()
+        priority, group = check_priority(priority), check_group(group)
         wanted, mapping = to_request(request, fields), to_mapping(request)
         if mapping is not None and not is_absent(own_key := mapping.get("key")):
             if key is not None:
                 raise ConfigurationError("the mapping has a key: pass idempotency_key or that, not both")
             key = own_key
         wanted, sources = await engine.references.identify(wanted)
-        record = await engine.new_record(wanted, generate_key() if key is None else key, budget=budget)
+        key = generate_key() if key is None else key
+        record = await engine.new_record(wanted, key, budget=budget, priority=priority, group=group)
         while (tracked := engine.submit(record, sources=sources)).is_being_withdrawn:
             await tracked.wait_for_change()  # its last caller has left: submit again once the job is withdrawn
         return tracked
@@ -287,6 +317,7 @@ def _given_fields(**fields: Any) -> dict[str, Any]:
     """Return the fields that are not at their defaults; raise `ConfigurationError` for a name that is no field."""
     known = [name for name in REQUEST_FIELDS if name != "prompt"]
     if unknown := [name for name in fields if name not in known]:
-        raise ConfigurationError(unknown_fields(unknown, (*known, "idempotency_key", "timeout", "budget")))
+        others = ("idempotency_key", "timeout", "budget", "priority", "group")
+        raise ConfigurationError(unknown_fields(unknown, (*known, *others)))
     defaults = {"images": (), "num_images": 1}
     return {name: value for name, value in fields.items() if value is not defaults.get(name)}

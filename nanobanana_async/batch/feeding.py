@@ -178,7 +178,14 @@ class Feeding:
                     " and pass its URL"
                 )
         try:
-            record = await self._engine.new_record(row.request, row.key, batch=self._prefix, with_callback=False)
+            record = await self._engine.new_record(
+                row.request,
+                row.key,
+                batch=self._prefix,
+                priority=self._options.priority,
+                group=self._options.group,
+                with_callback=False,
+            )
         except InvalidRequest as error:
             raise InvalidRequest(f"row {row.index + 1}: {error.message}") from None
         place = None

@@ -13,6 +13,7 @@ from nanobanana_async.events import log
 from nanobanana_async.failures import to_failure_kinds
 from nanobanana_async.images.names import NameTemplate
 from nanobanana_async.images.target import Target
+from nanobanana_async.policy.fair_queue import check_group, check_priority
 from nanobanana_async.policy.named_budget import Budget
 from nanobanana_async.validators import validate_switch
 
@@ -49,6 +50,8 @@ class BatchOptions:
     max_budget_wait_s: float | None = None
     """The longest wait for a used-up budget of the account; None: as long as it takes."""
     progress: bool = field(default=False, validator=validate_switch)
+    priority: int = field(default=0, converter=check_priority)
+    group: str | None = field(default=None, converter=check_group)
 
 
 async def iterate(items: Requests, clock: Callable[[], float]) -> AsyncGenerator[RowInput, None]:

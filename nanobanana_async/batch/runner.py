@@ -6,6 +6,7 @@ The runner holds no reference to its `Batch`, so that a dropped batch can be gar
 import asyncio
 import heapq
 import time
+from collections.abc import Hashable
 from contextlib import aclosing
 from functools import partial
 
@@ -53,6 +54,8 @@ class BatchRunner:
         self._ahead = Room(engine.slots.limiter.policy, ordered=options.ordered)
         self._prefix = None if options.name is None else batch_key_prefix(options.name)
         self._caps = () if (limit := options.max_credits) is None else (engine.make_cap(limit, self._prefix),)
+        self._own_group: Hashable = self._prefix or object()
+        """With its rows it shares turns, unless they are of another group: single jobs do not wait behind all rows."""
         self._scope: anyio.CancelScope | None = None
         self._finishers = asyncio.Semaphore(FINISHING)
         self._room = asyncio.Event()
@@ -142,8 +145,15 @@ class BatchRunner:
         try:
             request, sources = await self._engine.references.identify(row.request)
             row = self._rows.with_key(row, request)
-            budget = self._options.budget
-            record = await self._engine.new_record(request, row.key, batch=self._prefix, budget=budget)
+            options = self._options
+            record = await self._engine.new_record(
+                request,
+                row.key,
+                batch=self._prefix,
+                budget=options.budget,
+                priority=options.priority,
+                group=options.group,
+            )
             while (tracked := self._entered(record, sources)).is_being_withdrawn:
                 await tracked.wait_for_change()
         except SessionClosed:
@@ -162,8 +172,14 @@ class BatchRunner:
         self._on_change(row, tracked)
 
     def _entered(self, record: JobRecord, sources: LocalImagesByDigest) -> TrackedJob:
-        price, retried = self._options.expected_credits, self._options.retry_failed
-        return self._engine.submit(record, *self._caps, expected_credits=price, retry_failed=retried, sources=sources)
+        return self._engine.submit(
+            record,
+            *self._caps,
+            expected_credits=self._options.expected_credits,
+            retry_failed=self._options.retry_failed,
+            sources=sources,
+            group=self._own_group,
+        )
 
     def _on_change(self, row: Row, tracked: TrackedJob) -> None:
         """Update a row after a change of its job."""

@@ -1,4 +1,9 @@
-"""Decide which queued create or poll leaves next. Creates go first."""
+"""Decide which queued create or poll leaves next. Creates go first: repeats, then by priority and in fair shares.
+
+A repeat of a create in doubt goes before all first creates: it holds its slots already. `policy.fair_queue` decides
+which first create is next; what a job costs its group there is its slots times the mean duration of its price class,
+relative to that of other classes.
+"""
 
 import enum
 import heapq
@@ -19,6 +24,7 @@ from nanobanana_async.engine.workers import WorkerPool
 from nanobanana_async.errors import CreditLimitReached
 from nanobanana_async.jobs import JobState
 from nanobanana_async.policy.budget import Affordable
+from nanobanana_async.policy.fair_queue import FairQueue, give_back
 
 # While the retry budget is empty, no other event wakes the repeats that wait for it.
 RETRY_BUDGET_CHECK_S = 0.5
@@ -53,10 +59,10 @@ class Dispatcher:
         self._workers = workers
         self._credits = account
         self._places = 0
-        self._pending = SubmitQueue()
+        self._pending: FairQueue[TrackedJob] = FairQueue(slots.limiter.policy.group_weights)
         self._lacks_credits = False
         """The first of them waits until a cap of credits has room."""
-        self._repeats = SubmitQueue()
+        self._repeats = RepeatQueue()
         self._overdue = PollQueue()
         self._image_polls: deque[ImagePoll] = deque()
         self.admitted: Callable[[], None] = lambda: None
@@ -72,9 +78,16 @@ class Dispatcher:
 
         Other owners of the account get those that this session itself keeps its jobs from.
         """
-        if not self._pending or self._lacks_credits:
+        if self._lacks_credits or (first := self._pending.first()) is None:
             return 0
-        return self._slots.usable(len(self._pending), self._pending.first().weight, now)
+        return self._slots.usable(len(self._pending), first.weight, now)
+
+    def urgent_slots(self, usable: int) -> int:
+        """Return how many of the usable slots are for jobs of a priority above 0."""
+        if not usable or not (urgent := self._pending.waiting_above(0)):
+            return 0
+        first = self._pending.first()
+        return min(usable, urgent * (1 if first is None else first.weight))
 
     @property
     def polls_due(self) -> int:
@@ -91,6 +104,8 @@ class Dispatcher:
         """Add a job to the queue for its state."""
         match job.record.state:
             case JobState.PENDING:
+                job.priority = max(job.priority, job.record.priority)  # the ledger may know the job longer
+                job.group = job.record.group_name or job.group
                 self._pending.add(job)
             case (
                 JobState.SUBMITTING
@@ -98,6 +113,21 @@ class Dispatcher:
                 self._repeats.add(self.assign_place(job))
             case _:
                 self._overdue.append(job)
+
+    def raise_priority(self, job: TrackedJob, priority: int) -> None:
+        """Give a job a higher priority, if it was not sent yet; a lower one changes nothing."""
+        if priority <= job.priority:
+            return
+        if job.phase is Phase.QUEUED and job.record.state is JobState.PENDING:
+            self._pending.raise_priority(job, priority)
+        else:
+            job.priority = priority
+
+    def create_returned(self, job: TrackedJob) -> None:
+        """Give back to the group of a job what its create was to cost, unless it took a slot."""
+        if not job.slots:
+            give_back(job)
+        job.charge = None
 
     def put_image_poll(self, poll: ImagePoll) -> None:
         """Add a poll for images."""
@@ -121,14 +151,13 @@ class Dispatcher:
         ask_again_at = NEVER
         self._lacks_credits = False
         for queue in (self._repeats, self._pending) if seen_enough else (self._repeats,):
-            while queue:
-                job = queue.first()
+            while (job := queue.first()) is not None:
                 if not _waits_to_be_sent(job):  # it was withdrawn, is no longer followed, or another owner has sent it
-                    queue.pop_first()
+                    queue.drop_first()
                     continue
                 affordable = self._credits.check(job, now)
                 if affordable is Affordable.NEVER:
-                    starts.append((queue.pop_first(), Decline(self._credits.refusal_error(job))))
+                    starts.append((queue.drop_first(), Decline(self._credits.refusal_error(job))))
                     continue
                 if not self._free_requests(starts):
                     return NEVER
@@ -138,7 +167,7 @@ class Dispatcher:
                     break
                 if not self._slots.admits(job, now):
                     break
-                queue.pop_first()
+                queue.serve_first(job.weight * self._estimates.relative_duration(job))
                 self._credits.reserve(job)
                 self._slots.on_sent(job, now)
                 starts.append((job, RequestKind.CREATE))
@@ -185,8 +214,8 @@ def _waits_to_be_sent(job: TrackedJob) -> bool:
 MOST_COMPARED_POLLS = 16
 
 
-class SubmitQueue:
-    """The jobs to be sent, in the order of their places: a job that was refused for now keeps its old place."""
+class RepeatQueue:
+    """The creates to be repeated, in the order of their places."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, TrackedJob]] = []
@@ -201,13 +230,17 @@ class SubmitQueue:
         """Add a job at its place."""
         heapq.heappush(self._heap, (job.place, job))
 
-    def first(self) -> TrackedJob:
-        """Return the next job."""
-        return self._heap[0][1]
+    def first(self) -> TrackedJob | None:
+        """Return the next job; None if there is none."""
+        return self._heap[0][1] if self._heap else None
 
-    def pop_first(self) -> TrackedJob:
+    def drop_first(self) -> TrackedJob:
         """Take out the next job."""
         return heapq.heappop(self._heap)[1]
+
+    def serve_first(self, _: float) -> TrackedJob:
+        """Take out the next job, which is sent again now: its first create was charged."""
+        return self.drop_first()
 
 
 class PollQueue:

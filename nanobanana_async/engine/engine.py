@@ -1,6 +1,7 @@
 """The commands of a session on its jobs: submit, find, follow, resolve, withdraw."""
 
 import asyncio
+from collections.abc import Hashable
 from decimal import Decimal
 
 from attrs import evolve
@@ -50,16 +51,13 @@ class Engine:
         max_requests: int,
     ) -> None:
         self.clock = asyncio.get_running_loop().time
-        self.gateway = gateway
+        self.gateway, self.store = gateway, store
         self.account = gateway.account  # each reading of it hashes the key again, and makes another string
-        self.store = store
-        self._session_caps = budgets
-        self._callbacks = callbacks
+        self._session_caps, self._callbacks = budgets, callbacks
         self.guard = guard
         """Every call of the public API checks it first: is this the event loop that opened the session?"""
         self.slots, self.poller = slots, poller
-        self.estimates, self.history = estimates, history
-        self.references = references
+        self.estimates, self.history, self.references = estimates, history, references
         self.claims = Claims(gateway, store, slots, poller, estimates, clock=self.clock)
         self.scheduler = Scheduler(
             store, slots, submitter, poller, self.claims, estimates, references, max_requests=max_requests
@@ -73,10 +71,11 @@ class Engine:
         expected_credits: Decimal | None = None,
         retry_failed: frozenset[str] = frozenset(),
         sources: LocalImagesByDigest = NO_SOURCES,
+        group: Hashable = None,
     ) -> TrackedJob:
         """Track a new job and claim its key, or return the job that is tracked under that key.
 
-        `sources` are the local images that its request names.
+        `sources` are the local images that its request names; `group` is for a job that has no other.
         """
         self.scheduler.check_open(record, is_known=False)
         job = self.tracked.get(record.key)
@@ -86,10 +85,12 @@ class Engine:
             job.expected_credits = expected_credits
             job.retry_failed = retry_failed
             job.sources = sources
+            job.group = group if job.group is None else job.group
             self.scheduler.start_step(self.claims.claim, job)
         else:
             self.claims.check_same_purchase(job.record, record)
             self.claims.take_budget(job, record.budget)
+            self.scheduler.dispatcher.raise_priority(job, record.priority)
             if record.request is not None:
                 self.references.take_newer_request(job, record.request, sources)
         job.may_buy = True
@@ -126,6 +127,8 @@ class Engine:
         *,
         batch: str | None = None,
         budget: Budget | None = None,
+        priority: int = 0,
+        group: str | None = None,
         with_callback: bool = True,
     ) -> JobRecord:
         """Return the record of a new job. Raises `InvalidRequest` for a request that this gateway doesn't support.
@@ -151,6 +154,8 @@ class Engine:
             created_at=self.store.utcnow(),
             batch=batch,
             budget=None if budget is None else budget.name,
+            priority=priority,
+            group_name=group,
         )
 
     def new_attached_record(self, task_id: str, key: str, request: ImageRequest | None) -> JobRecord:

@@ -18,6 +18,8 @@ class JobEstimates:
         self._job_s = job_s
         self._clock = clock
         self._schedules: dict[str, PollSchedule[TrackedJob]] = {}
+        self._first_run: PollSchedule[TrackedJob] | None = None
+        """Of the class whose job ran first in this session."""
 
     def forget(self, job: TrackedJob) -> None:
         """Forget a job that is no longer followed."""
@@ -36,6 +38,17 @@ class JobEstimates:
             for schedule in self._schedules.values()
             for job, seen_s in schedule.running_jobs()
         )
+
+    def relative_duration(self, job: TrackedJob) -> float:
+        """Return the mean duration of the job's price class, in those of the class that ran first; 1 if unknown.
+
+        A ratio, since all durations may be guessed wrong at first: what a job costs must not change with the guess.
+        """
+        request = job.record.request
+        if request is None or self._first_run is None or len(self._schedules) <= 1 + ("" in self._schedules):
+            return 1.0  # there is no other class
+        schedule = self._schedules.get(self._gateway.price_class(request))
+        return 1.0 if schedule is None else schedule.mean_s / self._first_run.mean_s
 
     def may_run_for_s(self, job: TrackedJob) -> float:
         """Return how long a job may still run whose create may have been accepted."""
@@ -69,7 +82,10 @@ class JobEstimates:
     def schedule_of(self, job: TrackedJob) -> PollSchedule[TrackedJob]:
         """Return the poll schedule of the job's price class."""
         request = job.record.request
-        return self._schedule_of_class("" if request is None else self._gateway.price_class(request))
+        schedule = self._schedule_of_class("" if request is None else self._gateway.price_class(request))
+        if self._first_run is None and request is not None:
+            self._first_run = schedule
+        return schedule
 
     def _schedule_of_class(self, name: str) -> PollSchedule[TrackedJob]:
         schedule = self._schedules.get(name)

@@ -169,6 +169,8 @@ class Scheduler:
         """Carry out what a step returned: set the phase, the queue or timer and the slots, and wake the waiters."""
         if not job.is_followed:  # closing has ended the waiting
             return
+        if job.charge is not None:
+            self.dispatcher.create_returned(job)
         joined, was_foreign, buried = job.is_undecided, job.phase is Phase.FOREIGN, job.owner_buried
         next_step = after_burial(job, next_step, self._clock())
         if job.is_withdrawn_after(next_step):

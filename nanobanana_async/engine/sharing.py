@@ -81,17 +81,20 @@ class Exchanges:
         shared.gate_until = max(pause.opens_at, breaker.paused_until + PROBE_S * breaker.is_half_open)
         shared.outage = breaker.is_half_open and not pause.used_up
         now = self._clock()
-        return shared.next_at(now, self._slots.load.taken, self._dispatcher.usable_slots(now))
+        queued = self._dispatcher.usable_slots(now)
+        return shared.next_at(now, self._slots.load.taken, queued, self._dispatcher.urgent_slots(queued))
 
     async def _exchange(self) -> None:
         asked_at, limits = self._clock(), self._limiter.job_limit
+        queued = self._dispatcher.usable_slots(asked_at)
         report = self._shared.report(
             self._slots.load,
-            self._dispatcher.usable_slots(asked_at),
+            queued,
             self._dispatcher.polls_due,
             mean_job_s=limits.mean_job_s,
             notice_delay_s=limits.notice_delay_s,
             longest_run_s=self._slots.longest_run_s,
+            urgent=self._dispatcher.urgent_slots(queued),
         )
         try:
             allotment = await self._ledger.exchange(self._account, report)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -15,6 +15,7 @@ from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.images.local import LocalImagesByDigest
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, Observation
 from nanobanana_async.policy.budget import Cap
+from nanobanana_async.policy.fair_queue import Group
 from nanobanana_async.policy.poll_schedule import PollSchedule
 
 Watchers = list[asyncio.Future[NanoBananaError | None]] | None
@@ -63,6 +64,7 @@ class TrackedJob:
         "budgets",
         "callback_pending",
         "callers",
+        "charge",
         "claimed_task_id",
         "draws_retry_budget",
         "due",
@@ -73,6 +75,7 @@ class TrackedJob:
         "first_imageless_at",
         "followed_since",
         "goes_back",
+        "group",
         "has_handle",
         "holding_before",
         "last_failure",
@@ -85,6 +88,7 @@ class TrackedJob:
         "place",
         "polled_at",
         "polls",
+        "priority",
         "progress",
         "record",
         "reopened",
@@ -110,11 +114,13 @@ class TrackedJob:
         self.weight = weight
         self.slots = 0
         """How many job slots it holds now."""
-        self.place = 0
-        """Its place in the queue for creates: first come, first served."""
-        self.due = NEVER
-        self.first_attempt_at = NEVER
-        self.running_at = NEVER
+        self.place, self.priority = 0, record.priority
+        """When it is its turn to be sent: at the highest priority that a caller gave it, first come, first served."""
+        self.group: Hashable = record.group_name or record.batch
+        """With which jobs it shares turns: of a group, or of a batch; None: all that have neither."""
+        self.charge: tuple[Group, float] | None = None
+        """What its create in flight is to cost its group."""
+        self.due = self.first_attempt_at = self.running_at = NEVER
         self.followed_since = NOT_YET
         """When polling last began: `Timeouts.job_s` counts from here, so each wait gets the whole time."""
         self.sent_at = NEVER

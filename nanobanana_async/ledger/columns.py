@@ -19,7 +19,7 @@ from nanobanana_async.models import ImageRequest, Reference
 T = TypeVar("T")
 Row = tuple[Any, ...]
 
-IDENTITY = ("key", "gateway", "account", "request", "body", "created_at", "batch", "budget")
+IDENTITY = ("key", "gateway", "account", "request", "body", "created_at", "batch", "budget", "priority", "group_name")
 """Columns that identify the job; they change only with a new generation."""
 
 PROGRESS = (
@@ -75,6 +75,8 @@ def identity_values(record: JobRecord) -> Row:
         time_to_text(record.created_at),
         record.batch,
         record.budget,
+        record.priority,
+        record.group_name,
     )
 
 

@@ -14,6 +14,8 @@ CREATE TABLE jobs (
     created_at       TEXT    NOT NULL,
     batch            TEXT,                     -- the named batch that counts its charges, or null
     budget           TEXT,                     -- the budget that counts them too, or null
+    priority         INTEGER NOT NULL DEFAULT 0, -- higher ones are sent first
+    group_name       TEXT,                     -- whose jobs get their turns together: of a user, of a tenant
     state            TEXT    NOT NULL,
     revision         INTEGER NOT NULL,         -- number of writes; each is a compare-and-swap on it
     generation       INTEGER NOT NULL,         -- number of deliberate purchases

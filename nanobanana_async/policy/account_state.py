@@ -31,6 +31,8 @@ class Share:
     in_flight: int = 0
     queued: int = 0
     """The slots that its queued jobs would take."""
+    urgent: int = 0
+    """Of `queued`, those of jobs with a priority above 0."""
     interactive: bool = False
     reserve: int = 0
     used: float = 0.0
@@ -108,7 +110,7 @@ class AccountState:
         return self.limiter.job_limit.room(held)
 
     def targets(self, now: float, room: int) -> dict[int, int]:
-        """Return the fair shares of a room: all that interactive owners want first, then the others."""
+        """Return the fair shares of a room: all that interactive owners want first, then urgent jobs, then the rest."""
         if self.limiter.job_limit.mode is Mode.RAMP:
             return {owner: share.wanted for owner, share in self.shares.items()}
         first = {owner: share for owner, share in self.shares.items() if share.interactive}
@@ -117,7 +119,13 @@ class AccountState:
         room -= sum(targets.values())
         reserve = max((share.reserve for share in first.values() if now - share.hungry_at < HUNGRY_LATELY_S), default=0)
         room -= min(reserve, max(0, room - len(rest)))
-        return targets | _fair_shares_of(rest, room, now)
+        fair = _fair_shares_of(rest, room, now)
+        raised = {owner: share.taken + share.urgent for owner, share in rest.items() if share.urgent}
+        raised = {owner: wanted for owner, wanted in raised.items() if wanted > fair[owner]}
+        if raised:
+            fair = _fair_shares_of({owner: rest.pop(owner) for owner in raised}, room, now, raised)
+            fair |= _fair_shares_of(rest, room - sum(fair.values()), now)
+        return targets | fair
 
     def set_clock_back(self, now: float) -> None:
         """Go on by a ledger's clock that went back: no time of the past may lie ahead."""
@@ -156,9 +164,11 @@ def fair_shares(wants: Mapping[int, int], room: int, used: Mapping[int, float]) 
     return shares
 
 
-def _fair_shares_of(shares: Mapping[int, Share], room: int, now: float) -> dict[int, int]:
+def _fair_shares_of(
+    shares: Mapping[int, Share], room: int, now: float, wants: Mapping[int, int] | None = None
+) -> dict[int, int]:
     used = {owner: share.used_until(now) - KEPT_FOR_S * share.granted for owner, share in shares.items()}
-    return fair_shares({owner: share.wanted for owner, share in shares.items()}, room, used)
+    return fair_shares(wants or {owner: share.wanted for owner, share in shares.items()}, room, used)
 
 
 _CONVERTER = make_converter(omit_if_default=True)

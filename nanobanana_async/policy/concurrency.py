@@ -32,11 +32,13 @@ knows L, at 0.01 to 0.03 429s per job.
 
 import enum
 import math
+from collections.abc import Mapping
 
 from attrs import define, field, frozen
 from attrs.validators import optional
 
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.policy.fair_queue import as_weights
 from nanobanana_async.validators import at_least_one, at_least_zero, validate_switch
 
 REFUSED_SHARE = 0.02
@@ -65,6 +67,9 @@ class ConcurrencyPolicy:
     Where several sessions share the account through one PostgreSQL ledger, the jobs of those with `interactive=True`
     get free slots first, and `reserve` slots more are kept free for them until none of them had to wait for a minute.
     There `max_jobs` counts the jobs of this session alone, and one with `learn=False` takes no part in the sharing.
+
+    `group_weights`, such as `{"alice": 2.0}`, are the shares of groups (`group=` of a job) in the slots that come free
+    while several wait; that of any other group is 1.
     """
 
     max_jobs: int | None = field(default=None, validator=optional(at_least_one))
@@ -73,6 +78,7 @@ class ConcurrencyPolicy:
     max_requests_per_minute: int | None = field(default=None, validator=optional(at_least_one))
     interactive: bool = field(default=False, validator=validate_switch)
     reserve: int = field(default=0, validator=at_least_zero)
+    group_weights: Mapping[str, float] = field(factory=dict, converter=as_weights, hash=False)
 
     def __attrs_post_init__(self) -> None:
         if self.reserve and not self.interactive:

@@ -54,6 +54,8 @@ class SharedAccount:
     _reports: int = 0
     _queued: int = 0
     """The queued slots of the last report, or fewer since."""
+    _urgent: int = 0
+    """Those for jobs with a priority above 0."""
     _gate_reported: float = -math.inf
     _unreported_refusal: bool = False
     """The learner does not know of a 429 yet: no request leaves."""
@@ -138,11 +140,12 @@ class SharedAccount:
         known = bisect(self._known, (sent_at, math.inf))
         return self._known[known - 1][1] + LATER_S if known else -math.inf
 
-    def next_at(self, now: float, taken: int, queued: int) -> float:
+    def next_at(self, now: float, taken: int, queued: int, urgent: int = 0) -> float:
         """Return when the next exchange is due; infinite while there is nothing to say and nothing wanted."""
         hungry = queued > 0 and taken >= self.allotment.room
-        self._queued = min(self._queued, queued)
-        if hungry and (not self._queued or (self.interactive and queued > self._queued)):
+        self._queued, self._urgent = min(self._queued, queued), min(self._urgent, urgent)
+        more = urgent > self._urgent or (self.interactive and queued > self._queued)
+        if hungry and (not self._queued or more):
             self.ask(-math.inf)
         if self.gate_until != self._gate_reported:
             self.ask(-math.inf)
@@ -168,6 +171,7 @@ class SharedAccount:
         mean_job_s: float,
         notice_delay_s: float,
         longest_run_s: float,
+        urgent: int = 0,
     ) -> Report:
         """Return what to say in an exchange that begins now."""
         self.due_at = math.inf
@@ -180,6 +184,7 @@ class SharedAccount:
                 held=load.held,
                 in_flight=load.in_flight,
                 queued=queued,
+                urgent=urgent,
                 creates_ready=len(self._departures["create"]),
                 polls_due=max(0, polls_due - len(self._departures["poll"])),
                 interactive=self.interactive,
@@ -192,9 +197,10 @@ class SharedAccount:
                 gates_polls=self.gates_polls,
                 outage=self.outage,
             )
-            self._queued, self._gate_reported = queued, self.gate_until
+            self._gate_reported = self.gate_until
         else:
-            self._report = evolve(self._report, held=load.held, in_flight=load.in_flight, queued=queued)
+            self._report = evolve(self._report, held=load.held, in_flight=load.in_flight, queued=queued, urgent=urgent)
+        self._queued, self._urgent = queued, urgent
         return self._report
 
     def take(self, allotment: Allotment, asked_at: float, now: float) -> None:

@@ -10,8 +10,9 @@ it asks again. An ended job makes room for the next one of the same owner withou
   shrinks only as its jobs end, and a dead owner's counts until the owner is buried: its jobs still run. The jobs that a
   burial leaves without an owner count until they are adopted. No slot becomes free by a timer.
 * Targets are max-min fair shares of what the owners want. What can't be divided goes to those who had least of late.
-  Interactive owners come first, and a reserve is kept free for them while one of them had to wait lately. While the
-  limit is unknown the room goes to who asks; fairness comes with the first refusal, as jobs end.
+  Interactive owners come first, and a reserve is kept free for them while one of them had to wait lately. Next come
+  owners with waiting jobs of a priority above 0: beside what it has, each may take slots for these, even above its fair
+  share. While the limit is unknown the room goes to who asks; fairness comes with the first refusal, as jobs end.
 * One *round trip of knowledge* is one event: a create counts as sent at the last time of which its owner knew what the
   others met. Without that each owner would count the refusals of one burst again.
 * While an owner with jobs is silent, its jobs may have ended unseen, so that nothing which is accepted raises the cap.
@@ -86,6 +87,8 @@ class Report:
     held: int
     in_flight: int = 0
     queued: int = 0
+    urgent: int = 0
+    """Of `queued`, those of jobs with a priority above 0."""
     creates_ready: int = 0
     """The departures for creates that it has not used yet."""
     polls_due: int = 0
@@ -151,7 +154,7 @@ def exchange(state: AccountState, owner: int, report: Report, now: float, orphan
         _learn(state, owner, report, now, orphans)
     share.used, share.spoke_at, share.reports = share.used_until(now), now, report.number
     share.held, share.in_flight, share.queued = report.held, report.in_flight, report.queued
-    share.interactive, share.reserve = report.interactive, report.reserve
+    share.urgent, share.interactive, share.reserve = report.urgent, report.interactive, report.reserve
     limiter = state.limiter
     limiter.take_evidence_of_polls()
     limiter.budget.learned(now)  # it takes note of the best minute

@@ -220,6 +220,25 @@ async def test_an_interactive_session_gets_the_next_free_slot() -> None:
 
 
 @virtually
+async def test_an_urgent_job_gets_the_next_slot_of_any_host() -> None:
+    gateway, shared = FakeGateway(job_s=10.0, limit=6), SharedLedger()
+    async with AsyncExitStack() as stack:
+        hosts = [await host(stack, shared, gateway) for _ in range(2)]
+        working = [asyncio.Task(work(each, 60, f"crow {number}")) for number, each in enumerate(hosts)]
+        await asyncio.sleep(60.0)
+        for _ in range(4):
+            began_at = now()
+            jobs = [await hosts[1].session.submit("a fox", priority=1) for _ in range(6)]
+            for job in jobs:
+                await job.wait_for_task_id()
+            assert now() - began_at < 16.0  # by the three slots of its own host alone it takes 20 s
+            await asyncio.sleep(21.0)
+        for each in working:
+            each.cancel()
+        await asyncio.wait(working)
+
+
+@virtually
 async def test_a_reserve_lets_an_interactive_job_leave_at_once() -> None:
     gateway, shared = FakeGateway(job_s=10.0, limit=5), SharedLedger()
     async with AsyncExitStack() as stack:

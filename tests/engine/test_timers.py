@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanobanana_async.engine.dispatcher import SubmitQueue
+from nanobanana_async.engine.dispatcher import RepeatQueue
 from nanobanana_async.engine.timers import TICK_S, Timed, Timers
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.jobs import JobRecord
@@ -108,7 +108,7 @@ async def test_timer_fires_at_most_once_per_tick() -> None:
 
 @given(st.lists(st.integers(0, 50), unique=True))
 def test_queue_is_ordered_by_place(numbers: list[int]) -> None:
-    queue = SubmitQueue()
+    queue = RepeatQueue()
     assert not queue
     for number in numbers:
         queue.add(job_number(number))
@@ -116,7 +116,8 @@ def test_queue_is_ordered_by_place(numbers: list[int]) -> None:
     served: list[int] = []
     while queue:
         first = queue.first()
-        assert queue.pop_first() is first
+        assert first is not None
+        assert queue.drop_first() is first
         served.append(first.place)
     assert served == sorted(numbers)
 

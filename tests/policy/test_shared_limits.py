@@ -2,6 +2,7 @@
 
 import math
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 
@@ -281,6 +282,18 @@ def test_an_exchange_is_due_at_once_when_another_interactive_job_waits(interacti
     hear(limiter, 20.0)
     limiter.budget.shared.gate_until = -math.inf
     assert next_at(limiter, 20.1, 0, 2) == due_at
+
+
+def test_an_exchange_is_due_at_once_when_another_urgent_job_waits() -> None:
+    shared = SharedAccount()
+    report = partial(shared.report, Load(5), polls_due=0, mean_job_s=20.0, notice_delay_s=0.5, longest_run_s=60.0)
+    shared.take(Allotment(at=10.0, granted=5, target=5), 10.0, 10.0)
+    assert report(queued=9, urgent=1).urgent == 1
+    assert report(queued=9, urgent=2).urgent == 2  # it had no answer
+    shared.take(Allotment(at=20.0, granted=5, target=5), 20.0, 20.0)
+    assert shared.next_at(20.1, 5, 9, 2) == 20.0 + TICK_S
+    assert shared.next_at(20.2, 5, 9, 1) == 20.0 + TICK_S
+    assert shared.next_at(20.3, 5, 9, 2) == -math.inf
 
 
 def test_each_answer_is_reported_at_once_while_the_limit_is_approached() -> None:

@@ -148,6 +148,38 @@ def test_interactive_owners_come_first() -> None:
     assert ask(state, 2, queued=3, interactive=True) == 1
 
 
+def test_urgent_jobs_get_slots_above_the_fair_share() -> None:
+    state = limited(10)
+    ask(state, 1)
+    ask(state, 2, held=5, urgent=2)
+    assert (state.shares[2].target, state.targets(NOW, 10)) == (7, {99: 0, 1: 3, 2: 7})
+    ask(state, 2, held=7)  # they run: what is above the fair share comes back as jobs end
+    assert state.targets(NOW, 10) == {99: 0, 1: 5, 2: 5}
+
+
+def test_urgent_jobs_within_the_fair_share_take_nothing_from_others() -> None:
+    state = limited(10)
+    ask(state, 1)
+    ask(state, 2, held=1, urgent=2)
+    assert state.targets(NOW, 10) == {99: 0, 1: 5, 2: 5}
+
+
+def test_urgent_jobs_of_two_owners_share_the_room() -> None:
+    state = limited(9)
+    for owner in (1, 2, 3):
+        ask(state, owner)
+    ask(state, 1, held=3, urgent=50, queued=50)
+    ask(state, 2, held=3, urgent=50, queued=50)
+    assert sorted(state.targets(NOW, 9).values()) == [0, 0, 4, 5]
+
+
+def test_interactive_owners_come_before_urgent_jobs() -> None:
+    state = limited(4)
+    ask(state, 1, queued=3, interactive=True)
+    ask(state, 2, held=0, urgent=4)
+    assert state.targets(NOW, 4) == {99: 0, 1: 3, 2: 1}
+
+
 def test_reserve_is_kept_for_a_minute_after_an_interactive_owner_waited() -> None:
     state = limited(10)
     ask(state, 1)

@@ -14,10 +14,10 @@ from nanobanana_async.ledger.columns import record_of as _record_of
 
 _TIMES = ("created_at", "first_sent_at", "sent_at", "lost_at", "conflict_at", "running_since", "ended_at")
 _JSON = ("request", "candidates", "images", "missing", "failure")
-_TEXTS = ("key", "gateway", "account", "batch", "budget", "task_id", "model")
+_TEXTS = ("key", "gateway", "account", "batch", "budget", "group_name", "task_id", "model")
 _TYPES: Mapping[str, str] = {
     **dict.fromkeys(_TIMES, "timestamptz"),
-    **dict.fromkeys(("revision", "before", "generation", "attempts"), "integer"),
+    **dict.fromkeys(("priority", "revision", "before", "generation", "attempts"), "integer"),
     **dict.fromkeys(("credits_used", "credits_refunded", "credits", "cap"), "numeric"),
     **dict.fromkeys((*_JSON, "charges"), "json"),
     "in_doubt": "boolean",
@@ -79,7 +79,8 @@ def identity_row(record: JobRecord) -> dict[str, Any]:
     row: dict[str, Any] = dict(zip(IDENTITY, identity_values(record), strict=True))
     for column in ("key", "gateway", "account"):
         row[column] = as_text(row[column])
-    row["batch"], row["budget"] = none_or_text(record.batch), none_or_text(record.budget)
+    for column in ("batch", "budget", "group_name"):
+        row[column] = none_or_text(row[column])
     return row
 
 

@@ -33,6 +33,8 @@ CREATE TABLE jobs (
     created_at       timestamptz NOT NULL,
     batch            text,                      -- the named batch that counts its charges, or null
     budget           text,                      -- the budget that counts them too, or null
+    priority         integer     NOT NULL DEFAULT 0, -- higher ones are sent first
+    group_name       text,                      -- whose jobs get their turns together: of a user, of a tenant
     state            text        NOT NULL,
     revision         integer     NOT NULL,      -- number of writes; each is a compare-and-swap on it
     generation       integer     NOT NULL,      -- number of deliberate purchases
@@ -205,6 +207,7 @@ CREATE TABLE shares (
     held        integer          NOT NULL,      -- slots of its jobs
     in_flight   integer          NOT NULL,      -- slots of its creates that have no answer yet
     queued      integer          NOT NULL,      -- slots that its queued jobs would take
+    urgent      integer          NOT NULL DEFAULT 0, -- of these, slots for jobs with a priority above 0
     interactive boolean          NOT NULL,
     reserve     integer          NOT NULL,      -- slots that are kept free for interactive owners
     used        double precision NOT NULL,      -- slot-seconds of late

@@ -20,7 +20,7 @@ _ADD_ACCOUNT = "INSERT INTO accounts (account) VALUES (%(account)s) ON CONFLICT 
 _LOCK_ACCOUNT = "SELECT state FROM accounts WHERE account = %(account)s FOR UPDATE"
 _LIVING = "EXISTS (SELECT FROM owners AS o WHERE o.id = {}.owner AND o.buried_by IS NULL)"
 _COLUMNS = (
-    *("granted", "target", "held", "in_flight", "queued", "interactive", "reserve", "used", "spoke_at"),
+    *("granted", "target", "held", "in_flight", "queued", "urgent", "interactive", "reserve", "used", "spoke_at"),
     *("hungry_at", "reports"),
 )
 # One statement, so that it sees a burial as a whole: a share that is gone, and jobs that have no owner.
