@@ -258,10 +258,12 @@ class Purchases(ABC):
         return tracked
 
 
+_KEYWORDS = tuple(name for name in REQUEST_FIELDS if name != "prompt")
+_DEFAULTS: Mapping[str, object] = {"images": (), "num_images": 1}
+
+
 def _given_fields(**fields: Any) -> dict[str, Any]:
     """Return the fields that are not at their defaults; raise `ConfigurationError` for a name that is no field."""
-    known = [name for name in REQUEST_FIELDS if name != "prompt"]
-    if unknown := [name for name in fields if name not in known]:
-        raise ConfigurationError(unknown_fields(unknown, (*known, "idempotency_key", "timeout")))
-    defaults = {"images": (), "num_images": 1}
-    return {name: value for name, value in fields.items() if value is not defaults.get(name)}
+    if unknown := [name for name in fields if name not in _KEYWORDS]:
+        raise ConfigurationError(unknown_fields(unknown, (*_KEYWORDS, "idempotency_key", "timeout")))
+    return {name: value for name, value in fields.items() if value is not _DEFAULTS.get(name)}

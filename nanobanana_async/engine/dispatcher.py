@@ -148,8 +148,10 @@ class Dispatcher:
                 else now + RETRY_BUDGET_CHECK_S
             )
             return min(opens_at, ask_again_at)
+        if not self._pending:
+            return ask_again_at
         opens_at = self._slots.creates_open_at(now)
-        return min(opens_at if self._pending and opens_at > now else NEVER, ask_again_at)
+        return min(opens_at if opens_at > now else NEVER, ask_again_at)
 
     def _admit_polls(self, now: float, starts: list[DispatchDecision]) -> float:
         while self._image_polls or self._overdue:
@@ -172,6 +174,8 @@ class Dispatcher:
 
     def _free_requests(self, starts: list[DispatchDecision]) -> int:
         """Return how many more requests may leave after the starts that were just taken out."""
+        if not starts:
+            return self._workers.free_requests
         declined = sum(1 for start in starts if isinstance(start, tuple) and isinstance(start[1], Decline))
         return self._workers.free_requests - len(starts) + declined
 

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import GatewayError, LedgerError, NanoBananaError
-from nanobanana_async.events import Event, EventEmitter, JobStateChanged, PriceAboveEstimate, log
+from nanobanana_async.events import EventEmitter, JobStateChanged, PriceAboveEstimate, log
 from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
@@ -164,6 +164,8 @@ class CreditAccount:
         return "" if record.request is None else self._gateway.price_class(record.request)
 
     def _caps_of(self, job: TrackedJob) -> tuple[Cap, ...]:
+        if not self._reservations:
+            return job.budgets
         drawn = self._reservations.get(job.key)
         return job.budgets if drawn is None else tuple(dict.fromkeys((*drawn.credit_caps, *job.budgets)))
 
@@ -186,12 +188,9 @@ class JobStore:
         self.utcnow = utcnow
         self.ended_counts: Counter[JobState] = Counter()
         self.lease = ledger if isinstance(ledger, LeasedLedger) else None
-        self._emit = emitter
+        self.emit = emitter
+        """Calls the observers with an event."""
         self._write_s = 0.0  # of the write that ended last: `_update_job` follows without a turn of the event loop
-
-    def emit(self, event: Event) -> None:
-        """Call the observers with an event."""
-        self._emit(event)
 
     async def claim(self, job: TrackedJob) -> Claim:
         """Store a new job, or find the record under its key; `load` makes that the job's record."""

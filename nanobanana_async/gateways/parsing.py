@@ -57,10 +57,13 @@ def _parse_fraction(digits: str) -> Decimal | None:
 _JSON = json.JSONDecoder(parse_float=_parse_fraction, parse_int=_parse_integer, parse_constant=lambda _: None)
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def to_json(fields: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> bytes:
     """Return the fields that are not None, then `extra`, as compact JSON in order: equal fields give equal bytes."""
     given = {name: value for name, value in fields.items() if value is not None} | dict(extra or {})
-    return json.dumps(given, ensure_ascii=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(given).encode()
 
 
 @frozen
@@ -123,7 +126,7 @@ class GatewayAnswer:
 
     def parse_fields(self, kind: type[T], fields: object, path: str) -> T:
         """Return the fields as an instance of `kind`, or raise `UnexpectedResponse` that names each invalid field."""
-        if not isinstance(fields, Mapping):
+        if not isinstance(fields, (dict, Mapping)):
             raise self.unexpected_response(f"{path} is missing or is not an object")
         try:
             return CONVERTER.structure(fields, kind)
@@ -140,9 +143,11 @@ def parse_decimal(value: object, _: object = None) -> Decimal | None:
     """Return a number of credits, which may be text; None for an invalid number."""
     if isinstance(value, str) and len(value) <= _LONG_NUMBER:
         value = _parse_fraction(value)
-    if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _price(value) if 0 <= value < _MAX_NUMBER else None
+    if not isinstance(value, Decimal):
         return None
-    amount = _price(value) if isinstance(value, int) else value
+    amount = value
     if not amount.is_finite() or not 0 <= amount < _MAX_NUMBER:
         return None
     if not amount:
