@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from copy import copy
 from datetime import datetime, time
 from decimal import Decimal
 from typing import Any, Literal, cast, get_args
@@ -297,19 +296,14 @@ def without_transient_parts(request: ImageRequest) -> ImageRequest:
 
 def with_model(request: ImageRequest, model: str) -> ImageRequest:
     """Return the request with this model if it names none."""
-    return _with_unchecked(request, "model", model) if request.model is None else request
+    return evolve(request, model=model) if request.model is None else request
 
 
 def with_images(request: ImageRequest, images: Sequence[str]) -> ImageRequest:
     """Return the request with its reference images as they are sent, data URIs too, unread and unchecked."""
-    return _with_unchecked(request, "images", tuple(images))
-
-
-def _with_unchecked(request: ImageRequest, name: str, value: object) -> ImageRequest:
-    """Return the request with another value of one field; nothing is converted or checked again, as `evolve` does."""
-    changed = copy(request)
-    object.__setattr__(changed, name, value)
-    return changed
+    sent = evolve(request, images=())
+    object.__setattr__(sent, "images", tuple(images))
+    return sent
 
 
 def difference(one: ImageRequest, other: ImageRequest) -> str:

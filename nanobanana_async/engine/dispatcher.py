@@ -111,14 +111,18 @@ class Dispatcher:
         return starts, min(creates_at, polls_at)
 
     def _admit_creates(self, now: float, starts: list[DispatchDecision]) -> float:
+        self._lacks_credits = False
+        if not (self._repeats or self._pending):
+            return NEVER
         # Many overdue polls mean many ended jobs that are still counted as held: poll them before sending more. Where
         # requests are scarce, polls are always overdue, and creates must not wait for them.
         limiter = self._slots.limiter
-        seen_enough = limiter.budget.is_limited or len(self._overdue) <= (
-            self._workers.free_requests if limiter.was_throttled else 0
+        seen_enough = (
+            not self._overdue
+            or limiter.budget.is_limited
+            or (limiter.was_throttled and len(self._overdue) <= self._workers.free_requests)
         )
         ask_again_at = NEVER
-        self._lacks_credits = False
         for queue in (self._repeats, self._pending) if seen_enough else (self._repeats,):
             while queue:
                 job = queue.first()

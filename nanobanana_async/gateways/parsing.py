@@ -57,13 +57,10 @@ def _parse_fraction(digits: str) -> Decimal | None:
 _JSON = json.JSONDecoder(parse_float=_parse_fraction, parse_int=_parse_integer, parse_constant=lambda _: None)
 
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-
-
 def to_json(fields: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> bytes:
     """Return the fields that are not None, then `extra`, as compact JSON in order: equal fields give equal bytes."""
     given = {name: value for name, value in fields.items() if value is not None} | dict(extra or {})
-    return _ENCODER.encode(given).encode()
+    return json.dumps(given, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 @frozen

@@ -154,8 +154,7 @@ class Pacer:
 
     def on_sent(self, now: float) -> None:
         """Record that a request left. If it left late, the next ones make up for some of the lost time."""
-        if now < self._first_sent_at:
-            self._first_sent_at = now
+        self._first_sent_at = min(self._first_sent_at, now)
         self._sent.add(now)
         if self.active:
             self._held_back_lately = self._held_back_lately and now < self.next_at + 2.0 / self.rate
@@ -168,8 +167,7 @@ class Pacer:
 
     def on_accepted(self, now: float, sent_at: float) -> None:
         """Record that a request was accepted."""
-        if sent_at > self._accepted_at:
-            self._accepted_at = sent_at
+        self._accepted_at = max(self._accepted_at, sent_at)
         if not self.active or sent_at <= self._emptied_at:
             return
         self.accepted_since_refusal += 1
