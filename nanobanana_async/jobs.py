@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Collection, Generator, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
+from operator import attrgetter
 from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import field, fields, frozen
 
 from nanobanana_async.candidates import Candidate
 from nanobanana_async.errors import ConfigurationError, JobFailureKind
@@ -161,7 +162,8 @@ class JobRecord:
         """Return the record after a transition, with new facts; raise `RuntimeError` if `TRANSITIONS` forbids it."""
         if state not in TRANSITIONS[self.state]:
             raise RuntimeError(f"a job cannot go {self.state.name} -> {state.name}")
-        return evolve(self, state=state, revision=self.revision + 1, **facts)
+        changed = {**facts, "state": state, "revision": self.revision + 1}
+        return JobRecord(**dict(zip(_FIELDS, _values_of(self), strict=True)) | changed)  # twice as fast as `evolve`
 
     def next_generation(
         self,
@@ -208,9 +210,9 @@ class JobRecord:
     @property
     def credits(self) -> Decimal | None:
         """The cost after refunds; None if the gateway did not state it."""
-        if self.credits_used is None:
-            return None
-        return max(Decimal(0), self.credits_used - (self.credits_refunded or Decimal(0)))
+        if self.credits_used is None or not self.credits_refunded:
+            return self.credits_used
+        return max(Decimal(0), self.credits_used - self.credits_refunded)
 
     @property
     def is_counted(self) -> bool:
@@ -237,6 +239,10 @@ class JobRecord:
                 return self.failure is not None and self.failure.status is not None
             case _:
                 return self.state is JobState.WITHDRAWN
+
+
+_FIELDS = tuple(each.name for each in fields(JobRecord))
+_values_of = attrgetter(*_FIELDS)
 
 
 @frozen(kw_only=True)
@@ -282,6 +288,8 @@ def has_failed_with(record: JobRecord, kinds: Collection[str]) -> bool:
 
 def with_indexes(images: Sequence[str], missing: MissingImages) -> list[tuple[int, str]]:
     """Return each image with its index among all images of the job, including the missing ones."""
+    if not missing:
+        return list(enumerate(images))
     without_image = {index for index, _ in missing}
     indexes = (index for index in itertools.count() if index not in without_image)
     return list(zip(indexes, images, strict=False))

@@ -313,11 +313,13 @@ class Purchases(ABC):
         return tracked
 
 
+_KEYWORDS = tuple(name for name in REQUEST_FIELDS if name != "prompt")
+_DEFAULTS: Mapping[str, object] = {"images": (), "num_images": 1}
+
+
 def _given_fields(**fields: Any) -> dict[str, Any]:
     """Return the fields that are not at their defaults; raise `ConfigurationError` for a name that is no field."""
-    known = [name for name in REQUEST_FIELDS if name != "prompt"]
-    if unknown := [name for name in fields if name not in known]:
+    if unknown := [name for name in fields if name not in _KEYWORDS]:
         others = ("idempotency_key", "timeout", "budget", "priority", "group")
-        raise ConfigurationError(unknown_fields(unknown, (*known, *others)))
-    defaults = {"images": (), "num_images": 1}
-    return {name: value for name, value in fields.items() if value is not defaults.get(name)}
+        raise ConfigurationError(unknown_fields(unknown, (*_KEYWORDS, *others)))
+    return {name: value for name, value in fields.items() if value is not _DEFAULTS.get(name)}

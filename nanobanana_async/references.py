@@ -6,7 +6,7 @@ it `sha256:<hex>`. An image on the web is recognised by its URL, without what a 
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import unquote, urlsplit
@@ -248,8 +248,10 @@ def digest_of(image: object) -> str | None:
     return None if found is None else found[1]
 
 
-def local_digests(images: Iterable[object]) -> list[str]:
+def local_digests(images: Sequence[object]) -> list[str]:
     """Return the digests of the local images among these, each once."""
+    if not images:
+        return []
     return list(dict.fromkeys(digest for image in images if (digest := digest_of(image)) is not None))
 
 

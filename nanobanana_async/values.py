@@ -30,6 +30,8 @@ def is_absent(value: object) -> bool:
         return True
     if isinstance(value, str):
         return not value.strip()
+    if isinstance(value, int):  # asked first: the abstract types below are slow to ask for
+        return False
     if isinstance(value, Decimal):
         return value.is_nan()
     if isinstance(value, Real) and not isinstance(value, Integral):
@@ -56,7 +58,7 @@ def whole_number(value: object) -> int | None:
     """Return a whole number that is given as an integer, as text or as a float; None for anything else."""
     if isinstance(value, bool):
         return None
-    if isinstance(value, Integral):
+    if isinstance(value, (int, Integral)):
         return int(value)
     if isinstance(value, str) and re.fullmatch(r"\s*\d{1,18}(?:\.0*)?\s*", value, re.ASCII):
         return int(float(value))

@@ -183,8 +183,10 @@ class CreditAccount:
         return "" if record.request is None else self._gateway.price_class(record.request)
 
     def _caps_of(self, job: TrackedJob) -> tuple[Cap, ...]:
-        drawn = self._reservations.get(job.key)
         caps = self._present_caps_of(job)
+        if not self._reservations:
+            return caps
+        drawn = self._reservations.get(job.key)
         return caps if drawn is None else tuple(dict.fromkeys((*drawn.credit_caps, *caps)))
 
     def _present_caps_of(self, job: TrackedJob) -> tuple[Cap, ...]:

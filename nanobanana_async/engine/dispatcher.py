@@ -142,14 +142,18 @@ class Dispatcher:
         return starts, min(creates_at, polls_at)
 
     def _admit_creates(self, now: float, starts: list[DispatchDecision]) -> float:
+        self._lacks_credits = False
+        if not (self._repeats or self._pending):
+            return NEVER
         # Many overdue polls mean many ended jobs that are still counted as held: poll them before sending more. Where
         # requests are scarce, polls are always overdue, and creates must not wait for them.
         limiter = self._slots.limiter
-        seen_enough = limiter.budget.is_limited or len(self._overdue) <= (
-            self._workers.free_requests if limiter.was_throttled else 0
+        seen_enough = (
+            not self._overdue
+            or limiter.budget.is_limited
+            or (limiter.was_throttled and len(self._overdue) <= self._workers.free_requests)
         )
         ask_again_at = NEVER
-        self._lacks_credits = False
         for queue in (self._repeats, self._pending) if seen_enough else (self._repeats,):
             while (job := queue.first()) is not None:
                 if not _waits_to_be_sent(job):  # it was withdrawn, is no longer followed, or another owner has sent it
@@ -178,8 +182,10 @@ class Dispatcher:
                 else now + RETRY_BUDGET_CHECK_S
             )
             return min(opens_at, ask_again_at)
+        if not self._pending:
+            return ask_again_at
         opens_at = self._slots.creates_open_at(now)
-        return min(opens_at if self._pending and opens_at > now else NEVER, ask_again_at)
+        return min(opens_at if opens_at > now else NEVER, ask_again_at)
 
     def _admit_polls(self, now: float, starts: list[DispatchDecision]) -> float:
         while self._image_polls or self._overdue:
@@ -202,6 +208,8 @@ class Dispatcher:
 
     def _free_requests(self, starts: list[DispatchDecision]) -> int:
         """Return how many more requests may leave after the starts that were just taken out."""
+        if not starts:
+            return self._workers.free_requests
         declined = sum(1 for start in starts if isinstance(start, tuple) and isinstance(start[1], Decline))
         return self._workers.free_requests - len(starts) + declined
 

@@ -287,7 +287,7 @@ class Scheduler:
         self._estimates.forget(job)
         self._store.credits.suspend_reservation(job)
         if job.slots and job.record.state in (JobState.SUCCEEDED, JobState.FAILED):
-            schedule = self._estimates.schedule_of(job)
+            schedule = job.schedule or self._estimates.schedule_of(job)
             self._slots.on_ended(schedule.mean_s, max(schedule.wanted_delay_s, schedule.seen_delay_s))
         if job.record.state is JobState.UNCERTAIN and hold_until < NEVER:
             job.enter_phase(Phase.HOLDING)

@@ -2,8 +2,6 @@
 
 import math
 
-from attrs import evolve
-
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import LimitKind
@@ -141,4 +139,4 @@ class Slots:
     def _current_load(self) -> Load:
         since = self.limiter.undecided_since
         likely_ended = 0.0 if since is None else self._estimates.expected_ended_since(since)
-        return evolve(self.load, likely_ended=likely_ended)
+        return Load(self.held + self.foreign, self.weight_in_flight, likely_ended)

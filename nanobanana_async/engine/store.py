@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from nanobanana_async.engine.credit_account import CreditAccount
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import GatewayError, LedgerError, NanoBananaError
-from nanobanana_async.events import Event, EventEmitter, JobStateChanged, PriceAboveEstimate, log
+from nanobanana_async.events import EventEmitter, JobStateChanged, PriceAboveEstimate, log
 from nanobanana_async.failures import Failure
 from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
 from nanobanana_async.ledger.base import Allowance, Claim, LeasedLedger, Ledger, NotOurs, TaskTaken
@@ -31,13 +31,10 @@ class JobStore:
         self.utcnow = utcnow
         self.ended_counts: Counter[JobState] = Counter()
         self.lease = ledger if isinstance(ledger, LeasedLedger) else None
-        self._emit = emitter
+        self.emit = emitter
+        """Calls the observers with an event."""
         self._budgets: dict[str, Budget] = {}
         self._write_s = 0.0  # of the write that ended last: `_update_job` follows without a turn of the event loop
-
-    def emit(self, event: Event) -> None:
-        """Call the observers with an event."""
-        self._emit(event)
 
     async def claim(self, job: TrackedJob) -> Claim:
         """Store a new job, or find the record under its key; `load` makes that the job's record."""

@@ -283,8 +283,8 @@ class TrackedJob:
     def wake(self, interruption: NanoBananaError | None = None) -> None:
         """Wake the waiters after a change; they check the job again, or raise the error."""
         woken, self.watchers = self.watchers or (), None
-        if interruption is not None or self.done or not self.is_followed:
-            woken, self.end_watchers = [*woken, *(self.end_watchers or ())], None
+        if self.end_watchers and (interruption is not None or self.done or not self.is_followed):
+            woken, self.end_watchers = [*woken, *self.end_watchers], None
         for watcher in woken:
             if not watcher.done():
                 watcher.set_result(interruption)

@@ -123,7 +123,7 @@ class GatewayAnswer:
 
     def parse_fields(self, kind: type[T], fields: object, path: str) -> T:
         """Return the fields as an instance of `kind`, or raise `UnexpectedResponse` that names each invalid field."""
-        if not isinstance(fields, Mapping):
+        if not isinstance(fields, (dict, Mapping)):
             raise self.unexpected_response(f"{path} is missing or is not an object")
         try:
             return CONVERTER.structure(fields, kind)
@@ -140,9 +140,11 @@ def parse_decimal(value: object, _: object = None) -> Decimal | None:
     """Return a number of credits, which may be text; None for an invalid number."""
     if isinstance(value, str) and len(value) <= _LONG_NUMBER:
         value = _parse_fraction(value)
-    if isinstance(value, bool) or not isinstance(value, (int, Decimal)):
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _price(value) if 0 <= value < _MAX_NUMBER else None
+    if not isinstance(value, Decimal):
         return None
-    amount = _price(value) if isinstance(value, int) else value
+    amount = value
     if not amount.is_finite() or not 0 <= amount < _MAX_NUMBER:
         return None
     if not amount:

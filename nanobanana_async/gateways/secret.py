@@ -96,7 +96,8 @@ class _Forms:
     """The forms in which a secret may appear in text."""
 
     lower: str
-    encoded: tuple[str, ...]
+    signs: tuple[str, ...]
+    """What text has in it that holds the secret escaped or encoded."""
     pattern: re.Pattern[str]
 
     @classmethod
@@ -105,11 +106,16 @@ class _Forms:
         starts = re.escape(f"{word[0].lower()}{word[0].upper()}{''.join(_ESCAPES)}")
         escaped = "".join(map(_any_spelling, word))
         pattern = "|".join([f"(?=[{starts}]){escaped}", *map(re.escape, encoded)])
-        return cls(word.lower(), encoded, re.compile(pattern))
+        return cls(word.lower(), (*_ESCAPES, *encoded), re.compile(pattern))
 
     def may_be_in(self, text: str) -> bool:
         """Return False quickly for most text: the pattern alone takes seconds for an inline image of 20 MB."""
-        return self.lower in text.lower() or any(sign in text for sign in (*_ESCAPES, *self.encoded))
+        if self.lower in text.lower():
+            return True
+        for sign in self.signs:  # noqa: SIM110 - a generator costs as much again, for each answer of the gateway
+            if sign in text:
+                return True
+        return False
 
 
 def _any_spelling(character: str) -> str:

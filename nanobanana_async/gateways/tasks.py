@@ -196,7 +196,7 @@ def _image_in(entry: object) -> object:
 def _find_reason(task: _Task, envelope: Mapping[str, Any], refusal: Refusal | None) -> _Reason | None:
     """Return why the task failed, from the first field that says it; None if none does."""
     fields = (task.error_message, task.fail_message, task.status_reason, task.error, envelope.get("failMsg"))
-    found = next((reason for value in fields for reason in _reasons_in(value)), None)
+    found = next((reason for value in fields if value for reason in _reasons_in(value)), None)
     if found is None and refusal is not None:
         return _Reason(refusal.message, refusal.code)
     return found

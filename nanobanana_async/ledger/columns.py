@@ -48,6 +48,7 @@ PROGRESS = (
 COLUMNS = IDENTITY + PROGRESS
 
 _identity = attrgetter(*IDENTITY)
+_identity_but_body = attrgetter(*(name for name in IDENTITY if name != "body"))
 
 # Fields at their defaults are left out; fields that a later version adds are ignored.
 _CONVERTER = make_converter(omit_if_default=True)
@@ -105,9 +106,10 @@ def progress_values(record: JobRecord) -> Row:
     )
 
 
-def same_identity(one: JobRecord, other: JobRecord) -> bool:
-    """Return whether two records differ only in `PROGRESS`, so that only those columns need writing."""
-    return bool(_identity(one) == _identity(other))
+def same_identity(one: JobRecord, other: JobRecord, *, body_too: bool = True) -> bool:
+    """Return whether two records differ only in `PROGRESS`, or also in their bodies: other columns need no writing."""
+    values = _identity if body_too else _identity_but_body
+    return bool(values(one) == values(other))
 
 
 def record_of(row: Row, readers: Mapping[str, Callable[[Any], Any]] | None = None) -> JobRecord:

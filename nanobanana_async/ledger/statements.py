@@ -42,6 +42,7 @@ INSERT_JOB = (
 _COMPARE_AND_SWAP = f"UPDATE jobs SET {{}}, owner = ? WHERE key = ? AND revision = ? AND (owner = ? OR {_NOT_ACTIVE})"
 UPDATE_PROGRESS = _COMPARE_AND_SWAP.format(", ".join(f"{column} = ?" for column in PROGRESS))
 UPDATE_ALL = _COMPARE_AND_SWAP.format(", ".join(f"{column} = ?" for column in IDENTITY + PROGRESS))
+UPDATE_PROGRESS_AND_BODY = _COMPARE_AND_SWAP.format(", ".join(f"{column} = ?" for column in ("body", *PROGRESS)))
 SELECT_BY_KEY = f"SELECT {_ALL_COLUMNS}, owner FROM jobs WHERE key = ?"
 SELECT_BY_TASK = f"SELECT {_ALL_COLUMNS} FROM jobs WHERE account = ? AND task_id = ? ORDER BY id DESC LIMIT 1"
 SELECT_TASK_HOLDER = (
@@ -90,6 +91,8 @@ def update_statement_for(before: JobRecord, after: JobRecord) -> tuple[str, Row]
     """Return the statement and the row that replace `before` by `after`; unchanged identity columns are left out."""
     if same_identity(before, after):
         return UPDATE_PROGRESS, progress_values(after)
+    if same_identity(before, after, body_too=False):  # accepted: its body is never sent again
+        return UPDATE_PROGRESS_AND_BODY, (after.body, *progress_values(after))
     return UPDATE_ALL, identity_values(after) + progress_values(after)
 
 

@@ -63,12 +63,10 @@ class Durations:
         self._log_sum += log_s
         self._log_square_sum += log_s * log_s
         middle = min(BIN_COUNT - 1, int((log_s - _LOG_EDGES[0]) / _LOG_BIN_RATIO))
-        for number, share in (
-            (middle - 1, 0.25),
-            (middle, 0.5),
-            (middle + 1, 0.25),
-        ):  # smooth: no end is noticed exactly
-            self._ended_per_bin[min(BIN_COUNT - 1, max(0, number))] += share
+        # Smooth: no end is noticed exactly.
+        self._ended_per_bin[max(0, middle - 1)] += 0.25
+        self._ended_per_bin[middle] += 0.5
+        self._ended_per_bin[min(BIN_COUNT - 1, middle + 1)] += 0.25
         if self.count > HALVED_AFTER_COMPLETIONS:
             self._forget_half()
 

@@ -80,6 +80,8 @@ class RequestBudget:
     """Of a shared budget. It is assumed at first, since accounts are sold with one limit of requests."""
     _kinds: dict[RequestKind, _KindState] = field(factory=lambda: {"create": _KindState(), "poll": _KindState()})
     _both: _KindState = field(factory=_KindState)
+    _has_pace: bool = False
+    """Whether a refusal, or what an earlier session learned, has given any pacer a pace. Until then nothing waits."""
 
     @property
     def is_shared(self) -> bool:
@@ -97,6 +99,8 @@ class RequestBudget:
 
     def admits(self, kind: RequestKind, now: float, in_flight: int) -> bool:
         """Return whether a request may leave now while `in_flight` of its kind have no answer yet."""
+        if not self._has_pace:
+            return True
         own = self._kinds[kind]
         if not self.is_shared:
             return own.pacer.admits(now, in_flight, urgent=kind == "create")
@@ -106,7 +110,7 @@ class RequestBudget:
 
     def opens_at(self, kind: RequestKind) -> float:
         """Return when a request may leave by the passing of time."""
-        if self.is_shared and self._may_probe_sharing(kind):
+        if not self._has_pace or (self.is_shared and self._may_probe_sharing(kind)):
             return -math.inf
         return self.pacer(kind).opens_at(urgent=kind == "create")
 
@@ -122,18 +126,20 @@ class RequestBudget:
 
     def on_accepted(self, kind: RequestKind, now: float, sent_at: float) -> None:
         """Record that a request was answered, and not with a 429 for its rate."""
-        self._count_for_other_kind(kind, sent_at, accepted=True)
         this = self._kinds[kind]
-        if this.refused_since is not None and sent_at > this.refused_since:
-            this.refused_since = None
+        if self._has_pace:
+            self._count_for_other_kind(kind, sent_at, accepted=True)
+            if this.refused_since is not None and sent_at > this.refused_since:
+                this.refused_since = None
         for each in (this, self._both):
             each.accepted.add(sent_at)
-            each.accepted_at = max(each.accepted_at, sent_at)
+            if sent_at > each.accepted_at:
+                each.accepted_at = sent_at
             each.pacer.on_accepted(now, sent_at)
 
     def on_throttled(self, kind: RequestKind, now: float, sent_at: float, wait_s: float | None = None) -> None:
         """Record a 429 for the rate; `wait_s` is the wait that the gateway asked for."""
-        this = self._kinds[kind]
+        this, self._has_pace = self._kinds[kind], True
         if self._count_for_other_kind(kind, sent_at, accepted=False):
             self._add_evidence(REFUSED_TOO)
         if this.refused_since is None:
@@ -206,7 +212,7 @@ class RequestBudget:
 
     def restore(self, rates: LearnedRates, now: float) -> None:
         """Start from what an earlier session learned."""
-        self.shared_log_odds = rates.log_odds
+        self.shared_log_odds, self._has_pace = rates.log_odds, True
         kinds = (self._kinds["create"], self._kinds["poll"], self._both)
         for each, pace in zip(kinds, (rates.create, rates.poll, rates.both), strict=True):
             if pace is not None:

@@ -23,9 +23,9 @@ class SentLately:
         """Count a request that leaves."""
         if not self._groups or at - self._groups[-1][0] >= RESOLUTION_S:
             self._groups.append([at, 0])
+            self.forget(at)
         self._groups[-1][1] += 1
         self.total += 1
-        self.forget(at)
 
     def remove(self, sent_at: float) -> bool:
         """Take out a request that was refused; return whether it was counted."""
@@ -56,7 +56,8 @@ class AcceptedLately:
 
     def add(self, at: float) -> None:
         """Count a request that was sent at a time, and accepted."""
-        self._first_at = min(self._first_at, at)
+        if at < self._first_at:
+            self._first_at = at
         second = int(at)
         if self._counts_by_second and second <= self._counts_by_second[-1][0]:
             self._counts_by_second[-1][1] += 1
