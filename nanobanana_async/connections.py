@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from nanobanana_async.config import Timeouts
-from nanobanana_async.engine.lifecycle import SessionComponents, to_ledger
+from nanobanana_async.engine.adoption import Adopt, which_to_adopt
+from nanobanana_async.engine.lifecycle import SessionComponents
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.events import EventEmitter, Observer, ObserverFactory, log
 from nanobanana_async.gateways.base import is_loopback
@@ -29,13 +30,15 @@ from nanobanana_async.images.addresses import (
 )
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.ledger.location import ledger_at
+from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.prices import parse_credits
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.references import ReferencePublisher
-from nanobanana_async.validators import check_kind, check_switch, kind_of
+from nanobanana_async.validators import as_number, check_kind, check_switch, kind_of
 
 
 def wrong_gateway_error(gateway: object) -> ConfigurationError | None:
@@ -73,6 +76,8 @@ def make_components(
     allow_networks: Iterable[str] | None,
     download_headers: Mapping[str, str] | None,
     references: ReferencePublisher | None,
+    adopt: Adopt | None,
+    adopt_every_s: float,
 ) -> SessionComponents:
     """Return the components of a session; raise `ConfigurationError`, which says what to pass, for a wrong setting."""
     policies = {
@@ -100,9 +105,10 @@ def make_components(
         allow_networks=allow_networks,
         download_headers=download_headers,
     )
+    chosen_ledger = _to_ledger(ledger)
     return SessionComponents(
         gateway=gateway,
-        ledger=to_ledger(ledger),
+        ledger=chosen_ledger,
         transport=transport,
         downloads=downloads,
         emit=EventEmitter(_as_observers(observers)),
@@ -112,7 +118,21 @@ def make_components(
         timeouts=timeouts,
         max_credits=parse_credits("max_credits", max_credits),
         publisher=references,
+        adopt=which_to_adopt(adopt, chosen_ledger),
+        adopt_every_s=as_number("adopt_every_s", adopt_every_s, above=0.0),
     )
+
+
+def _to_ledger(ledger: Ledger | str | os.PathLike[str] | PostgresUrl | None) -> Ledger:
+    """Return the ledger for a setting: a ledger, a path, a PostgreSQL URL, or None for memory."""
+    match ledger:
+        case None:
+            return MemoryLedger()
+        case str() | os.PathLike() | PostgresUrl():
+            return ledger_at(ledger)
+        case _:
+            check_kind("ledger", ledger, Ledger, "a ledger or the path of its file, such as 'jobs.sqlite', or a URL")
+            return ledger
 
 
 def _as_observers(observers: object) -> tuple[Observer, ...]:

@@ -5,6 +5,7 @@ import os
 import warnings
 from contextlib import AsyncExitStack
 from decimal import Decimal
+from typing import Literal
 from weakref import WeakSet
 
 import anyio
@@ -13,6 +14,7 @@ from attrs import Factory, field, frozen
 from nanobanana_async.config import Timeouts
 from nanobanana_async.engine.account_memory import AccountMemory
 from nanobanana_async.engine.account_webhook import AccountWebhook, BudgetedSend, Webhooks
+from nanobanana_async.engine.adoption import Adoption
 from nanobanana_async.engine.callback_handler import CallbackHandler
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.deliveries import Deliveries
@@ -36,9 +38,6 @@ from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.transport import AiohttpTransport
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.ledger.base import Ledger
-from nanobanana_async.ledger.location import ledger_at
-from nanobanana_async.ledger.memory import MemoryLedger
-from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.loop_guard import LoopGuard, cancel_requested
 from nanobanana_async.policy.budget import Budget
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
@@ -46,7 +45,6 @@ from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.policy.session_budget import SessionBudget
 from nanobanana_async.references import ReferencePublisher
-from nanobanana_async.validators import check_kind
 
 
 def _make_guard(parts: "SessionComponents") -> LoopGuard:
@@ -72,6 +70,8 @@ class SessionComponents:
     timeouts: Timeouts
     max_credits: Decimal | None
     publisher: ReferencePublisher | None
+    adopt: Literal["follow", "buy"] | None
+    adopt_every_s: float
     guard: LoopGuard = field(init=False, default=Factory(_make_guard, takes_self=True))
     callback_urls: CallbackUrls = field(init=False, default=Factory(_make_callback_urls, takes_self=True))
 
@@ -172,18 +172,6 @@ class SessionComponents:
         return deliveries
 
 
-def to_ledger(ledger: Ledger | str | os.PathLike[str] | PostgresUrl | None) -> Ledger:
-    """Return the ledger for a setting: a ledger, a path, a PostgreSQL URL, or None for memory."""
-    match ledger:
-        case None:
-            return MemoryLedger()
-        case str() | os.PathLike() | PostgresUrl():
-            return ledger_at(ledger)
-        case _:
-            check_kind("ledger", ledger, Ledger, "a ledger or the path of its file, such as 'jobs.sqlite', or a URL")
-            return ledger
-
-
 class SessionLifecycle:
     """The task that opens the parts of a session and its engine, and closes them in reverse order."""
 
@@ -192,6 +180,7 @@ class SessionLifecycle:
         self._components = parts
         self._task: asyncio.Task[None] | None = None
         self.engine: Engine | None = None
+        self.adoption: Adoption
         self.closed = False
         self._abandoned = False
 
@@ -265,6 +254,8 @@ class SessionLifecycle:
                     await part.open()
                     stack.push_async_callback(part.aclose)
                 engine = self.engine = self._components.make_engine()
+                self.adoption = Adoption(engine, self._components.adopt, self._components.adopt_every_s)
+                self.adoption.start()
                 memory = AccountMemory(self._components.ledger, self._components.gateway.account, engine)
                 await memory.load()
                 engine.scheduler.background_tasks.append(memory.keep_saving)
