@@ -11,7 +11,7 @@ from attrs import frozen
 
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import GatewayError, LedgerError, NanoBananaError
-from nanobanana_async.events import Event, EventEmitter, JobStateChanged, PriceAboveEstimate, log
+from nanobanana_async.events import Event, EventEmitter, JobStateChanged, PriceAboveEstimate, WriteRefused, log
 from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
@@ -210,10 +210,10 @@ class JobStore:
         began = asyncio.get_running_loop().time()
         try:
             return await write
-        except LedgerError:
-            raise
         except (Exception, asyncio.CancelledError) as failure:
-            if isinstance(failure, asyncio.CancelledError) and cancel_requested():
+            if isinstance(failure, NotOurs):
+                self.emit(WriteRefused(record=before))
+            if isinstance(failure, LedgerError) or (isinstance(failure, asyncio.CancelledError) and cancel_requested()):
                 raise
             why = f"the ledger failed: {type(failure).__name__}: {failure}"
             raise LedgerError(why, key=before.key, safe_to_repeat=not before.possibly_bought) from failure

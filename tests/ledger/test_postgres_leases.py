@@ -157,6 +157,7 @@ async def test_buried_owner_goes_on_under_a_new_number(postgres: Server) -> None
         assert (await ledger.claim(running())).is_ours
         await ledger.advance(running(), running().transition_to(JobState.SUCCEEDED))
         assert postgres.execute("SELECT count(*), count(buried_by) FROM owners", schema=schema) == [(2, 1)]
+        assert [owner.refused for owner in (await ledger.overview()).owners] == [1]
 
 
 @pytest.mark.slow

@@ -136,7 +136,7 @@ BEAT = (
     " RETURNING id"
 )
 OTHERS = "SELECT id, beat, lease_s FROM owners WHERE buried_by IS NULL AND id <> %(me)s"
-# Nobody waits for this lock, which its owners share: it shows whose transaction a connection of the server runs.
+# No transaction waits for this lock, which is shared: it shows whose transaction a connection of the server runs.
 SIGN = "SELECT pg_advisory_xact_lock_shared('owners'::regclass::oid::int, (%(me)s::bigint & 2147483647)::int)"
 # Of a process that was suspended while it sent a flush the server waits for the rest without end: no timeout of
 # PostgreSQL before 17 covers that. Only what waits for its client is ended: a commit that waits for a replica is not.
