@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from nanobanana_async.config import Timeouts
+from nanobanana_async.engine.adoption import Adopt, which_to_adopt
 from nanobanana_async.engine.lifecycle import SessionComponents
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.events import EventEmitter, Observer, ObserverFactory, log
@@ -38,7 +39,7 @@ from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.prices import parse_credits
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.references import ReferencePublisher
-from nanobanana_async.validators import check_kind, check_switch, kind_of
+from nanobanana_async.validators import as_number, check_kind, check_switch, kind_of
 
 
 def wrong_gateway_error(gateway: object) -> ConfigurationError | None:
@@ -77,6 +78,8 @@ def make_components(
     allow_networks: Iterable[str] | None,
     download_headers: Mapping[str, str] | None,
     references: ReferencePublisher | None,
+    adopt: Adopt | None,
+    adopt_every_s: float,
 ) -> SessionComponents:
     """Return the components of a session; raise `ConfigurationError`, which says what to pass, for a wrong setting."""
     policies = {
@@ -104,9 +107,10 @@ def make_components(
         allow_networks=allow_networks,
         download_headers=download_headers,
     )
+    chosen_ledger = _to_ledger(ledger)
     return SessionComponents(
         gateway=gateway,
-        ledger=_to_ledger(ledger),
+        ledger=chosen_ledger,
         transport=transport,
         downloads=downloads,
         emit=EventEmitter(_as_observers(observers)),
@@ -117,6 +121,8 @@ def make_components(
         max_credits=parse_credits("max_credits", max_credits),
         budgets=_as_budgets(budgets),
         publisher=references,
+        adopt=which_to_adopt(adopt, chosen_ledger),
+        adopt_every_s=as_number("adopt_every_s", adopt_every_s, above=0.0),
     )
 
 

@@ -138,6 +138,13 @@ class PriceAboveEstimate:
 
 
 @frozen(kw_only=True)
+class WriteRefused:
+    """The ledger refused to change a job, since it is another owner's by now. `record` is the job as it was known."""
+
+    record: JobRecord
+
+
+@frozen(kw_only=True)
 class LimitsChanged:
     """The learned limits of the account changed; the fields are those of `SessionStats`."""
 
@@ -161,6 +168,7 @@ Event = (
     | CallbackReceived
     | UnknownStatus
     | PriceAboveEstimate
+    | WriteRefused
     | LimitsChanged
 )
 
@@ -188,6 +196,7 @@ _LOG_LEVELS: dict[type, int] = {
     CallbackReceived: logging.DEBUG,
     UnknownStatus: logging.WARNING,
     PriceAboveEstimate: logging.WARNING,
+    WriteRefused: logging.INFO,
     LimitsChanged: logging.DEBUG,
 }
 _LEVELS_OF_STATES = {JobState.FAILED: logging.INFO, JobState.REFUSED: logging.INFO, JobState.UNCERTAIN: logging.WARNING}
@@ -203,6 +212,7 @@ _EVENT_NAMES: dict[type, str] = {
     CallbackReceived: "callback.received",
     UnknownStatus: "status.unknown",
     PriceAboveEstimate: "price.above_estimate",
+    WriteRefused: "write.refused",
     LimitsChanged: "limits.changed",
 }
 
@@ -239,10 +249,10 @@ def _log_facts(event: Event) -> dict[str, Any]:
             facts["delay_s"] = None if delay_s is None else round(delay_s, 3)
         case PollFailed(error=error, wait_s=next_poll_s):
             facts |= {"error": _error_without_body(error), "wait_s": next_poll_s}
-        case GatewayUnreachable(error=error, for_s=for_s):
-            facts |= {"error": _error_without_body(error), "for_s": round(for_s, 3)}
-        case BudgetUsedUp(error=error, until=until):
-            facts |= {"error": _error_without_body(error), "until": until.isoformat(timespec="seconds")}
+        case GatewayUnreachable(error=error):
+            facts |= {"error": _error_without_body(error), "for_s": round(event.for_s, 3)}
+        case BudgetUsedUp(error=error):
+            facts |= {"error": _error_without_body(error), "until": event.until.isoformat(timespec="seconds")}
         case UnknownStatus(status=status):
             facts["status"] = shorten(status, LONGEST_STATUS_WORD)
         case PriceAboveEstimate(estimate=estimate):
@@ -290,8 +300,7 @@ def _error_without_body(error: Exception) -> str:
             return f"{kind} [{', '.join(facts)}]"
         case NanoBananaError(message=message):
             return f"{kind}: {message}"
-        case _:
-            return kind
+    return kind
 
 
 class EventEmitter:

@@ -15,7 +15,7 @@ from nanobanana_async.batch.rows import job_key_of_row
 from nanobanana_async.callers import handle_once_stored
 from nanobanana_async.config import Timeouts, gateway_from_env
 from nanobanana_async.connections import make_components, wrong_gateway_error
-from nanobanana_async.engine.adoption import adopt_all
+from nanobanana_async.engine.adoption import Adopt
 from nanobanana_async.engine.balance import BalanceReader
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.lifecycle import SessionLifecycle
@@ -31,7 +31,7 @@ from nanobanana_async.http.tls_and_proxies import to_proxy_secret
 from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.images.names import NameFacts, NameTemplate, default_name
 from nanobanana_async.images.target import SaveTarget, as_target
-from nanobanana_async.jobs import JobSnapshot, JobState
+from nanobanana_async.jobs import JobSnapshot
 from nanobanana_async.keys import batch_key_prefix, key_for_task, validate_task_id
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.postgres.url import PostgresUrl
@@ -64,6 +64,8 @@ class Session(Purchases, NoPlainWith):
     transport. `allow_networks`, such as `["10.0.0.5/32"]`, allows images from private networks.
     `references` publishes local reference images for gateways that neither store them nor take them inside requests, as
     `nanobanana_async.webhooks.ReferenceHost` does.
+    `adopt` takes over jobs of dead processes by itself, every `adopt_every_s`, as `resume` does: "follow" those that
+    may be bought already, "buy" also those that were never sent, None nothing; "auto" is "follow" on PostgreSQL.
     """
 
     def __init__(
@@ -85,6 +87,8 @@ class Session(Purchases, NoPlainWith):
         allow_networks: Iterable[str] | None = None,
         download_headers: Mapping[str, str] | None = None,
         references: ReferencePublisher | None = None,
+        adopt: Adopt | None = "auto",
+        adopt_every_s: float = 30.0,
     ) -> None:
         hidden = to_proxy_secret(proxy)
         del proxy  # it may hold a password, which the traceback of a ConfigurationError would show
@@ -112,6 +116,8 @@ class Session(Purchases, NoPlainWith):
             allow_networks=allow_networks,
             download_headers=download_headers,
             references=references,
+            adopt=adopt,
+            adopt_every_s=adopt_every_s,
         )
         self._callback_urls = self._components.callback_urls
         self._balance: BalanceReader | None = None
@@ -194,13 +200,12 @@ class Session(Purchases, NoPlainWith):
 
         RUNNING jobs are polled. A create without an answer is repeated with its key where that is safe; otherwise the
         gateway's history decides, or the job becomes UNCERTAIN. Jobs that were never sent are bought only with
-        `buy=True`. Returns the adopted jobs, oldest first. Jobs of other live processes are left alone.
+        `buy=True`. Returns the adopted jobs, oldest first, with those that the session has adopted by itself (`adopt=`)
+        since the last call and that run. Jobs of other live processes are left alone.
         """
         engine = self._require_engine()
         check_switch("buy", buy)
-        unfinished = self._components.ledger.adoptable_jobs(self.gateway.account)
-        wanted = (record async for record in unfinished if buy or record.state is not JobState.PENDING)
-        adopted = await adopt_all(engine, wanted)
+        adopted = await self._session_task.adoption.adopt(buy=buy)
         for tracked in adopted:
             engine.keep_for_handle(tracked)
         return [Job(engine, tracked) for tracked in adopted]
@@ -259,20 +264,10 @@ class Session(Purchases, NoPlainWith):
     ) -> list[Path]: ...
     @overload
     async def save(
-        self,
-        result: GenerationResult,
-        target: SaveTarget,
-        *,
-        name: str | None = None,
-        sidecar: bool = False,
+        self, result: GenerationResult, target: SaveTarget, *, name: str | None = None, sidecar: bool = False
     ) -> list[Path | str]: ...
     async def save(
-        self,
-        result: GenerationResult,
-        target: SaveTarget,
-        *,
-        name: str | None = None,
-        sidecar: bool = False,
+        self, result: GenerationResult, target: SaveTarget, *, name: str | None = None, sidecar: bool = False
     ) -> list[Path] | list[Path | str]:
         """Save the images of a result in a folder, created if missing, or in an object store; return paths or URLs.
 

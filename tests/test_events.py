@@ -30,6 +30,7 @@ from nanobanana_async.events import (
     PollFailed,
     PriceAboveEstimate,
     UnknownStatus,
+    WriteRefused,
     log_event,
 )
 from nanobanana_async.gateways.contract import HttpResponse
@@ -116,6 +117,7 @@ EVENTS: dict[str, tuple[Event, str, int, dict[str, Any]]] = {
         logging.WARNING,
         {"estimate": "8", "credits": "28"},
     ),
+    "write refused": (WriteRefused(record=FOUND), "write.refused", logging.INFO, {}),
     "unknown status": (
         UnknownStatus(record=FOUND, status="dreaming"),
         "status.unknown",

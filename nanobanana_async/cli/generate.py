@@ -107,6 +107,7 @@ class GenerateRun:
             concurrency=options.concurrency,
             observers=[self._display],
             trust_env=True,
+            adopt=None,
         )
         try:
             if options.ledger is not None and runs_beside(options.ledger).parent == DEFAULT_LEDGER.parent:

@@ -125,7 +125,8 @@ def _owners(owners: Sequence[OwnerMetrics]) -> Iterator[RenderableType]:
             duration(max(0.0, owner.silent_s), tenths=False),
             *(_share(owner) if with_share else ()),
         )
-        notes = ("overdue" if owner.is_silent else "", "interactive" if owner.interactive else "")
+        refused = f"{plural(owner.refused, 'write')} refused" if owner.refused else ""
+        notes = ("overdue" if owner.is_silent else "", "interactive" if owner.interactive else "", refused)
         style = "yellow" if owner.is_silent else ""
         table.add_row(*map(str, values), ", ".join(filter(None, notes)), style=style)
     yield table

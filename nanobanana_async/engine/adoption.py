@@ -1,33 +1,103 @@
-"""Adopt the jobs of a ledger that have no owner."""
+"""Adopt the jobs of a ledger that have no owner: when the session is asked to, and regularly."""
 
 from collections.abc import AsyncIterator
+from typing import Literal
+
+import anyio
 
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import TrackedJob
-from nanobanana_async.jobs import JobRecord
+from nanobanana_async.errors import ConfigurationError, NanoBananaError, SessionClosed
+from nanobanana_async.events import log
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.ledger.base import Ledger, SharesAccount
+from nanobanana_async.validators import shown
+
+Adopt = Literal["auto", "follow", "buy"]
 
 ADOPT_BATCH = 200
 """How many jobs are adopted at the same time: one flush of the ledger serves them all."""
 
 
-async def adopt_all(engine: Engine, records: AsyncIterator[JobRecord]) -> list[TrackedJob]:
-    """Follow jobs that have no owner; return those that this session owns now."""
-    jobs: list[TrackedJob] = []
-    waiting: list[TrackedJob] = []
-    async for record in records:
-        if record.key not in engine.tracked:
-            job = engine.build_tracked_job(record)
-            job.may_buy = True
-            waiting.append(engine.ensure_followed(job))
-        if len(waiting) >= ADOPT_BATCH:
-            jobs += await _wait_for_claims(waiting)
-            waiting = []
-    return jobs + await _wait_for_claims(waiting)
+def which_to_adopt(adopt: Adopt | None, ledger: Ledger) -> Literal["follow", "buy"] | None:
+    """Return which jobs a session adopts by itself; raise `ConfigurationError` for a wrong setting."""
+    if adopt == "auto":
+        return "follow" if isinstance(ledger, SharesAccount) else None
+    if adopt is None or (isinstance(adopt, str) and adopt in ("follow", "buy")):
+        return adopt
+    raise ConfigurationError(
+        "adopt must be 'follow' (jobs without an owner that may be bought already), 'buy' (also those that were never"
+        f" sent), None, or 'auto' ('follow' if hosts share the ledger), not {shown(adopt)}"
+    )
+
+
+class Adoption:
+    """Takes over the jobs of the account that have no owner, as `Session.resume` says."""
+
+    def __init__(self, engine: Engine, adopt: Literal["follow", "buy"] | None, every_s: float) -> None:
+        self._engine = engine
+        self._adopt: Literal["follow", "buy"] | None = adopt
+        self._every_s = every_s
+        self._turn = anyio.Lock()
+        self._by_itself: list[TrackedJob] = []
+        """What the session has adopted by itself, as long as it follows it and `adopt` has not returned it."""
+
+    def start(self) -> None:
+        """Let the session adopt by itself, if it is to."""
+        if self._adopt is not None:
+            self._engine.scheduler.background_tasks.append(self._keep_adopting)
+
+    async def adopt(self, *, buy: bool) -> list[TrackedJob]:
+        """Adopt jobs; return them, with those that the session has adopted by itself and still follows."""
+        async with self._turn:
+            adopted = await self._adopt_all(buy=buy)
+            before, self._by_itself = self._still_followed(), []
+            return before + adopted
+
+    async def _keep_adopting(self) -> None:
+        failure_logged = False
+        while True:
+            try:
+                async with self._turn:
+                    adopted = await self._adopt_all(buy=self._adopt == "buy")
+                    self._by_itself = self._still_followed() + adopted
+            except SessionClosed:
+                return
+            except NanoBananaError as error:  # the next round tries again
+                if not failure_logged:
+                    log.warning("ledger.failed error=%s", error.message)
+                failure_logged = True
+            else:
+                failure_logged = False
+            await anyio.sleep(self._every_s)
+
+    def _still_followed(self) -> list[TrackedJob]:
+        tracked = self._engine.tracked
+        return [job for job in self._by_itself if tracked.get(job.key) is job and job.phase is not Phase.FOREIGN]
+
+    async def _adopt_all(self, *, buy: bool) -> list[TrackedJob]:
+        """Follow jobs that have no owner; return those that this session owns now."""
+        engine = self._engine
+        unfinished: AsyncIterator[JobRecord] = engine.store.ledger.adoptable_jobs(engine.account)
+        jobs: list[TrackedJob] = []
+        waiting: list[TrackedJob] = []
+        async for record in unfinished:
+            if record.key not in engine.tracked and (buy or record.state is not JobState.PENDING):
+                job = engine.build_tracked_job(record)
+                job.may_buy = True
+                waiting.append(engine.ensure_followed(job))
+            if len(waiting) >= ADOPT_BATCH:
+                jobs += await _wait_for_claims(waiting)
+                waiting = []
+        return jobs + await _wait_for_claims(waiting)
 
 
 async def _wait_for_claims(waiting: list[TrackedJob]) -> list[TrackedJob]:
     for job in waiting:
         while job.is_undecided:
             await job.wait_for_change()
+        if job.phase is Phase.FOREIGN and not job.callers:  # another session was faster, and follows it
+            job.may_buy = False
+            job.may_buy = job.is_wanted
     return [job for job in waiting if job.phase is not Phase.FOREIGN]

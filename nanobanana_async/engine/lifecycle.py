@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from decimal import Decimal
+from typing import Literal
 from weakref import WeakSet
 
 import anyio
@@ -14,6 +15,7 @@ from attrs import Factory, field, frozen
 from nanobanana_async.config import Timeouts
 from nanobanana_async.engine.account_memory import AccountMemory
 from nanobanana_async.engine.account_webhook import AccountWebhook, BudgetedSend, Webhooks
+from nanobanana_async.engine.adoption import Adoption
 from nanobanana_async.engine.callback_handler import CallbackHandler
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.credit_account import CreditAccount
@@ -73,6 +75,8 @@ class SessionComponents:
     budgets: Mapping[str, Budget]
     """Group -> its budget."""
     publisher: ReferencePublisher | None
+    adopt: Literal["follow", "buy"] | None
+    adopt_every_s: float
     guard: LoopGuard = field(init=False, default=Factory(_make_guard, takes_self=True))
     callback_urls: CallbackUrls = field(init=False, default=Factory(_make_callback_urls, takes_self=True))
 
@@ -181,6 +185,7 @@ class SessionLifecycle:
         self._components = parts
         self._task: asyncio.Task[None] | None = None
         self.engine: Engine | None = None
+        self.adoption: Adoption
         self.closed = False
         self._abandoned = False
 
@@ -254,6 +259,8 @@ class SessionLifecycle:
                     await part.open()
                     stack.push_async_callback(part.aclose)
                 engine = self.engine = self._components.make_engine()
+                self.adoption = Adoption(engine, self._components.adopt, self._components.adopt_every_s)
+                self.adoption.start()
                 memory = AccountMemory(self._components.ledger, self._components.gateway.account, engine)
                 await memory.load()
                 engine.scheduler.background_tasks.append(memory.keep_saving)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from nanobanana_async.engine.credit_account import CreditAccount
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import GatewayError, LedgerError, NanoBananaError
-from nanobanana_async.events import EventEmitter, JobStateChanged, PriceAboveEstimate, log
+from nanobanana_async.events import EventEmitter, JobStateChanged, PriceAboveEstimate, WriteRefused, log
 from nanobanana_async.failures import Failure
 from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
 from nanobanana_async.ledger.base import Allowance, Claim, LeasedLedger, Ledger, NotOurs, TaskTaken
@@ -60,10 +60,10 @@ class JobStore:
         began = asyncio.get_running_loop().time()
         try:
             return await write
-        except LedgerError:
-            raise
         except (Exception, asyncio.CancelledError) as failure:
-            if isinstance(failure, asyncio.CancelledError) and cancel_requested():
+            if isinstance(failure, NotOurs):
+                self.emit(WriteRefused(record=before))
+            if isinstance(failure, LedgerError) or (isinstance(failure, asyncio.CancelledError) and cancel_requested()):
                 raise
             why = f"the ledger failed: {type(failure).__name__}: {failure}"
             raise LedgerError(why, key=before.key, safe_to_repeat=not before.possibly_bought) from failure

@@ -9,6 +9,7 @@ from nanobanana_async.otel.names import (
     JOB_BUCKETS,
     JOB_DURATION,
     JOBS_ENDED,
+    LEDGER_REFUSALS,
     LEDGER_WRITE,
     OPERATION_BUCKETS,
     OPERATION_DURATION,
@@ -49,6 +50,9 @@ class Instruments:
             "s",
             "How long the ledger took to record a change of a job's state.",
             explicit_bucket_boundaries_advisory=WRITE_BUCKETS,
+        )
+        self.writes_refused = counter(
+            LEDGER_REFUSALS, "{write}", "Writes that the ledger refused, since the job was another owner's by then."
         )
         self.ended = counter(JOBS_ENDED, "{job}", "Jobs that ended or became uncertain, by state.")
         self.creates = counter(CREATES, "{request}", "Creates, by outcome.")

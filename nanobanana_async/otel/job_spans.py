@@ -18,6 +18,7 @@ from nanobanana_async.events import (
     JobTracked,
     LimitsChanged,
     PollFailed,
+    WriteRefused,
 )
 from nanobanana_async.jobs import TERMINAL_STATES, JobState
 from nanobanana_async.otel.attributes import (
@@ -116,6 +117,9 @@ class JobSpans:
         if isinstance(event, LimitsChanged):
             if event.job_limit is not None:
                 self._instruments.limit.set(event.job_limit, self._provider)
+            return
+        if isinstance(event, WriteRefused):
+            self._instruments.writes_refused.add(1, self._provider)
             return
         if (job := self._jobs.get(event.record.key)) is None:
             return

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 from nanobanana_async import Session, SqliteLedger
 from nanobanana_async.cli.doctor import ledger_checks
 from nanobanana_async.emulator import API_KEY, Emulator, Fixed, faults
+from nanobanana_async.policy.account_state import AccountState
 from nanobanana_async.policy.learned import LearnedAccount, LearnedLimits, LearnedPace, LearnedRates
 from tests.support.command import Said, environment, nanobanana
+from tests.support.postgres import Server, new_schema
 
 Facts = dict[str, tuple[str, str]]
 
@@ -101,6 +104,38 @@ async def test_what_was_learned_and_unfinished_jobs_are_shown(tmp_path: Path) ->
     assert "1 job, 1 unfinished without a session" in found["ledger"][1]
     assert "jobs resume" in found["ledger"][1]
     assert "5 jobs at once, 60 requests a minute" in found["limits"][1]
+
+
+@pytest.mark.slow
+async def test_limits_that_hosts_learned_together_are_shown(postgres: Server) -> None:
+    url = f"{postgres.tcp_url}?schema={new_schema()}"
+    async with Emulator(duration=Fixed(0.3), job_limit=3) as emulator:
+        environ = environment(emulator, NANOBANANA_LEDGER=url)
+        async with Session(emulator.apimall(), ledger=url) as session:
+            before = await nanobanana("doctor", "--json", environ=environ)
+            async with asyncio.TaskGroup() as group:
+                for number in range(10):
+                    group.create_task(session.generate(f"a fox {number}"))
+        after = await nanobanana("doctor", "--json", environ=environ)
+    assert "nothing learned yet" in facts(before)["limits"][1]
+    assert (after.code, facts(after)["limits"][0]) == (0, "ok")
+    assert "3 jobs at once" in facts(after)["limits"][1]
+
+
+@pytest.mark.slow
+async def test_pause_that_a_host_met_is_shown(postgres: Server) -> None:
+    schema = new_schema()
+    url = f"{postgres.tcp_url}?schema={schema}"
+    async with Emulator() as emulator:
+        gateway = emulator.apimall()
+        async with Session(gateway, ledger=url):
+            pass
+        state = AccountState(gate_until=datetime.now(UTC).timestamp() + 300).to_json()
+        postgres.execute(f"UPDATE accounts SET state = '{state}'", schema=schema)
+        said = await nanobanana("doctor", "--json", environ=environment(emulator, NANOBANANA_LEDGER=url))
+    verdict, text = facts(said)["limits"]
+    assert verdict == "note"
+    assert re.search(r"paused for [45] min", text)
 
 
 async def test_file_that_is_no_ledger_is_a_problem(tmp_path: Path) -> None:

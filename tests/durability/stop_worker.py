@@ -20,15 +20,18 @@ from nanobanana_async.events import Event, JobStateChanged
 from nanobanana_async.gateways.contract import Gateway, HttpRequest, HttpResponse
 from nanobanana_async.http.transport import AiohttpTransport
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState
+from nanobanana_async.ledger.postgres.connection import PostgresConnection
+from nanobanana_async.ledger.postgres.driver import Connection
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from tests.durability.worker import GatewayName, gateway_at, prompt_of
 from tests.support.postgres import SHORT
 
 HOSTS = 2
 """They begin together."""
-StopAt = Literal["intended", "before", "after", "random", "cut off"]
-SELF_STOPS: tuple[StopAt, ...] = ("intended", "before", "after")
-"""After the intent is stored, just before the bytes of its POST leave, just after its answer came."""
+StopAt = Literal["flush", "intended", "before", "after", "random", "cut off"]
+SELF_STOPS: tuple[StopAt, ...] = ("flush", "intended", "before", "after")
+"""When a part of the flush with an intent was sent, and the server waits for the rest; after the intent is stored; just
+before the bytes of its POST leave; just after its answer came."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,19 @@ class StoppingTransport(AiohttpTransport):
         return response
 
 
+def stop_within_flush(stop: Stop) -> None:
+    """Let the flush with the first intent be a point, after its first write was sent and before its commit."""
+    execute = PostgresConnection._execute
+
+    def execute_and_stop(connection: PostgresConnection, db: Connection, request: Any) -> Any:
+        executed = execute(connection, db, request)
+        if request.sql.startswith("UPDATE jobs"):
+            stop("flush")
+        return executed
+
+    setattr(PostgresConnection, "_execute", execute_and_stop)  # noqa: B010 - mypy takes no assignment to a method
+
+
 class CountingLedger(PostgresLedger):
     """The real ledger; it counts the writes that it refuses."""
 
@@ -102,6 +118,7 @@ class CountingLedger(PostgresLedger):
 async def work(orders: Orders) -> dict[str, Any]:
     """Buy all rows, in an order of its own, and adopt what others leave, until no row is open any more."""
     gateway, stop = gateway_at(orders.gateway, orders.url), Stop(orders)
+    stop_within_flush(stop)
     ledger = CountingLedger(orders.ledger, schema=orders.schema, lease=SHORT)
     keys = [f"row-{number}" for number in range(orders.first_row, orders.rows)]
     random.Random(orders.seed).shuffle(keys)

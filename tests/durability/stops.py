@@ -1,9 +1,10 @@
 """Suspend hosts, or cut them off from the ledger, for longer than their lease: `python -m tests.durability stops`.
 
-Two hosts buy the same rows on one PostgreSQL ledger. One is stopped with SIGSTOP at a random time, or exactly between
-the intent of a create and its POST, before its bytes, or after its answer, and goes on when it was buried; or its
-connection to the ledger is silent for as long. No answer is lost on the way, so at the end every row must be bought
-once and SUCCEEDED: an UNCERTAIN one would be a task id that a living process knew and did not write.
+Two hosts buy the same rows on one PostgreSQL ledger. One is stopped with SIGSTOP at a random time, or exactly within a
+flush that it sends, between the intent of a create and its POST, before its bytes, or after its answer, and goes on
+when it was buried; or its connection to the ledger is silent for as long. No answer is lost on the way, so at the end
+every row must be bought once and SUCCEEDED: an UNCERTAIN one would be a task id that a living process knew and did not
+write.
 """
 
 import argparse
@@ -78,6 +79,8 @@ def stop_once(server: Server, gateway: GatewayName, way: StopAt, seed: int) -> d
         for key, state, task_id in rows
         if state != "succeeded" or charged.get(key) != [task_id]
     ]
+    if not burials:
+        breaches.append(f"the stopped host was not buried within {BURIED_WITHIN_S:g} s")
     if len(rows) != ROWS:
         breaches.append(f"{len(rows)} rows of {ROWS}")
     return {

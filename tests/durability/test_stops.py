@@ -31,6 +31,8 @@ def server() -> Iterator[Server]:
 @pytest.mark.parametrize(
     ("gateway", "way"),
     [
+        ("apimall", "flush"),
+        ("defapi", "flush"),
         ("apimall", "intended"),
         ("apimall", "before"),
         ("defapi", "before"),
@@ -43,5 +45,4 @@ def test_stopped_host_is_buried_and_every_row_is_bought_once(server: Server, gat
     figures = stop_once(server, gateway, way, seed=1)
     assert figures["breaches"] == []
     assert (figures["bought"], figures["bought twice"], figures["uncertain"]) == (ROWS, 0, 0)
-    # A host that is suspended between two parts of one flush keeps its row locked: it can't be buried until it goes on.
-    assert figures["burials"] <= 1
+    assert figures["burials"] >= 1

@@ -224,7 +224,7 @@ async def test_unreadable_list_is_a_ledger_error_and_resume_is_repeatable() -> N
     gateway, shared = FakeGateway(job_s=10.0), SharedLedger()
     await leave_running(shared, gateway, KEY, session_of=apimall)
     async with FakeProcess(shared, gateway.answer, session_of=apimall) as process:
-        process.ledger.fails["unfinished"] = 1
+        process.ledger.fails["adoptable_jobs"] = 1
         with pytest.raises(LedgerError, match="the disk is full"):
             await process.session.resume()
         (job,) = await process.session.resume()

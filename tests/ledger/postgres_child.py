@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from nanobanana_async import ApiMall, ImageRequest
 from nanobanana_async.emulator import API_KEY
@@ -16,11 +17,14 @@ from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import NotOurs
+from nanobanana_async.ledger.postgres.connection import PostgresConnection
+from nanobanana_async.ledger.postgres.driver import Connection
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.postgres.pipeline import Work
-from nanobanana_async.ledger.postgres.statements import PostgresTable
+from nanobanana_async.ledger.postgres.statements import _INSERT_JOB, PostgresTable
 from nanobanana_async.policy.prices import Price
 from tests.support.ledger_contract import NOON, job, running
+from tests.support.mutations import patched
 from tests.support.postgres import SHORT
 
 ROOT = Path(os.path.abspath(__file__)).parents[2]
@@ -81,6 +85,26 @@ async def stall(ledger: PostgresLedger, name: str) -> None:
         say(type(error).__name__)
 
 
+async def stall_sending(ledger: PostgresLedger, name: str) -> None:
+    """Do as `stall`, and stop between two statements: the server has one, and waits for the rest of the flush."""
+    await ledger.claim(job(f"{name}-1"))
+    await ledger.claim(running(f"{name}-2", f"t-{name}"))
+    say("held")
+    await asyncio.to_thread(sys.stdin.readline)
+    execute, stops = PostgresConnection._execute, iter([True])
+
+    def execute_and_stop(connection: PostgresConnection, db: Connection, request: Any) -> Any:
+        executed = execute(connection, db, request)
+        if request.sql == _INSERT_JOB and next(stops, False):
+            os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(0.2)
+        return executed
+
+    with patched([(PostgresConnection, "_execute", execute_and_stop)]):
+        await ledger.claim(job(f"{name}-3"))
+    say("written")
+
+
 async def buy(ledger: PostgresLedger, name: str) -> None:
     """Buy rows of a batch under a cap that does not suffice for all, as fast as possible; adopt what has no owner."""
 
@@ -113,7 +137,8 @@ async def main(command: str, url: str, schema: str, name: str = "x") -> None:
     ledger = ledger_at(url, schema)
     await ledger.open()
     try:
-        await {"hold": hold, "buy": buy, "stall": stall, "leave": leave}[command](ledger, name)
+        commands = {"hold": hold, "buy": buy, "stall": stall, "stall_sending": stall_sending, "leave": leave}
+        await commands[command](ledger, name)
     except* NotOurs:
         say("lost")
     finally:

@@ -116,11 +116,12 @@ async def test_suspended_owner_is_buried_and_may_write_nothing_of_its_jobs(postg
 
 
 @pytest.mark.slow
-async def test_host_suspended_within_a_flush_does_not_hold_its_jobs(postgres: Server) -> None:
+@pytest.mark.parametrize("stop", ["stall", "stall_sending"])
+async def test_host_suspended_within_a_flush_does_not_hold_its_jobs(postgres: Server, stop: str) -> None:
     schema = new_schema()
-    async with opened(postgres.url, schema) as ledger, host("stall", postgres.url, schema) as other:
+    async with opened(postgres.url, schema) as ledger, host(stop, postgres.url, schema) as other:
         assert await line(other) == "held"
-        await say_to(other)  # it writes, and stops before its commit: its row stays locked until the server ends that
+        await say_to(other)  # it writes, and stops before its commit: its row stays locked until that flush is ended
         await until_adoptable(ledger, ["x-1", "x-2"])
         other.send_signal(signal.SIGCONT)
         assert await line(other) == "written"  # by its new number: to claim a key needs no owner before
@@ -156,6 +157,7 @@ async def test_buried_owner_goes_on_under_a_new_number(postgres: Server) -> None
         assert (await ledger.claim(running())).is_ours
         await ledger.advance(running(), running().transition_to(JobState.SUCCEEDED))
         assert postgres.execute("SELECT count(*), count(buried_by) FROM owners", schema=schema) == [(2, 1)]
+        assert [owner.refused for owner in (await ledger.overview()).owners] == [1]
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from tests.ledger.child import line
 from tests.ledger.postgres_child import CAP, EIGHT, ROWS, host
 from tests.support.cut_proxy import CutProxy, cut_proxy
 from tests.support.ledger_contract import NOON, job, keys_left, running, sent
-from tests.support.postgres import QUOTED_PASSWORD, Server, new_schema
+from tests.support.postgres import QUOTED_PASSWORD, SHORT, Server, new_schema
 
 STRANGE = ["\0", "a\0b", "half \ud83e", "json:", 'json:"x"', "größer 狐", "\\u0000", ""]
 
@@ -203,6 +203,24 @@ async def test_flush_whose_request_was_lost_is_repeated(cut: PostgresLedger, pro
         claims = [group.create_task(cut.claim(job(f"k{number}"))) for number in range(5)]
     assert all(claim.result().is_new for claim in claims)
     assert proxy.cuts == 1
+
+
+@pytest.mark.slow
+async def test_flush_of_which_a_part_was_lost_is_ended_by_its_owner(postgres: Server, proxy: CutProxy) -> None:
+    schema, records = new_schema(), [job(f"k{number}", body=b"x" * 10_000, model="unsent") for number in range(100)]
+    url = f"postgresql://postgres:{QUOTED_PASSWORD}@127.0.0.1:{proxy.port}/postgres?sslmode=disable"
+    ledger = PostgresLedger(url, schema=schema, patience_s=20, lease=SHORT)
+    await ledger.open()
+    proxy.fall_silent_at(b"unsent")  # the connection stays, so that the server waits for the rest for ever
+    async with asyncio.TaskGroup() as group:
+        claims = [group.create_task(ledger.claim(record)) for record in records]
+    assert all(claim.result().is_new for claim in claims)
+    assert proxy.cuts == 1
+    async with asyncio.timeout(20):
+        while not ledger.surely_owns:  # noqa: ASYNC110 - the writer's thread sets no event
+            await asyncio.sleep(0.05)
+    assert postgres.execute("SELECT count(*), count(buried_by) FROM owners", schema=schema) == [(1, 0)]
+    await ledger.aclose()
 
 
 @pytest.mark.slow

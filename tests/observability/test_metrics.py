@@ -14,7 +14,7 @@ from nanobanana_async.jobs import JobRecord
 from nanobanana_async.testing import EmulatorTransport, FakeTransport
 from tests.support.fakes import FakeGateway, RecordingLedger, apimall, defapi, virtually
 from tests.support.replies import completed, created, in_turn, task
-from tests.support.shared_ledger import LosingGateway
+from tests.support.shared_ledger import KEY, FakeProcess, LosingGateway, SharedLedger
 from tests.support.telemetry import TelemetryCollector, outcome
 
 UNITS = {
@@ -30,6 +30,22 @@ UNITS = {
     "nanobanana.slot.held": "{slot}",
     "nanobanana.slot.limit": "{slot}",
 }
+
+
+@virtually
+async def test_write_of_a_buried_owner_is_counted_as_refused() -> None:
+    collector, shared, gateway = TelemetryCollector(), SharedLedger(), FakeGateway(job_s=20.0)
+    async with (
+        FakeProcess(shared, gateway.answer, session_of=apimall, observers=[collector.telemetry]) as first,
+        FakeProcess(shared, gateway.answer, session_of=apimall) as second,
+    ):
+        waiting = asyncio.Task(first.session.generate("a fox", idempotency_key=KEY))
+        await asyncio.sleep(5.0)
+        first.ledger.bury(unnoticed=True)
+        await second.session.resume()
+        assert (await waiting).task_id == "t1"
+        assert collector.value("nanobanana.ledger.write.refusals") == 1
+    assert gateway.sold == 1
 
 
 @pytest.mark.slow

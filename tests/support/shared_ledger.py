@@ -317,7 +317,7 @@ class LedgerView(FeedingView):
             waits = self.shared.fed_rows
             return [record for record in free_rows if record.state is not JobState.PENDING or record.key not in waits]
 
-        for record in await self._run("unfinished", free):
+        for record in await self._run("adoptable_jobs", free):
             yield record
 
     async def _run(self, name: str, work: Callable[[], T]) -> T:
@@ -396,6 +396,7 @@ class FakeProcess:
     ) -> None:
         self.ledger = LedgerView(shared, delay_s)
         self.transport = KillableTransport(answer)
+        settings = {"adopt": None, **settings}  # most tests say themselves when something is adopted
         self.session: Session = session_of(self.transport, ledger=self.ledger, **settings)
 
     async def __aenter__(self) -> Self:

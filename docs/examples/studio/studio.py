@@ -24,14 +24,20 @@ class Studio:
         self.ledger = ledger
         # A person waits for these images. Batch workers on the same ledger have time: free slots come here first.
         policy = ConcurrencyPolicy(interactive=True, reserve=2)
-        self.session = Session(ledger=ledger, concurrency=policy, observers=[lambda event: self.board.refresh()])
+        self.session = Session(
+            ledger=ledger,
+            concurrency=policy,
+            observers=[lambda event: self.board.refresh()],
+            adopt="buy",  # the jobs of dead workers: a worker that is replaced may die after its successor has started
+            adopt_every_s=CATCH_UP_S,
+        )
         self.board = Board(self.session, self.ledger, images)
         self._saving: set[str] = set()
         self._tasks: TaskGroup | None = None
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        """Run the session, the board and the regular resume until the worker stops."""
+        """Run the session, the board and the saving of images until the worker stops."""
         self.images.mkdir(parents=True, exist_ok=True)
         async with self.session, anyio.create_task_group() as self._tasks:
             self._tasks.start_soon(self.board.watch)
@@ -55,16 +61,9 @@ class Studio:
             self.board.refresh()
 
     async def _catch_up(self) -> None:
-        """Resume the jobs of dead workers and save images that are not saved yet, at the start and regularly.
-
-        Once is not enough: the worker that is replaced may die only after its successor has started.
-        """
+        """Save images that are not saved yet, of jobs that the session has adopted too, at the start and regularly."""
         while True:
             try:
-                for job in await self.session.resume(buy=True):
-                    record = await self.ledger.find(job.key)
-                    if record is not None and record.batch is None:  # the images of a batch are its workers'
-                        self.keep(job)
                 for record in await newest_orders(self.ledger, JobState.SUCCEEDED):
                     if not saved_images(record.key, self.images) and (known := await self.session.job(record.key)):
                         self.keep(known)

@@ -56,7 +56,7 @@ async def feed_and_work(options: RunOptions, gateway: Gateway, output: Target | 
     _refuse_local_images(options, gateway)
     print(f"feeding {plural(options.total, 'row')} of batch {name} into {ledger}", file=sys.stderr)
     try:
-        async with Session(gateway, ledger=ledger_at(ledger), trust_env=True) as session:
+        async with Session(gateway, ledger=ledger_at(ledger), trust_env=True, adopt=None) as session:
             report = await session.feed(
                 _rows(options, gateway),
                 batch=name,

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from attrs import evolve
+
 from nanobanana_async.cli.doctor.finding import Finding
 from nanobanana_async.cli.jobs.actions import open_read_only
 from nanobanana_async.commands import as_value, command_line
@@ -14,8 +16,9 @@ from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.base import StoredLedger
 from nanobanana_async.ledger.location import Location
+from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.postgres.url import PostgresUrl
-from nanobanana_async.policy.learned import LearnedAccount, is_fresh, is_kept
+from nanobanana_async.policy.learned import LearnedAccount, LearnedLimits, is_fresh, is_kept
 
 NETWORK_FILE_SYSTEMS = {
     "nfs",
@@ -48,7 +51,7 @@ async def ledger_findings(location: Location, gateway: Gateway | None) -> AsyncI
         async with open_read_only(location) as ledger:
             yield await _contents(location, ledger)
             if gateway is not None:
-                yield _learned(await ledger.recall(gateway.account))
+                yield await _limits(ledger, gateway.account)
     except ConfigurationError as error:
         advice = f"`{command_line('ledger', 'migrate', '--ledger', as_value(location))}` creates it"
         yield Finding("ledger", "problem", str(error), advice if isinstance(location, PostgresUrl) else "")
@@ -90,11 +93,22 @@ async def _contents(location: Location, ledger: StoredLedger) -> Finding:
     return Finding("ledger", "ok", text)
 
 
-def _learned(text: str | None) -> Finding:
+async def _limits(ledger: StoredLedger, account: str) -> Finding:
+    """Return what was learned: of the account by all hosts together, if they share it, or by the last session."""
+    if isinstance(ledger, PostgresLedger) and (state := await ledger.account_state(account)) is not None:
+        learned = _learned(state.limiter.learned(now=state.spoke_at, at=datetime.fromtimestamp(state.spoke_at, UTC)))
+        pause_s = state.gate_until - datetime.now(UTC).timestamp()
+        if pause_s <= 1:
+            return learned
+        return evolve(learned, verdict="note", text=f"{learned.text}; paused for {duration(pause_s, tenths=False)}")
+    text = await ledger.recall(account)
     try:
-        limits = None if text is None else LearnedAccount.from_json(text).limits
+        return _learned(None if text is None else LearnedAccount.from_json(text).limits)
     except Exception:  # edited by hand, or written by another version
         return Finding("limits", "note", "what was learned can't be read: it is learned again")
+
+
+def _learned(limits: LearnedLimits | None) -> Finding:
     now = datetime.now(UTC)
     if limits is None or not is_kept(limits.at, now):
         return Finding("limits", "ok", "nothing learned yet: no 429 in the last 30 days")

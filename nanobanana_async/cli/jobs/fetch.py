@@ -148,7 +148,7 @@ async def _fetch(fetching: _FetchPlan, gateway: Gateway, console: Console) -> in
     lines = ResultLines(console)
     again = f"nothing was bought: `{one_line(fetching.again)}` fetches them again"
     try:
-        async with Session(gateway, ledger=fetching.ledger, observers=[display], trust_env=True) as session:
+        async with Session(gateway, ledger=fetching.ledger, observers=[display], trust_env=True, adopt=None) as session:
             with display:
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(_fetch_one(session, name, fetching, lines)) for name in fetching.names]

@@ -22,7 +22,7 @@ async def resume(path: Location, gateway: Gateway, unfinished: ResumableJobs, *,
     display.records = {record.key: record for record in selected}
     printer = ResultPrinter(display, path)
     try:
-        async with Session(gateway, ledger=path, observers=[display], trust_env=True) as session:
+        async with Session(gateway, ledger=path, observers=[display], trust_env=True, adopt=None) as session:
             with display:
                 jobs = await session.resume(buy=buy)
                 keys = {job.key for job in jobs}  # another session may have adopted some
@@ -65,7 +65,7 @@ async def resolve(path: Location, gateway: Gateway, decision: Decision, *, wait:
     display = JobsDisplay(1, console)
     printer = ResultPrinter(display, path, one=True)
     try:
-        async with Session(gateway, ledger=path, observers=[display], trust_env=True) as session:
+        async with Session(gateway, ledger=path, observers=[display], trust_env=True, adopt=None) as session:
             with display:
                 job = await session.resolve(
                     decision.key, task_id=decision.task_id, buy_again=decision.buy_again, not_bought=not_bought

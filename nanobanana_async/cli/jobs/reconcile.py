@@ -64,7 +64,7 @@ async def _reconcile(path: Location, gateway: Gateway, *, wait: bool, console: C
     display = JobsDisplay(0, console)
     printer = ResultPrinter(display, path)
     try:
-        async with Session(gateway, ledger=path, observers=[display], trust_env=True) as session:
+        async with Session(gateway, ledger=path, observers=[display], trust_env=True, adopt=None) as session:
             jobs = await session.reconcile()
             bought = [job for job in jobs if job.state is not JobState.PENDING]
             display.total = len(bought)

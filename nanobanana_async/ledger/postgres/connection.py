@@ -6,7 +6,7 @@ ends. Whether a commit counted whose answer was lost is decided by reading again
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -110,6 +110,9 @@ class PostgresConnection:
             self._watch.beat_failed()
             if not isinstance(error, psycopg.Error) or breaks_connection(error):
                 self._disconnect()
+            if isinstance(error, errors.LockNotAvailable):  # perhaps by a flush over a connection that broke
+                with suppress(psycopg.Error):
+                    self._end_flushes(leases.END_OWN_FLUSHES, {})
             if is_transient(error):
                 self._failed(error)
         finally:
@@ -224,6 +227,7 @@ class PostgresConnection:
             with db.pipeline() as pipeline:
                 db.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED {mode}".encode())
                 db.execute(driver.SETTINGS.encode(), local)
+                db.execute(leases.SIGN.encode(), {"me": self.owner})
                 fence = [db.execute(leases.FENCE.encode(), {"me": self.owner})] if fenced else []
 
                 def send(requests: Sequence[Request]) -> list[Rows]:
@@ -292,7 +296,14 @@ class PostgresConnection:
             for sql_text in (leases.RELEASE_OF_BURIED, leases.FORGET_NOTICES, leases.FORGET_SHARES)
         ]
         with self._transaction(fenced=True, answer_s=driver.LONG_ANSWER_S) as send:
-            send([Statement(leases.BURY, values), *releases])
+            buried, *_ = send([Statement(leases.BURY, values), *releases])
+        if not buried:
+            self._end_flushes(leases.END_FLUSHES_OF_SILENT, values)
+
+    def _end_flushes(self, statement: str, values: Mapping[str, object]) -> None:
+        """End what stands open at the server and waits for its client, so that it does not keep its owner's row."""
+        with suppress(errors.InsufficientPrivilege), self._transaction(durable=False) as send:  # another user's
+            send([Statement(statement, values, returns_rows=False)])
 
     # The connection
 

@@ -52,8 +52,9 @@ logging.getLogger("psycopg").addHandler(logging.NullHandler())
 def longest_silence_s(lease: Lease) -> float:
     """Return how long either end of a connection waits for the other: half a lease, so that there is time for another.
 
-    A flush holds the row of its owner. If its process is suspended or cut off, the server so ends the flush, and the
-    owner can be buried; if only its connection is, the owner beats over another one before its lease ends.
+    A flush holds the row of its owner. If its process is suspended or cut off between two parts of it, the server so
+    ends the flush, and the owner can be buried; amid a part others end it (`leases.END_FLUSHES_OF_SILENT`). If only its
+    connection is cut off, the owner beats over another one before its lease ends.
     """
     return lease.silence_s / 2
 

@@ -136,7 +136,22 @@ BEAT = (
     " RETURNING id"
 )
 OTHERS = "SELECT id, beat, lease_s FROM owners WHERE buried_by IS NULL AND id <> %(me)s"
-# An owner whose flush stands open is passed over until the server has ended that flush.
+# No transaction waits for this lock, which is shared: it shows whose transaction a connection of the server runs.
+SIGN = "SELECT pg_advisory_xact_lock_shared('owners'::regclass::oid::int, (%(me)s::bigint & 2147483647)::int)"
+# Of a process that was suspended while it sent a flush the server waits for the rest without end: no timeout of
+# PostgreSQL before 17 covers that. Only what waits for its client is ended: a commit that waits for a replica is not.
+_END_FLUSHES = (
+    "SELECT pg_terminate_backend(l.pid) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)"
+    " WHERE l.locktype = 'advisory' AND a.datname = current_database() AND l.database = a.datid"
+    " AND l.classid = 'owners'::regclass AND l.objid = ({}::bigint & 2147483647)::oid"
+    " AND l.pid <> pg_backend_pid() AND a.wait_event_type = 'Client'"
+)
+END_OWN_FLUSHES = _END_FLUSHES.format("%(me)s")
+END_FLUSHES_OF_SILENT = (
+    f"{_END_FLUSHES.format('%(dead)s')}"
+    " AND EXISTS (SELECT FROM owners WHERE id = %(dead)s AND beat = %(count)s AND buried_by IS NULL)"
+)
+# An owner whose flush stands open is passed over, until that is ended.
 BURY = (
     "UPDATE owners SET buried_by = %(me)s, buried_at = clock_timestamp() WHERE id = (SELECT id FROM owners"
     " WHERE id = %(dead)s AND beat = %(count)s AND buried_by IS NULL FOR UPDATE SKIP LOCKED) RETURNING id"

@@ -17,10 +17,11 @@ from nanobanana_async.ledger.postgres.leases import Lease
 from nanobanana_async.ledger.postgres.overview import Overview, read_overview
 from nanobanana_async.ledger.postgres.owner import OwnerLedger
 from nanobanana_async.ledger.postgres.pipeline import Call, Work
-from nanobanana_async.ledger.postgres.sharing import exchange_of
+from nanobanana_async.ledger.postgres.sharing import exchange_of, read_account
 from nanobanana_async.ledger.postgres.statements import PostgresTable
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.ledger.stored import PRUNE_BATCH, check_aware
+from nanobanana_async.policy.account_state import AccountState
 from nanobanana_async.policy.named_budget import Budget, BudgetState, check_same_period
 from nanobanana_async.policy.prices import Price
 from nanobanana_async.policy.sharing import Allotment, Report
@@ -155,6 +156,10 @@ class PostgresLedger(FeedingCalls, OwnerLedger):
         call: Any = exchange_of(account, report)
         allotment: Allotment = await self._queue_work(call, writes=True, key=None, safe=False)
         return allotment
+
+    async def account_state(self, account: str) -> AccountState | None:
+        """Return what the owners of an account learned of it together; None if none has bought yet."""
+        return await self._submit(partial(read_account, account=account))
 
     async def find_upload(self, account: str, digest: str) -> Upload | None:
         """Return the last upload of this content by the account."""

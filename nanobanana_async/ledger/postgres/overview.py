@@ -23,6 +23,8 @@ class OwnerMetrics:
     silent_s: float
     """Since its last beat."""
     lease_s: float
+    refused: int
+    """Its writes of jobs that were another owner's by then, because it was buried before."""
     account: str | None
     granted: int | None
     target: int | None

@@ -20,7 +20,8 @@ CREATE TABLE owners (
     beat       bigint           NOT NULL DEFAULT 0,
     beat_at    timestamptz      NOT NULL DEFAULT clock_timestamp(), -- for people and lists; no owner is buried by it
     buried_by  bigint,                          -- the owner that found it silent; it never comes back
-    buried_at  timestamptz
+    buried_at  timestamptz,
+    refused    integer          NOT NULL DEFAULT 0 -- its writes of jobs that were another owner's by then
 ) WITH (fillfactor = 50);
 
 CREATE TABLE jobs (
@@ -246,7 +247,7 @@ CREATE VIEW owner_metrics AS
 SELECT o.id AS owner, o.host, o.process, o.client,
        extract(epoch FROM clock_timestamp() - o.opened_at)::float8 AS open_s,
        extract(epoch FROM clock_timestamp() - o.beat_at)::float8 AS silent_s,
-       o.lease_s, s.account, s.granted, s.target, s.held, s.in_flight, s.queued, s.interactive, s.reserve
+       o.lease_s, o.refused, s.account, s.granted, s.target, s.held, s.in_flight, s.queued, s.interactive, s.reserve
 FROM owners AS o LEFT JOIN shares AS s ON s.owner = o.id
 WHERE o.buried_by IS NULL;
 

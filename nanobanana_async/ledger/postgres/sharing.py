@@ -10,6 +10,7 @@ import math
 from attrs import frozen
 
 from nanobanana_async.ledger.postgres.pipeline import Call, Statement, Work
+from nanobanana_async.ledger.postgres.statements import PostgresTable
 from nanobanana_async.policy.account_state import AccountState, Share
 from nanobanana_async.policy.sharing import Allotment, Report, exchange
 
@@ -48,6 +49,12 @@ class Exchange(Call[Allotment]):
 def exchange_of(account: str, report: Report) -> Exchange:
     """Return the call for an exchange of this owner."""
     return Exchange(lambda table: _exchange(table.owner, account, report))
+
+
+def read_account(table: PostgresTable, account: str) -> Work[AccountState | None]:
+    """Return what the owners of an account learned together, without their shares; None if none has exchanged."""
+    (found,) = yield [Statement("SELECT state FROM accounts WHERE account = %(account)s", {"account": account})]
+    return AccountState.from_json(found[0][0], {}) if found and found[0][0] is not None else None
 
 
 def _exchange(me: int, account: str, report: Report) -> Work[Allotment]:

@@ -167,6 +167,7 @@ class PostgresTable:
             return TaskTaken(after.task_id, from_text(holder), key=after.key)
         if not found:
             return LedgerError(f"job {before.key} is not in the ledger", key=before.key, safe_to_repeat=False)
+        yield [Statement("UPDATE owners SET refused = refused + 1 WHERE id = %(me)s", returns_rows=False)]
         unchanged = record_of(found[0][:-1]).revision == before.revision
         why = "is not owned by this ledger (any more)" if unchanged else "was changed by another owner"
         return NotOurs(f"job {before.key} {why}", key=before.key)
