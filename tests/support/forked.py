@@ -38,7 +38,16 @@ _CORE = (
 )
 _COMMANDS = tuple(
     f"nanobanana_async.cli.{name}"
-    for name in ("app", "batch.command", "emulate", "generate_command", "hosts", "jobs.command", "jobs.follow", "worker")
+    for name in (
+        "app",
+        "batch.command",
+        "emulate",
+        "generate_command",
+        "hosts",
+        "jobs.command",
+        "jobs.follow",
+        "worker",
+    )
 )
 _IMPORTED = {
     _COMMAND: (*_CORE, *_COMMANDS),

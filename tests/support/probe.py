@@ -16,7 +16,9 @@ from typing import Any
 def facts() -> dict[str, Any]:
     """Return all that may differ from one process to another."""
     main = sys.modules["__main__"]
-    filters = [str(each) for each in warnings.filters if "aiohttp" not in str(each)]  # which adds one when it is imported
+    filters = [
+        str(each) for each in warnings.filters if "aiohttp" not in str(each)
+    ]  # which adds one when it is imported
     return {
         "forked": "tests.support.forked" in sys.modules,
         "arguments": [sys.argv, sys.orig_argv],
