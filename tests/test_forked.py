@@ -78,16 +78,16 @@ def test_forked_process_ends_as_a_real_one(tmp_path: Path, how: str, code: int, 
 
 
 @pytest.mark.parametrize(
-    "variables",
+    ("name", "value"),
     [
-        {"PYTHONUNBUFFERED": "1"},
-        {"PYTHONIOENCODING": "cp1252:strict"},
-        {"PYTHONWARNINGS": "error"},
-        {"TZ": "Asia/Tokyo"},
+        ("PYTHONUNBUFFERED", "1"),
+        ("PYTHONIOENCODING", "cp1252:strict"),
+        ("PYTHONWARNINGS", "error"),
+        ("TZ", "Asia/Tokyo"),
     ],
 )
-def test_forked_process_obeys_variables_read_at_start(tmp_path: Path, variables: dict[str, str]) -> None:
-    compare(tmp_path, "return", session=True, **variables)
+def test_forked_process_obeys_variables_read_at_start(tmp_path: Path, name: str, value: str) -> None:
+    compare(tmp_path, "return", session=True, **{name: value})
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGPIPE])

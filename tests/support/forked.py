@@ -243,7 +243,7 @@ def _become(orders: Mapping[str, Any], ends: list[int]) -> str:
 def _stream(number: int, like: TextIO) -> TextIO:
     """Return a standard stream as the interpreter opens it."""
     assert isinstance(like, io.TextIOWrapper)
-    unbuffered = like.write_through
+    unbuffered = like.write_through and number != 0
     binary: Any = open(number, "wb" if number else "rb", buffering=0 if unbuffered else -1, closefd=False)  # noqa: SIM115
     raw = binary if unbuffered else binary.raw
     raw.name = like.name
@@ -252,8 +252,8 @@ def _stream(number: int, like: TextIO) -> TextIO:
         like.encoding,
         like.errors,
         newline="\n",
-        line_buffering=not unbuffered and (number == 2 or raw.isatty()),
-        write_through=unbuffered,
+        line_buffering=not like.write_through and (number == 2 or raw.isatty()),
+        write_through=like.write_through,
     )
     stream.mode = "w" if number else "r"  # type: ignore[misc]
     return stream
