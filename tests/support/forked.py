@@ -113,7 +113,7 @@ def _kind_of(given: Mapping[str, Any]) -> str | None:
     as_usual = given["close_fds"] and given["umask"] < 0 and given.get("process_group", -1) in (-1, None)
     if not as_usual or any(given[name] for name in odd) or not os.path.isdir(given["cwd"] or os.curdir):
         return None
-    module, *rest = words[2:]
+    module, rest = os.fsdecode(words[2]), list(map(os.fsdecode, words[3:]))
     if module == _COMMAND:
         return "mcp" if rest[:1] == ["mcp"] else _COMMAND
     if module == "uvicorn":
@@ -148,7 +148,7 @@ class _Original:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), kind],
                 cwd=ROOT,
-                env=plain | at_start,
+                env={**plain, **at_start},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -233,14 +233,15 @@ def _become(orders: Mapping[str, Any], ends: list[int]) -> str:
     sys.orig_argv[:] = orders["arguments"]
     sys.argv[:] = ["-m", *orders["arguments"][3:]]  # the first becomes the path of the module
     sys.path[0] = os.getcwd()
-    sys.stdin = sys.__stdin__ = _stream(0, sys.stdin)
-    sys.stdout = sys.__stdout__ = _stream(1, sys.stdout)
-    sys.stderr = sys.__stderr__ = _stream(2, sys.stderr)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = _stream(number, getattr(sys, name))
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
     module: str = orders["arguments"][2]
     return module
 
 
-def _stream(number: int, like: TextIO) -> TextIO:
+def _stream(number: int, like: TextIO) -> io.TextIOWrapper:
     """Return a standard stream as the interpreter opens it."""
     assert isinstance(like, io.TextIOWrapper)
     unbuffered = like.write_through and number != 0
