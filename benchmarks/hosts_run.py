@@ -13,6 +13,7 @@ from attrs import define, field, frozen
 
 from benchmarks.children import Child
 from benchmarks.measured import jain, utilisation
+from tests.support.cut_proxy import CutProxy, cut_proxy
 from tests.support.postgres import Server, new_schema
 
 Gateway = Literal["apimall", "defapi"]
@@ -73,64 +74,11 @@ class Result:
     errors: tuple[str, ...]
 
 
-class Proxy:
-    """Forwards TCP to the server's socket; goes silent, or breaks all connections."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._open = asyncio.Event()
-        self._open.set()
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    async def start(self) -> int:
-        """Listen; return the port."""
-        self._server = await asyncio.start_server(self._forward, "127.0.0.1", 0)
-        return int(self._server.sockets[0].getsockname()[1])
-
-    def silence(self) -> None:
-        """Forward nothing more, and close nothing either."""
-        self._open.clear()
-
-    def speak(self) -> None:
-        """Forward again."""
-        self._open.set()
-
-    def cut(self) -> None:
-        """Break all connections."""
-        for writer in self._writers:
-            writer.transport.abort()
-
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            far_reader, far_writer = await asyncio.open_unix_connection(self._path)
-            self._writers |= {writer, far_writer}
-            try:
-                await asyncio.wait(
-                    [
-                        asyncio.get_running_loop().create_task(self._copy(reader, far_writer)),
-                        asyncio.get_running_loop().create_task(self._copy(far_reader, writer)),
-                    ],
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-            finally:
-                self._writers -= {writer, far_writer}
-                writer.transport.abort()
-                far_writer.transport.abort()
-
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while data := await reader.read(1 << 16):
-                await self._open.wait()
-                writer.write(data)
-                await writer.drain()
-
-
 @define
 class _Run:
     plan: Plan
     server: Server
-    proxy: Proxy
-    proxy_port: int
+    proxy: CutProxy
     url: str
     schema: str = field(factory=new_schema)
     living: dict[int, "asyncio.Task[dict[str, Any]]"] = field(factory=dict)
@@ -145,7 +93,7 @@ class _Run:
         """Return the orders of a host."""
         plan = self.plan
         direct = self.server.url
-        ledger = f"postgresql://postgres@127.0.0.1:{self.proxy_port}/postgres" if through_proxy else direct
+        ledger = f"postgresql://postgres@127.0.0.1:{self.proxy.port}/postgres" if through_proxy else direct
         return {
             "gateway": plan.gateway,
             "url": self.url,
@@ -216,9 +164,9 @@ class _Run:
                 os.kill(pid, signal.SIGCONT)
 
     async def _partition(self, _: random.Random) -> None:
-        self.proxy.silence()
+        self.proxy.is_open.clear()
         await asyncio.sleep(self.plan.lasts_s)
-        self.proxy.speak()
+        self.proxy.is_open.set()
 
     async def _crash(self, _: random.Random) -> None:
         await asyncio.to_thread(self.server.crash)
@@ -248,8 +196,8 @@ async def run(plan: Plan, server: Server) -> Result:
     async with AsyncExitStack() as stack:
         gateway, url = await stack.enter_async_context(_account(plan))
         began_at = loop.time()
-        proxy = Proxy(f"{server.folder}/.s.PGSQL.{server.port}")
-        work = _Run(plan, server, proxy, await proxy.start(), url)
+        proxy = stack.enter_context(cut_proxy(f"{server.folder}/.s.PGSQL.{server.port}"))
+        work = _Run(plan, server, proxy, url)
         await work.feed()
         begun = loop.time()
         for number in range(plan.hosts):

@@ -18,11 +18,16 @@ from aiohttp import ClientResponse
 from aioresponses import aioresponses as AioResponses  # noqa: N812
 from hypothesis import settings
 
+from tests.support import forked
+
 pytest_plugins = ["nanobanana_async.emulator.fixtures", "tests.support.postgres_fixtures"]
 
 # Each worker and each of the hundreds of processes that tests start would compile the package again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# And import it again, which takes longer than what most of them do.
+forked.install()
 
 # Signals that the parent ignores stay ignored in a child, and so in the commands that tests send signals to.
 if hasattr(signal, "SIGHUP"):
@@ -101,3 +106,11 @@ def quiet_log() -> Iterator[None]:
     log.setLevel(logging.CRITICAL)  # also clears what loggers remember of their levels
     yield
     log.setLevel(level)
+
+
+@pytest.fixture
+def real_processes() -> Iterator[None]:
+    """Start each process for real, for tests of imports, of the start and of memory: see `support/forked.py`."""
+    forked.uninstall()
+    yield
+    forked.install()

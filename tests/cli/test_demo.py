@@ -12,6 +12,7 @@ from tests.support.command import in_a_process, nanobanana
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.usefixtures("real_processes")
 async def test_the_demo_loses_an_answer_without_a_double_charge(tmp_path: Path) -> None:
     said = await in_a_process("demo", "--prompts", "8", folder=tmp_path)
     program = re.escape(f"{sys.executable} -m nanobanana_async")

@@ -25,6 +25,7 @@ async def url_of(process: Process) -> str:
     return found[0]
 
 
+@pytest.mark.usefixtures("real_processes")
 async def test_another_command_uses_the_emulator_until_ctrl_c() -> None:
     options = ("--port", "0", "--job-limit", "2", "--job-seconds", "0.1", "--credits", "8")
     async with started("emulate", *options, environ=environment()) as process:

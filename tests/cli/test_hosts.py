@@ -175,6 +175,7 @@ async def test_low_terminal_shows_what_needs_a_person_first(hosts: Hosts) -> Non
     assert len(screen) == 12
 
 
+@pytest.mark.usefixtures("real_processes")
 async def test_watching_with_json_prints_a_line_every_two_seconds(hosts: Hosts) -> None:
     async with started("hosts", "--ledger", hosts.url, "--watch", "--json", environ=environment()) as process:
         assert process.stdout is not None

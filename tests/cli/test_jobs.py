@@ -389,6 +389,7 @@ async def test_a_closed_pipe_prints_no_bug(jobs: Command, emulator: Emulator) ->
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("real_processes")
 async def test_jobs_can_be_resumed_after_ctrl_c(jobs: Command) -> None:
     async with Emulator(duration=Fixed(30)) as emulator:
         await bought(jobs, emulator.apimall(), "one")

@@ -105,6 +105,7 @@ def test_help_needs_no_package_of_the_extra(keyed: pytest.MonkeyPatch, capsys: p
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("real_processes")
 async def test_stop_answers_waiting_requests_and_the_next_server_has_their_jobs(tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(1.5), image_scale=0.02) as emulator:
         port, ledger = free_port(), tmp_path / "jobs.sqlite"

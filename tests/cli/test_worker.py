@@ -93,6 +93,7 @@ async def test_batch_feeds_and_works_and_the_same_command_continues(hosts: Hosts
 
 
 @slow
+@pytest.mark.usefixtures("real_processes")
 async def test_first_signal_drains_a_worker_and_another_one_goes_on(hosts: Hosts) -> None:
     await hosts("batch", hosts.rows(30), "--feed-only")
     command = ("worker", "--batch", "spring", "-o", "out", "--max-jobs", "2", "--results", "one.jsonl")

@@ -1,5 +1,6 @@
 """A changed API key: a named account keeps its jobs, and no error message leads to a second purchase."""
 
+import math
 import re
 from pathlib import Path
 
@@ -14,20 +15,25 @@ from tests.support.fakes import REAL_TIME, FakeGateway
 OLD, NEW = "sk-old-0123456789", "sk-new-0123456789"
 
 
-def session_of(gateway: GatewaySettings, transport: FakeTransport, path: Path) -> Session:
-    quick = attrs.evolve(gateway, expected_job_s=0.01)
+def session_of(settings: GatewaySettings, gateway: FakeGateway, path: Path) -> Session:
+    quick = attrs.evolve(settings, expected_job_s=0.01)
+    transport = FakeTransport(gateway.answer, latency_s=0.001)
     return Session(quick, ledger=path, http=transport, polling=REAL_TIME)  # type: ignore[arg-type]
 
 
-async def leave_running(gateway: GatewaySettings, transport: FakeTransport, path: Path) -> None:
-    async with session_of(gateway, transport, path) as session:
+async def leave_running(settings: GatewaySettings, gateway: FakeGateway, path: Path) -> None:
+    """Buy two rows, and a job that runs until `goes_on`."""
+    gateway.job_s = 0.0
+    async with session_of(settings, gateway, path) as session:
         assert [outcome.ok async for outcome in session.generate_many(["a", "b"], batch="spring")] == [True, True]
+        gateway.job_s = math.inf
         await (await session.submit("c", idempotency_key="order-17")).wait_for_task_id()
 
 
-async def goes_on(gateway: GatewaySettings, transport: FakeTransport, path: Path) -> None:
-    async with session_of(gateway, transport, path) as session:
+async def goes_on(settings: GatewaySettings, gateway: FakeGateway, path: Path) -> None:
+    async with session_of(settings, gateway, path) as session:
         assert [job.key for job in await session.resume()] == ["order-17"]
+        gateway.job_s = 0.0
         assert (await session.generate("c", idempotency_key="order-17")).task_id == "t3"
         outcomes = [outcome async for outcome in session.generate_many(["a", "b", "new"], batch="spring")]
         assert all(outcome.ok for outcome in outcomes)
@@ -35,10 +41,9 @@ async def goes_on(gateway: GatewaySettings, transport: FakeTransport, path: Path
 
 @pytest.mark.parametrize("kind", [ApiMall, DefApi])
 async def test_named_account_continues_with_a_new_api_key(tmp_path: Path, kind: type[ApiMall] | type[DefApi]) -> None:
-    gateway, path = FakeGateway(job_s=0.05), tmp_path / "jobs.sqlite"
-    transport = FakeTransport(gateway.answer, latency_s=0.001)
-    await leave_running(kind(api_key=OLD, account="studio"), transport, path)
-    await goes_on(kind(api_key=NEW, account="studio"), transport, path)
+    gateway, path = FakeGateway(), tmp_path / "jobs.sqlite"
+    await leave_running(kind(api_key=OLD, account="studio"), gateway, path)
+    await goes_on(kind(api_key=NEW, account="studio"), gateway, path)
     assert gateway.sold == 4
     assert OLD.encode() not in path.read_bytes()
 
@@ -48,11 +53,10 @@ async def test_named_account_continues_with_a_new_api_key(tmp_path: Path, kind: 
 async def test_unnamed_account_conflict_names_both_remedies(
     tmp_path: Path, kind: type[ApiMall] | type[DefApi], name: str
 ) -> None:
-    gateway, path = FakeGateway(job_s=0.05), tmp_path / "jobs.sqlite"
-    transport = FakeTransport(gateway.answer, latency_s=0.001)
+    gateway, path = FakeGateway(), tmp_path / "jobs.sqlite"
     old, new = kind(api_key=OLD), kind(api_key=NEW, account=name)
-    await leave_running(old, transport, path)
-    async with session_of(new, transport, path) as session:
+    await leave_running(old, gateway, path)
+    async with session_of(new, gateway, path) as session:
         assert await session.resume() == []
         with pytest.raises(IdempotencyConflict) as caught:
             await session.generate("c", idempotency_key="order-17")
@@ -75,17 +79,17 @@ async def test_unnamed_account_conflict_names_both_remedies(
     await ledger.open()
     assert await ledger.hand_over(new.name, old.account, new.account) == 3
     await ledger.aclose()
-    await goes_on(new, transport, path)
+    await goes_on(new, gateway, path)
     assert gateway.sold == 4
 
 
 async def test_forgotten_account_name_is_in_the_error(tmp_path: Path) -> None:
-    transport = FakeTransport(FakeGateway(job_s=0.01).answer, latency_s=0.001)
-    async with session_of(ApiMall(api_key=OLD, account="studio"), transport, tmp_path / "j") as session:
+    gateway = FakeGateway(job_s=0.0)
+    async with session_of(ApiMall(api_key=OLD, account="studio"), gateway, tmp_path / "j") as session:
         await session.generate("c", idempotency_key="order-17")
-    async with session_of(ApiMall(api_key=NEW), transport, tmp_path / "j") as session:
+    async with session_of(ApiMall(api_key=NEW), gateway, tmp_path / "j") as session:
         with pytest.raises(IdempotencyConflict, match='account="studio" or NANOBANANA_ACCOUNT=studio'):
             await session.generate("c", idempotency_key="order-17")
-    async with session_of(DefApi(api_key=NEW), transport, tmp_path / "j") as session:
+    async with session_of(DefApi(api_key=NEW), gateway, tmp_path / "j") as session:
         with pytest.raises(IdempotencyConflict, match="another account, at gateway apimall and not defapi"):
             await session.generate("c", idempotency_key="order-17")

@@ -81,6 +81,7 @@ async def test_calls_that_ended_early_are_joined_by_later_ones(tmp_path: Path) -
     assert percents == sorted(set(percents))
 
 
+@pytest.mark.usefixtures("real_processes")
 async def test_server_that_starts_again_continues_the_job(tmp_path: Path) -> None:
     async with emulated(duration=Fixed(1.5)) as emulator:
         server = Server(emulator, tmp_path)

@@ -1,4 +1,4 @@
-"""A TCP proxy in a thread that can lose answers, or fall silent, as a network does that breaks at the wrong moment."""
+"""A TCP proxy in threads that can lose answers, fall silent or break, as a network does at the wrong moment."""
 
 import socket
 import threading
@@ -9,9 +9,13 @@ from tests.support.postgres import free_port
 
 
 class CutProxy:
-    """Forwards to a port; loses the answer to a request with certain words, or moves nothing more from it on."""
+    """Forwards to a port, or to the path of a socket.
 
-    def __init__(self, target: int) -> None:
+    It loses the answer to a request with certain words, moves nothing more from such a request on, or breaks all
+    connections.
+    """
+
+    def __init__(self, target: int | str) -> None:
         self.port = free_port()
         self.cuts = 0
         self.is_open = threading.Event()
@@ -20,6 +24,7 @@ class CutProxy:
         self._target = target
         self._words: bytes | None = None
         self._silent_at: tuple[bytes, bool] | None = None
+        self._pairs: set[_Pair] = set()
         self._closed = threading.Event()
         self._server = socket.create_server(("127.0.0.1", self.port))
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -36,6 +41,11 @@ class CutProxy:
         """
         self._silent_at = words, forwards
 
+    def cut(self) -> None:
+        """Break all connections; new ones are forwarded."""
+        for pair in self._pairs.copy():
+            pair.cut()
+
     def close(self) -> None:
         self.is_open.set()
         self._closed.set()
@@ -48,10 +58,30 @@ class CutProxy:
         with suppress(OSError):
             while True:
                 client, _ = self._server.accept()
-                server = socket.create_connection(("127.0.0.1", self._target))
+                try:
+                    server = self._connect()
+                except OSError:  # the server is down
+                    client.close()
+                    continue
                 pair = _Pair(self, client, server)
+                self._pairs.add(pair)
                 threading.Thread(target=pair.copy_requests, daemon=True).start()
                 threading.Thread(target=pair.copy_answers, daemon=True).start()
+
+    def _connect(self) -> socket.socket:
+        if isinstance(self._target, int):
+            return socket.create_connection(("127.0.0.1", self._target))
+        server = socket.socket(socket.AF_UNIX)
+        try:
+            server.connect(self._target)
+        except OSError:
+            server.close()
+            raise
+        return server
+
+    def forget(self, pair: "_Pair") -> None:
+        """Forget a connection that was closed."""
+        self._pairs.discard(pair)
 
     def takes(self, request: bytes) -> bool:
         """Return whether the answer to this request is to be lost."""
@@ -82,6 +112,11 @@ class _Pair:
         self._losing = False
         self._silent = False
 
+    def cut(self) -> None:
+        for each in (self._client, self._server):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
     def copy_requests(self) -> None:
         with suppress(OSError), self._server:
             while data := self._client.recv(1 << 16):
@@ -101,13 +136,14 @@ class _Pair:
                     self._proxy.stand_still()
                 if self._losing:  # the server has done it, and the client will never know
                     self._client.shutdown(socket.SHUT_RDWR)
-                    return
+                    break
                 self._client.sendall(data)
+        self._proxy.forget(self)
 
 
 @contextmanager
-def cut_proxy(target: int) -> Iterator[CutProxy]:
-    """Run a proxy to a port until the end of the block."""
+def cut_proxy(target: int | str) -> Iterator[CutProxy]:
+    """Run a proxy to a port, or to the path of a socket, until the end of the block."""
     proxy = CutProxy(target)
     try:
         yield proxy
