@@ -2,10 +2,8 @@
 
 from datetime import time
 from decimal import Decimal
-from importlib import import_module
 from typing import Any
 
-import numpy as np
 import pytest
 from attrs import evolve, fields_dict
 from attrs.exceptions import FrozenInstanceError
@@ -14,8 +12,9 @@ from hypothesis import strategies as st
 
 from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, same_request, shorten
+from tests.support.lazy import lazy
 
-pd: Any = import_module("pandas")  # it has no types
+np, pd = lazy("numpy"), lazy("pandas")
 
 
 def test_prompt_alone_is_a_valid_request() -> None:
@@ -103,18 +102,17 @@ def test_invalid_field_is_refused_by_name(field: str, value: Any, why: str) -> N
     assert caught.value.safe_to_repeat
 
 
-@pytest.mark.parametrize("nothing", [None, "", " ", float("nan"), np.float32("nan"), Decimal("NaN"), pd.NA, pd.NaT])
 @pytest.mark.parametrize("name", [name for name in fields_dict(ImageRequest) if name != "prompt"])
-def test_absent_value_is_the_default(name: str, nothing: Any) -> None:
-    assert ImageRequest("x", **{name: nothing}) == ImageRequest("x")
+def test_absent_value_is_the_default(name: str) -> None:
+    values: list[Any] = [None, "", " ", float("nan"), np.float32("nan"), Decimal("NaN"), pd.NA, pd.NaT]
+    for nothing in values:
+        assert ImageRequest("x", **{name: nothing}) == ImageRequest("x"), repr(nothing)
 
 
 @pytest.mark.parametrize(
     ("field", "given", "meant"),
     [
-        ("num_images", np.int64(2), 2),
         ("num_images", 2.0, 2),
-        ("num_images", np.float32(3), 3),
         ("num_images", Decimal("4"), 4),
         ("num_images", " 2 ", 2),
         ("num_images", "2.0", 2),
@@ -133,6 +131,12 @@ def test_absent_value_is_the_default(name: str, nothing: Any) -> None:
 def test_value_written_by_a_table_is_read(field: str, given: Any, meant: Any) -> None:
     read = getattr(ImageRequest("x", **{field: given}), field)
     assert (read, type(read)) == (meant, type(meant))
+
+
+def test_number_of_an_array_is_read() -> None:
+    for two in (np.int64(2), np.float32(2)):
+        read = ImageRequest("x", num_images=two).num_images
+        assert (read, type(read)) == (2, int)
 
 
 def test_long_invalid_url_is_cut_in_the_message() -> None:

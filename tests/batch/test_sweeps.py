@@ -3,18 +3,17 @@
 import itertools
 from collections.abc import Callable
 from fractions import Fraction
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import polars
 import pytest
 
 from nanobanana_async import ConfigurationError, Session, SqliteLedger, sweep
 from nanobanana_async.batch import sweep_values
 from nanobanana_async.emulator import Emulator, Fixed
+from tests.support.lazy import lazy
 
-pandas: Any = import_module("pandas")  # it has no types
+pandas, polars = lazy("pandas"), lazy("polars")
 
 any_sweep: Any = sweep  # also for arguments that its types refuse
 
