@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nanobanana_async.errors import InvalidRequest
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, same_request, shorten
 from tests.support.lazy import lazy
+from tests.support.rows import each_row
 
 np, pd = lazy("numpy"), lazy("pandas")
 
@@ -25,7 +26,7 @@ def test_prompt_alone_is_a_valid_request() -> None:
     assert wanted.callback_url is None
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("field", "value"),
     [
         ("prompt", "zwei\nZeilen ä 🦊"),
@@ -47,7 +48,7 @@ def test_valid_field_is_kept(field: str, value: Any) -> None:
     assert getattr(wanted, field) == (tuple(value) if isinstance(value, list) else value)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("field", "value", "why"),
     [
         ("prompt", "", "prompt is empty"),
@@ -102,14 +103,14 @@ def test_invalid_field_is_refused_by_name(field: str, value: Any, why: str) -> N
     assert caught.value.safe_to_repeat
 
 
-@pytest.mark.parametrize("name", [name for name in fields_dict(ImageRequest) if name != "prompt"])
+@each_row("name", [name for name in fields_dict(ImageRequest) if name != "prompt"])
 def test_absent_value_is_the_default(name: str) -> None:
     values: list[Any] = [None, "", " ", float("nan"), np.float32("nan"), Decimal("NaN"), pd.NA, pd.NaT]
     for nothing in values:
         assert ImageRequest("x", **{name: nothing}) == ImageRequest("x"), repr(nothing)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("field", "given", "meant"),
     [
         ("num_images", 2.0, 2),

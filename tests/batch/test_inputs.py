@@ -21,6 +21,7 @@ from nanobanana_async.testing import FakeTransport
 from tests.batch.fakes import PromptGateway, all_of
 from tests.support.fakes import apimall, virtually
 from tests.support.lazy import lazy
+from tests.support.rows import each_row
 
 pd = lazy("pandas")
 pl = lazy("polars")
@@ -142,7 +143,7 @@ def test_rows_of_a_csv_reader_are_bought() -> None:
     ]
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("requests", "advice"),
     [
         ("a lighthouse", r"not str: pass \[prompt\] for one prompt"),
