@@ -77,8 +77,6 @@ def test_durations_without_tenths_are_whole_seconds() -> None:
 @each_row(
     ("seconds", "text"), [(-5, "0s"), (119, "119s"), (120, "2m"), (7199, "119m"), (10_860, "3h"), (180_000, "2d")]
 )
-    ("seconds", "text"), [(-5, "0s"), (119, "119s"), (120, "2m"), (7199, "119m"), (10_860, "3h"), (180_000, "2d")]
-)
 def test_ages_have_one_unit(seconds: int, text: str) -> None:
     assert age(START, START + timedelta(seconds=seconds)) == text
 

@@ -315,8 +315,6 @@ def test_none_is_no_limit() -> None:
 @each_row(
     "bad", [-1, "5", "-0.01", "eight", "", True, False, float("nan"), float("-inf"), "sNaN", "Infinity", [8], b"8"]
 )
-    "bad", [-1, "5", "-0.01", "eight", "", True, False, float("nan"), float("-inf"), "sNaN", "Infinity", [8], b"8"]
-)
 def test_invalid_amount_is_refused_by_name(bad: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
         parse_credits("expected_credits", bad)
