@@ -66,6 +66,8 @@ class _JumpingSelector(selectors.DefaultSelector):
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout == 0 and len(self.get_map()) == 1:
+            return []  # no socket but the one by which threads wake a loop that waits, and this one does not
         ready = super().select(0)
         if ready or timeout == 0:
             return ready

@@ -48,13 +48,16 @@ settings.load_profile("suite")
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Keep what the imports and the list of tests consist of, a million objects, out of all garbage collections."""
+    """Keep what the imports and the list of tests consist of, a million objects, out of all garbage collections.
+
+    Afterwards collections are rare: tests that wait for one call `gc.collect`, and Hypothesis calls a function at each.
+    """
     gc.disable()
     try:
         return (yield)
     finally:
-        gc.collect()
         gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
         gc.enable()
 
 

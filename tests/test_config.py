@@ -7,13 +7,14 @@ import pytest
 from nanobanana_async import ApiMall, ConfigurationError, DefApi, RetryPolicy, Timeouts
 from nanobanana_async.config import gateway_from_env
 from nanobanana_async.gateways import Secret
+from tests.support.rows import each_row
 
 MALL, DEF = {"APIMALL_API_KEY": "mall-key"}, {"DEFAPI_API_KEY": "def-key"}
 NAMED_MALL, NAMED_DEF = {"NANOBANANA_GATEWAY": "apimall"}, {"NANOBANANA_GATEWAY": "defapi"}
 MOVED = {"NANOBANANA_BASE_URL": "http://127.0.0.1:8080/"}
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("environ", "kind", "key"),
     [
         (MALL, ApiMall, "mall-key"),
@@ -39,7 +40,7 @@ def test_environment_sets_the_base_url(environ: dict[str, str]) -> None:
     assert gateway_from_env(environ | MOVED).base_url == "http://127.0.0.1:8080"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("environ", "says"),
     [
         ({}, "set APIMALL_API_KEY or DEFAPI_API_KEY"),
@@ -66,8 +67,8 @@ def test_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> 
     assert gateway_from_env().api_key == Secret("mall-key")
 
 
-@pytest.mark.parametrize("name", ["connect_s", "create_s", "query_s", "job_s", "close_s"])
-@pytest.mark.parametrize("value", [0, -1, "10", None])
+@each_row("name", ["connect_s", "create_s", "query_s", "job_s", "close_s"])
+@each_row("value", [0, -1, "10", None])
 def test_invalid_timeout_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=name):
         Timeouts(**{name: value})

@@ -17,6 +17,7 @@ from attrs import frozen
 from nanobanana_async.emulator import API_KEY, Emulator
 from nanobanana_async.engine.phases import PHASES
 from nanobanana_async.jobs import TRANSITIONS
+from tests.support.rows import each_row
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -77,7 +78,7 @@ BLOCKS = blocks()
 RUNNABLE = [block for block in BLOCKS if block.arguments is not None]
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.name)
+@each_row("block", BLOCKS)
 def test_block_compiles(block: Block) -> None:
     assert isinstance(compile(block.code, block.name, "exec"), CodeType)
 
@@ -161,7 +162,7 @@ def test_readme_has_each_command_in_its_own_block(command: str) -> None:
     assert f"\n```sh\n{command}\n```\n" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@each_row("page", PAGES)
 def test_links_lead_to_files(page: Path) -> None:
     links = _LINK.findall(page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []

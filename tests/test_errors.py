@@ -33,6 +33,7 @@ from nanobanana_async.errors import (
     UnexpectedResponse,
 )
 from nanobanana_async.gateways.refusals import ERROR_BY_STATUS
+from tests.support.rows import each_row
 
 
 @frozen
@@ -70,7 +71,7 @@ EACH = [
     DownloadError("m"),
     SaveError("m"),
 ]
-each = pytest.mark.parametrize("error", EACH, ids=lambda error: type(error).__name__)
+each = each_row("error", EACH)
 
 
 def facts(error: NanoBananaError) -> dict[str, Any]:

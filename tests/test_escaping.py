@@ -2,11 +2,11 @@
 
 import json
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.escaping import exact, json_line, one_line
+from tests.support.rows import each_row
 
 ESCAPED = [
     ("\x1b[31m", "\\x1b[31m"),
@@ -19,12 +19,12 @@ ESCAPED = [
 ]
 
 
-@pytest.mark.parametrize(("text", "expected"), [*ESCAPED, ("a \r\n\t b\u2028c", "a b c"), ("füchse 狐", "füchse 狐")])
+@each_row(("text", "expected"), [*ESCAPED, ("a \r\n\t b\u2028c", "a b c"), ("füchse 狐", "füchse 狐")])
 def test_one_line_escapes_control_characters(text: str, expected: str) -> None:
     assert one_line(text) == expected
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "expected"),
     [
         *ESCAPED,

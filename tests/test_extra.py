@@ -19,6 +19,7 @@ from nanobanana_async.models import (
     same_request,
     to_request,
 )
+from tests.support.rows import each_row
 
 
 def with_extra(extra: Any) -> ImageRequest:
@@ -41,7 +42,7 @@ def test_extra_holds_json_values_in_sorted_order() -> None:
     assert with_extra(given).to_dict()["extra"] == dict(extra)
 
 
-@pytest.mark.parametrize("absent", [None, "", " ", float("nan"), {}, "{}"])
+@each_row("absent", [None, "", " ", float("nan"), {}, "{}"])
 def test_request_without_extra_values_has_none(absent: Any) -> None:
     assert with_extra(absent) == ImageRequest("a fox")
     assert not with_extra(absent).extra
@@ -89,7 +90,7 @@ def test_extra_survives_copying_and_pickling() -> None:
     assert copy.copy(request.extra) is copy.deepcopy(request.extra) is request.extra
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("extra", "named"),
     [
         (7, 'extra must be an object of JSON values such as {"seed": 7}, not int'),
@@ -137,7 +138,7 @@ def test_notebook_shows_extra_values() -> None:
     assert ("seed", 7) in request_facts(with_extra({"seed": 7}))
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "value"),
     [
         *(("7", 7), ("-1.5", -1.5), ("true", True), ("null", None), ('"7"', "7"), ('{"a": [1]}', {"a": [1]})),
@@ -173,8 +174,8 @@ def test_json_text_with_a_repeated_name_is_refused(text: str) -> None:
         with_extra(text)
 
 
-@pytest.mark.parametrize("gateway", [ApiMall(api_key="k" * 24), DefApi(api_key="k" * 24)])
-@pytest.mark.parametrize(
+@each_row("gateway", [ApiMall(api_key="k" * 24), DefApi(api_key="k" * 24)])
+@each_row(
     ("name", "meant"),
     [
         *(("Prompt", "prompt"), ("MODEL", "model"), ("model ", "model"), ("callback_url", "callback_url")),

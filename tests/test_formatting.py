@@ -15,11 +15,12 @@ from nanobanana_async.formatting import (
     plain_number,
     plural,
 )
+from tests.support.rows import each_row
 
 START = datetime(2026, 3, 14, 9, 26, 53, tzinfo=UTC)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("value", "grouped", "plain"),
     [
         (Decimal("4.50"), "4.5", "4.5"),
@@ -48,7 +49,7 @@ def test_count_chooses_singular_or_plural() -> None:
     assert plural(2, "query", "queries") == "2 queries"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("value", "text"),
     [
         (-1, "0.0 s"),
@@ -73,7 +74,7 @@ def test_durations_without_tenths_are_whole_seconds() -> None:
     assert texts == ["0 s", "0 s", "10 s", "2 min 5 s"]
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("seconds", "text"), [(-5, "0s"), (119, "119s"), (120, "2m"), (7199, "119m"), (10_860, "3h"), (180_000, "2d")]
 )
 def test_ages_have_one_unit(seconds: int, text: str) -> None:

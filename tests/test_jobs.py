@@ -18,6 +18,7 @@ from nanobanana_async.keys import batch_key_prefix, validate_key
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.values import validate_row_key
 from tests.support.records import NOON, record
+from tests.support.rows import each_row
 
 PENDING, SUBMITTING, RUNNING, SUCCEEDED, FAILED, REFUSED, UNCERTAIN, WITHDRAWN = JobState
 
@@ -45,7 +46,7 @@ def test_transitions_name_every_state() -> None:
     assert {SUCCEEDED, FAILED, REFUSED, WITHDRAWN} == TERMINAL_STATES
 
 
-@pytest.mark.parametrize(("before", "after"), list(product(JobState, JobState)), ids=lambda state: state.name)
+@each_row(("before", "after"), list(product(JobState, JobState)))
 def test_only_listed_transitions_are_allowed(before: JobState, after: JobState) -> None:
     job = record(state=before, revision=4)
     if (before, after) in TRANSITION_PAIRS:
@@ -90,7 +91,7 @@ def test_every_wire_key_is_a_valid_header_value(key: str, generation: int) -> No
     assert validate_key(wire_key) == wire_key
 
 
-@pytest.mark.parametrize("key", ["", "x" * 256, "a b", "a\n", "ä", "\x7f", None, 5.5, True, b"k"])
+@each_row("key", ["", "x" * 256, "a b", "a\n", "ä", "\x7f", None, 5.5, True, b"k"])
 def test_key_invalid_in_a_header_is_refused(key: Any) -> None:
     with pytest.raises(InvalidRequest, match="idempotency_key"):
         validate_key(key)
@@ -123,7 +124,7 @@ def test_credits_are_after_refunds(used: Decimal | None, refunded: Decimal | Non
     assert record(credits_used=used, credits_refunded=refunded).credits == expected
 
 
-@pytest.mark.parametrize("state", list(JobState))
+@each_row("state", list(JobState))
 def test_possibly_bought_from_the_first_send_to_a_refusal(state: JobState) -> None:
     assert record(state=state).possibly_bought is (state in {SUBMITTING, RUNNING, SUCCEEDED, UNCERTAIN})
     assert record(state=state, in_doubt=True).possibly_bought

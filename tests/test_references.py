@@ -22,12 +22,13 @@ from nanobanana_async.references import (
     stored_form,
     text_to_reference,
 )
+from tests.support.rows import each_row
 
 DIGEST = "0123456789abcdef" * 4
 URI = "data:image/png;base64,AAAA"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("given", "kept"),
     [
         (Path("cat.png"), LocalImage(Path("cat.png"))),
@@ -96,8 +97,8 @@ def signed(query: str, which: int) -> str:
     return query.format(hex=HEX[which], base64=BASE64[which], second=SECONDS[which])
 
 
-@pytest.mark.parametrize("query", SIGNED)
-@pytest.mark.parametrize("pattern", ["{}", "version=2&{}", "{}&version=2", "{}#top"])
+@each_row("query", SIGNED)
+@each_row("pattern", ["{}", "version=2&{}", "{}&version=2", "{}#top"])
 def test_url_that_is_signed_again_is_the_same_image(query: str, pattern: str) -> None:
     one, other = (f"https://b.example/cat.png?{pattern.format(signed(query, which))}" for which in (0, 1))
     requests = [ImageRequest("x", images=[url]) for url in (one, other)]
@@ -108,7 +109,7 @@ def test_url_that_is_signed_again_is_the_same_image(query: str, pattern: str) ->
     assert "version=2" not in pattern or "version=2" in str(image_identity(one))
 
 
-@pytest.mark.parametrize(
+@each_row(
     "query",
     [
         "expires=1",
@@ -163,7 +164,7 @@ def test_people_see_the_start_of_a_digest() -> None:
     assert describe_reference(LocalImage(Path("cat.png"))) == "cat.png"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "meant"),
     [
         ("https://a.example/1.png", "https://a.example/1.png"),

@@ -20,6 +20,7 @@ from nanobanana_async.validators import (
     validate_switch,
     within,
 )
+from tests.support.rows import each_row
 
 
 @Real.register
@@ -66,8 +67,8 @@ class Settings:
     on: Any = field(default=False, validator=validate_switch)
 
 
-@pytest.mark.parametrize("value", [0.25, Decimal("0.25"), Fraction(1, 4), Float32(0.25)])
-@pytest.mark.parametrize("name", ["above", "from_zero", "gap", "endless"])
+@each_row("value", [0.25, Decimal("0.25"), Fraction(1, 4), Float32(0.25)])
+@each_row("name", ["above", "from_zero", "gap", "endless"])
 def test_any_real_number_is_stored_as_a_float(name: str, value: object) -> None:
     stored = getattr(Settings(**{name: value}), name)
     assert type(stored) is float
@@ -79,7 +80,7 @@ def test_numbers_above_zero_are_positive(value: float) -> None:
     assert Settings(above=value).above == value
 
 
-@pytest.mark.parametrize("value", [0, -1, -0.5, math.inf, -math.inf, Decimal("1E-1000000"), *HUGE, *NO_NUMBERS])
+@each_row("value", [0, -1, -0.5, math.inf, -math.inf, Decimal("1E-1000000"), *HUGE, *NO_NUMBERS])
 def test_value_not_above_zero_is_refused_by_name_and_range(value: object) -> None:
     with pytest.raises(ConfigurationError, match=r"^above must be a number above 0 and at most 1e\+09, not ") as caught:
         Settings(above=value)
@@ -91,7 +92,7 @@ def test_zero_is_not_negative(value: float) -> None:
     assert Settings(from_zero=value).from_zero == value
 
 
-@pytest.mark.parametrize("value", [-1, -0.001, math.inf, *HUGE, *NO_NUMBERS])
+@each_row("value", [-1, -0.001, math.inf, *HUGE, *NO_NUMBERS])
 def test_negative_value_is_refused_by_name_and_range(value: object) -> None:
     with pytest.raises(ConfigurationError, match="from_zero must be a number of at least 0 and at most"):
         Settings(from_zero=value)
@@ -102,7 +103,7 @@ def test_infinity_is_accepted_where_it_means_no_limit(value: object) -> None:
     assert Settings(endless=value).endless == math.inf
 
 
-@pytest.mark.parametrize("value", [0, -math.inf, *HUGE, *NO_NUMBERS])
+@each_row("value", [0, -math.inf, *HUGE, *NO_NUMBERS])
 def test_number_too_large_for_a_float_is_refused(value: object) -> None:
     with pytest.raises(ConfigurationError, match=r"endless must be a number above 0 .*, or infinite for no limit, not"):
         Settings(endless=value)
@@ -119,7 +120,7 @@ def test_positive_integers_are_counts(value: int) -> None:
     assert Settings(count=value).count == value
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.0, math.inf, Decimal(1), *HUGE, *NO_NUMBERS])
+@each_row("value", [0, -1, 1.0, math.inf, Decimal(1), *HUGE, *NO_NUMBERS])
 def test_invalid_count_is_refused_by_name_and_range(value: object) -> None:
     with pytest.raises(ConfigurationError, match="count must be a whole number of at least 1 and at most 1000000000"):
         Settings(count=value)
@@ -136,7 +137,7 @@ def test_none_or_infinite_timeout_is_no_limit(value: object, seconds: float | No
     assert as_timeout("timeout", value) == seconds
 
 
-@pytest.mark.parametrize("value", [-1, -math.inf, *HUGE, *(value for value in NO_NUMBERS if value is not None)])
+@each_row("value", [-1, -math.inf, *HUGE, *(value for value in NO_NUMBERS if value is not None)])
 def test_timeout_out_of_range_is_refused_by_name(value: object) -> None:
     with pytest.raises(ConfigurationError, match="timeout must be a number of at least 0"):
         as_timeout("timeout", value)

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
+from tests.support.rows import each_row
+
 ROOT = Path(__file__).parent.parent
 GLOSSARY = "docs/architecture.md"
 SEARCHED = ("README.md", "CHANGELOG.md", "docs", "nanobanana_async", "tests", "benchmarks")
@@ -215,7 +217,7 @@ def test_exceptions_are_still_needed() -> None:
         assert word in in_prose(text) | {word for name in _WORD.findall(text) for word in in_identifier(name)}
 
 
-@pytest.mark.parametrize(
+@each_row(
     "source",
     [
         "desk = 1",

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -174,3 +175,12 @@ def _fair_shares_of(
 _CONVERTER = make_converter(omit_if_default=True)
 _CONVERTER.register_unstructure_hook(Mode, lambda mode: mode.name)
 _CONVERTER.register_structure_hook(Mode, lambda name, _: Mode[name])
+# Lists of pairs are most of a state, which every exchange reads, and the hook of cattrs takes long for each.
+_CONVERTER.register_structure_hook_func(
+    lambda kind: kind == deque[list[int]],
+    lambda value, _: deque([int(first), int(second)] for first, second in value),
+)
+_CONVERTER.register_structure_hook_func(
+    lambda kind: kind == deque[list[float]],
+    lambda value, _: deque([float(first), float(second)] for first, second in value),
+)

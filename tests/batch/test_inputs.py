@@ -7,8 +7,7 @@ import io
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator
-from importlib import import_module
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,11 @@ from nanobanana_async.batch.rows import Row, RowReader
 from nanobanana_async.testing import FakeTransport
 from tests.batch.fakes import PromptGateway, all_of
 from tests.support.fakes import apimall, virtually
+from tests.support.lazy import lazy
+from tests.support.rows import each_row
 
-pd: Any = import_module("pandas")  # it has no types
-pl: Any = import_module("polars")
+pd = lazy("pandas")
+pl = lazy("polars")
 
 TABLE = {"Prompt": ["a fox", "a lynx"], "Num Images": [2, None], "key": [1, 2], "shelf": ["A", None]}
 
@@ -40,8 +41,9 @@ def requests_of(rows: Any) -> list[ImageRequest]:
     return [row.request for row in read if row.request is not None]
 
 
-@pytest.mark.parametrize("frame", [pd.DataFrame(TABLE), pl.DataFrame(TABLE)], ids=["pandas", "polars"])
-def test_rows_of_a_data_frame_are_bought_and_not_its_columns(frame: Any) -> None:
+@pytest.mark.parametrize("library", [pd, pl], ids=["pandas", "polars"])
+def test_rows_of_a_data_frame_are_bought_and_not_its_columns(library: Any) -> None:
+    frame = library.DataFrame(TABLE)
     assert requests_of(frame) == [ImageRequest("a fox", num_images=2), ImageRequest("a lynx")]
     assert [(row.own_key, row.metadata) for row in read_rows(frame)] == [("1", {"shelf": "A"}), ("2", None)]
 
@@ -84,8 +86,9 @@ def test_unknown_columns_of_a_data_frame_are_logged_once(caplog: pytest.LogCaptu
     assert "columns 'resoluton', 'shelf' kept as metadata; 'resoluton': did you mean resolution?" in line
 
 
-@pytest.mark.parametrize("kind", [pd.DataFrame, pl.DataFrame])
-def test_nearly_right_columns_of_a_data_frame_are_recognised(kind: Any, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("library", [pd, pl], ids=["pandas", "polars"])
+def test_nearly_right_columns_of_a_data_frame_are_recognised(library: Any, caplog: pytest.LogCaptureFixture) -> None:
+    kind = library.DataFrame
     with caplog.at_level(logging.WARNING):
         frame = kind({"prompt": ["a", "b"], "Size": ["2K", "4k"], "AspectRatio": ["16:9", None]})
         first, second = requests_of(frame)
@@ -100,15 +103,15 @@ def test_nearly_right_columns_of_a_data_frame_are_recognised(kind: Any, caplog: 
 @pytest.mark.parametrize(
     ("frame", "what"),
     [
-        (pd.DataFrame({"promt": ["a"]}), "column prompt is missing; .* rename 'promt' to prompt"),
-        (pd.DataFrame(), "a name for each column, and one with the name prompt"),
-        (pl.DataFrame({"Prompt": ["a"], "prompt": ["b"]}), "duplicate column prompt"),
-        (pl.LazyFrame({"prompt": ["a"]}), "not LazyFrame: call .collect\\(\\) on it"),
+        (lambda: pd.DataFrame({"promt": ["a"]}), "column prompt is missing; .* rename 'promt' to prompt"),
+        (lambda: pd.DataFrame(), "a name for each column, and one with the name prompt"),
+        (lambda: pl.DataFrame({"Prompt": ["a"], "prompt": ["b"]}), "duplicate column prompt"),
+        (lambda: pl.LazyFrame({"prompt": ["a"]}), "not LazyFrame: call .collect\\(\\) on it"),
     ],
 )
-def test_data_frame_without_prompts_is_refused(frame: Any, what: str) -> None:
+def test_data_frame_without_prompts_is_refused(frame: Callable[[], Any], what: str) -> None:
     with pytest.raises(ConfigurationError, match=what):
-        to_requests(frame)
+        to_requests(frame())
 
 
 def test_empty_prompt_of_a_data_frame_is_an_error_of_its_row() -> None:
@@ -140,7 +143,7 @@ def test_rows_of_a_csv_reader_are_bought() -> None:
     ]
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("requests", "advice"),
     [
         ("a lighthouse", r"not str: pass \[prompt\] for one prompt"),

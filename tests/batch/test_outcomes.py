@@ -12,6 +12,7 @@ from nanobanana_async.testing import FakeTransport
 from tests.batch.fakes import CountingInput, PromptGateway, all_of, slots, slowly
 from tests.support.fakes import apimall, defapi, virtually
 from tests.support.replies import refused
+from tests.support.rows import each_row
 
 
 @virtually
@@ -89,7 +90,7 @@ async def test_no_rows_give_no_outcomes() -> None:
         assert await all_of(session.generate_many(slowly([]), ordered=True)) == []
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("row", "says"),
     [
         ({"prompt": "fog", "colour": "red", "metadata": 7}, "unknown field colour: the fields are prompt, images"),

@@ -2,9 +2,7 @@
 
 import hashlib
 import math
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,8 +15,9 @@ from nanobanana_async.emulator.simulator import GatewaySimulator
 from nanobanana_async.images import local
 from nanobanana_async.testing import EmulatorTransport
 from tests.support.fakes import virtually
+from tests.support.lazy import lazy
 
-pd: Any = import_module("pandas")  # it has no types
+pd = lazy("pandas")
 PNG = plain_png(ImageSpec("a cat", 0, 0, 8, 8, True))
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nanobanana_async import ImageRequest
 from nanobanana_async.batch.rows import RowReader
 from nanobanana_async.keys import batch_key_prefix, validate_key
+from tests.support.rows import each_row
 
 MANY = ImageRequest(
     "a boat",
@@ -153,7 +154,7 @@ def test_number_and_uuid_are_the_same_key_as_their_text() -> None:
     assert keys({"prompt": "fog", "key": UUID(int=5)}) == keys({"prompt": "fog", "key": str(UUID(int=5))})
 
 
-@pytest.mark.parametrize("key", [Ambiguous(), 1.5, True, b"k", ["k"], "\ud800"])
+@each_row("key", [Ambiguous(), 1.5, True, b"k", ["k"], "\ud800"])
 def test_invalid_key_is_an_error_of_its_row(key: object) -> None:
     row = RowReader("spring").read({"prompt": "a fox", "key": key, "metadata": Ambiguous()})
     assert row.request is None

@@ -27,6 +27,7 @@ from tests.batch.fakes import CountingInput, PromptGateway, all_of, run_batch, s
 from tests.support.fakes import REAL_TIME, RecordingLedger, apimall, defapi, virtually
 from tests.support.loopback import charged, emulated, quick
 from tests.support.replies import json_reply, refused
+from tests.support.rows import each_row
 
 IN_FLIGHT = 10
 
@@ -36,10 +37,8 @@ def after(count: int, gateway: PromptGateway, refusal: Callable[[], Reply]) -> N
     gateway.says = lambda prompt: refusal() if len(gateway.sold) >= count else None
 
 
-@pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize(
-    ("status", "kind"), [(401, AuthenticationError), (402, InsufficientCredits), (403, AccessDenied)]
-)
+@each_row("ordered", [False, True])
+@each_row(("status", "kind"), [(401, AuthenticationError), (402, InsufficientCredits), (403, AccessDenied)])
 def test_account_errors_stop_the_batch_at_once(status: int, kind: type[NanoBananaError], ordered: bool) -> None:
     @virtually
     async def stops() -> None:

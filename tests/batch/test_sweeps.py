@@ -3,18 +3,18 @@
 import itertools
 from collections.abc import Callable
 from fractions import Fraction
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import polars
 import pytest
 
 from nanobanana_async import ConfigurationError, Session, SqliteLedger, sweep
 from nanobanana_async.batch import sweep_values
 from nanobanana_async.emulator import Emulator, Fixed
+from tests.support.lazy import lazy
+from tests.support.rows import each_row
 
-pandas: Any = import_module("pandas")  # it has no types
+pandas, polars = lazy("pandas"), lazy("polars")
 
 any_sweep: Any = sweep  # also for arguments that its types refuse
 
@@ -119,13 +119,13 @@ def test_ten_million_rows_are_made_one_by_one() -> None:
     assert repr(rows) == "<Sweep a (1000) x b (1000) x c (10)>"
 
 
-@pytest.mark.parametrize("written", ["{x.__class__}", "{x[0]}", "{x!r}", "{x:>9}", "{}", "{0}", "{x", "x}"])
+@each_row("written", ["{x.__class__}", "{x[0]}", "{x!r}", "{x:>9}", "{}", "{0}", "{x", "x}"])
 def test_only_plain_names_stand_in_braces(written: str) -> None:
     with pytest.raises(ConfigurationError, match="brace"):
         sweep(f"a {written}", x=["fox"])
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("make", "why"),
     [
         (lambda: any_sweep("a {styl}", style=["oil"]), r"\{styl\}, which has no values: did you mean style\?"),

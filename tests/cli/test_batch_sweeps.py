@@ -4,8 +4,6 @@ import asyncio
 import io
 import json
 import sys
-from importlib import import_module
-from typing import Any
 
 import pytest
 
@@ -13,8 +11,9 @@ from nanobanana_async.cli import app as cli
 from tests.cli.batches import Command, emulated
 from tests.cli.test_batch_dry_run import facts
 from tests.support.command import TerminalStream
+from tests.support.lazy import lazy
 
-openpyxl: Any = import_module("openpyxl")  # it has no types
+openpyxl = lazy("openpyxl")
 
 SHOP = ("--vary", "product=mug,lamp,chair,pot", "--vary", "style=oil,ink,wood", "--aspect-ratio", "1:1,16:9")
 TEMPLATE = "--prompt=a {product} in {style}"

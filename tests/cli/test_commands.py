@@ -32,6 +32,7 @@ from nanobanana_async.commands import command_line, jobs_command, program, quote
 from nanobanana_async.engine.doubt import candidates_hint
 from nanobanana_async.report import ReportRow
 from tests.support.ledger_contract import job
+from tests.support.rows import each_row
 
 NASTY = "a b;x  y|>'z'&$(id)*\n-\u202e"
 KEYS = ("plain", "-x", "a|b;$(touch", "--as=not-bought", "'", "~", "$HOME")
@@ -155,7 +156,7 @@ def test_a_decision_that_is_not_made_is_refused(tmp_path: Path, isolated: None) 
     assert cli.run(["jobs", "resolve", "k", "--ledger", str(tmp_path / "jobs.sqlite"), "--as", "DECISION"]) == 2
 
 
-@pytest.mark.parametrize("word", [NASTY, "", "plain", "a b", "é \u00a0 x", "\udcff"])
+@each_row("word", [NASTY, "", "plain", "a b", "é \u00a0 x", "\udcff"])
 def test_a_quoted_word_is_one_word_on_one_line(word: str) -> None:
     assert quoted(word).isprintable()
     assert "  " not in quoted(word)

@@ -4,6 +4,7 @@ import pytest
 
 from nanobanana_async import ConfigurationError, InvalidRequest, NanoBananaError
 from nanobanana_async.cli.options import extra_of, in_cli_words, setting_message, with_option_names
+from tests.support.rows import each_row
 
 
 def test_arguments_are_named_as_options() -> None:
@@ -48,7 +49,7 @@ def test_extra_option_without_a_name_of_its_own_is_refused(options: list[str], w
         extra_of(options)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("given", "shown"),
     [
         ("no answer (check base_url and the network)", "no answer (check --base-url and the network)"),

@@ -4,6 +4,7 @@ import pytest
 
 from nanobanana_async.emulator import DeliveryMode, RandomFault, Script, faults
 from tests.emulator.calling import Caller, body_of
+from tests.support.rows import each_row
 
 
 def test_script_sets_the_fault_of_the_nth_request() -> None:
@@ -58,7 +59,7 @@ def test_random_fault_needs_a_probability(probability: float) -> None:
         RandomFault(probability, faults.reset())
 
 
-@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 409, 429, 451, 500, 503])
+@each_row("status", [400, 401, 402, 403, 404, 409, 429, 451, 500, 503])
 def test_every_status_of_the_reference_comes_in_the_envelope_of_apimall(status: int) -> None:
     caller = Caller()
     caller.simulator.queue_faults("apimall.create", faults.error(status))
@@ -95,7 +96,7 @@ def test_error_fault_takes_a_message_or_an_empty_body() -> None:
     assert (answer.status, answer.body) == (504, b"")
 
 
-@pytest.mark.parametrize(
+@each_row(
     "fault",
     [
         faults.reset(processed=True),
@@ -107,7 +108,6 @@ def test_error_fault_takes_a_message_or_an_empty_body() -> None:
         faults.wrong_length(),
         faults.answer(418, body=b"tea", processed=True),
     ],
-    ids=lambda fault: fault.name,
 )
 def test_create_with_a_lost_response_is_charged_and_can_be_replayed(fault: faults.Fault) -> None:
     caller = Caller()
@@ -120,7 +120,7 @@ def test_create_with_a_lost_response_is_charged_and_can_be_replayed(fault: fault
     assert (stats.creates_accepted, stats.replays, stats.double_charges) == (1, 1, 0)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "fault",
     [
         faults.reset(),
@@ -131,7 +131,6 @@ def test_create_with_a_lost_response_is_charged_and_can_be_replayed(fault: fault
         faults.cut(processed=False),
         faults.late(5),
     ],
-    ids=lambda fault: fault.name,
 )
 def test_fault_before_processing_changes_no_state(fault: faults.Fault) -> None:
     caller = Caller()

@@ -11,6 +11,7 @@ import pytest
 
 import nanobanana_async
 from nanobanana_async.emulator import API_KEY, Emulator, EmulatorOptions, EmulatorSettings, serve
+from tests.support.rows import each_row
 
 FOLDER = Path(nanobanana_async.__file__).parent / "emulator"
 
@@ -23,7 +24,7 @@ def test_options_have_the_names_and_types_of_the_settings() -> None:
     assert differing == {"credits"}  # its converter takes numbers and text too
 
 
-@pytest.mark.parametrize(
+@each_row(
     "settings",
     [
         {"speed": 0},

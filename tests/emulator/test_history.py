@@ -8,6 +8,7 @@ import pytest
 
 from nanobanana_async.emulator import EmulatedRequest, EmulatedResponse, RandomFault, faults
 from tests.emulator.calling import HEADERS, Caller, body_of
+from tests.support.rows import each_row
 
 
 def get(caller: Caller, path: str, **query: str) -> EmulatedResponse:
@@ -56,9 +57,7 @@ def test_item_of_the_history_has_the_fields_of_the_contract() -> None:
     assert (failed["status"], failed["image_url"], failed["credits_refunded"]) == ("failed", None, 8)
 
 
-@pytest.mark.parametrize(
-    "query", [{"page": "0"}, {"page": "x"}, {"limit": "0"}, {"limit": "51"}, {"limit": ""}, {"limit": "-1"}]
-)
+@each_row("query", [{"page": "0"}, {"page": "x"}, {"limit": "0"}, {"limit": "51"}, {"limit": ""}, {"limit": "-1"}])
 def test_wrong_page_or_limit_is_400(query: dict[str, str]) -> None:
     response = get(Caller(), "/api/v1/images/history", **query)
     assert (response.status, body_of(response)["error"]["code"]) == (400, "invalid_request")
@@ -97,8 +96,8 @@ def test_foreign_tasks_are_listed_and_queried_but_not_counted() -> None:
     assert stats.credits_remaining == 92
 
 
-@pytest.mark.parametrize(("key", "status"), [("", 401), ("Bearer wrong", 401), ("Bearer unapproved-key", 403)])
-@pytest.mark.parametrize("path", ["/api/v1/images/history", "/api/v1/account/balances"])
+@each_row(("key", "status"), [("", 401), ("Bearer wrong", 401), ("Bearer unapproved-key", 403)])
+@each_row("path", ["/api/v1/images/history", "/api/v1/account/balances"])
 def test_history_and_balance_need_the_key(path: str, key: str, status: int) -> None:
     headers = {"Authorization": key}
     assert Caller().simulator.handle(0.0, EmulatedRequest("GET", path, {}, headers)).status == status

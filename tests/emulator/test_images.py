@@ -10,11 +10,12 @@ from nanobanana_async.emulator import images
 from nanobanana_async.emulator.composition import ImageSpec
 from nanobanana_async.emulator.images import data_uri, paint, plain_png, require_pillow, size_of
 from tests.emulator.calling import Caller
+from tests.support.rows import each_row
 
 FOX = ImageSpec(prompt="a fox", seed=0, index=0, width=160, height=90, is_png=True)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("aspect_ratio", "resolution", "scale", "size"),
     [
         (None, "1K", 1.0, (1024, 1024)),
@@ -67,7 +68,7 @@ def test_equal_specs_give_equal_bytes() -> None:
     assert len({first, *(paint(other) for other in others)}) == 5
 
 
-@pytest.mark.parametrize("prompt", ["", " ", "word " * 400, "x" * 500, "\ud800 lone", "日本語 🦊\nline"])
+@each_row("prompt", ["", " ", "word " * 400, "x" * 500, "\ud800 lone", "日本語 🦊\nline"])
 def test_any_prompt_can_be_painted(prompt: str) -> None:
     image = Image.open(io.BytesIO(paint(ImageSpec(prompt, 0, 0, 96, 96, False))))
     assert image.size == (96, 96)

@@ -11,6 +11,7 @@ from nanobanana_async.emulator import Bimodal, Fixed, LogNormal
 from nanobanana_async.emulator.addresses import is_loopback
 from nanobanana_async.emulator.settings import Progress
 from tests.emulator.calling import Caller, body_of
+from tests.support.rows import each_row
 
 STARTED_AT = datetime(2026, 3, 12, 9, 30, tzinfo=UTC)
 
@@ -252,7 +253,7 @@ def test_callbacks_can_be_dropped_or_repeated_on_loopback_only() -> None:
     assert (dropped.stats().callbacks_dropped, dropped.stats().callbacks_refused) == (1, 1)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("url", "stays"),
     [
         ("http://127.0.0.1/x", True),

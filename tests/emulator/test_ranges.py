@@ -9,13 +9,14 @@ import pytest
 from nanobanana_async.emulator import Bimodal, Fixed, LogNormal, Script
 from nanobanana_async.emulator.faults import RandomFault, cut, reset, stall
 from nanobanana_async.emulator.settings import EmulatorSettings
+from tests.support.rows import each_row
 
 NO_NUMBERS = [math.nan, -1, True, "5", [5], 10**400]
 ODD = ["nan", "-1", "True", "text", "list", "10**400"]
 
 
-@pytest.mark.parametrize("bad", NO_NUMBERS, ids=ODD)
-@pytest.mark.parametrize(
+@each_row("bad", NO_NUMBERS)
+@each_row(
     "name",
     [
         "job_limit",
@@ -49,7 +50,7 @@ def test_infinity_is_allowed_for_events_that_never_happen() -> None:
         EmulatorSettings(speed=math.inf)
 
 
-@pytest.mark.parametrize("bad", ["much", "NaN", "1E+1000000", "Infinity", "1E-1000000", True, [8], "sNaN"])
+@each_row("bad", ["much", "NaN", "1E+1000000", "Infinity", "1E-1000000", True, [8], "sNaN"])
 def test_credits_are_a_finite_amount(bad: Any) -> None:
     with pytest.raises(ValueError, match="an amount of credits must be a finite number"):
         EmulatorSettings(credits=bad)

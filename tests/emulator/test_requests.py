@@ -7,6 +7,7 @@ import pytest
 
 from nanobanana_async.emulator import EmulatedRequest, EmulatedResponse, Fixed
 from tests.emulator.calling import APIMALL_CREATE, APIMALL_QUERY, DEFAPI_CREATE, DEFAPI_QUERY, HEADERS, Caller, body_of
+from tests.support.rows import each_row
 
 URL = "https://example.com/a.png"
 
@@ -38,7 +39,7 @@ def test_defapi_answers_a_create_as_its_reference_prints_it() -> None:
     assert task_id.startswith("ta")
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("fields", "complaint"),
     [
         ({"model": "nano-banana-9"}, "model must be one of nano-banana-pro"),
@@ -70,7 +71,7 @@ def test_apimall_names_the_field_that_is_wrong(fields: dict[str, Any], complaint
     assert caller.stats().creates_refused == {400: 1}
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("fields", "complaint"),
     [
         ({"prompt": None}, "prompt is required"),
@@ -131,7 +132,7 @@ def test_general_endpoint_has_a_default_model() -> None:
     assert body_of(response)["data"]["model"] == "nano-banana"
 
 
-@pytest.mark.parametrize(("field", "value"), GENERAL.items())
+@each_row(("field", "value"), GENERAL.items())
 def test_page_of_the_model_lacks_the_general_parameters(field: str, value: Any) -> None:
     assert no_of_apimall(Caller().buy(**{field: value}))[0] == 400
 
@@ -206,7 +207,7 @@ def test_wrong_host_is_refused_if_a_host_is_required(host: str, status: int) -> 
     assert caller.buy_defapi().status == 200
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("method", "path"),
     [
         ("GET", "/api/v1/images/history"),

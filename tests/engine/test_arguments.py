@@ -21,6 +21,7 @@ from nanobanana_async.otel import Telemetry
 from nanobanana_async.testing import FakeTransport
 from nanobanana_async.webhooks import CallbackReceiver
 from tests.support.fakes import API_KEY, FakeGateway, apimall, virtually
+from tests.support.rows import each_row
 
 
 class Observer:
@@ -28,7 +29,7 @@ class Observer:
         del event
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "value", "advice"),
     [
         ("retry", 3, "retry must be a RetryPolicy, such as RetryPolicy(max_attempts=3), not an object of type int"),

@@ -11,6 +11,7 @@ from nanobanana_async import ApiMall, ConfigurationError, DefApi, Session, Sessi
 from nanobanana_async.config import gateway_from_env
 from nanobanana_async.testing import FakeTransport
 from tests.support.fakes import API_KEY, FakeGateway, apimall, virtually
+from tests.support.rows import each_row
 
 
 @pytest.mark.parametrize(
@@ -93,15 +94,13 @@ def test_misplaced_key_is_refused_and_not_shown(build: Callable[[], object], wha
     assert not [value for value in (*shown, str(caught.value)) if API_KEY in value]
 
 
-@pytest.mark.parametrize(
-    "key", ['"sk-abc123"', "'sk-abc123'", "${APIMALL_API_KEY}", "$KEY", "<key>", "***", "sk-...", "your-api-key"]
-)
+@each_row("key", ['"sk-abc123"', "'sk-abc123'", "${APIMALL_API_KEY}", "$KEY", "<key>", "***", "sk-...", "your-api-key"])
 def test_placeholder_is_no_key(key: str) -> None:
     with pytest.raises(ConfigurationError, match=r"(is a placeholder|has quotation marks).*: set APIMALL_API_KEY"):
         ApiMall(api_key=key)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("path", "refused"),
     [
         ("/api/v1", "/api/v1"),

@@ -28,6 +28,7 @@ from nanobanana_async.events import Event, UnknownStatus
 from nanobanana_async.testing import FakeTransport
 from tests.support import replies
 from tests.support.fakes import FakeGateway, apimall, apimall_now, now, virtually
+from tests.support.rows import each_row
 
 BAD = [math.nan, -1, -math.inf, 10**400, Decimal("1E+1000000"), Decimal("sNaN"), True, "5", [5]]
 
@@ -105,8 +106,8 @@ async def test_zero_timeout_finds_a_result_in_the_ledger(tmp_path: Path) -> None
 OUT_OF_RANGE = [math.nan, -1, 0, 10**400, Decimal("1E+1000000"), True, "5"]
 
 
-@pytest.mark.parametrize("bad", [*OUT_OF_RANGE, None])
-@pytest.mark.parametrize(
+@each_row("bad", [*OUT_OF_RANGE, None])
+@each_row(
     ("kind", "names"),
     [
         (Timeouts, ["connect_s", "create_s", "query_s", "job_s", "close_s"]),
@@ -121,7 +122,7 @@ def test_setting_out_of_range_is_refused_by_name(kind: Any, names: list[str], ba
             kind(**{name: bad})
 
 
-@pytest.mark.parametrize("bad", OUT_OF_RANGE)
+@each_row("bad", OUT_OF_RANGE)
 def test_target_delay_out_of_range_is_refused(bad: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^target_delay_s must be a .*number .* and at most "):
         PollPolicy(target_delay_s=bad)
@@ -216,7 +217,7 @@ async def test_invalid_ledger_arguments_are_refused(tmp_path: Path, limit: Any) 
     await ledger.aclose()
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -1, 1e7, True, "5", None])
+@each_row("bad", [math.nan, math.inf, -1, 1e7, True, "5", None])
 def test_ledger_lock_timeout_out_of_range_is_refused(bad: Any) -> None:
     with pytest.raises(ConfigurationError, match="busy_timeout_s must be a number of at least 0 and at most"):
         SqliteLedger("jobs.sqlite", busy_timeout_s=bad)

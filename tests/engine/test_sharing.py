@@ -82,10 +82,10 @@ async def test_slots_that_a_host_keeps_its_jobs_from_go_to_the_others() -> None:
             gateway, shared = FakeGateway(job_s=200.0, limit=limit), SharedLedger()
             async with AsyncExitStack() as stack:
                 held_back = await host(stack, shared, gateway, concurrency=policy)
-                tasks = [asyncio.Task(work(held_back, 60, "crow"))]
+                tasks = [asyncio.Task(work(held_back, 20, "crow"))]
                 await asyncio.sleep(1.0)
                 other = await host(stack, shared, gateway)
-                tasks.append(asyncio.Task(work(other, 300, "fox")))
+                tasks.append(asyncio.Task(work(other, 30, "fox")))
                 await asyncio.sleep(60.0)
                 assert held_back.held >= 1
                 assert other.held >= (6 if policy.max_jobs else 5)

@@ -7,6 +7,7 @@ import pytest
 from nanobanana_async.errors import UnexpectedResponse
 from nanobanana_async.gateways import ApiMall, DefApi, HttpResponse
 from nanobanana_async.policy.prices import parse_credits
+from tests.support.rows import each_row
 
 mall = ApiMall(api_key="mall-key-0123456789")
 defapi = DefApi(api_key="dk-0123456789abcdef")
@@ -22,7 +23,7 @@ def ok(text: str) -> HttpResponse:
     return HttpResponse(status=200, body=text.encode())
 
 
-@pytest.mark.parametrize("number", SENSELESS)
+@each_row("number", SENSELESS)
 def test_senseless_price_is_unknown_in_a_create(number: str) -> None:
     data = f'"task_id": "t-1", "credits_used": {number}, "remaining_credits": {number}'
     accepted = mall.read_create(ok(f'{{"success": true, "data": {{{data}}}}}'))
@@ -31,7 +32,7 @@ def test_senseless_price_is_unknown_in_a_create(number: str) -> None:
     assert defapi.read_create(ok(f'{{"code": 0, "data": {{{data}}}}}')).credits_used is None
 
 
-@pytest.mark.parametrize("number", SENSELESS)
+@each_row("number", SENSELESS)
 def test_senseless_cost_is_unknown_in_polls_and_callbacks(number: str) -> None:
     data = f'"task_id": "t-1", "status": "failed", "credits_used": {number}, "credits_refunded": {number}'
     seen = mall.read_query(ok(f'{{"success": true, "data": {{{data}}}}}'))
@@ -41,14 +42,14 @@ def test_senseless_cost_is_unknown_in_polls_and_callbacks(number: str) -> None:
     assert defapi.read_callback(body.encode()).credits_used is None
 
 
-@pytest.mark.parametrize("number", SENSELESS)
+@each_row("number", SENSELESS)
 def test_senseless_cost_is_unknown_in_the_history(number: str) -> None:
     task = f'"task_id": "t-1", "created_at": "2026-03-12T09:30:00Z", "credits_used": {number}'
     (found,) = mall.read_history(ok(f'{{"success": true, "data": {{"items": [{{{task}}}]}}}}')).tasks
     assert (found.task_id, found.credits_used) == ("t-1", None)
 
 
-@pytest.mark.parametrize("number", [number for number in SENSELESS if number not in ("-1", "-0.5", '"-1"')])
+@each_row("number", [number for number in SENSELESS if number not in ("-1", "-0.5", '"-1"')])
 def test_senseless_balance_is_unexpected(number: str) -> None:  # below zero it is a debt
     with pytest.raises(UnexpectedResponse, match="the balance, is missing or is no number"):
         mall.read_balance(ok(f'{{"success": true, "data": {{"api_credits": {number}}}}}'))
@@ -56,7 +57,7 @@ def test_senseless_balance_is_unexpected(number: str) -> None:  # below zero it 
         defapi.read_balance(ok(f'{{"code": 0, "data": {{"credit": {number}}}}}'))
 
 
-@pytest.mark.parametrize("number", [*SENSELESS, "7.5"])
+@each_row("number", [*SENSELESS, "7.5"])
 def test_senseless_count_is_unknown_in_webhooks(number: str) -> None:
     item = f'"id": "wh-1", "url": "https://a.example", "total_sent": {number}, "total_failed": {number}'
     (found,) = mall.read_webhook_list(ok(f'{{"success": true, "data": {{"items": [{{{item}}}]}}}}')).webhooks

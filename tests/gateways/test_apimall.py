@@ -17,6 +17,7 @@ from nanobanana_async.gateways import ApiMall, Gateway, HttpResponse
 from nanobanana_async.jobs import Accepted, JobState
 from nanobanana_async.models import ImageRequest
 from tests.gateways.recorded import answer, body
+from tests.support.rows import each_row
 
 KEY = "mall-key-0123456789"
 TASK = "img_01HQ9M7XJQ7PZ3GQ9F6C5W3N2M"
@@ -90,7 +91,7 @@ def test_same_request_gives_the_same_bytes(prompt: str, count: int) -> None:
     assert json.loads(first)["prompt"] == prompt
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("wanted", "named"),
     [
         (ImageRequest("x", callback_url="https://a.example/hook"), "callback_url"),
@@ -169,7 +170,7 @@ def test_invalid_optional_fields_do_not_lose_a_job(name: str, expected: Accepted
     assert mall.read_create(answer(name, 201)) == expected
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "why"),
     [
         ("proxy.html", "not JSON"),
@@ -211,7 +212,7 @@ def test_reference_poll_answer_is_parsed() -> None:
     assert seen.raw == json.loads(body("apimall_completed.json"))
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "state", "known", "queued"),
     [
         ("apimall_pending.json", JobState.RUNNING, True, True),
@@ -244,7 +245,7 @@ def test_failure_reason_is_found_in_each_place(name: str, error: str) -> None:
 CDN = "https://cdn.apimall.ai"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "images"),
     [
         ("apimall_several.json", (f"{CDN}/1.png", f"{CDN}/2.png")),

@@ -10,6 +10,7 @@ from nanobanana_async.errors import AuthenticationError, ConfigurationError, Inv
 from nanobanana_async.gateways import ApiMall, HttpResponse
 from nanobanana_async.gateways.apimall_files import MAX_BASE64_UPLOAD_BYTES
 from nanobanana_async.gateways.capabilities import HasUploads, TakesInlineImages, UploadTarget
+from tests.support.rows import each_row
 
 mall: ApiMall = ApiMall(api_key="mall-key-0123456789")
 URL, PUT = "https://files.example/a.png", "https://bucket.example/a.png?X-Amz-Signature=1"
@@ -52,7 +53,7 @@ def test_large_image_gets_a_presigned_url() -> None:
     assert at_most.url.endswith("/base64")
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("data", "target"),
     [
         ({"url": URL, "key": "a", "content_type": "image/png", "file_size": 7}, UploadTarget(url=URL, size=7)),
@@ -74,7 +75,7 @@ def test_answer_says_where_the_image_is_or_goes(data: object, target: UploadTarg
     assert mall.read_upload(reply(data)) == target
 
 
-@pytest.mark.parametrize(
+@each_row(
     "data",
     [None, [], {}, {"url": "files/a.png"}, {"url": 5}, {"upload_url": PUT}, {"upload_url": " ", "public_url": URL}],
 )
@@ -83,7 +84,7 @@ def test_answer_without_a_url_is_unexpected(data: object) -> None:
         mall.read_upload(reply(data))
 
 
-@pytest.mark.parametrize("size", ["0", "-1", "7.5", "1e999999999", "-1e999999999", "NaN", "1" * 5000, "true", '"big"'])
+@each_row("size", ["0", "-1", "7.5", "1e999999999", "-1e999999999", "NaN", "1" * 5000, "true", '"big"'])
 def test_senseless_size_states_no_limit(size: str) -> None:
     body = f'{{"success": true, "data": {{"upload_url": "{PUT}", "public_url": "{URL}", "max_file_size": {size}}}}}'
     assert mall.read_upload(HttpResponse(status=200, body=body.encode())).size is None

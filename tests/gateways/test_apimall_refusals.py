@@ -21,6 +21,7 @@ from nanobanana_async.errors import (
 from nanobanana_async.gateways import ApiMall, HttpResponse
 from nanobanana_async.gateways.refusals import ERROR_BY_STATUS
 from tests.gateways.recorded import answer, body
+from tests.support.rows import each_row
 
 KEY = "mall-key-0123456789"
 TASK = "img_01HQ9M7XJQ7PZ3GQ9F6C5W3N2M"
@@ -34,8 +35,8 @@ def refusal(code: str, message: str, status: int = 200) -> HttpResponse:
     return HttpResponse(status=status, body=json.dumps(said).encode())
 
 
-@pytest.mark.parametrize("status", sorted(ERROR_BY_STATUS))
-@pytest.mark.parametrize("read", [mall.read_create, mall.read_query])
+@each_row("status", sorted(ERROR_BY_STATUS))
+@each_row("read", [mall.read_create, mall.read_query])
 def test_error_envelope_gives_the_class_of_its_status(status: int, read: Any) -> None:
     # Its words speak of credits, and decide for a 400 and a 401.
     kind = InsufficientCredits if status in (400, 401) else ERROR_BY_STATUS[status]
@@ -46,17 +47,15 @@ def test_error_envelope_gives_the_class_of_its_status(status: int, read: Any) ->
     assert facts == (status, "insufficient_credits", REQUEST, 7)
 
 
-@pytest.mark.parametrize("status", sorted(set(ERROR_BY_STATUS) - {413, 429}))
-@pytest.mark.parametrize(
-    "name", ["proxy.html", "proxy_json.json", "list.json", "apimall_create.json", "apimall_error_wordless.json"]
-)
+@each_row("status", sorted(set(ERROR_BY_STATUS) - {413, 429}))
+@each_row("name", ["proxy.html", "proxy_json.json", "list.json", "apimall_create.json", "apimall_error_wordless.json"])
 def test_status_without_envelope_is_unexpected(status: int, name: str) -> None:
     with pytest.raises(UnexpectedResponse, match="not the gateway's error format") as caught:
         mall.read_create(answer(name, status, retry_after="9"))
     assert (caught.value.status, caught.value.retry_after_s) == (status, 9)
 
 
-@pytest.mark.parametrize("status", [0, 100, 203, 204, 206, 301, 304, 307, 405, 418, 501, 505, 520, 524, 599])
+@each_row("status", [0, 100, 203, 204, 206, 301, 304, 307, 405, 418, 501, 505, 520, 524, 599])
 def test_unlisted_status_with_envelope_is_unexpected(status: int) -> None:
     with pytest.raises(UnexpectedResponse) as caught:
         mall.read_create(answer("apimall_error.json", status))
@@ -68,7 +67,7 @@ def test_oversized_envelope_is_unexpected() -> None:
         mall.read_create(HttpResponse(status=402, body=body("apimall_error.json") + b" " * 1024**2))
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "kind", "code"),
     [
         ("proxy_429.html", None, None),
@@ -97,7 +96,7 @@ def test_403_names_the_base_url() -> None:
         gateway.read_create(refusal("forbidden", "API access not approved", 403))
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("code", "message", "kind"),
     [
         ("invalid_parameters", "num_images", InvalidRequest),
@@ -120,7 +119,7 @@ def test_403_names_the_base_url() -> None:
         ("e_17", "Computer says no", GatewayUnavailable),
     ],
 )
-@pytest.mark.parametrize("read", [mall.read_create, mall.read_query])
+@each_row("read", [mall.read_create, mall.read_query])
 def test_refusal_inside_a_200_is_classified_by_its_words(
     code: str, message: str, kind: type[GatewayError], read: Any
 ) -> None:

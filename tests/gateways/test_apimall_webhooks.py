@@ -11,6 +11,7 @@ import pytest
 from nanobanana_async.errors import AuthenticationError, ConfigurationError, TaskNotFound, UnexpectedResponse
 from nanobanana_async.gateways import ApiMall, DefApi, HttpResponse
 from nanobanana_async.gateways.capabilities import HasWebhooks, Webhook
+from tests.support.rows import each_row
 
 KEY = "mall-key-0123456789"
 HOOK = "https://app.example/hooks"
@@ -112,7 +113,7 @@ def test_cursor_leads_to_the_next_page(stated: dict[str, Any]) -> None:
     assert request.url == "https://gateway.apimall.ai/api/v1/webhooks?cursor=c%2F2%3D"
 
 
-@pytest.mark.parametrize("cursor", [None, "", "a\nb", "x" * 600, ["c"], KEY])
+@each_row("cursor", [None, "", "a\nb", "x" * 600, ["c"], KEY])
 def test_senseless_cursor_is_none(cursor: object) -> None:
     page = mall.read_webhook_list(answered({"items": [ITEM], "next_cursor": cursor}))
     assert (page.is_last, page.next_cursor) == (True, None)
@@ -176,9 +177,7 @@ def test_delivery_names_its_task(body: bytes) -> None:
     assert mall.read_delivery(body) == "img_1"
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"[]", b"{}", b"{", delivery(task_id=None), delivery(task_id=".."), delivery(id="img_1")]
-)
+@each_row("body", [b"", b"[]", b"{}", b"{", delivery(task_id=None), delivery(task_id=".."), delivery(id="img_1")])
 def test_delivery_without_a_task_is_unexpected(body: bytes) -> None:
     with pytest.raises(UnexpectedResponse):
         mall.read_delivery(body)
@@ -213,7 +212,7 @@ def test_wrong_signature_is_recognised(digest: str, timestamp: str, body: bytes)
     assert not found.is_valid
 
 
-@pytest.mark.parametrize(
+@each_row(
     "headers",
     [
         {},

@@ -16,6 +16,7 @@ from nanobanana_async.errors import (
 )
 from nanobanana_async.gateways import ApiMall, DefApi, HttpResponse
 from nanobanana_async.gateways.capabilities import HasBalance
+from tests.support.rows import each_row
 
 MALL, DEFAPI = ApiMall(api_key="sk-1234567890abcdef"), DefApi(api_key="dk-1234567890abcdef")
 
@@ -39,8 +40,8 @@ def test_both_gateways_offer_a_balance() -> None:
     ]
 
 
-@pytest.mark.parametrize("gateway", [MALL, DEFAPI])
-@pytest.mark.parametrize(
+@each_row("gateway", [MALL, DEFAPI])
+@each_row(
     ("amount", "expected"),
     [
         (112, "112"),
@@ -57,15 +58,15 @@ def test_balance_is_a_number_however_it_is_written(gateway: HasBalance, amount: 
     assert str(answered(gateway, amount)) == expected
 
 
-@pytest.mark.parametrize("gateway", [MALL, DEFAPI])
-@pytest.mark.parametrize("amount", [None, "", "much", "-", "--5", True, [5], {"credits": 5}, 10**30, "1e99"])
+@each_row("gateway", [MALL, DEFAPI])
+@each_row("amount", [None, "", "much", "-", "--5", True, [5], {"credits": 5}, 10**30, "1e99"])
 def test_balance_that_is_no_number_is_unexpected(gateway: HasBalance, amount: Any) -> None:
     with pytest.raises(UnexpectedResponse, match="the balance, is missing or is no number"):
         answered(gateway, amount)
 
 
-@pytest.mark.parametrize("gateway", [MALL, DEFAPI])
-@pytest.mark.parametrize("body", [{}, {"data": None}, {"data": []}, {"success": True, "code": 0, "data": {}}])
+@each_row("gateway", [MALL, DEFAPI])
+@each_row("body", [{}, {"data": None}, {"data": []}, {"success": True, "code": 0, "data": {}}])
 def test_answer_without_a_balance_is_unexpected(gateway: HasBalance, body: Any) -> None:
     with pytest.raises(UnexpectedResponse):
         gateway.read_balance(reply(body))

@@ -12,6 +12,7 @@ from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways import ApiMall, DefApi
 from nanobanana_async.gateways.base import GatewaySettings
 from nanobanana_async.models import ImageRequest
+from tests.support.rows import each_row
 
 BOTH = [ApiMall, DefApi]
 KEY = "k-secret-0123456789"
@@ -65,7 +66,7 @@ def test_what_is_wrong_with_a_key_is_named(kind: Any, key: str, why: str) -> Non
     assert "1a2b" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["sk-Your1a2bkey", "mykey1a2b", "emulator-key", "the-key", "k", "a:b/c+d=="])
+@each_row("key", ["sk-Your1a2bkey", "mykey1a2b", "emulator-key", "the-key", "k", "a:b/c+d=="])
 def test_an_unusual_key_is_accepted(key: str) -> None:
     assert ApiMall(api_key=key).api_key.reveal() == key
 
@@ -82,7 +83,7 @@ def test_plain_http_to_another_machine_needs_consent(url: str) -> None:
             ApiMall.from_env(variables | {"NANOBANANA_ALLOW_HTTP": refused})
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("url", "expected"),
     [
         ("https://gateway.example/", "https://gateway.example"),
@@ -99,7 +100,7 @@ def test_base_url_loses_trailing_slashes(url: str, expected: str) -> None:
     assert gateway.build_query("t").url == f"{expected}/api/task/query?task_id=t"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("url", "why"),
     [
         ("http://gateway.example", "must be https"),

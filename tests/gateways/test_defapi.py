@@ -24,6 +24,7 @@ from nanobanana_async.gateways.refusals import ERROR_BY_STATUS
 from nanobanana_async.jobs import Accepted, JobState
 from nanobanana_async.models import ImageRequest
 from tests.gateways.recorded import answer, body
+from tests.support.rows import each_row
 
 TASK = "ta5c9705-b8ae-4cb9-aa6f-97c4fee88c8d"
 URL = "https://google.datas.systems/fileSystem/response_images/1.png"
@@ -76,7 +77,7 @@ def test_unlisted_model_is_passed_on() -> None:
     assert defapi.encode(ImageRequest("a fox", model="google/next")) == b'{"model":"google/next","prompt":"a fox"}'
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("wanted", "named"),
     [
         (ImageRequest("x", num_images=2), "num_images other than 1, not 2"),
@@ -145,7 +146,7 @@ def test_accepted_create_gives_the_task_id(name: str, expected: Accepted) -> Non
     assert defapi.read_create(answer(name)) == expected
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "why"),
     [
         ("proxy.html", "not JSON"),
@@ -162,7 +163,7 @@ def test_invalid_create_answer_names_the_error(name: str, why: str) -> None:
     assert 0 < len(caught.value.body) <= 200
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "status", "kind", "message", "code"),
     [
         ("defapi_error_400.json", 400, InvalidRequest, "failed: prompt is required", "1"),
@@ -181,7 +182,7 @@ def test_invalid_create_answer_names_the_error(name: str, why: str) -> None:
         ("defapi_error_code_list.json", 200, RateLimited, "too many requests", None),
     ],
 )
-@pytest.mark.parametrize("read", [defapi.read_create, defapi.read_query])
+@each_row("read", [defapi.read_create, defapi.read_query])
 def test_refusal_is_classified_by_status_or_envelope(
     name: str, status: int, kind: type[GatewayError], message: str, code: str | None, read: Any
 ) -> None:
@@ -191,15 +192,15 @@ def test_refusal_is_classified_by_status_or_envelope(
     assert (caught.value.status, caught.value.code, caught.value.request_id) == (status, code, "r-1")
 
 
-@pytest.mark.parametrize("status", sorted(ERROR_BY_STATUS))
+@each_row("status", sorted(ERROR_BY_STATUS))
 def test_error_envelope_gives_the_class_of_its_status(status: int) -> None:
     with pytest.raises(ERROR_BY_STATUS[status], match="failed: prompt is required") as caught:
         defapi.read_create(answer("defapi_error_400.json", status, retry_after="2"))
     assert (caught.value.status, caught.value.retry_after_s) == (status, 2)
 
 
-@pytest.mark.parametrize("status", [*sorted(set(ERROR_BY_STATUS) - {413, 429}), 203, 302, 418, 521])
-@pytest.mark.parametrize("name", ["proxy.html", "proxy_json.json", "defapi_create.json", "defapi_error_wordless.json"])
+@each_row("status", [*sorted(set(ERROR_BY_STATUS) - {413, 429}), 203, 302, 418, 521])
+@each_row("name", ["proxy.html", "proxy_json.json", "defapi_create.json", "defapi_error_wordless.json"])
 def test_status_without_envelope_is_unexpected(status: int, name: str) -> None:
     with pytest.raises(UnexpectedResponse) as caught:
         defapi.read_create(answer(name, status))
@@ -209,7 +210,7 @@ def test_status_without_envelope_is_unexpected(status: int, name: str) -> None:
 # Polls and callbacks
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "state", "known", "queued"),
     [
         ("defapi_pending.json", JobState.RUNNING, True, True),
@@ -233,7 +234,7 @@ def test_finished_task_has_cost_and_times() -> None:
     assert seen.raw == json.loads(body("defapi_success.json"))
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("name", "images"),
     [
         ("defapi_success.json", (URL,)),

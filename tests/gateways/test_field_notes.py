@@ -19,6 +19,7 @@ from nanobanana_async.errors import (
 from nanobanana_async.gateways.contract import HttpResponse
 from nanobanana_async.gateways.failures import failure_kind
 from nanobanana_async.jobs import JobState, Observation
+from tests.support.rows import each_row
 
 mall = ApiMall(api_key="k" * 20)
 defapi = DefApi(api_key="dk-" + "k" * 20)
@@ -54,7 +55,7 @@ FAILED = ("failed", "failed")
 # Images
 
 
-@pytest.mark.parametrize(
+@each_row(
     "task",
     [
         {"result": [{"image": U}, {"text": "a fox"}]},
@@ -72,7 +73,6 @@ FAILED = ("failed", "failed")
         {"output": {"resultUrls": [{"size": 1}]}, "primary_url": U},
         {"output": json.dumps({"images": [U]})},
     ],
-    ids=json.dumps,
 )
 def test_image_is_found_in_each_form(task: dict[str, Any]) -> None:
     for seen in poll_both(SUCCEEDED, **task):
@@ -137,7 +137,7 @@ def test_unknown_is_a_known_status() -> None:
 # Reasons and prices of failures
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("task", "code", "message"),
     [
         ({"error": "gave up"}, None, "gave up"),
@@ -167,7 +167,7 @@ def test_reason_stands_in_the_error_of_the_envelope() -> None:
     assert (seen.state, seen.error, seen.failure_kind) == (JobState.FAILED, "no worker is free", "capacity")
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("code", "message", "kind"),
     [
         ("content_policy_violation", "failed", "moderation"),
@@ -217,8 +217,8 @@ def test_413_of_a_proxy_is_a_final_refusal_and_a_422_is_not() -> None:
             gateway.read_create(response({"data": {"task_id": "t1"}}, 413))
 
 
-@pytest.mark.parametrize("status", [400, 401])
-@pytest.mark.parametrize("message", ["Insufficient balance", "You have no credits left", "balance too low"])
+@each_row("status", [400, 401])
+@each_row("message", ["Insufficient balance", "You have no credits left", "balance too low"])
 def test_words_of_balance_in_a_400_or_401_are_insufficient_credits(status: int, message: str) -> None:
     for read, fields in (
         (mall.read_create, {"success": False, "error": {"code": "refused", "message": message}}),
@@ -233,7 +233,7 @@ def test_401_about_the_key_stays_an_authentication_error() -> None:
         defapi.read_create(response({"code": 1, "message": "the API key has expired"}, 401))
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("fields", "headers", "wait_s"),
     [
         ({"retry_after": 7}, {}, 7),

@@ -10,6 +10,7 @@ import pytest
 from nanobanana_async.errors import AuthenticationError, InvalidRequest, UnexpectedResponse
 from nanobanana_async.gateways import ApiMall, DefApi, HttpResponse
 from nanobanana_async.gateways.capabilities import HasHistory, HistoryPage, PastTask
+from tests.support.rows import each_row
 
 KEY = "mall-key-0123456789"
 NOON = "2026-03-12T12:00:00.000Z"
@@ -106,7 +107,7 @@ def test_optional_field_that_does_not_fit_is_left_out(field: str, value: Any) ->
     assert getattr(task, field) is None
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("data", "why"),
     [
         ({"page": 1}, "no list of tasks"),
@@ -122,7 +123,7 @@ def test_page_with_a_task_that_cannot_be_read_is_an_error(data: Any, why: str) -
         page_of(data)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("facts", "is_last"),
     [
         ({"limit": 1}, False),

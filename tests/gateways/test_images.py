@@ -8,6 +8,7 @@ import pytest
 from nanobanana_async.gateways import ApiMall, DefApi, HttpResponse
 from nanobanana_async.gateways.images import parse_images
 from nanobanana_async.jobs import JobState, Observation, with_indexes
+from tests.support.rows import each_row
 
 GOOD = [f"https://cdn.example/{number}.png" for number in range(6)]
 INVALID = {
@@ -38,9 +39,9 @@ def answered(gateway: str, urls: list[Any]) -> Observation:
     return DefApi(api_key="k" * 8).read_query(HttpResponse(status=200, body=body))
 
 
-@pytest.mark.parametrize("gateway", ["apimall", "defapi"])
-@pytest.mark.parametrize("place", [0, 2, 5])
-@pytest.mark.parametrize("kind", INVALID)
+@each_row("gateway", ["apimall", "defapi"])
+@each_row("place", [0, 2, 5])
+@each_row("kind", INVALID)
 def test_invalid_image_costs_only_its_own_place(kind: str, place: int, gateway: str) -> None:
     invalid, why = INVALID[kind]
     seen = answered(gateway, [invalid if number == place else url for number, url in enumerate(GOOD)])

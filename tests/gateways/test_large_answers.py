@@ -18,9 +18,10 @@ from nanobanana_async.gateways.large_answers import (
 )
 from nanobanana_async.gateways.parsing import parse_nested_json, without_inline_images
 from nanobanana_async.gateways.rate_limits import slug
+from tests.support.rows import each_row
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 1000, 10**6])
+@each_row("size", [1, 2, 7, 8, 9, 1000, 10**6])
 def test_bounds_do_not_depend_on_chunk_size(size: int) -> None:
     body = b'{"a":"data:image/png;base64,' + b"A" * 500 + b'","b":"data:image/png;base64,BB","c":[1,2]}'
     bounds = AnswerBounds(max_text=100)
@@ -53,8 +54,8 @@ def test_values_are_counted_by_their_openers(opener: bytes) -> None:
 IMAGE = "data:image/png;base64," + "AB/+" * 300_000 + "=="
 
 
-@pytest.mark.parametrize("folds", [0, 1, 2])
-@pytest.mark.parametrize("spelling", ["plain", "slashes", "equals signs"])
+@each_row("folds", [0, 1, 2])
+@each_row("spelling", ["plain", "slashes", "equals signs"])
 def test_lifted_image_is_restored_exactly(spelling: str, folds: int) -> None:
     value: str = IMAGE
     body = ""

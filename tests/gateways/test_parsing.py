@@ -24,6 +24,7 @@ from nanobanana_async.gateways.parsing import (
     without_inline_images,
 )
 from nanobanana_async.jobs import JobState
+from tests.support.rows import each_row
 
 SECRET = "mall-key-0123456789"
 GATEWAY = ApiMall(api_key=SECRET)
@@ -58,7 +59,7 @@ def test_fraction_of_5000_digits_is_rounded() -> None:
     assert read(b'{"a": 0.' + b"3" * 5000 + b"}")["a"] == Decimal("0." + "3" * 40)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("body", "why"),
     [
         (b"", "not JSON"),
@@ -78,7 +79,7 @@ def test_body_that_is_not_a_json_object_is_unexpected(body: bytes, why: str) -> 
     assert caught.value.__cause__ is None
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("value", "expected"),
     [
         ('[{"image": "x"}]', [{"image": "x"}]),
@@ -96,7 +97,7 @@ def test_json_in_a_string_is_decoded(value: object, expected: object) -> None:
 # Numbers, times, words
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("value", "expected"),
     [
         (8, Decimal(8)),
@@ -131,7 +132,7 @@ def test_parse_decimal_accepts_text_and_never_raises(value: object, expected: De
     assert amount is None or len(f"{amount:f}") <= 40
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("value", "expected"),
     [
         ("2026-03-12T12:00:00.000Z", NOON),
@@ -162,7 +163,7 @@ def test_parse_time_returns_utc_or_none(value: object, expected: datetime | None
     assert at is None or at.utcoffset() == timedelta(0)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("value", "expected"),
     [("nano", "nano"), (" nano ", "nano"), (7, "7"), ("", None), ("a\nb", None), ("x" * 201, None), (True, None)],
 )
@@ -176,7 +177,7 @@ def test_valid_task_id_is_unchanged(value: object) -> None:
     assert parse_optional_task_id(value) == str(value)
 
 
-@pytest.mark.parametrize("value", ["", " ", ".", "..", "a\x00", "a\ud800", "x" * 513, True, None, [], {}])
+@each_row("value", ["", " ", ".", "..", "a\x00", "a\ud800", "x" * 513, True, None, [], {}])
 def test_invalid_task_id_raises(value: object) -> None:
     with pytest.raises(ValueError, match="a task id is"):
         parse_task_id(value)
@@ -201,7 +202,7 @@ def test_invalid_status_raises(value: object) -> None:
 # Images
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("value", "expected"),
     [
         ("https://a.example/1.png?sig=x", "https://a.example/1.png?sig=x"),
@@ -221,7 +222,7 @@ def test_image_is_a_url_or_a_data_uri(value: object, expected: str | None) -> No
     assert parse_image_url(value) == expected
 
 
-@pytest.mark.parametrize(
+@each_row(
     "value",
     [
         "/generated/1.png",

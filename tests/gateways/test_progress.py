@@ -5,16 +5,15 @@ import math
 from decimal import Decimal
 from typing import Any
 
-import pytest
-
 from nanobanana_async.gateways import ApiMall, DefApi, HttpResponse
 from nanobanana_async.gateways.progress import parse_progress
 from nanobanana_async.jobs import JobState
+from tests.support.rows import each_row
 
 MALL, DEFAPI = ApiMall(api_key="sk-1234567890abcdef"), DefApi(api_key="dk-1234567890abcdef")
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("stated", "share"),
     [
         *((45, 0.45), ("45%", 0.45), (" 45 % ", 0.45), ("45", 0.45), (0.45, 0.45), (Decimal("0.45"), 0.45)),
@@ -28,7 +27,7 @@ def test_numbers_above_one_are_percent_and_below_one_shares(stated: object, shar
     assert math.isclose(found, share)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "stated",
     [
         *(None, True, False, [45], {"percent": 45}, "", "much", "45 of 100", "-5%", "1e2", "٤٥", "9" * 400),
@@ -41,10 +40,8 @@ def test_what_is_no_share_says_nothing(stated: object) -> None:
     assert parse_progress(stated) is None
 
 
-@pytest.mark.parametrize("status", ["processing", "Processing ", "in_progress"])
-@pytest.mark.parametrize(
-    ("stated", "share"), [(45, 0.45), ("45%", 0.45), (0.45, 0.45), (None, None), ("soon", None), (1e400, None)]
-)
+@each_row("status", ["processing", "Processing ", "in_progress"])
+@each_row(("stated", "share"), [(45, 0.45), ("45%", 0.45), (0.45, 0.45), (None, None), ("soon", None), (1e400, None)])
 def test_poll_of_either_gateway_brings_progress(status: str, stated: Any, share: float | None) -> None:
     data = {"task_id": "t-1", "status": status, "progress": stated}
     mall = MALL.read_query(HttpResponse(status=200, body=json.dumps({"success": True, "data": data}).encode()))

@@ -3,18 +3,18 @@
 import math
 from datetime import UTC, datetime, timedelta, timezone
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.gateways.rate_limits import limit_kind, retry_after_s, used_up_for_s
+from tests.support.rows import each_row
 
 NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
 DATE = "Thu, 12 Mar 2026 12:00:00 GMT"
 LATER = "Thu, 12 Mar 2026 12:00:30 GMT"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("headers", "now", "expected"),
     [
         ({"retry-after": "7"}, None, 7),
@@ -50,7 +50,7 @@ def test_retry_after_never_raises(asked: str, date: str) -> None:
     assert wait_s is None or 0 <= wait_s <= 120
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("code", "message", "headers", "expected"),
     [
         ("too_many_concurrent_jobs", "Rate limit exceeded or too many concurrent jobs", {}, "jobs"),
@@ -76,7 +76,7 @@ def test_limit_kind_follows_words_then_headers(
     assert limit_kind(code, message, headers) == expected
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("code", "message", "headers", "in_body_s", "expected"),
     [
         (None, "Too many requests", {"retry-after": "36000"}, None, 36_000),

@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 
 from nanobanana_async.gateways.redaction import excerpt, redact
 from nanobanana_async.gateways.secret import Secret
+from tests.support.rows import each_row
 
 SECRET = "mall-key-0123456789"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "expected"),
     [
         ("plain words", "plain words"),
@@ -48,7 +49,7 @@ def test_excerpt_is_short(text: str) -> None:
     assert short.endswith("...")
 
 
-@pytest.mark.parametrize("before", range(4070, 4100))
+@each_row("before", range(4070, 4100))
 def test_secret_cut_by_the_window_is_not_shown(before: int) -> None:
     lead = '"data:image/png;base64,'
     text = lead + "A" * (before - len(lead) - 2) + '" ' + SECRET + " and more" * 100

@@ -14,6 +14,7 @@ from nanobanana_async.models import ImageRequest
 from nanobanana_async.testing import FakeTransport
 from tests.support.fakes import virtually
 from tests.support.replies import created, json_reply, task
+from tests.support.rows import each_row
 
 HOST = "https://gateway.nanobananapro.site"
 KEY = "sk-1234567890abcdef"
@@ -41,7 +42,7 @@ def test_environment_selects_the_relative() -> None:
     assert ApiMall.from_env(environ).base_url == HOST
 
 
-@pytest.mark.parametrize(
+@each_row(
     "path",
     [
         *("/api", "/api/v1", "/api/v1/images", "/api/v1/images/generate", "/api/v1/images/img_1"),

@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.gateways import ApiMall, Secret
+from tests.support.rows import each_row
 
 KEY = "k-7Q9zX/4bT2&mN8'vK+\"<a"
 SECRET = Secret(KEY)
 VISIBLE = st.characters(min_codepoint=33, max_codepoint=126)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "form",
     [
         KEY,
@@ -45,9 +46,9 @@ def test_every_form_of_the_secret_is_masked(form: str) -> None:
     assert SECRET.is_in(form)
 
 
-@pytest.mark.parametrize("before", ["", "a", "ab", "abc", "user:", "Bearer "])
-@pytest.mark.parametrize("after", ["", "z", "zz", "zzz"])
-@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+@each_row("before", ["", "a", "ab", "abc", "user:", "Bearer "])
+@each_row("after", ["", "z", "zz", "zzz"])
+@each_row("encode", [base64.b64encode, base64.urlsafe_b64encode])
 def test_secret_is_masked_inside_base64(before: str, after: str, encode: Any) -> None:
     hidden = SECRET.hide(encode(f"{before}{KEY}{after}".encode()).decode())
     assert "***" in hidden

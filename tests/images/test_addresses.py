@@ -17,6 +17,7 @@ from nanobanana_async.images.addresses import (
     networks_of_environment,
     to_networks,
 )
+from tests.support.rows import each_row
 
 PUBLIC = ["93.184.216.34", "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"]
 
@@ -40,14 +41,14 @@ PRIVATE = {
 EVERY_PRIVATE = [address for addresses in PRIVATE.values() for address in addresses]
 
 
-@pytest.mark.parametrize("address", PUBLIC)
-@pytest.mark.parametrize("loopback", [False, True])
+@each_row("address", PUBLIC)
+@each_row("loopback", [False, True])
 def test_public_address_is_allowed(address: str, loopback: bool) -> None:
     assert is_allowed_address(address, loopback=loopback)
 
 
-@pytest.mark.parametrize("address", EVERY_PRIVATE)
-@pytest.mark.parametrize("loopback", [False, True])
+@each_row("address", EVERY_PRIVATE)
+@each_row("loopback", [False, True])
 def test_private_address_is_refused_also_with_loopback(address: str, loopback: bool) -> None:
     assert not is_allowed_address(address, loopback=loopback)
 
@@ -63,7 +64,7 @@ def test_public_host_is_allowed(host: str) -> None:
     assert is_allowed_host(host, loopback=False)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "host",
     [
         "127.0.0.1",
@@ -87,7 +88,7 @@ def test_loopback_host_is_recognised_in_every_spelling(host: str) -> None:
     assert is_allowed_host(host, loopback=True)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "host",
     [
         "10.0.0.1",
@@ -111,7 +112,7 @@ def test_loopback_host_is_recognised_in_every_spelling(host: str) -> None:
         "router.lan",
     ],
 )
-@pytest.mark.parametrize("loopback", [False, True])
+@each_row("loopback", [False, True])
 def test_private_host_is_refused(host: str, loopback: bool) -> None:
     assert not is_allowed_host(host, loopback=loopback)
 
@@ -173,7 +174,7 @@ def test_multicast_and_unspecified_addresses_are_never_allowed(address: str) -> 
     assert not allowed(address, address)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("value", "why"),
     [
         ("10.0.0.5/32", "a list of networks"),

@@ -2,11 +2,11 @@
 
 import re
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.images.names import safe_name
+from tests.support.rows import each_row
 
 HOSTILE = [
     *("..", ".", "../../etc/passwd", "/etc/passwd", "\\\\server\\share", "C:\\Windows", "C:", "a/b", "a\\b", "a:b"),
@@ -32,12 +32,12 @@ SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
 DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 
 
-@pytest.mark.parametrize("key", ["nb-0f3a-1", "order_7.v2", "a", "spring-2024", "A.b-C_d", "com10", "console"])
+@each_row("key", ["nb-0f3a-1", "order_7.v2", "a", "spring-2024", "A.b-C_d", "com10", "console"])
 def test_safe_key_is_its_own_name(key: str) -> None:
     assert safe_name(key) == key
 
 
-@pytest.mark.parametrize("key", HOSTILE)
+@each_row("key", HOSTILE)
 def test_hostile_key_makes_a_safe_name(key: str) -> None:
     name = safe_name(key)
     assert name != key

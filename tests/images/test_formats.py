@@ -13,6 +13,7 @@ from PIL import Image
 from nanobanana_async.images.formats import MAX_PIXELS, check_decodes, scan_gif, scan_heif, scan_image, verify_image
 from nanobanana_async.images.inline import FetchError
 from tests.support.images import FORMATS, chunk, make_image, png_claiming
+from tests.support.rows import each_row
 
 LARGE = 8193, 8192
 
@@ -28,7 +29,7 @@ def test_format_is_detected_from_the_bytes(kind: str) -> None:
     assert verify_image(make_image(kind)).name == kind
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("kind", "options"),
     [
         ("jpeg", {"progressive": True}),
@@ -87,7 +88,7 @@ def test_bytes_after_the_end_are_ignored(kind: str) -> None:
     assert verify_image(make_image(kind) + b"and a video").name == kind
 
 
-@pytest.mark.parametrize(
+@each_row(
     "content",
     [
         b"<html><body>404</body></html>",
@@ -116,7 +117,7 @@ def test_signature_with_random_content_is_refused(kind: str) -> None:
     assert refusal(make_image(kind)[:12] + random.Random(1).randbytes(4000)).reason
 
 
-@pytest.mark.parametrize("at", range(8, len(make_image()), 7))
+@each_row("at", range(8, len(make_image()), 7))
 def test_png_with_a_wrong_byte_is_refused(at: int) -> None:
     spoiled = bytearray(make_image())
     spoiled[at] ^= 0x10
@@ -209,7 +210,7 @@ def test_without_pillow_the_structure_decides(monkeypatch: pytest.MonkeyPatch) -
     assert verify_image(png_claiming(50, 50)).name == "png"
 
 
-@pytest.mark.parametrize(
+@each_row(
     "content",
     [
         make_image()[:8] + chunk(b"IDAT", b"") + chunk(b"IEND", b""),

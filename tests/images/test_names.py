@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.images.names import NameFacts, NameTemplate, default_name, row_name, slug
 from tests.images.test_filenames import DEVICE, SAFE
+from tests.support.rows import each_row
 
 FACTS = NameFacts(row=17, key="SKU 1", prompt="A lighthouse in fog", metadata={"shelf": "Größe/7", "n": 3})
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "expected"),
     [
         ("A lighthouse, in fog!", "a-lighthouse-in-fog"),
@@ -44,7 +45,7 @@ def test_template_makes_a_name(template: str, name: str) -> None:
     assert NameTemplate("names", template).stem(FACTS) == name
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("template", "why"),
     [
         ("", "must be a template"),

@@ -18,11 +18,12 @@ from nanobanana_async.ledger.postgres.schema import CLIENT, Step, Tables, curren
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 from tests.support.ledger_contract import job
 from tests.support.postgres import PASSWORD, QUOTED_PASSWORD, Server, new_schema
+from tests.support.rows import each_row
 
 URL = "postgresql://fox:s3cret@db.example:5433/spring"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("url", "shown"),
     [
         (URL, "postgresql://fox:***@db.example:5433/spring"),
@@ -69,14 +70,14 @@ SLIPS = [
 NO_URLS = ["", "jobs.sqlite", "host=db password=s3cret", "mysql://db", "postgresql://a\0b", 5]
 
 
-@pytest.mark.parametrize("url", [*NO_URLS, *SLIPS])
+@each_row("url", [*NO_URLS, *SLIPS])
 def test_anything_but_a_url_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(ConfigurationError, match="needs a URL such as") as caught:
         PostgresLedger(url)
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "url",
     [
         *(
@@ -95,7 +96,7 @@ def test_url_with_a_slip_is_not_taken_for_a_path(url: str | Path) -> None:
         assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("schema", ["", "x" * 64, "pg_mine", "public", "a\0b", "a\udcff", "information_schema"])
+@each_row("schema", ["", "x" * 64, "pg_mine", "public", "a\0b", "a\udcff", "information_schema"])
 def test_schema_of_others_or_without_a_name_is_refused(schema: str) -> None:
     with pytest.raises(ConfigurationError, match="schema"):
         PostgresLedger(URL, schema=schema)
@@ -140,7 +141,7 @@ def test_url_of_another_database_is_refused_without_its_password(url: str) -> No
     assert "cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("url", "several"),
     [
         ("postgresql://a,b/spring", True),
@@ -299,7 +300,7 @@ async def test_dropped_tables_are_an_error_that_says_so(postgres: Server) -> Non
             await ledger.find("order-1")
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("said", "advice"),
     [
         ("FATAL: the database system is not yet accepting connections", "starting or stopping"),

@@ -24,11 +24,12 @@ from tests.ledger.postgres_child import CAP, EIGHT, ROWS, host
 from tests.support.cut_proxy import CutProxy, cut_proxy
 from tests.support.ledger_contract import NOON, job, keys_left, running, sent
 from tests.support.postgres import QUOTED_PASSWORD, SHORT, Server, new_schema
+from tests.support.rows import each_row
 
 STRANGE = ["\0", "a\0b", "half \ud83e", "json:", 'json:"x"', "größer 狐", "\\u0000", ""]
 
 
-@pytest.mark.parametrize("text", STRANGE)
+@each_row("text", STRANGE)
 def test_every_text_has_a_form_that_postgresql_stores(text: str) -> None:
     stored = as_text(text)
     stored.encode()

@@ -7,17 +7,22 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from mcp import Client, StdioServerParameters
-from mcp.client.stdio import stdio_client
-from mcp.shared.exceptions import MCPError
-from mcp_types import CallToolResult, ImageContent, TextContent
 
 from nanobanana_async.emulator import Emulator, Fixed
 from tests.support.command import environment
+from tests.support.lazy import lazy
 from tests.support.loopback import emulated
+
+if TYPE_CHECKING:
+    import mcp
+    import mcp.client.stdio
+    import mcp.shared.exceptions
+    import mcp_types
+else:
+    mcp, mcp_types = lazy("mcp"), lazy("mcp_types")
 
 pytestmark = pytest.mark.slow
 
@@ -32,22 +37,22 @@ class Server:
         self.log = folder / "stderr.txt"
         arguments = ["-m", "nanobanana_async", "mcp", "-o", str(self.folder), "--max-credits", str(max_credits)]
         environ = environment(emulator, NANOBANANA_LEDGER=str(folder / "jobs.sqlite"), NANOBANANA_ALLOW_HTTP="1")
-        self.parameters = StdioServerParameters(command=sys.executable, args=[*arguments, *options], env=environ)
+        self.parameters = mcp.StdioServerParameters(command=sys.executable, args=[*arguments, *options], env=environ)
 
     @contextlib.asynccontextmanager
-    async def started(self) -> AsyncIterator[Client]:
+    async def started(self) -> "AsyncIterator[mcp.Client]":
         """Start the command and connect to it; at the end it has printed no trouble."""
         with self.log.open("w") as log:
-            async with Client(stdio_client(self.parameters, errlog=log)) as client:
+            async with mcp.Client(mcp.client.stdio.stdio_client(self.parameters, errlog=log)) as client:
                 yield client
         assert self.log.read_text() == ""
 
 
-def text_of(answer: CallToolResult) -> str:
-    return "\n".join(each.text for each in answer.content if isinstance(each, TextContent))
+def text_of(answer: "mcp_types.CallToolResult") -> str:
+    return "\n".join(each.text for each in answer.content if isinstance(each, mcp_types.TextContent))
 
 
-def files_of(answer: CallToolResult) -> list[Path]:
+def files_of(answer: "mcp_types.CallToolResult") -> list[Path]:
     """Return the files that an answer names; fails for an error."""
     assert not answer.is_error, text_of(answer)
     return [Path(line) for line in text_of(answer).splitlines() if line.startswith("/")]
@@ -65,7 +70,7 @@ async def test_calls_that_ended_early_are_joined_by_later_ones(tmp_path: Path) -
     async with emulated(duration=Fixed(4.0)) as emulator:
         server = Server(emulator, tmp_path)
         async with server.started() as client:
-            with pytest.raises(MCPError):  # the client gives up, and cancels the call
+            with pytest.raises(mcp.shared.exceptions.MCPError):  # the client gives up, and cancels the call
                 await client.call_tool("generate_image", call, read_timeout_seconds=0.5)
             early = await client.call_tool("generate_image", call | {"wait_s": 2}, progress_callback=on_progress)
             assert not early.is_error
@@ -75,7 +80,7 @@ async def test_calls_that_ended_early_are_joined_by_later_ones(tmp_path: Path) -
     assert [files_of(answer) for answer in both] == [[server.folder / "harbour.png"]] * 2
     assert (server.folder / "harbour.png").is_file()
     assert "harbour: done, 8 credits; 8 of 10,000 credits of the budget" in text_of(both[0])
-    (preview,) = [each for each in both[0].content if isinstance(each, ImageContent)]
+    (preview,) = [each for each in both[0].content if isinstance(each, mcp_types.ImageContent)]
     assert preview.mime_type == "image/webp"
     assert percents
     assert percents == sorted(set(percents))
@@ -151,7 +156,7 @@ async def test_signal_ends_the_command_while_stdin_is_open(tmp_path: Path) -> No
         process.stdin.close()
 
 
-async def together(client: Client, calls: Sequence[dict[str, Any]]) -> list[CallToolResult]:
+async def together(client: "mcp.Client", calls: Sequence[dict[str, Any]]) -> "list[mcp_types.CallToolResult]":
     """Make calls of generate_image at once and return their answers."""
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(client.call_tool("generate_image", call)) for call in calls]

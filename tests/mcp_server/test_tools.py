@@ -5,48 +5,54 @@ import contextlib
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from mcp import Client
-from mcp_types import CallToolResult, TextContent
 
 from nanobanana_async.emulator import Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import error, reset
 from nanobanana_async.ledger.location import ledger_at
 from nanobanana_async.mcp_server.references import to_allowed_folders
-from nanobanana_async.mcp_server.server import ImageServer
 from nanobanana_async.mcp_server.service import Service, ServiceOptions
 from tests.support.images import make_image
+from tests.support.lazy import lazy
 from tests.support.loopback import GatewayName, emulated, quick
+
+if TYPE_CHECKING:
+    import mcp
+    import mcp_types
+else:
+    mcp, mcp_types = lazy("mcp"), lazy("mcp_types")
 
 
 @contextlib.asynccontextmanager
 async def connected(
     emulator: Emulator, folder: Path, name: GatewayName = "apimall", *, max_credits: int = 1000
-) -> AsyncIterator[Client]:
+) -> "AsyncIterator[mcp.Client]":
     """Open a server with a ledger and a folder, and connect a client to it."""
+    from nanobanana_async.mcp_server.server import ImageServer  # it imports mcp too
+
     options = ServiceOptions(folder=folder / "images", max_credits=Decimal(max_credits), batch="mcp")
     options.folder.mkdir(exist_ok=True)
     ledger = ledger_at(folder / "jobs.sqlite")
     async with Service.opened(quick(emulator, name, ledger=ledger), ledger, options) as service:
         server = ImageServer(service, to_allowed_folders([options.folder]))
-        async with Client(server.server) as client:
+        async with mcp.Client(server.server) as client:
             yield client
 
 
-def text_of(answer: CallToolResult) -> str:
-    return "\n".join(each.text for each in answer.content if isinstance(each, TextContent))
+def text_of(answer: "mcp_types.CallToolResult") -> str:
+    return "\n".join(each.text for each in answer.content if isinstance(each, mcp_types.TextContent))
 
 
-async def good(client: Client, tool: str, **arguments: Any) -> str:
+async def good(client: "mcp.Client", tool: str, **arguments: Any) -> str:
     """Call a tool and return its text; fails for an error."""
     answer = await client.call_tool(tool, arguments)
     assert not answer.is_error, text_of(answer)
     return text_of(answer)
 
 
-async def bad(client: Client, tool: str, **arguments: Any) -> str:
+async def bad(client: "mcp.Client", tool: str, **arguments: Any) -> str:
     """Call a tool and return the text of its error."""
     answer = await client.call_tool(tool, arguments)
     assert answer.is_error, text_of(answer)

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.lazy import lazy
+
 MISSING = "notebooks are tested with a real kernel: pip install nbclient ipykernel"
-nbclient = pytest.importorskip("nbclient", reason=MISSING)
-nbformat = pytest.importorskip("nbformat", reason=MISSING)
-pytest.importorskip("ipykernel", reason=MISSING)
+nbclient, nbformat = lazy("nbclient", MISSING), lazy("nbformat", MISSING)
+lazy("ipykernel", MISSING)
 
 
 @asynccontextmanager

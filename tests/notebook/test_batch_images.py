@@ -16,6 +16,7 @@ from nanobanana_async.testing import FakeTransport
 from tests.notebook.reading import HOSTILE, Page, page
 from tests.support.fakes import apimall, virtually
 from tests.support.replies import completed, created, in_turn
+from tests.support.rows import each_row
 
 LINK = "https://cdn.example/a.png"
 
@@ -130,7 +131,7 @@ def test_the_html_of_inline_images_is_bounded() -> None:
     assert Page(grid).text.count("use session.save") == 2
 
 
-@pytest.mark.parametrize("words", HOSTILE)
+@each_row("words", HOSTILE)
 def test_hostile_prompts_paths_and_links_stay_text(words: str) -> None:
     assert shown(outcome(0, LINK, prompt=words)).text == f"row 1: {words}"
     for html in (image_grid([(words, words)]), image_grid([(f"{LINK}?{words}", words)])):

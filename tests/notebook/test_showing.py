@@ -21,6 +21,7 @@ from nanobanana_async.testing import FakeTransport, Reply
 from tests.notebook.reading import HOSTILE, page
 from tests.support.fakes import FakeGateway, apimall, virtually
 from tests.support.replies import completed, created, in_turn, refused, task
+from tests.support.rows import each_row
 
 LINK = "https://cdn.example/a.png"
 STARTED_AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -77,7 +78,7 @@ def test_the_request_is_not_part_of_equality_or_repr() -> None:
     assert "a fox" not in repr(one)
 
 
-@pytest.mark.parametrize("words", HOSTILE)
+@each_row("words", HOSTILE)
 def test_hostile_text_in_any_field_stays_text(words: str) -> None:
     shown = page(
         Outcome(

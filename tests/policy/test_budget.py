@@ -25,6 +25,7 @@ from nanobanana_async.policy.prices import (
     refusal_reason,
     to_billionths,
 )
+from tests.support.rows import each_row
 
 NOW, LATER, NEVER = Affordable.NOW, Affordable.LATER, Affordable.NEVER
 EIGHT = Decimal(8)
@@ -54,8 +55,8 @@ def test_jobs_fit_up_to_the_cap_and_the_next_waits() -> None:
     assert budget.explain_refusal(FOX) == "max_credits is 24, 24 are spent, and a job for 8 would pass it"
 
 
-@pytest.mark.parametrize(("cost", "spent"), [(EIGHT, 8), (Decimal(0), 0), (Decimal(3), 3), (None, 8)])
-@pytest.mark.parametrize("price", [FOX, EXPECTED, AGREED], ids=["stated", "expected", "agreed"])
+@each_row(("cost", "spent"), [(EIGHT, 8), (Decimal(0), 0), (Decimal(3), 3), (None, 8)])
+@each_row("price", [FOX, EXPECTED, AGREED])
 def test_ended_job_is_charged_its_cost_or_its_reservation(price: Price, cost: Decimal | None, spent: int) -> None:
     budget, _ = a_budget("8")
     budget.reserve("a", price)
@@ -242,7 +243,7 @@ def a_record(state: JobState, **facts: Any) -> JobRecord:
     )
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("record", "charge"),
     [
         (a_record(JobState.PENDING), None),
@@ -284,7 +285,7 @@ def test_decimal_amounts_add_up_exactly() -> None:
     assert budget.check(price) is NEVER
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("value", "amount"),
     [
         (80, "80"),
@@ -311,7 +312,7 @@ def test_none_is_no_limit() -> None:
     assert parse_credits("max_credits", None) is None
 
 
-@pytest.mark.parametrize(
+@each_row(
     "bad", [-1, "5", "-0.01", "eight", "", True, False, float("nan"), float("-inf"), "sNaN", "Infinity", [8], b"8"]
 )
 def test_invalid_amount_is_refused_by_name(bad: Any) -> None:
@@ -324,10 +325,9 @@ def repr_of(value: object) -> str:
     return type(value).__name__
 
 
-@pytest.mark.parametrize(
+@each_row(
     "bad",
     [10**5000, 1e21, Decimal("1000000000.1"), Decimal("1E+1000000"), Decimal("1E-1000000"), Decimal("1e-10")],
-    ids=repr_of,
 )
 def test_amount_out_of_range_gives_a_short_message(bad: Any) -> None:
     with pytest.raises(
@@ -343,7 +343,7 @@ def test_long_text_is_cut_in_the_message() -> None:
     assert len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("amount", "whole"),
     [("0", 0), ("0.5", 500_000_000), ("1e-9", 1), ("1e-12", 1), ("-3", 0), ("1e20", 10**18)],
 )

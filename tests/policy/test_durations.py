@@ -19,6 +19,7 @@ from nanobanana_async.policy.durations import (
     Durations,
 )
 from tests.policy.simulation import Draw, bimodal, floor_and_tail, lognormal
+from tests.support.rows import each_row
 
 SEEDS = range(20)
 SECONDS = st.floats(min_value=0.0, max_value=1e300) | st.sampled_from([0.0, SHORTEST_S, 10.0, BIN_EDGES_S[-1], 1e12])
@@ -38,8 +39,8 @@ def hazard_at(durations: Durations, age_s: float) -> float:
     return durations.hazards()[number]
 
 
-@pytest.mark.parametrize("sigma", [0.2, 0.4, 0.8])
-@pytest.mark.parametrize(("completions", "off"), [(5, 0.3), (20, 0.2), (300, 0.06)])
+@each_row("sigma", [0.2, 0.4, 0.8])
+@each_row(("completions", "off"), [(5, 0.3), (20, 0.2), (300, 0.06)])
 def test_median_and_sigma_are_found_from_few_completions(sigma: float, completions: int, off: float) -> None:
     fits = [learned(lognormal(60.0, sigma), completions, seed) for seed in SEEDS]
     pull = PRIOR_WEIGHT_MEDIAN / completions * math.log(60.0 / 20.0)
@@ -65,7 +66,7 @@ def test_wrong_first_guess_fades_after_three_completions(expected_s: float) -> N
     assert abs(math.log(durations.median_s / 20.0)) <= 0.2 * abs(math.log(expected_s / 20.0))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@each_row("seed", SEEDS)
 def test_running_jobs_prevent_a_short_estimate(seed: int) -> None:
     chance = random.Random(seed)
     took = sorted(lognormal(20.0, 0.4)(chance) for _ in range(100))

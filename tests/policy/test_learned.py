@@ -27,6 +27,7 @@ from nanobanana_async.policy.limiter import AdmissionLimiter
 from nanobanana_async.policy.prices import Basis, Price, Prices
 from nanobanana_async.policy.rate import Pacer
 from nanobanana_async.policy.request_budget import RequestBudget
+from tests.support.rows import each_row
 
 NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
 SHARED = LearnedRates(log_odds=3.0, both=LearnedPace(rate=1.0, windowed=True))
@@ -41,8 +42,8 @@ def later(seconds: float) -> datetime:
     return NOON + timedelta(seconds=seconds)
 
 
-@pytest.mark.parametrize("limits", [None, LIMITS, evolve(LIMITS, rates=APART), LearnedLimits(at=NOON)])
-@pytest.mark.parametrize("classes", [{}, {"foxes": FOXES, "owls": LearnedClass(at=NOON)}])
+@each_row("limits", [None, LIMITS, evolve(LIMITS, rates=APART), LearnedLimits(at=NOON)])
+@each_row("classes", [{}, {"foxes": FOXES, "owls": LearnedClass(at=NOON)}])
 def test_facts_survive_as_json(limits: LearnedLimits | None, classes: dict[str, LearnedClass]) -> None:
     facts = LearnedAccount(limits=limits, classes=classes)
     read = LearnedAccount.from_json(facts.to_json())
@@ -55,7 +56,7 @@ def test_unknown_fields_are_ignored() -> None:
     assert LearnedAccount.from_json(text) == LearnedAccount(limits=LearnedLimits(at=NOON, job_limit=5))
 
 
-@pytest.mark.parametrize(
+@each_row(
     "text",
     [
         "",
@@ -76,7 +77,7 @@ def test_damaged_text_is_an_error(text: str) -> None:
         LearnedAccount.from_json(text)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "facts",
     [
         '"count": -1',

@@ -11,6 +11,7 @@ from nanobanana_async.errors import LimitKind
 from nanobanana_async.policy.concurrency import AnsweredCreate, ConcurrencyPolicy, Load, Mode
 from nanobanana_async.policy.limiter import LONGEST_WAIT_S, TRIAL_WAIT_S, AdmissionLimiter
 from tests.policy.simulation import Bucket, Client, Gateway
+from tests.support.rows import each_row
 
 SEEDS = range(4)
 FOREVER = 1e12
@@ -73,8 +74,8 @@ def test_hidden_rate_met_late_is_not_taken_for_slots(rate: float, burst: float) 
         assert client.taken_at[-1] <= 1.2 * bucket.ideal_s(600)
 
 
-@pytest.mark.parametrize("rtt_s", [0.01, 0.15])
-@pytest.mark.parametrize("limit", [1, 2, 5, 20, 60])
+@each_row("rtt_s", [0.01, 0.15])
+@each_row("limit", [1, 2, 5, 20, 60])
 def test_hidden_slot_limit_is_recognised_after_two_trials(limit: int, rtt_s: float) -> None:
     for seed in SEEDS:
         gateway = Gateway(slots=limit)

@@ -11,6 +11,7 @@ from nanobanana_async.policy.durations import BIN_EDGES_S, SHORTEST_S, Durations
 from nanobanana_async.policy.poll_schedule import STRAGGLER_GROWTH, UNKNOWN_GROWTH, PollSchedule
 from nanobanana_async.policy.polling import PollPolicy
 from tests.policy.simulation import Draw, bimodal, floor_and_tail, lognormal, poll_jobs
+from tests.support.rows import each_row
 
 LN_10 = lognormal(10.0, 0.4)
 LONG_TAIL = lognormal(12.0, 0.8)
@@ -121,10 +122,8 @@ def test_ended_chance_grows_with_age(schedule: PollSchedule[int], ages: tuple[fl
     assert schedule.ended_between_probability(age_s, age_s) == 0.0
 
 
-@pytest.mark.parametrize("target_s", [0.25, 0.5, 2.0])
-@pytest.mark.parametrize(
-    "draw", [LN_10, LONG_TAIL, bimodal, floor_and_tail], ids=["log-normal", "tail", "two", "floor"]
-)
+@each_row("target_s", [0.25, 0.5, 2.0])
+@each_row("draw", [LN_10, LONG_TAIL, bimodal, floor_and_tail])
 def test_learned_polls_meet_the_delay_and_beat_a_fixed_interval(draw: Draw, target_s: float) -> None:
     policy = PollPolicy(target_delay_s=target_s, max_gap_s=4.0 * target_s)  # the gaps of stragglers stay short
     a_job, delay_s, mean_s = poll_jobs(learned(draw, WORTH_LEARNING, policy), draw, JOBS)

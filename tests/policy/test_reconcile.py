@@ -23,6 +23,7 @@ from nanobanana_async.policy.reconcile import (
     estimate_offset,
     ready_after_s,
 )
+from tests.support.rows import each_row
 
 DELAY_S = 40.0
 LATE_S = 2.0
@@ -157,7 +158,7 @@ def test_task_of_another_model_or_price_is_left_out(facts: dict[str, Any]) -> No
     assert decide_doubts([doubt()], read(*tasks, claimed=KNOWN)) == {"A": FoundTask("own")}
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("facts", "job"),
     [
         ({"model": None}, {}),
@@ -296,7 +297,7 @@ def truths(draw: st.DrawFn) -> list[Truth]:
     return jobs
 
 
-@settings(max_examples=600)
+@settings(max_examples=200)
 @given(
     truths(),
     st.lists(st.floats(995.0, 1020.0), max_size=4),

@@ -35,6 +35,7 @@ from nanobanana_async.policy.retry import (
     ends_polling,
     is_outage,
 )
+from tests.support.rows import each_row
 
 REFUSE, REQUEUE, REPEAT, PARK, GIVE_UP = (
     RetryAction.REFUSE,
@@ -102,8 +103,8 @@ def decided(error: NanoBananaError, policy: RetryPolicy | None = None, **facts: 
     return decision.action, decision.in_doubt
 
 
-@pytest.mark.parametrize("keyed", [True, False])
-@pytest.mark.parametrize("name", REFUSALS)
+@each_row("keyed", [True, False])
+@each_row("name", REFUSALS)
 def test_refusal_makes_the_job_refused_on_both_gateways(name: str, keyed: bool) -> None:
     assert decided(REFUSALS[name], keyed=keyed) == (REFUSE, False)
     assert decided(REFUSALS[name], keyed=keyed, sent_before=True, number=99) == (REFUSE, False)
@@ -122,7 +123,7 @@ def test_429_requeues_the_job_and_costs_no_attempt(keyed: bool) -> None:
     assert decide_failed_create(UNSENT["no connection"], attempt(keyed=keyed), RetryPolicy()).costs_attempt
 
 
-@pytest.mark.parametrize("name", [*GATEWAY_ERRORS, *NO_ANSWER])
+@each_row("name", [*GATEWAY_ERRORS, *NO_ANSWER])
 def test_doubt_is_repeated_with_a_live_key_and_parked_without(name: str) -> None:
     error = {**GATEWAY_ERRORS, **NO_ANSWER}[name]
     assert decided(error) == (REPEAT, True)
@@ -156,12 +157,12 @@ def test_retry_unkeyed_5xx_repeats_gateway_errors_only(name: str) -> None:
     assert decided(GATEWAY_ERRORS[name], risky) == (REPEAT, True)
 
 
-@pytest.mark.parametrize("name", NO_ANSWER)
+@each_row("name", NO_ANSWER)
 def test_retry_unkeyed_5xx_does_not_repeat_lost_answers(name: str) -> None:
     assert decided(NO_ANSWER[name], RetryPolicy(retry_unkeyed_5xx=True), keyed=False) == (PARK, True)
 
 
-@pytest.mark.parametrize("name", [*GATEWAY_ERRORS, *NO_ANSWER])
+@each_row("name", [*GATEWAY_ERRORS, *NO_ANSWER])
 def test_retry_uncertain_repeats_until_max_attempts(name: str) -> None:
     error, risky = {**GATEWAY_ERRORS, **NO_ANSWER}[name], RetryPolicy(retry_uncertain=True)
     assert decided(error, risky, keyed=False) == (REPEAT, True)
@@ -252,7 +253,7 @@ def test_404_ends_polling_only_after_the_replica_delay() -> None:
     assert ends_polling(TaskNotFound("no"), LATE_REPLICA_S, 1800.0)
 
 
-@pytest.mark.parametrize("error", [*NO_ANSWER.values(), *GATEWAY_ERRORS.values(), *UNSENT.values(), LIMITED])
+@each_row("error", [*NO_ANSWER.values(), *GATEWAY_ERRORS.values(), *UNSENT.values(), LIMITED])
 def test_other_errors_end_polling_after_job_s(error: NanoBananaError) -> None:
     assert not ends_polling(error, 1799.9, 1800.0)
     assert ends_polling(error, 1800.0, 1800.0)

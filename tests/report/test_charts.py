@@ -12,6 +12,7 @@ from nanobanana_async.report.charts import Chart, charts_of
 from nanobanana_async.report.summary import Summary
 from nanobanana_async.report.timeline import BusyTimeAxis, levels, sums
 from tests.support.reports import START, Clock, limits_changed, made_rows, made_run, row, run_job, without_image
+from tests.support.rows import each_row
 
 
 def summed(rows: Iterable[ReportRow]) -> Summary:
@@ -84,7 +85,7 @@ def test_the_slots_chart_shows_limit_refusals_and_pauses() -> None:
     assert all(re.fullmatch(r"[MHVhZ0-9. -]*", path) for path in layers.values())
 
 
-@pytest.mark.parametrize("jobs", range(1, 60))
+@each_row("jobs", range(1, 60))
 def test_numbers_of_jobs_have_whole_labels(jobs: int) -> None:
     chart = drawn([row(0) for _ in range(jobs)])["Job slots"]
     assert [tick.label for tick in chart.y_ticks if not tick.label.isdigit()] == []
@@ -144,8 +145,8 @@ def test_there_is_no_chart_if_nothing_ran(rows: list[ReportRow]) -> None:
     assert (charts, axis.busy_s) == ([], 0.0)
 
 
-@pytest.mark.parametrize("took_s", [0.0, 0.004, 1.0, 3600.0, 1e6])
-@pytest.mark.parametrize("price", ["0", "0.0001", "123456789"])
+@each_row("took_s", [0.0, 0.004, 1.0, 3600.0, 1e6])
+@each_row("price", ["0", "0.0001", "123456789"])
 def test_charts_stay_in_their_box_for_any_values(took_s: float, price: str) -> None:
     rows = [row(0, ended_at=START + timedelta(seconds=took_s), credits=Decimal(price))]
     for chart in drawn(rows).values():

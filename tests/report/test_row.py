@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from nanobanana_async.report import ReportRow
 from tests.support.reports import START, row, without_image
+from tests.support.rows import each_row
 
 
 def test_a_row_survives_the_round_trip() -> None:
@@ -48,7 +49,7 @@ def test_unknown_fields_are_ignored() -> None:
     assert ReportRow.from_json(line) == row()
 
 
-@pytest.mark.parametrize(
+@each_row(
     "line",
     [
         "",

@@ -17,6 +17,7 @@ from nanobanana_async.http.transport import AiohttpTransport
 from nanobanana_async.policy.retry import RetryPolicy
 from tests.secrecy.canary import KEY, PASSWORD, outcome_of, pockets, sightings
 from tests.support.peers import Peer, answering, silent, unused_port
+from tests.support.rows import each_row
 
 # Globals, so that no frame of a test holds them.
 OTHER = "a-password-of-the-environment-9K2"
@@ -67,7 +68,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@each_row("name", REFUSED)
 def test_refused_settings_show_no_secret(name: str) -> None:
     error = outcome_of(REFUSED[name])
     assert isinstance(error, (ConfigurationError, TypeError))

@@ -4,16 +4,21 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from openai import AsyncOpenAI
 from starlette.types import ASGIApp
 
 from nanobanana_async import Session
 from nanobanana_async.emulator import Emulator
 from nanobanana_async.serve import make_app
+from tests.support.lazy import lazy
 from tests.support.loopback import quick
+
+if TYPE_CHECKING:
+    import openai
+else:
+    openai = lazy("openai")
 
 
 class _Server(uvicorn.Server):
@@ -45,6 +50,6 @@ async def served(
         yield url, opened
 
 
-def client_of(url: str, *, token: str = "any", **settings: Any) -> AsyncOpenAI:
+def client_of(url: str, *, token: str = "any", **settings: Any) -> "openai.AsyncOpenAI":
     """Return OpenAI's client with its defaults."""
-    return AsyncOpenAI(api_key=token, base_url=f"{url}/v1", **settings)
+    return openai.AsyncOpenAI(api_key=token, base_url=f"{url}/v1", **settings)

@@ -14,12 +14,13 @@ from nanobanana_async.serve import Token, parse_tokens
 from nanobanana_async.serve.fields import SIZES, wanted_of
 from nanobanana_async.serve.orders import Attempt, Order, _continued
 from nanobanana_async.serve.tokens import find_token
+from tests.support.rows import each_row
 
 MODELS = {"nano-banana-pro": "nano-banana-pro"}
 SECRET = "0123456789-abcdef"
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("orders", "continued"),
     [
         ([], None),
@@ -42,12 +43,12 @@ def test_retry_prefers_the_order_of_the_attempt_before_it() -> None:
     assert found.key == "second"
 
 
-@pytest.mark.parametrize(("text", "count"), [("2", 2), ("", 0), ("-1", 0), ("1e9", 0), ("9" * 400, 0), ("²", 0)])
+@each_row(("text", "count"), [("2", 2), ("", 0), ("-1", 0), ("1e9", 0), ("9" * 400, 0), ("²", 0)])
 def test_retry_count_that_is_no_number_is_none(text: str, count: int) -> None:
     assert Attempt.of({"x-stainless-retry-count": text}).retry_count == count
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("fields", "ratio", "resolution"),
     [
         ({}, None, None),
@@ -110,7 +111,7 @@ def test_tokens_are_read_with_their_caps() -> None:
         assert find_token([ann, ben], header) is None
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("text", "said"),
     [
         ("", "no token"),

@@ -5,21 +5,26 @@ import base64
 import hashlib
 import io
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 
-pytest.importorskip("openai", reason="OpenAI's client is missing: pip install openai")
 pytest.importorskip("python_multipart", reason="the extra serve is missing: pip install -e '.[serve]'")
 
-from openai import AsyncOpenAI
 from PIL import Image
 
 from nanobanana_async.emulator import Fixed, RandomFault, faults
 from tests.serve.serving import client_of, served
+from tests.support.lazy import lazy
 from tests.support.loopback import charged, emulated
 
+if TYPE_CHECKING:
+    import openai
+else:
+    openai = lazy("openai", "OpenAI's client is missing: pip install openai")
 
-async def bought(client: AsyncOpenAI, prompt: str, **options: object) -> bytes:
+
+async def bought(client: "openai.AsyncOpenAI", prompt: str, **options: object) -> bytes:
     """Return the content of the image that a prompt buys."""
     answer = await client.images.generate(prompt=prompt, **options)  # type: ignore[call-overload]
     (image,) = answer.data

@@ -13,6 +13,7 @@ from nanobanana_async.testing import FakeTransport
 from nanobanana_async.webhooks import CallbackReceiver
 from tests.support.callbacks import KEY, PUBLIC, CallbackGateway, call, callback_body, calling, url_in
 from tests.support.fakes import RecordingLedger, apimall, defapi, virtually
+from tests.support.rows import each_row
 from tests.support.shared_ledger import FakeProcess, SharedLedger
 
 SECRET = "a secret of enough letters"
@@ -99,7 +100,7 @@ def test_weak_secret_is_refused(secret: str | bytes) -> None:
         CallbackReceiver(defapi(FakeTransport(CallbackGateway().answer)), public_url=PUBLIC, secret=secret)
 
 
-@pytest.mark.parametrize(
+@each_row(
     "url",
     [
         "",
