@@ -1,4 +1,4 @@
-"""For mkdocstrings: the reference shows the default of a field of an attrs class, and not the call that makes the field."""
+"""For mkdocstrings: the reference shows the default of a field of an attrs class, not the call that makes the field."""
 
 from typing import Any
 
@@ -21,6 +21,6 @@ class AttrsFields(Extension):
     def on_class_members(self, *, cls: Class, **_: Any) -> None:
         """Replace the values of the fields of one class."""
         for member in cls.members.values():
-            if isinstance(member, Attribute) and isinstance(call := member.value, ExprCall):
-                if call.canonical_path in ("attrs.field", "attr.ib"):
-                    member.value = default_of(call)
+            call = member.value if isinstance(member, Attribute) else None
+            if isinstance(call, ExprCall) and call.canonical_path == "attrs.field":
+                member.value = default_of(call)
