@@ -19,7 +19,7 @@ from nanobanana_async.engine.phases import PHASES
 from nanobanana_async.jobs import TRANSITIONS
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / ".github/CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = (
     "python3 -m venv .venv && .venv/bin/pip install '.[cli]' && .venv/bin/nanobanana demo",
     "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest",

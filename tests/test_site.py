@@ -22,7 +22,7 @@ from nanobanana_async.report import STATUSES, ReportRow
 
 DOCS = Path(__file__).parent.parent / "docs"
 SETTINGS = tomllib.loads((DOCS / "zensical.toml").read_text(encoding="utf-8"))
-PAGES = {path.relative_to(DOCS).as_posix() for folder in (DOCS, DOCS / "reference") for path in folder.glob("*.md")}
+PAGES = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if ".site" not in path.parts}
 NOT_ON_A_PAGE = {"__version__", "Resolution"}
 """Names without text of their own: a string, and the words that `ImageRequest.resolution` takes."""
 
@@ -57,7 +57,8 @@ def test_every_page_is_in_the_navigation_once() -> None:
 
 def test_list_for_language_models_has_every_page_in_order() -> None:
     links = re.findall(r"^- \[[^\]]+\]\((\S+)\.html\): \S", (DOCS / "llms.txt").read_text(encoding="utf-8"), re.M)
-    assert [f"{link}.md" for link in links] == pages_in(SETTINGS["project"]["nav"])
+    pages = [page.replace("README", "index") for page in pages_in(SETTINGS["project"]["nav"])]
+    assert [f"{link}.md" for link in links] == pages
 
 
 def test_every_public_name_is_on_a_reference_page() -> None:
@@ -109,7 +110,9 @@ def test_site_builds_strictly(tmp_path: Path) -> None:
     built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
     site = tmp_path / "docs/.site"
-    assert [page for page in PAGES if not (site / page).with_suffix(".html").is_file()] == []
+    assert [
+        page for page in PAGES if not (site / page.replace("README.md", "index.md")).with_suffix(".html").is_file()
+    ] == []
     reference = "".join(page.read_text(encoding="utf-8") for page in (site / "reference").glob("*.html"))
     wanted = {f'id="nanobanana_async.{name}"' for name in ("Session.generate_many", "errors.JobFailed", "ApiMall")}
     assert {each for each in wanted if each not in reference} == set()
