@@ -113,7 +113,7 @@ class ImageRequest:
     (status None) for values that no gateway takes.
     """
 
-    prompt: str = field(converter=_to_prompt, validator=_check_prompt)
+    prompt: str = field(converter=_to_prompt, validator=_check_prompt)  # text that is not empty
     images: tuple[Reference, ...] = field(default=(), kw_only=True, converter=_to_images, validator=_check_images)
     """Reference images, for edits and compositions; at most 4 on defapi.
 
@@ -121,11 +121,11 @@ class ImageRequest:
     obstore store with a path. A file or object is read when its job is registered; from then on the job's request has
     the digest of its content, `sha256:<hex>`, in its place.
     """
-    num_images: int = field(default=1, kw_only=True, converter=_to_count)
+    num_images: int = field(default=1, kw_only=True, converter=_to_count)  # 1 to 6
     aspect_ratio: str | None = field(default=None, kw_only=True, converter=_to_ratio)
     """Such as "16:9". Only its form is checked, since the references list no values."""
     resolution: Resolution | None = field(default=None, kw_only=True, converter=_to_resolution)
-    output_format: OutputFormat | None = field(default=None, kw_only=True, converter=_to_format)
+    output_format: OutputFormat | None = field(default=None, kw_only=True, converter=_to_format)  # jpeg, jpg or png
     model: str | None = field(default=None, kw_only=True, converter=_to_model)
     """None means the model of the gateway's settings."""
     task_type: TaskType | None = field(default=None, kw_only=True, converter=_to_task_type)
@@ -174,8 +174,8 @@ ROW_FIELDS = ("key", "metadata")
 class GeneratedImage:
     """One generated image: an http(s) URL, or a `data:` URI on gateways that send images inline."""
 
-    url: str = field(repr=lambda url: repr(shorten(url)))
-    index: int = 0
+    url: str = field(repr=lambda url: repr(shorten(url)))  # http(s), or a `data:` URI; links expire
+    index: int = 0  # which image of the job, from 0
     task_id: str = field(default="", repr=False)
     """The task that made the image. It is polled for a new link when this one has expired."""
     ended_at: datetime | None = field(default=None, repr=False, eq=False)
@@ -193,16 +193,16 @@ class GenerationResult:
     images. Links expire: download the images soon with `session.save`.
     """
 
-    key: str
-    task_id: str
-    images: tuple[GeneratedImage, ...]
+    key: str  # the job's key
+    task_id: str  # the gateway's name for the job
+    images: tuple[GeneratedImage, ...]  # at least one
     missing: Mapping[int, str] = field(factory=dict, hash=False)
     """The images that were bought and not delivered: index and reason. The others keep their `index`."""
-    model: str | None = None
-    credits: Decimal | None = None
-    created_at: datetime | None = None
-    completed_at: datetime | None = None
-    raw: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
+    model: str | None = None  # the model, by the gateway's word
+    credits: Decimal | None = None  # after refunds; None if the gateway did not state it
+    created_at: datetime | None = None  # by the gateway's clock
+    completed_at: datetime | None = None  # by the gateway's clock
+    raw: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)  # the last answer, without inline images
     request: ImageRequest | None = field(default=None, repr=False, eq=False)
     """The request; None for a task that was attached by its id alone."""
 

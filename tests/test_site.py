@@ -116,4 +116,4 @@ def test_site_builds_strictly(tmp_path: Path) -> None:
     reference = "".join(page.read_text(encoding="utf-8") for page in (site / "reference").glob("*.html"))
     wanted = {f'id="nanobanana_async.{name}"' for name in ("Session.generate_many", "errors.JobFailed", "ApiMall")}
     assert {each for each in wanted if each not in reference} == set()
-    assert "validator=" not in reference  # docs/attrs_fields.py
+    assert "validator=" not in reference  # docs/reference_extension.py

@@ -21,7 +21,7 @@ Duration = Callable[[random.Random], float]
 class Fixed:
     """Every job takes the same time."""
 
-    seconds: float = field(validator=number_validator(endless=True))
+    seconds: float = field(validator=number_validator(endless=True))  # of each job
 
     def __call__(self, rng: random.Random) -> float:
         """Draw the duration of one job, in seconds."""
@@ -32,8 +32,8 @@ class Fixed:
 class LogNormal:
     """Durations are log-normal around `median_s`; the right tail grows with `sigma`."""
 
-    median_s: float = field(validator=number_validator(above=0))
-    sigma: float = field(default=0.35, validator=number_validator(most=10))
+    median_s: float = field(validator=number_validator(above=0))  # half of the jobs take longer
+    sigma: float = field(default=0.35, validator=number_validator(most=10))  # of the logarithm
 
     def __call__(self, rng: random.Random) -> float:
         """Draw the duration of one job, in seconds."""
@@ -44,9 +44,9 @@ class LogNormal:
 class Bimodal:
     """Durations come from `second` with probability `second_share`, otherwise from `first`."""
 
-    first: Duration
-    second: Duration
-    second_share: float = field(default=0.2, validator=PROBABILITY)
+    first: Duration  # the usual one
+    second: Duration  # the other one
+    second_share: float = field(default=0.2, validator=PROBABILITY)  # how many jobs have it
 
     def __call__(self, rng: random.Random) -> float:
         """Draw the duration of one job, in seconds."""
@@ -99,7 +99,7 @@ def _sorted_schedule(_: object, attribute: "Attribute[Any]", value: Sequence[tup
 class EmulatorSettings:
     """How the emulated gateways behave. `speed` divides the durations of jobs and nothing else."""
 
-    seed: int = 0
+    seed: int = 0  # of all that is drawn by chance
     started_at: datetime = _STARTED_AT  # the date and time at which `now` is 0
 
     # access
@@ -109,12 +109,12 @@ class EmulatorSettings:
     separate_accounts: bool = False  # False: both gateways share one account
 
     # limits
-    job_limit: int | None = field(default=None, validator=optional(number_validator(whole=True)))
+    job_limit: int | None = field(default=None, validator=optional(number_validator(whole=True)))  # jobs at once
     limit_counts: LimitCounts = field(default="jobs", validator=in_(("jobs", "images")))
     limit_schedule: Sequence[tuple[float, int | None]] = field(
         default=(), converter=_schedule, validator=_sorted_schedule
     )
-    slot_freed_after_s: float = field(default=0.0, validator=number_validator(endless=True))
+    slot_freed_after_s: float = field(default=0.0, validator=number_validator(endless=True))  # after the end of a job
     creates_per_minute: float | None = field(default=None, validator=optional(number_validator(above=0)))
     # Of everything but creates, downloads and PUTs to storage:
     queries_per_minute: float | None = field(default=None, validator=optional(number_validator(above=0)))
@@ -137,16 +137,16 @@ class EmulatorSettings:
     credits: Decimal | None = field(default=None, converter=credits_or_none)  # None is unlimited
     apimall_prices: Mapping[str, Decimal] = field(factory=lambda: dict(_APIMALL_PRICES))
     defapi_price: Decimal = field(default=Decimal("0.5"), converter=price)
-    refund_on_failure: bool = True
+    refund_on_failure: bool = True  # False: a failed job stays charged
     web_credits: Decimal = field(default=Decimal(0), converter=price)  # API Mall: credits that the API can't spend
     balance_fields: BalanceFields = field(default="credits", validator=in_(get_args(BalanceFields)))
 
     # jobs
-    duration: Duration = QUICK
+    duration: Duration = QUICK  # how long jobs take
     failure_duration: Duration | None = None  # default: `duration`
-    speed: float = field(default=1.0, validator=number_validator(above=0))
-    pending_share: float = field(default=0.2, validator=PROBABILITY)
-    failure_probability: float = field(default=0.0, validator=PROBABILITY)
+    speed: float = field(default=1.0, validator=number_validator(above=0))  # divides durations of jobs
+    pending_share: float = field(default=0.2, validator=PROBABILITY)  # of its duration a job is pending
+    failure_probability: float = field(default=0.0, validator=PROBABILITY)  # of each job
     unknown_probability: float = field(default=0.0, validator=PROBABILITY)  # per query: the status is "unknown"
     visible_after_s: float = field(default=0.0, validator=number_validator(endless=True))  # queries get 404 until then
     images_after_s: float = field(
@@ -161,8 +161,8 @@ class EmulatorSettings:
     # responses
     idempotency: Idempotency = field(default="replay", validator=in_(get_args(Idempotency)))
     forget_keys_after_s: float = field(default=60.0, validator=number_validator(endless=True))
-    refusals_in_200: bool = False
-    query_shape: QueryShape = field(default="data", validator=in_(("data", "top")))
+    refusals_in_200: bool = False  # True: errors come with status 200
+    query_shape: QueryShape = field(default="data", validator=in_(("data", "top")))  # where a poll has its fields
     failure_field: FailureField = field(default="error_message", validator=in_(("error_message", "failMsg")))
     status_words: Mapping[str, str] = field(factory=dict)  # replaces the status of each key by its value
     progress: Progress = field(default="absent", validator=in_(get_args(Progress)))  # 45 or "45%", until the end
@@ -192,7 +192,7 @@ class EmulatorSettings:
     webhook_retry_s: float = field(default=1.0, validator=number_validator(endless=True))
 
     # faults and counting
-    script: Script = NO_SCRIPT
+    script: Script = NO_SCRIPT  # faults of the n-th request of an endpoint
     chances: Sequence[RandomFault] = field(default=(), converter=_tuple)
     unique_by: UniqueBy = field(default="request", validator=in_(("request", "prompt")))
 

@@ -67,12 +67,12 @@ class ConcurrencyPolicy:
     There `max_jobs` counts the jobs of this session alone, and one with `learn=False` takes no part in the sharing.
     """
 
-    max_jobs: int | None = field(default=None, validator=optional(at_least_one))
-    learn: bool = field(default=True, validator=validate_switch)
-    max_requests: int = field(default=32, validator=at_least_one)
-    max_requests_per_minute: int | None = field(default=None, validator=optional(at_least_one))
-    interactive: bool = field(default=False, validator=validate_switch)
-    reserve: int = field(default=0, validator=at_least_zero)
+    max_jobs: int | None = field(default=None, validator=optional(at_least_one))  # jobs at once; None: learned
+    learn: bool = field(default=True, validator=validate_switch)  # False: exactly `max_jobs`
+    max_requests: int = field(default=32, validator=at_least_one)  # creates and polls in flight together
+    max_requests_per_minute: int | None = field(default=None, validator=optional(at_least_one))  # None: learned
+    interactive: bool = field(default=False, validator=validate_switch)  # free slots come here first
+    reserve: int = field(default=0, validator=at_least_zero)  # slots kept free for interactive sessions
 
     def __attrs_post_init__(self) -> None:
         if self.reserve and not self.interactive:
