@@ -36,10 +36,14 @@ class JobHandle(Protocol):
     """The part of a live `Job` that an error exposes."""
 
     @property
-    def key(self) -> str: ...
+    def key(self) -> str:
+        """Our name for the job."""
+        ...
 
     @property
-    def task_id(self) -> str | None: ...
+    def task_id(self) -> str | None:
+        """The gateway's name for it."""
+        ...
 
     def __await__(self) -> Generator[Any, None, Any]: ...
 
@@ -92,11 +96,7 @@ class _GatewayFacts(TypedDict, total=False):
 
 
 class GatewayError(NanoBananaError):
-    """The gateway answered with an error.
-
-    `status` is the HTTP status (None if the error was found locally, before anything was sent), `code` the gateway's
-    own code, `request_id` the id that its support asks for, `retry_after_s` the wait in seconds that it asked for.
-    """
+    """The gateway answered with an error, or the error was found here before anything was sent (`status` is None)."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class GatewayError(NanoBananaError):
         safe_to_repeat: bool = True,
     ) -> None:
         super().__init__(message, key=key, safe_to_repeat=safe_to_repeat)
-        self.status = status  # the HTTP status; None: found before anything was sent
+        self.status = status  # the HTTP status
         self.code = code  # the gateway's own code
         self.request_id = request_id  # what its support asks for
         self.retry_after_s = retry_after_s  # the wait that it asked for, in seconds
@@ -168,11 +168,11 @@ class RateLimited(GatewayError):
     """
 
     advice = "wait, then repeat"
-    used_up_for_s: float | None = None
+    used_up_for_s: float | None = None  # of a budget of a day; infinite: not stated
 
     def __init__(self, message: str, *, kind: LimitKind | None = None, **facts: Unpack[_GatewayFacts]) -> None:
         super().__init__(message, **facts)
-        self.kind: LimitKind | None = kind
+        self.kind: LimitKind | None = kind  # None: not stated
 
 
 class PromptBlocked(GatewayError):

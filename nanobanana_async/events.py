@@ -163,6 +163,7 @@ Event = (
     | PriceAboveEstimate
     | LimitsChanged
 )
+"""What observers are called with."""
 
 
 @runtime_checkable
@@ -175,6 +176,7 @@ class ObserverFactory(Protocol):
 
 
 Observer = Callable[[Event], None] | ObserverFactory
+"""A function that is called with each event, or an object that makes one for each session."""
 
 _LOG_LEVELS: dict[type, int] = {
     JobTracked: logging.DEBUG,

@@ -69,7 +69,7 @@ def _to_model(value: str | None) -> str | None:
     return None if is_absent(value) else as_text("model", value)
 
 
-def _to_callback(url: str | None) -> str | None:
+def _to_url(url: str | None) -> str | None:
     return None if is_absent(url) else plain_text(url)
 
 
@@ -84,7 +84,7 @@ def _check_images(_: Any, __: "Attribute[tuple[Reference, ...]]", images: tuple[
             check_url(f"images[{index}]", image)
 
 
-def _check_callback(_: Any, attribute: "Attribute[str | None]", url: object) -> None:
+def _check_url(_: Any, attribute: "Attribute[str | None]", url: object) -> None:
     if url is not None:
         check_url(attribute.name, url)
 
@@ -124,13 +124,13 @@ class ImageRequest:
     num_images: int = field(default=1, kw_only=True, converter=_to_count)  # 1 to 6
     aspect_ratio: str | None = field(default=None, kw_only=True, converter=_to_ratio)
     """Such as "16:9". Only its form is checked, since the references list no values."""
-    resolution: Resolution | None = field(default=None, kw_only=True, converter=_to_resolution)
+    resolution: Resolution | None = field(default=None, kw_only=True, converter=_to_resolution)  # 1K, 2K or 4K
     output_format: OutputFormat | None = field(default=None, kw_only=True, converter=_to_format)  # jpeg, jpg or png
     model: str | None = field(default=None, kw_only=True, converter=_to_model)
     """None means the model of the gateway's settings."""
     task_type: TaskType | None = field(default=None, kw_only=True, converter=_to_task_type)
     """None means image-to-image if there are `images`, otherwise text-to-image. Not every model upscales."""
-    callback_url: str | None = field(default=None, kw_only=True, converter=_to_callback, validator=_check_callback)
+    callback_url: str | None = field(default=None, kw_only=True, converter=_to_url, validator=_check_url)  # defapi
     extra: ExtraFields = field(default=NO_EXTRA, kw_only=True, converter=to_extra)
     """JSON values that go into the create as they are, such as `{"seed": 7}`: for what the gateway takes beside these
     fields. They are part of the request's identity."""

@@ -116,4 +116,9 @@ def test_site_builds_strictly(tmp_path: Path) -> None:
     reference = "".join(page.read_text(encoding="utf-8") for page in (site / "reference").glob("*.html"))
     wanted = {f'id="nanobanana_async.{name}"' for name in ("Session.generate_many", "errors.JobFailed", "ApiMall")}
     assert {each for each in wanted if each not in reference} == set()
+    objects = (
+        r'id="([^"]+)" class="doc doc-heading"(?:(?!doc doc-heading).)*?<div class="doc doc-contents[^>]*>\s*</div>'
+    )
+    silent = [name for name in re.findall(objects, reference, re.DOTALL) if not name.endswith(".advice")]
+    assert silent == []  # `advice` is its own text
     assert "validator=" not in reference  # docs/reference_extension.py
