@@ -1,5 +1,6 @@
 """Checks the site of docs/: every page is in its navigation, every public name in its reference, and it builds."""
 
+import importlib.util
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 import nanobanana_async
+from nanobanana_async import errors
 from nanobanana_async.cli.batch.results import Result
 from nanobanana_async.cli.batch.spreadsheet import write_spreadsheet
 from nanobanana_async.images.saved import PurchasedImage
@@ -65,7 +67,7 @@ def test_every_public_name_is_on_a_reference_page() -> None:
     pages = (page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
     shown = {name for text in pages for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
     if "nanobanana_async.errors" in shown:
-        shown |= {f"nanobanana_async.{name}" for name in vars(nanobanana_async.errors)}
+        shown |= {f"nanobanana_async.{name}" for name in vars(errors)}
     missing = [name for name in nanobanana_async.__all__ if f"nanobanana_async.{name}" not in shown]
     assert set(missing) == NOT_ON_A_PAGE
 
@@ -122,3 +124,12 @@ def test_site_builds_strictly(tmp_path: Path) -> None:
     silent = [name for name in re.findall(objects, reference, re.DOTALL) if not name.endswith(".advice")]
     assert silent == []  # `advice` is its own text
     assert "validator=" not in reference  # docs/reference_extension.py
+
+
+def test_what_shows_each_promise_exists() -> None:
+    text = (DOCS / "promises.md").read_text(encoding="utf-8")
+    paths, modules = re.findall(r"`(tests/[\w/.]+)`", text), re.findall(r"`python -m ([\w.]+)", text)
+    assert len(paths) >= 4
+    assert len(modules) >= 8
+    assert [path for path in paths if not (DOCS.parent / path).exists()] == []
+    assert [module for module in modules if importlib.util.find_spec(module) is None] == []
