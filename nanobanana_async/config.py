@@ -18,10 +18,10 @@ from nanobanana_async.validators import within
 class Timeouts:
     """How long each step may take, in seconds; `math.inf` means no limit."""
 
-    connect_s: float = field(default=10.0, validator=within(above=0, endless=True))
+    connect_s: float = field(default=10.0, validator=within(above=0, endless=True))  # until a connection stands
     create_s: float = field(default=120.0, validator=within(above=0, endless=True))
     """Long, because a create whose answer did not come in time may have been bought."""
-    query_s: float = field(default=15.0, validator=within(above=0, endless=True))
+    query_s: float = field(default=15.0, validator=within(above=0, endless=True))  # for the answer to a poll
     job_s: float = field(default=1800.0, validator=within(above=0, endless=True))
     """From RUNNING until polling stops. The job stays in the ledger and can be followed again."""
     close_s: float = field(default=10.0, validator=within(above=0, endless=True))

@@ -37,10 +37,14 @@ class JobHandle(Protocol):
     """The part of a live `Job` that an error exposes."""
 
     @property
-    def key(self) -> str: ...
+    def key(self) -> str:
+        """Our name for the job."""
+        ...
 
     @property
-    def task_id(self) -> str | None: ...
+    def task_id(self) -> str | None:
+        """The gateway's name for it."""
+        ...
 
     def __await__(self) -> Generator[Any, None, Any]: ...
 
@@ -52,13 +56,13 @@ class NanoBananaError(Exception):
     may still be: a retry loop that generates it again under another key could then pay twice.
     """
 
-    advice: str = ""
+    advice: str = ""  # what the reader can do
 
     def __init__(self, message: str, *, key: str | None = None, safe_to_repeat: bool = True) -> None:
         super().__init__(message)
-        self.message = message
-        self.key = key
-        self.safe_to_repeat = safe_to_repeat
+        self.message = message  # what happened, without the advice
+        self.key = key  # of the job concerned; None if there is none
+        self.safe_to_repeat = safe_to_repeat  # False: another purchase could be a second one
 
     def __str__(self) -> str:
         return f"{self.message} ({self.advice})" if self.advice else self.message
@@ -93,11 +97,7 @@ class _GatewayFacts(TypedDict, total=False):
 
 
 class GatewayError(NanoBananaError):
-    """The gateway answered with an error.
-
-    `status` is the HTTP status (None if the error was found locally, before anything was sent), `code` the gateway's
-    own code, `request_id` the id that its support asks for, `retry_after_s` the wait in seconds that it asked for.
-    """
+    """The gateway answered with an error, or the error was found here before anything was sent (`status` is None)."""
 
     def __init__(
         self,
@@ -111,10 +111,10 @@ class GatewayError(NanoBananaError):
         safe_to_repeat: bool = True,
     ) -> None:
         super().__init__(message, key=key, safe_to_repeat=safe_to_repeat)
-        self.status = status
-        self.code = code
-        self.request_id = request_id
-        self.retry_after_s = retry_after_s
+        self.status = status  # the HTTP status
+        self.code = code  # the gateway's own code
+        self.request_id = request_id  # what its support asks for
+        self.retry_after_s = retry_after_s  # the wait that it asked for, in seconds
 
     def __str__(self) -> str:
         facts = [str(self.status)] if self.status is not None else []
@@ -169,11 +169,11 @@ class RateLimited(GatewayError):
     """
 
     advice = "wait, then repeat"
-    used_up_for_s: float | None = None
+    used_up_for_s: float | None = None  # of a budget of a day; infinite: not stated
 
     def __init__(self, message: str, *, kind: LimitKind | None = None, **facts: Unpack[_GatewayFacts]) -> None:
         super().__init__(message, **facts)
-        self.kind: LimitKind | None = kind
+        self.kind: LimitKind | None = kind  # None: not stated
 
 
 class PromptBlocked(GatewayError):
@@ -223,7 +223,9 @@ class UnexpectedResponse(NanoBananaError):
         safe_to_repeat: bool = False,
     ) -> None:
         super().__init__(message, key=key, safe_to_repeat=safe_to_repeat)
-        self.status, self.body, self.retry_after_s = status, body, retry_after_s
+        self.status = status  # the HTTP status
+        self.body = body  # a short, redacted excerpt
+        self.retry_after_s = retry_after_s  # the wait that the answer asked for, in seconds
 
     def __str__(self) -> str:
         status = f" [{self.status}]" if self.status is not None else ""
@@ -235,7 +237,7 @@ class JobError(NanoBananaError):
 
     def __init__(self, message: str, *, job: JobHandle, safe_to_repeat: bool) -> None:
         super().__init__(message, key=job.key, safe_to_repeat=safe_to_repeat)
-        self.job = job
+        self.job = job  # the live handle, which can be awaited again
 
 
 class JobFailed(JobError):
@@ -246,7 +248,7 @@ class JobFailed(JobError):
 
     def __init__(self, message: str, *, job: JobHandle, safe_to_repeat: bool, kind: JobFailureKind = "unknown") -> None:
         super().__init__(message, job=job, safe_to_repeat=safe_to_repeat)
-        self.kind: JobFailureKind = kind
+        self.kind: JobFailureKind = kind  # "moderation", "capacity", "input" or "unknown"
 
 
 class JobUncertain(JobError):
@@ -272,9 +274,9 @@ class BatchStopped(NanoBananaError):
 
     def __init__(self, message: str, *, cause: NanoBananaError, done: int, unbought: int) -> None:
         super().__init__(message)
-        self.cause = cause
-        self.done = done
-        self.unbought = unbought
+        self.cause = cause  # why it stopped
+        self.done = done  # rows that ended
+        self.unbought = unbought  # rows that were read and not bought
 
 
 class CreditLimitReached(NanoBananaError):
@@ -291,7 +293,7 @@ class LedgerError(NanoBananaError):
         self, message: str, *, task_id: str | None = None, key: str | None = None, safe_to_repeat: bool = True
     ) -> None:
         super().__init__(message, key=key, safe_to_repeat=safe_to_repeat)
-        self.task_id = task_id
+        self.task_id = task_id  # of a create that the gateway had just accepted
 
 
 class DownloadError(NanoBananaError):
@@ -310,11 +312,11 @@ class DownloadError(NanoBananaError):
         safe_to_repeat: bool = True,
     ) -> None:
         super().__init__(message, key=key, safe_to_repeat=safe_to_repeat)
-        self.link_expired = link_expired
-        self.status = status
+        self.link_expired = link_expired  # the link no longer works; the gateway may have a new one
+        self.status = status  # the HTTP status of an answer that holds no image
 
 
 class SaveError(NanoBananaError):
     """A folder or store can't be written (`one_image`: not for this image). Bought images can be saved later."""
 
-    one_image = False
+    one_image = False  # True: the others may be fine

@@ -29,25 +29,25 @@ class JobTracked:
     differ, and comes with the next event. `weight` is how many job slots the job takes while the gateway has it.
     """
 
-    record: JobRecord
-    weight: int
+    record: JobRecord  # the job's record, which holds the prompt
+    weight: int  # job slots
 
 
 @frozen(kw_only=True)
 class JobReleased:
     """The session stops tracking a job: it has ended, or is no longer followed. `error` says why it was given up."""
 
-    record: JobRecord
-    error: Exception | None
+    record: JobRecord  # the job's record, which holds the prompt
+    error: Exception | None  # why it was given up; None: it was not
 
 
 @frozen(kw_only=True)
 class JobStateChanged:
     """A job changed its state, and the ledger has recorded it, which took `write_s` seconds; None: not measured."""
 
-    before: JobState | None
-    record: JobRecord
-    write_s: float | None = field(default=None, eq=False)
+    before: JobState | None  # None: the job is new
+    record: JobRecord  # the job's record, which holds the prompt
+    write_s: float | None = field(default=None, eq=False)  # how long the ledger took
 
 
 @frozen(kw_only=True)
@@ -57,11 +57,11 @@ class CreateFailed:
     `in_doubt`: this create or an earlier one of the job may have been accepted all the same.
     """
 
-    record: JobRecord
-    error: Exception
-    action: str
-    wait_s: float
-    in_doubt: bool = False
+    record: JobRecord  # the job's record, which holds the prompt
+    error: Exception  # the last failure
+    action: str  # requeue, repeat, refuse, park or give_up
+    wait_s: float  # until then
+    in_doubt: bool = False  # it may have been accepted all the same
 
 
 @frozen(kw_only=True)
@@ -71,20 +71,20 @@ class JobPolled:
     `delay_s`: how many seconds ago the job ended, if the gateway reports how long it took.
     """
 
-    record: JobRecord
-    status: str
-    polls: int
-    delay_s: float | None = None
+    record: JobRecord  # the job's record, which holds the prompt
+    status: str  # the gateway's own word
+    polls: int  # of this job so far
+    delay_s: float | None = None  # since the job ended
 
 
 @frozen(kw_only=True)
 class PollFailed:
     """A poll failed. The next poll follows after `wait_s` seconds; None means that there is none."""
 
-    record: JobRecord
-    error: Exception
-    wait_s: float | None
-    polls: int = 0
+    record: JobRecord  # the job's record, which holds the prompt
+    error: Exception  # the last failure
+    wait_s: float | None  # until the next poll; None: there is none
+    polls: int = 0  # of this job so far
 
 
 @frozen(kw_only=True)
@@ -95,10 +95,10 @@ class GatewayUnreachable:
     and `record` the job that met it: the others wait too. `retried` is False if this job ends with the failure.
     """
 
-    record: JobRecord
-    error: Exception
-    for_s: float
-    retried: bool = True
+    record: JobRecord  # the job's record, which holds the prompt
+    error: Exception  # the last failure
+    for_s: float  # since the last usable answer
+    retried: bool = True  # False: this job ends with it
 
 
 @frozen(kw_only=True)
@@ -109,32 +109,32 @@ class BudgetUsedUp:
     whose request was refused: the others wait too.
     """
 
-    record: JobRecord
-    error: Exception
-    until: datetime
+    record: JobRecord  # the job's record, which holds the prompt
+    error: Exception  # the last failure
+    until: datetime  # when the gateway takes requests again
 
 
 @frozen(kw_only=True)
 class CallbackReceived:
     """The gateway sent a callback about a job, to this process or another one; one poll follows to confirm it."""
 
-    record: JobRecord
+    record: JobRecord  # the job's record, which holds the prompt
 
 
 @frozen(kw_only=True)
 class UnknownStatus:
     """The gateway reported a status that its reference does not list; the job counts as running."""
 
-    record: JobRecord
-    status: str
+    record: JobRecord  # the job's record, which holds the prompt
+    status: str  # the gateway's own word
 
 
 @frozen(kw_only=True)
 class PriceAboveEstimate:
     """A job costs more than was reserved for it: the difference may exceed a cap, and then nothing more is bought."""
 
-    record: JobRecord
-    estimate: Decimal
+    record: JobRecord  # the job's record, which holds the prompt
+    estimate: Decimal  # what was reserved
 
 
 @frozen(kw_only=True)
@@ -148,12 +148,12 @@ class WriteRefused:
 class LimitsChanged:
     """The learned limits of the account changed; the fields are those of `SessionStats`."""
 
-    job_limit: int | None
-    creates_per_s: float | None
-    limit_kind: str | None
-    creates_paused: bool
-    slots_held: int
-    throttled: int
+    job_limit: int | None  # None: not known
+    creates_per_s: float | None  # None: not known
+    limit_kind: str | None  # what 429s without a stated kind are attributed to
+    creates_paused: bool  # while the gateway asks for a pause or is down
+    slots_held: int  # job slots in use
+    throttled: int  # 429s to creates
 
 
 Event = (
@@ -171,6 +171,7 @@ Event = (
     | WriteRefused
     | LimitsChanged
 )
+"""What observers are called with."""
 
 
 @runtime_checkable
@@ -183,6 +184,7 @@ class ObserverFactory(Protocol):
 
 
 Observer = Callable[[Event], None] | ObserverFactory
+"""A function that is called with each event, or an object that makes one for each session."""
 
 _LOG_LEVELS: dict[type, int] = {
     JobTracked: logging.DEBUG,

@@ -29,7 +29,7 @@ class JobState(enum.StrEnum):
     PENDING = "pending"  # recorded, not sent
     SUBMITTING = "submitting"  # about to be sent, or sent and not answered
     RUNNING = "running"  # accepted: the gateway returned a task id
-    SUCCEEDED = "succeeded"
+    SUCCEEDED = "succeeded"  # the images are there
     FAILED = "failed"  # the gateway reports that the task failed
     REFUSED = "refused"  # the gateway refused the create for good
     UNCERTAIN = "uncertain"  # sent, and it is not known whether the gateway accepted it

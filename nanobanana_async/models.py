@@ -69,7 +69,7 @@ def _to_model(value: str | None) -> str | None:
     return None if is_absent(value) else as_text("model", value)
 
 
-def _to_callback(url: str | None) -> str | None:
+def _to_url(url: str | None) -> str | None:
     return None if is_absent(url) else plain_text(url)
 
 
@@ -84,7 +84,7 @@ def _check_images(_: Any, __: "Attribute[tuple[Reference, ...]]", images: tuple[
             check_url(f"images[{index}]", image)
 
 
-def _check_callback(_: Any, attribute: "Attribute[str | None]", url: object) -> None:
+def _check_url(_: Any, attribute: "Attribute[str | None]", url: object) -> None:
     if url is not None:
         check_url(attribute.name, url)
 
@@ -113,7 +113,7 @@ class ImageRequest:
     (status None) for values that no gateway takes.
     """
 
-    prompt: str = field(converter=_to_prompt, validator=_check_prompt)
+    prompt: str = field(converter=_to_prompt, validator=_check_prompt)  # text that is not empty
     images: tuple[Reference, ...] = field(default=(), kw_only=True, converter=_to_images, validator=_check_images)
     """Reference images, for edits and compositions; at most 4 on defapi.
 
@@ -121,16 +121,16 @@ class ImageRequest:
     obstore store with a path. A file or object is read when its job is registered; from then on the job's request has
     the digest of its content, `sha256:<hex>`, in its place.
     """
-    num_images: int = field(default=1, kw_only=True, converter=_to_count)
+    num_images: int = field(default=1, kw_only=True, converter=_to_count)  # 1 to 6
     aspect_ratio: str | None = field(default=None, kw_only=True, converter=_to_ratio)
     """Such as "16:9". Only its form is checked, since the references list no values."""
-    resolution: Resolution | None = field(default=None, kw_only=True, converter=_to_resolution)
-    output_format: OutputFormat | None = field(default=None, kw_only=True, converter=_to_format)
+    resolution: Resolution | None = field(default=None, kw_only=True, converter=_to_resolution)  # 1K, 2K or 4K
+    output_format: OutputFormat | None = field(default=None, kw_only=True, converter=_to_format)  # jpeg, jpg or png
     model: str | None = field(default=None, kw_only=True, converter=_to_model)
     """None means the model of the gateway's settings."""
     task_type: TaskType | None = field(default=None, kw_only=True, converter=_to_task_type)
     """None means image-to-image if there are `images`, otherwise text-to-image. Not every model upscales."""
-    callback_url: str | None = field(default=None, kw_only=True, converter=_to_callback, validator=_check_callback)
+    callback_url: str | None = field(default=None, kw_only=True, converter=_to_url, validator=_check_url)  # defapi
     extra: ExtraFields = field(default=NO_EXTRA, kw_only=True, converter=to_extra)
     """JSON values that go into the create as they are, such as `{"seed": 7}`: for what the gateway takes beside these
     fields. They are part of the request's identity."""
@@ -174,8 +174,8 @@ ROW_FIELDS = ("key", "metadata")
 class GeneratedImage:
     """One generated image: an http(s) URL, or a `data:` URI on gateways that send images inline."""
 
-    url: str = field(repr=lambda url: repr(shorten(url)))
-    index: int = 0
+    url: str = field(repr=lambda url: repr(shorten(url)))  # http(s), or a `data:` URI; links expire
+    index: int = 0  # which image of the job, from 0
     task_id: str = field(default="", repr=False)
     """The task that made the image. It is polled for a new link when this one has expired."""
     ended_at: datetime | None = field(default=None, repr=False, eq=False)
@@ -193,16 +193,16 @@ class GenerationResult:
     images. Links expire: download the images soon with `session.save`.
     """
 
-    key: str
-    task_id: str
-    images: tuple[GeneratedImage, ...]
+    key: str  # the job's key
+    task_id: str  # the gateway's name for the job
+    images: tuple[GeneratedImage, ...]  # at least one
     missing: Mapping[int, str] = field(factory=dict, hash=False)
     """The images that were bought and not delivered: index and reason. The others keep their `index`."""
-    model: str | None = None
-    credits: Decimal | None = None
-    created_at: datetime | None = None
-    completed_at: datetime | None = None
-    raw: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
+    model: str | None = None  # the model, by the gateway's word
+    credits: Decimal | None = None  # after refunds; None if the gateway did not state it
+    created_at: datetime | None = None  # by the gateway's clock
+    completed_at: datetime | None = None  # by the gateway's clock
+    raw: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)  # the last answer, without inline images
     request: ImageRequest | None = field(default=None, repr=False, eq=False)
     """The request; None for a task that was attached by its id alone."""
 

@@ -98,7 +98,7 @@ class Session(Purchases, NoPlainWith):
         if problem is not None:
             del gateway  # it may be an API key
             raise problem
-        self.gateway = gateway_from_env() if gateway is None else gateway
+        self.gateway = gateway_from_env() if gateway is None else gateway  # where it buys
         self._components = make_components(
             self.gateway,
             ledger=ledger,

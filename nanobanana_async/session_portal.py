@@ -52,16 +52,27 @@ class SessionPortal:
         return f"<SessionPortal of {self.session!r}>"
 
     generate = _blocking(Session.generate)  # type: ignore[arg-type]  # mypy: `misspelt` could be `self`
+    """`Session.generate`, which blocks."""
     submit = _blocking(Session.submit)  # type: ignore[arg-type]
+    """`Session.submit`, which blocks."""
     job = _blocking(Session.job)
+    """`Session.job`, which blocks."""
     attach = _blocking(Session.attach)
+    """`Session.attach`, which blocks."""
     resume = _blocking(Session.resume)
+    """`Session.resume`, which blocks."""
     resolve = _blocking(Session.resolve)
+    """`Session.resolve`, which blocks."""
     reconcile = _blocking(Session.reconcile)
+    """`Session.reconcile`, which blocks."""
     save = _blocking(Session.save)
+    """`Session.save`, which blocks."""
     download = _blocking(Session.download)
+    """`Session.download`, which blocks."""
     balance = _blocking(Session.balance)
+    """`Session.balance`, which blocks."""
     budgets = _blocking(Session.budgets)
+    """`Session.budgets`, which blocks."""
 
     def generate_many(self, requests: Any, **options: Any) -> Iterator[Outcome]:
         """Yield the outcomes of a batch, as `async for outcome in session.generate_many(...)` does.

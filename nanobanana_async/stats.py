@@ -33,18 +33,18 @@ class SessionStats:
     """Stored jobs that wait for a slot."""
     requests_in_flight: int
     """HTTP requests in flight."""
-    polls: int
+    polls: int  # polls so far
     throttled: int
     """429s to creates."""
     job_duration_median_s: float | None
     """Median duration of the most frequent class of jobs; None until a job has ended, as above."""
     job_duration_sigma: float | None
     """Standard deviation of the logarithm of these durations."""
-    succeeded: int
-    failed: int
-    refused: int
-    uncertain: int
-    withdrawn: int
+    succeeded: int  # jobs that ended so in this session
+    failed: int  # as above
+    refused: int  # as above
+    uncertain: int  # as above
+    withdrawn: int  # as above
     credits_spent: Decimal
     """After refunds, as far as the gateway has reported prices."""
     credits_remaining: Decimal | None

@@ -86,7 +86,9 @@ def run_virtual(main: Coroutine[Any, Any, T]) -> T:
 
 
 Reply = HttpResponse | Exception
+"""A response, or an exception to raise."""
 AnswerRequest = Callable[[HttpRequest], Reply | Awaitable[Reply]]
+"""Answers a request; it may await."""
 
 
 class FakeTransport:
@@ -98,8 +100,8 @@ class FakeTransport:
     def __init__(self, answer: AnswerRequest, *, latency_s: float = 0.05, keep: int | None = None) -> None:
         self._answer = answer
         self._latency_s = as_number("latency_s", latency_s)
-        self.requests: deque[HttpRequest] = deque(maxlen=keep)
-        self.in_flight = 0
+        self.requests: deque[HttpRequest] = deque(maxlen=keep)  # the last ones, in order
+        self.in_flight = 0  # requests without an answer yet
 
     @property
     def creates(self) -> list[HttpRequest]:
@@ -142,7 +144,7 @@ class EmulatorTransport(FakeTransport):
 
     def __init__(self, simulator: GatewaySimulator, *, api_key: str, latency_s: float = 0.05) -> None:
         super().__init__(self._simulate, latency_s=latency_s, keep=KEPT_REQUESTS)
-        self.simulator = simulator
+        self.simulator = simulator  # with the counts and the jobs
         self._headers = {"authorization": f"Bearer {api_key}"}
 
     async def _simulate(self, request: HttpRequest) -> Reply:

@@ -20,13 +20,15 @@ from nanobanana_async.jobs import TRANSITIONS
 from tests.support.rows import each_row
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / ".github/CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = (
     "python3 -m venv .venv && .venv/bin/pip install '.[cli]' && .venv/bin/nanobanana demo",
     "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest",
 )
 RECIPES = {path.read_text(encoding="utf-8"): path.name for path in (ROOT / "docs/examples/engines").glob("*.py")}
 """Programs that need more than the emulator: tests/engines runs them, and the page shows them as they are."""
+NOT_INSTALLED = {"aiogram", "discord", "django"}
+"""Packages that the tests do not have: a block that imports one of them is compiled, not run."""
 _LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 _FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -41,7 +43,7 @@ class Block:
     @property
     def arguments(self) -> list[str] | None:
         """The arguments of Python that run the block; None if it is only an excerpt."""
-        if self.code in RECIPES:
+        if self.code in RECIPES or self.imported & NOT_INSTALLED:
             return None
         if "asyncio.run(" in self.code or "run_virtual(" in self.code:
             return ["block.py"]
@@ -57,10 +59,14 @@ class Block:
         return re.search(r"^(?:import|from) (?:logging|opentelemetry)|def test_", self.code, re.MULTILINE) is not None
 
     @property
+    def imported(self) -> set[str]:
+        """The packages that it imports."""
+        return set(re.findall(r"^(?:import|from) (\w+)", self.code, re.MULTILINE))
+
+    @property
     def needs(self) -> set[str]:
         """The packages that it imports and that may be missing."""
-        imported = set(re.findall(r"^(?:import|from) (\w+)", self.code, re.MULTILINE))
-        return imported & {"polars", "pyarrow", "pandas", "duckdb", "datasets"}
+        return self.imported & {"polars", "pyarrow", "pandas", "duckdb", "datasets"}
 
 
 def blocks() -> list[Block]:

@@ -36,7 +36,7 @@ class Batch(NoPlainWith):
 
     def __init__(self, runner: BatchRunner, options: BatchOptions, engine: Engine, total: int | None = None) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.name = options.name
+        self.name = options.name  # None: it has no name, and can not be continued
         self._engine = engine
         self._scheduler = engine.scheduler
         self._guard = engine.guard

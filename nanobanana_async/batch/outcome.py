@@ -35,8 +35,8 @@ class Outcome:
     """The row's `metadata`."""
     job: Job | None = None
     """None if no job was stored."""
-    result: GenerationResult | None = None
-    error: NanoBananaError | None = None
+    result: GenerationResult | None = None  # None if there is none
+    error: NanoBananaError | None = None  # why there is no result, or why its images are not saved
     saved: tuple[Path | str, ...] = field(default=())
     """With `save_to` its images: their paths in a folder, their URLs in an object store."""
 

@@ -32,15 +32,15 @@ class Fault:
     response is kept, and only its delivery fails, or `change` makes another body of it.
     """
 
-    name: str
-    processed: bool = False
-    status: int | None = None
-    headers: Mapping[str, str] = field(factory=dict)
-    body: bytes | None = None
-    code: str | None = None
-    message: str | None = None
-    delivery: ResponseDelivery = WHOLE
-    change: Callable[[EmulatedResponse], bytes] | None = None
+    name: str  # in the counts
+    processed: bool = False  # True: the gateway does its work first
+    status: int | None = None  # the HTTP status; None: the true response
+    headers: Mapping[str, str] = field(factory=dict)  # of the response
+    body: bytes | None = None  # in the place of an envelope
+    code: str | None = None  # the gateway's own code
+    message: str | None = None  # in the envelope
+    delivery: ResponseDelivery = WHOLE  # how it is sent
+    change: Callable[[EmulatedResponse], bytes] | None = None  # makes another body of the true response
 
     @property
     def delivers(self) -> bool:
@@ -162,8 +162,8 @@ class Script:
     With `repeat_last` the last entry of each list applies to all later requests too.
     """
 
-    steps: Mapping[Endpoint, Sequence[Fault | None]] = field(validator=_known_endpoints)
-    repeat_last: bool = False
+    steps: Mapping[Endpoint, Sequence[Fault | None]] = field(validator=_known_endpoints)  # by endpoint
+    repeat_last: bool = False  # True: for all later requests too
 
     def at(self, endpoint: Endpoint, number: int) -> Fault | None:
         """Return the fault of a request by its number, from 0."""
@@ -180,9 +180,9 @@ NO_SCRIPT = Script({})
 class RandomFault:
     """A fault with this probability, on one endpoint, or on all if `endpoint` is None."""
 
-    probability: float = field(validator=PROBABILITY)
-    fault: Fault
-    endpoint: Endpoint | None = field(default=None, validator=in_((*ENDPOINTS, None)))
+    probability: float = field(validator=PROBABILITY)  # of each request
+    fault: Fault  # what happens then
+    endpoint: Endpoint | None = field(default=None, validator=in_((*ENDPOINTS, None)))  # None: all
 
 
 class FaultSource:

@@ -33,11 +33,11 @@ ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 class EmulatedRequest:
     """One HTTP request. Header names may have any case; `path` is without the query string."""
 
-    method: str
-    path: str
-    query: Mapping[str, str] = field(factory=dict)
-    headers: Mapping[str, str] = field(factory=dict)
-    body: bytes = b""
+    method: str  # in capitals
+    path: str  # without the query string
+    query: Mapping[str, str] = field(factory=dict)  # decoded
+    headers: Mapping[str, str] = field(factory=dict)  # with the API key
+    body: bytes = b""  # as it came
 
     @functools.cached_property
     def json(self) -> JsonBody | str:
@@ -68,8 +68,8 @@ class DeliveryMode(enum.Enum):
 class ResponseDelivery:
     """How a response reaches the client: after `delay_s`, in this mode."""
 
-    mode: DeliveryMode = DeliveryMode.WHOLE
-    delay_s: float = field(default=0.0, validator=number_validator(endless=True))
+    mode: DeliveryMode = DeliveryMode.WHOLE  # whole, or how it fails
+    delay_s: float = field(default=0.0, validator=number_validator(endless=True))  # before it is sent
     sent_share: float = field(default=1.0, validator=number_validator(most=1))  # of the body, for CUT and SHORT
 
 
@@ -85,11 +85,11 @@ class EmulatedResponse:
     run it in a thread.
     """
 
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    delivery: ResponseDelivery = WHOLE
-    make_body: Callable[[], bytes] | None = None
+    status: int  # of HTTP; 0: nothing is sent
+    headers: Mapping[str, str]  # of HTTP
+    body: bytes  # empty if `make_body` is set
+    delivery: ResponseDelivery = WHOLE  # how it is sent
+    make_body: Callable[[], bytes] | None = None  # makes a body that takes long
 
     def content(self) -> bytes:
         """Return the whole body; make it first if needed."""
@@ -100,9 +100,9 @@ class EmulatedResponse:
 class Callback:
     """One POST due to a callback URL or a webhook."""
 
-    url: str
-    body: bytes
-    task_id: str
-    headers: Mapping[str, str] = field(factory=dict)
-    webhook_id: str | None = None
-    attempt: int = 1
+    url: str  # on loopback
+    body: bytes  # JSON
+    task_id: str  # the job that has ended
+    headers: Mapping[str, str] = field(factory=dict)  # the signature of a delivery
+    webhook_id: str | None = None  # None: a callback of defapi
+    attempt: int = 1  # from 1

@@ -33,7 +33,7 @@ class GatewaySimulator:
     """Both gateways with their accounts, the image CDN, and injected faults."""
 
     def __init__(self, settings: EmulatorSettings | None = None) -> None:
-        self.settings = settings or EmulatorSettings()
+        self.settings = settings or EmulatorSettings()  # how it behaves
         self._state = State(self.settings)
         rng = random.Random(f"{self.settings.seed} faults")
         self._faults = FaultSource(self.settings.script, self.settings.chances, rng)

@@ -20,63 +20,63 @@ ZERO = Decimal(0)
 class EmulatorStats:
     """A snapshot of all counts. Durations are in seconds of the emulated clock."""
 
-    requests: Mapping[Endpoint, int]
-    creates_received: int
-    creates_accepted: int
+    requests: Mapping[Endpoint, int]  # by endpoint
+    creates_received: int  # with those that were refused
+    creates_accepted: int  # each is a job that is paid for
     creates_refused: Mapping[int, int]  # by status; includes faults that answered before the gateway
     replays: int  # repeated keys that got the first response again
     double_charges: int  # accepted creates beyond the first of each unique request
     lost_creates: int  # accepted, but a fault hid the response from the client
     refusals_429: Mapping[str, int]  # by kind: jobs, creates, queries, fault
-    faults: Mapping[str, int]
+    faults: Mapping[str, int]  # by name
 
-    running_now: int
-    running_max: int
-    finished: int
-    failed: int
+    running_now: int  # jobs
+    running_max: int  # the most jobs at once
+    finished: int  # jobs that ended with images
+    failed: int  # jobs that ended without
     unpolled: int  # ended, and no poll has reported the end yet
 
-    polls: int
-    polls_by_status: Mapping[str, int]
-    polls_per_job_mean: float
-    polls_per_job_max: int
+    polls: int  # queries about jobs
+    polls_by_status: Mapping[str, int]  # by the status that they reported
+    polls_per_job_mean: float  # of jobs that ended
+    polls_per_job_max: int  # of jobs that ended
     seen: int  # jobs whose end a poll has reported
     seen_delay_mean_s: float  # from a job's end to the first poll that reported it
-    seen_delay_p99_s: float
-    seen_delay_max_s: float
+    seen_delay_p99_s: float  # 99 % are not later
+    seen_delay_max_s: float  # the latest
 
-    credits_charged: Decimal
-    credits_refunded: Decimal
+    credits_charged: Decimal  # before refunds
+    credits_refunded: Decimal  # for failed jobs
     credits_remaining: Decimal | None  # None is unlimited
 
     callbacks_sent: int  # with deliveries of webhooks, as the next three
-    callbacks_dropped: int
+    callbacks_dropped: int  # by `callback_drop_probability`
     callbacks_failed: int  # the POST failed; only deliveries of webhooks are repeated
     callbacks_refused: int  # not a loopback URL
     credential_leaks: int  # downloads and PUTs to storage with an Authorization header
 
     uploads: Mapping[str, int]  # how often each content was stored, by SHA-256
-    upload_bytes: int
+    upload_bytes: int  # of all uploads
     duplicate_uploads: int  # of a content that was stored before
-    open_connections: int
+    open_connections: int  # at this moment
 
 
 @frozen(kw_only=True)
 class JobFacts:
     """The facts of one accepted create."""
 
-    task_id: str
-    gateway: Gateway
-    key: str | None
-    prompt: str
-    images: int
-    phase: Phase
-    created_at: float
-    ends_at: float
-    first_seen_done_at: float | None
-    polls: int
-    charged: Decimal
-    refunded: bool
+    task_id: str  # the gateway's name for it
+    gateway: Gateway  # apimall or defapi
+    key: str | None  # its idempotency key
+    prompt: str  # as sent
+    images: int  # how many were asked for
+    phase: Phase  # where it is now
+    created_at: float  # seconds of the emulated clock
+    ends_at: float  # seconds of the emulated clock
+    first_seen_done_at: float | None  # when a poll first reported its end
+    polls: int  # queries about it
+    charged: Decimal  # credits
+    refunded: bool  # after a failure
     reference_digests: Sequence[str | None]
     """The SHA-256 of each reference image; None for one that is not stored in the emulator."""
 

@@ -70,13 +70,13 @@ CONVERTER.register_structure_hook(
 class ApiMall(GatewaySettings):
     """API Mall: `ApiMall(api_key="...")`, or `ApiMall.from_env()` with `APIMALL_API_KEY` set."""
 
-    short_name: ClassVar[str] = "apimall"
-    title: ClassVar[str] = "API Mall"
-    key_variable: ClassVar[str] = "APIMALL_API_KEY"
-    credits_per_image: ClassVar[Decimal] = Decimal(8)
+    short_name: ClassVar[str] = "apimall"  # in ledgers
+    title: ClassVar[str] = "API Mall"  # in messages
+    key_variable: ClassVar[str] = "APIMALL_API_KEY"  # where `from_env` finds the key
+    credits_per_image: ClassVar[Decimal] = Decimal(8)  # the example of the reference
 
-    base_url: str = "https://gateway.apimall.ai"
-    model: str = "nano-banana-pro"
+    base_url: str = "https://gateway.apimall.ai"  # where requests and the API key go
+    model: str = "nano-banana-pro"  # of requests that name none
     key_lifetime_s: float = field(default=1800.0, validator=within(endless=True))
     """Seconds after the first send for which keys are taken to be recognised; the reference gives no number."""
     history_delay_s: float = field(default=40.0, validator=within(above=0, most=DAY_S))

@@ -60,13 +60,13 @@ CONVERTER.register_structure_hook(
 class DefApi(GatewaySettings):
     """defapi: `DefApi(api_key="dk-...")`, or `DefApi.from_env()` with `DEFAPI_API_KEY` set."""
 
-    short_name: ClassVar[str] = "defapi"
-    title: ClassVar[str] = "defapi"
-    key_variable: ClassVar[str] = "DEFAPI_API_KEY"
-    credits_per_image: ClassVar[Decimal] = Decimal("0.5")
+    short_name: ClassVar[str] = "defapi"  # in ledgers
+    title: ClassVar[str] = "defapi"  # in messages
+    key_variable: ClassVar[str] = "DEFAPI_API_KEY"  # where `from_env` finds the key
+    credits_per_image: ClassVar[Decimal] = Decimal("0.5")  # the example of the reference
 
-    base_url: str = "https://api.defapi.org"
-    model: str = "google/gempix2"
+    base_url: str = "https://api.defapi.org"  # where requests and the API key go
+    model: str = "google/gempix2"  # of requests that name none
     max_inline_bytes: int = field(default=32 * MIB, validator=at_least_one)
     """The most bytes of one local reference image, which a create holds as a data URI; the reference names none."""
 

@@ -106,7 +106,9 @@ class Ledger(Protocol):
     `LedgerError` when the list can't be read or written; nothing is changed then.
     """
 
-    async def open(self) -> None: ...
+    async def open(self) -> None:
+        """Open the list, and become an owner."""
+        ...
 
     async def aclose(self) -> None:
         """Release every job and close the list."""

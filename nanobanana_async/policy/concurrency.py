@@ -72,13 +72,13 @@ class ConcurrencyPolicy:
     while several wait; that of any other group is 1.
     """
 
-    max_jobs: int | None = field(default=None, validator=optional(at_least_one))
-    learn: bool = field(default=True, validator=validate_switch)
-    max_requests: int = field(default=32, validator=at_least_one)
-    max_requests_per_minute: int | None = field(default=None, validator=optional(at_least_one))
-    interactive: bool = field(default=False, validator=validate_switch)
-    reserve: int = field(default=0, validator=at_least_zero)
-    group_weights: Mapping[str, float] = field(factory=dict, converter=as_weights, hash=False)
+    max_jobs: int | None = field(default=None, validator=optional(at_least_one))  # jobs at once; None: learned
+    learn: bool = field(default=True, validator=validate_switch)  # False: exactly `max_jobs`
+    max_requests: int = field(default=32, validator=at_least_one)  # creates and polls in flight together
+    max_requests_per_minute: int | None = field(default=None, validator=optional(at_least_one))  # None: learned
+    interactive: bool = field(default=False, validator=validate_switch)  # free slots come here first
+    reserve: int = field(default=0, validator=at_least_zero)  # slots kept free for interactive sessions
+    group_weights: Mapping[str, float] = field(factory=dict, converter=as_weights, hash=False)  # shares of groups
 
     def __attrs_post_init__(self) -> None:
         if self.reserve and not self.interactive:

@@ -19,9 +19,9 @@ class PollPolicy:
     jobs that are older than nearly all others. All are seconds, at most a day.
     """
 
-    target_delay_s: float | None = field(default=None, validator=optional(within(above=0, most=DAY_S)))
-    min_gap_s: float = field(default=0.2, validator=within(above=0, most=DAY_S))
-    max_gap_s: float = field(default=60.0, validator=within(above=0, most=DAY_S))
+    target_delay_s: float | None = field(default=None, validator=optional(within(above=0, most=DAY_S)))  # None: 4 %
+    min_gap_s: float = field(default=0.2, validator=within(above=0, most=DAY_S))  # between two polls of one job
+    max_gap_s: float = field(default=60.0, validator=within(above=0, most=DAY_S))  # between two polls of one job
 
     def __attrs_post_init__(self) -> None:
         if self.min_gap_s > self.max_gap_s:

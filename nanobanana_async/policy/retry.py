@@ -46,12 +46,12 @@ class RetryPolicy:
     `retry_uncertain` and `retry_unkeyed_5xx` may pay twice for one job, so both are off by default.
     """
 
-    max_attempts: int = field(default=40, validator=at_least_one)
-    max_wait_s: float = field(default=900.0, validator=within(above=0, endless=True))
-    first_backoff_s: float = field(default=0.5, validator=within(above=0, most=DAY_S))
-    max_backoff_s: float = field(default=30.0, validator=within(above=0, most=DAY_S))
-    retry_uncertain: bool = field(default=False, validator=validate_switch)
-    retry_unkeyed_5xx: bool = field(default=False, validator=validate_switch)
+    max_attempts: int = field(default=40, validator=at_least_one)  # of one create; 429s do not count
+    max_wait_s: float = field(default=900.0, validator=within(above=0, endless=True))  # for a create to be accepted
+    first_backoff_s: float = field(default=0.5, validator=within(above=0, most=DAY_S))  # it doubles with each attempt
+    max_backoff_s: float = field(default=30.0, validator=within(above=0, most=DAY_S))  # where the doubling ends
+    retry_uncertain: bool = field(default=False, validator=validate_switch)  # True: may pay twice
+    retry_unkeyed_5xx: bool = field(default=False, validator=validate_switch)  # True: may pay twice
 
     def backoff_s(self, attempt: int, jitter: float) -> float:
         """Return the seconds to wait after the n-th attempt.

@@ -1,0 +1,135 @@
+"""Checks the site of docs/: every page is in its navigation, every public name in its reference, and it builds."""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nanobanana_async
+from nanobanana_async import errors
+from nanobanana_async.cli.batch.results import Result
+from nanobanana_async.cli.batch.spreadsheet import write_spreadsheet
+from nanobanana_async.images.saved import PurchasedImage
+from nanobanana_async.ledger.file import current_schema
+from nanobanana_async.ledger.postgres.schema import current_tables
+from nanobanana_async.report import STATUSES, ReportRow
+
+DOCS = Path(__file__).parent.parent / "docs"
+SETTINGS = tomllib.loads((DOCS / "zensical.toml").read_text(encoding="utf-8"))
+PAGES = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if ".site" not in path.parts}
+NOT_ON_A_PAGE = {"__version__", "Resolution"}
+"""Names without text of their own: a string, and the words that `ImageRequest.resolution` takes."""
+
+
+def pages_in(nav: Any) -> list[str]:
+    """Return the pages of a navigation, in its order."""
+    match nav:
+        case str():
+            return [nav]
+        case dict():
+            return [page for inner in nav.values() for page in pages_in(inner)]
+        case _:
+            return [page for inner in nav for page in pages_in(inner)]
+
+
+def section(page: str, heading: str) -> str:
+    """Return the text of a page below a heading, up to the next one."""
+    return re.split(r"^#+ ", (DOCS / page).read_text(encoding="utf-8").partition(f"\n{heading}\n")[2], flags=re.M)[0]
+
+
+def first_column(text: str) -> list[str]:
+    """Return the names in the first column of the first table of a text."""
+    table = re.search(r"^\| [^\n]*\n\|[ -|]*\n((?:\|[^\n]*\n)+)", text, re.MULTILINE)
+    assert table is not None
+    return [name for line in table[1].splitlines() for name in re.findall(r"`([^`]+)`", line.split("|")[1])]
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    listed = pages_in(SETTINGS["project"]["nav"])
+    assert sorted(listed) == sorted(PAGES)
+
+
+def test_list_for_language_models_has_every_page_in_order() -> None:
+    links = re.findall(r"^- \[[^\]]+\]\((\S+)\.html\): \S", (DOCS / "llms.txt").read_text(encoding="utf-8"), re.M)
+    pages = [page.replace("README", "index") for page in pages_in(SETTINGS["project"]["nav"])]
+    assert [f"{link}.md" for link in links] == pages
+
+
+def test_every_public_name_is_on_a_reference_page() -> None:
+    pages = (page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
+    shown = {name for text in pages for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
+    if "nanobanana_async.errors" in shown:
+        shown |= {f"nanobanana_async.{name}" for name in vars(errors)}
+    missing = [name for name in nanobanana_async.__all__ if f"nanobanana_async.{name}" not in shown]
+    assert set(missing) == NOT_ON_A_PAGE
+
+
+def test_page_of_files_has_the_columns_of_results() -> None:
+    text = section("results-files.md", "## results.jsonl")
+    row = Result(row=ReportRow(index=0, job_key="a", status="succeeded"))
+    assert first_column(text) == list(json.loads(row.to_json()))
+    statuses = text[text.index("| `status` | means") :]
+    assert first_column(statuses) == list(STATUSES)
+
+
+def test_page_of_files_has_the_columns_of_the_spreadsheet(tmp_path: Path) -> None:
+    row = Result(row=ReportRow(index=0, job_key="a", status="succeeded", metadata={"NAME": 1}))
+    write_spreadsheet(tmp_path, lambda: [row], ",")
+    columns = (tmp_path / "results.csv").read_text("utf-8-sig").splitlines()[0].split(",")
+    named = first_column(section("results-files.md", "## results.csv"))
+    assert sorted(named) == sorted(columns)
+
+
+def test_page_of_files_has_the_columns_of_saved_images() -> None:
+    image = PurchasedImage(key="a", task_id="b", index=0)
+    named = first_column(section("results-files.md", "## metadata.jsonl"))
+    assert sorted(named) == sorted(json.loads(image.line("a.png", "0" * 64)))
+
+
+def test_page_of_compatibility_has_the_versions_of_the_ledgers() -> None:
+    text = section("compatibility.md", "## Ledgers")
+    assert f"| SQLite | {current_schema().version} |" in text
+    assert f"| PostgreSQL | {current_tables().version} |" in text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_site_builds_strictly(tmp_path: Path) -> None:
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    if (zensical := shutil.which("zensical", path=beside)) is None:
+        pytest.skip("zensical is missing: pip install -e '.[docs]'")
+    shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns(".site", ".cache"))
+    (tmp_path / "nanobanana_async").symlink_to(DOCS.parent / "nanobanana_async")
+    command = [zensical, "build", "--strict", "--config-file", "docs/zensical.toml"]
+    built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    site = tmp_path / "docs/.site"
+    assert [
+        page for page in PAGES if not (site / page.replace("README.md", "index.md")).with_suffix(".html").is_file()
+    ] == []
+    reference = "".join(page.read_text(encoding="utf-8") for page in (site / "reference").glob("*.html"))
+    wanted = {f'id="nanobanana_async.{name}"' for name in ("Session.generate_many", "errors.JobFailed", "ApiMall")}
+    assert {each for each in wanted if each not in reference} == set()
+    objects = (
+        r'id="([^"]+)" class="doc doc-heading"(?:(?!doc doc-heading).)*?<div class="doc doc-contents[^>]*>\s*</div>'
+    )
+    silent = [name for name in re.findall(objects, reference, re.DOTALL) if not name.endswith(".advice")]
+    assert silent == []  # `advice` is its own text
+    assert "validator=" not in reference  # docs/reference_extension.py
+
+
+def test_what_shows_each_promise_exists() -> None:
+    text = (DOCS / "promises.md").read_text(encoding="utf-8")
+    paths, modules = re.findall(r"`(tests/[\w/.]+)`", text), re.findall(r"`python -m ([\w.]+)", text)
+    assert len(paths) >= 4
+    assert len(modules) >= 8
+    assert [path for path in paths if not (DOCS.parent / path).exists()] == []
+    assert [module for module in modules if importlib.util.find_spec(module) is None] == []
