@@ -297,10 +297,7 @@ class LedgerError(NanoBananaError):
 
 
 class DownloadError(NanoBananaError):
-    """An image could not be downloaded, or is not a valid image.
-
-    `link_expired`: the gateway may have a new link. `status` is that of an answer without an image, if any.
-    """
+    """An image could not be downloaded, or is not a valid image."""
 
     def __init__(
         self,

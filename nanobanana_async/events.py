@@ -289,10 +289,6 @@ def safe_repr(observer: object) -> str:
         return f"<{type(observer).__name__}>"
 
 
-def _job_fact(event: Event) -> dict[str, str]:
-    return {} if isinstance(event, LimitsChanged) else {"job": event.record.key}
-
-
 def _error_without_body(error: Exception) -> str:
     """Return an error without the gateway's messages and bodies, which may quote the prompt."""
     kind = type(error).__name__
@@ -319,4 +315,5 @@ class EventEmitter:
                 observer(event)
             # Nothing is awaited here, so a CancelledError is the observer's: `.result()` of a cancelled future.
             except (Exception, asyncio.CancelledError, GeneratorExit) as failure:
-                log_failure("observer.failed", failure, observer=safe_repr(observer), **_job_fact(event))
+                job = {} if isinstance(event, LimitsChanged) else {"job": event.record.key}
+                log_failure("observer.failed", failure, observer=safe_repr(observer), **job)

@@ -77,9 +77,8 @@ class Purchases(ABC):
         caller is cancelled, or after `timeout` seconds, a job that was not sent yet is withdrawn; one that was sent
         goes on and can be found by its key. Writing the withdrawal may take up to a second more. `budget` counts the
         job in the ledger, and raises `CreditLimitReached` where the job would pass it; one that is stored already
-        keeps the budget that it has. Raises
-        `JobUnfinished` on timeout, which says which of the two is the case, a `GatewayError` if the gateway refuses,
-        `JobFailed` if the task failed, `JobUncertain` if the job may have been bought and no answer said so.
+        keeps the budget that it has. Raises `JobUnfinished` on timeout, which says which of the two is the case, a
+        `GatewayError` if the gateway refuses, `JobFailed` if the task failed, `JobUncertain` if it may have been bought.
 
         Of the jobs that wait for a slot, those of a higher `priority` (-100 to 100) go first, and within a priority
         each `group`, such as a user, gets its fair share (`ConcurrencyPolicy.group_weights`); jobs without a group
@@ -100,8 +99,7 @@ class Purchases(ABC):
             extra=extra,
             **misspelt,
         )
-        counted_by = self._budget_of(budget, group)
-        tracked = await self._register(request, idempotency_key, fields, counted_by, priority, group)
+        tracked = await self._register(request, idempotency_key, fields, budget, priority, group)
         return await result_for_caller(engine, tracked, timeout)
 
     async def submit(
@@ -141,8 +139,7 @@ class Purchases(ABC):
             extra=extra,
             **misspelt,
         )
-        counted_by = self._budget_of(budget, group)
-        tracked = await self._register(request, idempotency_key, fields, counted_by, priority, group)
+        tracked = await self._register(request, idempotency_key, fields, budget, priority, group)
         return await handle_once_stored(engine, tracked)
 
     def generate_many(
@@ -300,6 +297,7 @@ class Purchases(ABC):
     ) -> TrackedJob:
         engine = self._require_engine()
         priority, group = check_priority(priority), check_group(group)
+        budget = self._budget_of(budget, group)
         wanted, mapping = to_request(request, fields), to_mapping(request)
         if mapping is not None and not is_absent(own_key := mapping.get("key")):
             if key is not None:
@@ -313,6 +311,7 @@ class Purchases(ABC):
         return tracked
 
 
+_OPTIONS = ("idempotency_key", "timeout", "budget", "priority", "group")
 _KEYWORDS = tuple(name for name in REQUEST_FIELDS if name != "prompt")
 _DEFAULTS: Mapping[str, object] = {"images": (), "num_images": 1}
 
@@ -320,6 +319,5 @@ _DEFAULTS: Mapping[str, object] = {"images": (), "num_images": 1}
 def _given_fields(**fields: Any) -> dict[str, Any]:
     """Return the fields that are not at their defaults; raise `ConfigurationError` for a name that is no field."""
     if unknown := [name for name in fields if name not in _KEYWORDS]:
-        others = ("idempotency_key", "timeout", "budget", "priority", "group")
-        raise ConfigurationError(unknown_fields(unknown, (*_KEYWORDS, *others)))
+        raise ConfigurationError(unknown_fields(unknown, (*_KEYWORDS, *_OPTIONS)))
     return {name: value for name, value in fields.items() if value is not _DEFAULTS.get(name)}
