@@ -12,6 +12,7 @@ from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.policy.fair_queue import (
     FLOOR,
     MOST_IDLE,
+    MOST_PASSED_OVER,
     FairQueue,
     Group,
     check_group,
@@ -105,6 +106,25 @@ def test_difference_of_two_waiting_groups_is_bounded(seed: int) -> None:
         for one in weights:
             for other in weights:
                 assert abs(got[one] - got[other]) <= 9.0 / weights[one] + 9.0 / weights[other]
+
+
+def test_group_that_is_passed_over_waits_again_after_the_round() -> None:
+    queue = queue_of(*[Item("a") for _ in range(3)], Item("b"), Item("c", priority=-1), Item("d"))
+    assert queue.pass_over_first()  # a
+    assert groups_of(queue, 1) == ["b"]
+    assert queue.pass_over_first()  # d
+    assert groups_of(queue, 1) == ["c"]
+    assert (queue.first(), bool(queue), len(queue)) == (None, False, 4)
+    queue.end_round()
+    assert groups_of(queue, 4) == ["a", "d", "a", "a"]
+    assert (queue.first(), len(queue)) == (None, 0)
+
+
+def test_only_so_many_groups_are_passed_over_in_a_round() -> None:
+    queue = queue_of(*[Item(f"user {number}") for number in range(MOST_PASSED_OVER + 1)])
+    assert [queue.pass_over_first() for _ in range(MOST_PASSED_OVER + 1)] == [True] * MOST_PASSED_OVER + [False]
+    queue.end_round()
+    assert groups_of(queue, MOST_PASSED_OVER + 1) == [f"user {number}" for number in range(MOST_PASSED_OVER + 1)]
 
 
 def test_idle_group_gains_no_credit() -> None:
