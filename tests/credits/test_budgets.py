@@ -277,7 +277,7 @@ async def test_group_has_the_budget_that_the_session_gives_it() -> None:
         assert await left(session) == 32
         await session.generate("an owl", group="others")
         await run_batch(session, foxes(2), group="alice")
-        assert (await left(session), await left(session, "bob")) == (16, 0)
+        assert (await left(session), await left(session, "bob")) == (Decimal(16), Decimal(0))
 
 
 @pytest.mark.parametrize(
