@@ -282,8 +282,8 @@ class BatchStopped(NanoBananaError):
 class CreditLimitReached(NanoBananaError):
     """The next job would pass `max_credits`, or the `Budget` with the name `budget`, which has `left` credits left."""
 
-    budget: str | None = None
-    left: Decimal | None = None
+    budget: str | None = None  # the name of the budget; None: a `max_credits`
+    left: Decimal | None = None  # what the budget has left, in credits
 
 
 class LedgerError(NanoBananaError):

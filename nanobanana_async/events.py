@@ -141,7 +141,7 @@ class PriceAboveEstimate:
 class WriteRefused:
     """The ledger refused to change a job, since it is another owner's by now. `record` is the job as it was known."""
 
-    record: JobRecord
+    record: JobRecord  # the job's record, which holds the prompt
 
 
 @frozen(kw_only=True)
