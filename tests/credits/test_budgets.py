@@ -86,6 +86,25 @@ async def test_group_that_waits_for_its_budget_holds_up_no_other_group() -> None
     assert loop.time() < 60
 
 
+@pytest.mark.parametrize("others", [{"group": "bob"}, {"group": "bob", "priority": -1}, {"budget": None}])
+@virtually
+async def test_others_are_bought_while_a_group_waits_for_its_budget(others: dict[str, Any]) -> None:
+    """Each of them is the last job that waits beside the group that is passed over."""
+    gateway, loop = ChargingGateway(), asyncio.get_running_loop()
+    async with a_session("apimall", gateway.transport(), budgets={"alice": evolve(ALICE, max_credits=8)}) as session:
+        first = await session.submit("a fox", group="alice")
+        await asyncio.sleep(1.0)
+        second = await session.submit("a hen", group="alice")
+        for prompt in foxes(5, word="owl"):
+            await session.submit(prompt, **others)
+            await asyncio.sleep(1.0)
+        assert gateway.most_at_once == 6
+        await first
+        with pytest.raises(CreditLimitReached):
+            await second
+    assert loop.time() < 60
+
+
 @virtually
 async def test_budgets_are_counted_apart() -> None:
     gateway, bob = ChargingGateway(), Budget(name="bob", max_credits=16)
