@@ -40,8 +40,9 @@ FLOOR = 10
 MOST_IDLE = 1000
 """The tags of so many groups without a waiting job are kept."""
 
-MOST_PASSED_OVER = 32
-"""So many groups that have no credits for now are passed over in one round: more would cost each round much time."""
+MOST_PASSED_OVER = 1000
+"""So many groups that have no credits for now are passed over in one round, at about 3 µs each. More would cost each
+round too much time: those behind them wait."""
 
 MOST_PRIORITY = 100
 LONGEST_NAME = 200
