@@ -40,8 +40,9 @@ FLOOR = 10
 MOST_IDLE = 1000
 """The tags of so many groups without a waiting job are kept."""
 
-MOST_PASSED_OVER = 32
-"""So many groups that have no credits for now are passed over in one round: more would cost each round much time."""
+MOST_PASSED_OVER = 1000
+"""So many groups that have no credits for now are passed over in one round, at about 3 µs each. More would cost each
+round too much time: those behind them wait."""
 
 MOST_PRIORITY = 100
 LONGEST_NAME = 200
@@ -141,10 +142,18 @@ class Level:
 
     def first(self) -> Group:
         """Return the group that is served next."""
+        self._drop_outdated()
+        return self.heap[0][2]
+
+    def can_serve(self) -> bool:
+        """Whether a group waits that is not passed over in this round."""
+        self._drop_outdated()
+        return bool(self.heap)
+
+    def _drop_outdated(self) -> None:
         heap = self.heap
-        while (entry := heap[0])[2].entry is not entry:
+        while heap and heap[0][2].entry is not heap[0]:
             heapq.heappop(heap)
-        return entry[2]
 
     def take_first_job(self, group: Group) -> Any:
         """Take out the first job of the group that is served next."""
@@ -256,9 +265,7 @@ class FairQueue(Generic[Job]):
         heapq.heappop(level.heap)
         group.entry = None
         self._passed_over.append(group)
-        while level.heap and level.heap[0][2].entry is not level.heap[0]:
-            heapq.heappop(level.heap)
-        if not level.heap:
+        if not level.can_serve():
             self._priorities.remove(level.priority)
         return True
 
@@ -272,9 +279,10 @@ class FairQueue(Generic[Job]):
 
     def _take_first(self, level: Level, group: Group) -> Job:
         job: Job = level.take_first_job(group)
-        if not group.jobs and len(level.idle) == len(level.groups):  # none waits: there is nothing to share
-            del self._levels[level.priority]
+        if not group.jobs and not level.can_serve():
             self._priorities.remove(level.priority)
+            if len(level.idle) == len(level.groups):  # none waits: there is nothing to share
+                del self._levels[level.priority]
         return job
 
     def _next_level(self) -> Level:
