@@ -66,7 +66,8 @@ async def test_calls_with_one_budget_buy_what_it_has(make_ledger: Any) -> None:
         assert (caught.value.budget, job.state) == ("alice", JobState.WITHDRAWN)
         assert caught.value.left == 0
         assert str(caught.value) == (
-            "budget alice: max_credits is 40, 40 are spent, and a job for 8 would pass it; 0 are left"
+            "budget alice: max_credits is 40, 40 are spent, and a job for 8 would pass it; 0 are left;"
+            " a budget of that name with a higher max_credits buys more"
         )
         assert (await bought(session, 3, word="hen"))[0] == 3  # no budget counts these
         states = await session.budgets()
