@@ -118,7 +118,7 @@ def _value(value: object, path: str, depth: int) -> Any:
         case str():
             return _text(value, path)
         case Integral():
-            return _whole(int(value), path)
+            return _checked_integer(int(value), path)
         case float():
             if not math.isfinite(value):
                 raise InvalidRequest(f"{path} is {float(value)}: JSON has no such number")
@@ -139,7 +139,7 @@ def _text(text: str, path: str) -> str:
     return str.__str__(text)  # `str` of a str Enum is the name of the member
 
 
-def _whole(number: int, path: str) -> int:
+def _checked_integer(number: int, path: str) -> int:
     try:
         str(number)
     except ValueError:

@@ -120,7 +120,7 @@ class Job:
     async def wait_until_stored(self) -> None:
         """Wait until the ledger has stored the job. Raises `LedgerError` if it cannot."""
         self._engine.guard.check()
-        while self._tracked.is_undecided:
+        while self._tracked.awaits_ledger_decision:
             await self._tracked.wait_for_change()
         if self._tracked.wait_error is not None:
             raise self._make_error()
@@ -159,7 +159,7 @@ class Job:
         await self._ensure_followed()
         while not self._tracked.done or self._tracked.images_missing:
             if self._tracked.done:
-                await self._engine.poll_for_images(self._tracked)
+                await self._engine.poll_again_for_images(self._tracked)
             else:
                 await self._wait_for_change(until_over=True)
         if self.state is not JobState.SUCCEEDED:
@@ -172,7 +172,7 @@ class Job:
         await self._ensure_followed()
         tracked = self._tracked
         feed: deque[JobState] = deque([self.state])
-        tracked.updates = [*(tracked.updates or ()), feed]
+        tracked.state_queues = [*(tracked.state_queues or ()), feed]
         try:
             while True:
                 while feed:
@@ -182,7 +182,7 @@ class Job:
                 self._engine.guard.check()  # the caller may resume this generator on another event loop
                 await tracked.wait_for_change()
         finally:
-            tracked.updates = [other for other in tracked.updates if other is not feed] or None
+            tracked.state_queues = [other for other in tracked.state_queues if other is not feed] or None
 
     def _snapshot(self, state: JobState) -> JobSnapshot:
         """Return the job in its present state or in an earlier one."""

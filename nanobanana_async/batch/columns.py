@@ -100,7 +100,7 @@ def read_header(cells: Iterable[Any], *, strict: bool = False, by_values: Mappin
     """Return the columns that a header names, in any case and with spaces, dashes or nothing for underscores.
 
     A name that is no field becomes metadata; with `strict` it raises `HeaderError`, as a missing prompt does.
-    `by_values` are names that their values make a field, see `ValuedNames`.
+    `by_values` are names that their values make a field, see `NamesByValues`.
     """
     given = ["" if is_absent(cell) else str(cell).strip() for cell in cells]
     while given and not given[-1]:
@@ -136,7 +136,7 @@ def _no_prompt_message(given: Sequence[str]) -> str:
     return f"{missing} the one with the prompts to prompt (the first row of a file names the columns)"
 
 
-class ValuedNames:
+class NamesByValues:
     """Finds the names that are a field because all their values are values of that field, over all rows."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from nanobanana_async.batch.columns import HeaderError, ValuedNames, read_header
+from nanobanana_async.batch.columns import HeaderError, NamesByValues, read_header
 from nanobanana_async.batch.rows import Requests, Row
 from nanobanana_async.commands import command_line
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
@@ -70,8 +70,8 @@ class FrameRows:
         try:
             given = list(columns)
             self._columns = read_header(given)
-            if ValuedNames.may_have(self._columns.unknown):
-                names = ValuedNames()
+            if NamesByValues.may_have(self._columns.unknown):
+                names = NamesByValues()
                 for cells in rows():
                     with suppress(HeaderError):  # the row will be an outcome with this error
                         names.add(self._columns.facts(cells))

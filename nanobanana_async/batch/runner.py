@@ -150,13 +150,13 @@ class BatchRunner:
             record = await self._engine.new_record(
                 request, row.key, batch=self._prefix, budget=budget, priority=priority, group=group
             )
-            while (tracked := self._entered(record, sources)).is_being_withdrawn:
+            while (tracked := self._submit_record(record, sources)).is_being_withdrawn:
                 await tracked.wait_for_change()
         except SessionClosed:
             raise
         except NanoBananaError as error:
             self._queue_outcome(row, outcome_of(row, None, error=with_own_key(error, row)))
-            if self._refusals.add_unread(error):
+            if self._refusals.add_if_store_failed(error):
                 self.stop(stop_reason(error, "were not bought"))
             return
         except asyncio.CancelledError:  # the batch has stopped buying
@@ -167,7 +167,7 @@ class BatchRunner:
         tracked.add_listener(partial(self._on_change, row))
         self._on_change(row, tracked)
 
-    def _entered(self, record: JobRecord, sources: LocalImagesByDigest) -> TrackedJob:
+    def _submit_record(self, record: JobRecord, sources: LocalImagesByDigest) -> TrackedJob:
         return self._engine.submit(
             record,
             *self._caps,
@@ -314,4 +314,4 @@ class BatchRunner:
         """Drop a row. Its job is withdrawn unless another caller wants it, even after a refused create in flight."""
         if index not in self._dropped:
             self._dropped.add(index)
-            self._engine.drop_caller(tracked, if_sent_back=True)
+            self._engine.drop_caller(tracked, if_requeued=True)

@@ -36,7 +36,7 @@ class ErrorStreak:
         self._kind = kind
         return self._count >= SAME_ERRORS
 
-    def add_unread(self, error: NanoBananaError) -> bool:
+    def add_if_store_failed(self, error: NanoBananaError) -> bool:
         """Count the error of a reference image if its store has failed: that would repeat for each row of the store."""
         return isinstance(error, DownloadError) and self.add(error)
 

@@ -128,9 +128,9 @@ class WorkRunner(BatchRunner):
         if row.key in self._in_hand:
             self._begun.add(row.key)
 
-    def _entered(self, record: JobRecord, sources: LocalImagesByDigest) -> TrackedJob:
-        tracked = super()._entered(record, sources)
-        tracked.goes_back = True
+    def _submit_record(self, record: JobRecord, sources: LocalImagesByDigest) -> TrackedJob:
+        tracked = super()._submit_record(record, sources)
+        tracked.released_if_unsent = True
         return tracked
 
     def _on_done(self, row: Row, tracked: TrackedJob) -> None:

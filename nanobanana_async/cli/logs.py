@@ -26,7 +26,7 @@ _SHOWN = 300
 @contextmanager
 def plain_logs() -> Iterator[None]:
     """Show the records of the library as sentences until the end of the block."""
-    handler = _Sentences()
+    handler = _SentenceHandler()
     _LOG.addHandler(handler)
     try:
         yield
@@ -34,7 +34,7 @@ def plain_logs() -> Iterator[None]:
         _LOG.removeHandler(handler)
 
 
-class _Sentences(logging.Handler):
+class _SentenceHandler(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._said: set[str] = set()

@@ -71,7 +71,7 @@ class OpenRun:
                     f"ledger {ledger} was lost or replaced since a run of this command that did not end: what that run"
                     " bought is unknown. Restore the ledger, or pass --buy-again to buy new images"
                 )
-            found, left = _divide(dead, Counter(fingerprints))
+            found, left = _split_jobs_of_dead_runs(dead, Counter(fingerprints))
             if buy_again:
                 found = {}
             self.continued = sum(map(len, found.values()))
@@ -136,7 +136,9 @@ class _Run:
             ) from None
 
 
-def _divide(dead: Mapping[str, _Jobs], wanted: Counter[str]) -> tuple[dict[str, list[str]], dict[str, _Jobs]]:
+def _split_jobs_of_dead_runs(
+    dead: Mapping[str, _Jobs], wanted: Counter[str]
+) -> tuple[dict[str, list[str]], dict[str, _Jobs]]:
     """Return the keys to take over, by request, and what is left of each dead run that changes."""
     taken: dict[str, list[str]] = defaultdict(list)
     left: dict[str, _Jobs] = {}

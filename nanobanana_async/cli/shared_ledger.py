@@ -11,7 +11,7 @@ from nanobanana_async.ledger.location import as_location
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 
 
-def _to_shared_ledger(_: Any, tokens: Sequence[Token]) -> PostgresUrl | None:
+def _to_shared_ledger_url(_: Any, tokens: Sequence[Token]) -> PostgresUrl | None:
     location = as_location("--ledger", tokens[0].value)
     if isinstance(location, PostgresUrl):
         return location
@@ -29,7 +29,7 @@ SharedLedgerOption = Annotated[
         name="--ledger",
         env_var="NANOBANANA_LEDGER",
         env_var_split=one_value,
-        converter=_to_shared_ledger,
+        converter=_to_shared_ledger_url,
         accepts_keys=False,
         n_tokens=1,
     ),

@@ -97,7 +97,7 @@ class Adoption:
 
 async def _wait_for_claims(waiting: list[TrackedJob]) -> list[TrackedJob]:
     for job in waiting:
-        while job.is_undecided:
+        while job.awaits_ledger_decision:
             await job.wait_for_change()
         if job.phase is not Phase.FOREIGN:
             job.may_buy = True

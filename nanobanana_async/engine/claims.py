@@ -122,7 +122,7 @@ class Claims:
         record, keyed = claim.record, self._gateway.supports_idempotency_keys
         if late.may_still_be_written(record, ours=claim.is_ours):
             return False
-        if (move := late.move(record, ours=claim.is_ours, keyed=keyed)) is not None:
+        if (move := late.transition_for(record, ours=claim.is_ours, keyed=keyed)) is not None:
             state, facts = move
             try:
                 await self._store.write_late_answer(job, record, state, **{**facts, **NO_DOUBT})
@@ -167,12 +167,12 @@ class Claims:
 
     async def store_withdrawal(self, job: TrackedJob) -> Next:
         """Store that a job is withdrawn, which was never sent. The row of a fed batch is left for other workers."""
-        if job.goes_back and not job.has_handle:
+        if job.released_if_unsent and not job.has_handle:
             return Finish(job.wait_error or NanoBananaError("not bought: it is left for other workers", key=job.key))
         await self._store.transition(job, JobState.WITHDRAWN, ended_at=self._store.utcnow())
         return Finish(job.wait_error)
 
-    async def decline(self, error: CreditLimitReached, job: TrackedJob) -> Next:
+    async def withdraw_unaffordable(self, error: CreditLimitReached, job: TrackedJob) -> Next:
         """Withdraw a job that a cap of credits does not allow."""
         await self.store_withdrawal(job)
         return Finish(error)
@@ -232,7 +232,7 @@ class Claims:
                 return Recover()
             case JobState.RUNNING:
                 self._slots.acquire(job)
-                self._store.credits.resume_reservation(job)
+                self._store.credits.mark_under_way(job)
                 job.running_at = self._poller.running_at_of(job)
                 return ScheduleAt(self._poller.begin_polling(job))
             case JobState.UNCERTAIN if job.slots:

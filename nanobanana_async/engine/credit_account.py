@@ -55,7 +55,7 @@ class CreditAccount:
             return Affordable.NOW
         return self._affordability_under_caps(job, now)
 
-    def affordability_of_another(self, job: TrackedJob, now: float) -> Affordable:
+    def affordability_of_another_purchase(self, job: TrackedJob, now: float) -> Affordable:
         """Return whether all caps of the job allow another purchase of it, beside the last one."""
         return self._affordability_under_caps(job, now)
 
@@ -144,12 +144,12 @@ class CreditAccount:
         dearer = drawn is not None and price is not None and price != price_in(before) and price > drawn.price.credits
         return drawn.price if drawn is not None and dearer else None
 
-    def resume_reservation(self, job: TrackedJob) -> None:
+    def mark_under_way(self, job: TrackedJob) -> None:
         """Let the caps wait for a job again that is followed once more."""
         for cap in self._caps_of(job):
             cap.resume(_purchase_id(job.record))
 
-    def suspend_reservation(self, job: TrackedJob) -> None:
+    def mark_not_under_way(self, job: TrackedJob) -> None:
         """Update the reservation from the record, which others may have changed; the caps stop waiting for it."""
         self._update_reservations(job)
         for cap in self._caps_of(job):

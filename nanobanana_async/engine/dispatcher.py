@@ -65,7 +65,7 @@ class Dispatcher:
         self._repeats = RepeatQueue()
         self._overdue = PollQueue()
         self._image_polls: deque[ImagePoll] = deque()
-        self.admitted: Callable[[], None] = lambda: None
+        self.on_admitted: Callable[[], None] = lambda: None
         """Called after each decision about all that waits."""
 
     @property
@@ -139,7 +139,7 @@ class Dispatcher:
         creates_at = self._admit_creates(now, starts)
         self._pending.end_round()
         polls_at = self._admit_polls(now, starts)
-        self.admitted()
+        self.on_admitted()
         return starts, min(creates_at, polls_at)
 
     def _admit_creates(self, now: float, starts: list[DispatchDecision]) -> float:
@@ -164,7 +164,7 @@ class Dispatcher:
                 if affordable is Affordable.NEVER:
                     starts.append((queue.drop_first(), Decline(self._credits.refusal_error(job))))
                     continue
-                if not self._free_requests(starts):
+                if not self._requests_left(starts):
                     return NEVER
                 if affordable is Affordable.LATER:
                     ask_again_at = min(ask_again_at, self._credits.ask_again_at(job))
@@ -192,7 +192,7 @@ class Dispatcher:
 
     def _admit_polls(self, now: float, starts: list[DispatchDecision]) -> float:
         while self._image_polls or self._overdue:
-            if not (free := self._free_requests(starts)):
+            if not (free := self._requests_left(starts)):
                 return NEVER
             if not self._poller.admits(now):
                 opens_at = self._poller.opens_at()
@@ -209,7 +209,7 @@ class Dispatcher:
                 starts.append((job, RequestKind.POLL))
         return NEVER
 
-    def _free_requests(self, starts: list[DispatchDecision]) -> int:
+    def _requests_left(self, starts: list[DispatchDecision]) -> int:
         """Return how many more requests may leave after the starts that were just taken out."""
         if not starts:
             return self._workers.free_requests

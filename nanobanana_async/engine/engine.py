@@ -229,7 +229,7 @@ class Engine:
         if task_id is not None:
             validate_task_id(task_id)
         self.check_resolvable(job, buy_again=buy_again)
-        if buy_again and self.store.credits.affordability_of_another(job, self.clock()) is Affordable.NEVER:
+        if buy_again and self.store.credits.affordability_of_another_purchase(job, self.clock()) is Affordable.NEVER:
             raise self.store.credits.refusal_error(job).for_job(record.key, safe_to_repeat=False)
         body = self.references.body_to_store(record.request) if buy_again and record.request is not None else None
         job.may_buy = True
@@ -264,7 +264,7 @@ class Engine:
         self.scheduler.check_open(record)
         self.claims.check_account(record)
 
-    async def poll_for_images(self, job: TrackedJob) -> None:
+    async def poll_again_for_images(self, job: TrackedJob) -> None:
         """Poll a job that has succeeded once more for its images: the ledger does not store inline ones."""
         self.claims.check_account(job.record)
         job.observation = await self._poll_images(job.record.task_id or "", job.key)
@@ -306,15 +306,15 @@ class Engine:
         """Let the job outlive its callers, since a handle was given out."""
         job.has_handle = True
 
-    def drop_caller(self, job: TrackedJob, *, if_sent_back: bool = False) -> None:
+    def drop_caller(self, job: TrackedJob, *, if_requeued: bool = False) -> None:
         """Count one caller less. Without another caller or a handle, a job that was not sent is withdrawn.
 
-        With `if_sent_back`, a job whose create is in flight is withdrawn too, if the gateway refuses it for now.
+        With `if_requeued`, a job whose create is in flight is withdrawn too, if the gateway refuses it for now.
         """
         job.callers -= 1
         if job.callers or job.has_handle:
             return
         job.may_buy = False
-        if if_sent_back and job.phase is Phase.IN_FLIGHT:
+        if if_requeued and job.phase is Phase.IN_FLIGHT:
             job.withdraw_requested = True
         self.request_withdrawal(job)

@@ -62,7 +62,7 @@ def to_history_evidence(
         for task in reading.tasks
         if task.task_id in claimed
     ]
-    offset = estimate_offset(known, reading.offset)
+    offset = estimate_offset(known, reading.clock_offset)
     if offset is None:
         return None
     return HistoryEvidence(
@@ -72,7 +72,7 @@ def to_history_evidence(
         claimed=known,
         offset=offset,
         offset_known_until=max((task.answered_at or -math.inf for task in known), default=-math.inf)
-        if reading.offset is None
+        if reading.clock_offset is None
         else math.inf,
         zone_known=any(task.answered_at is not None for task in known),
         delay_s=history.delay_s,

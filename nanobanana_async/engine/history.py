@@ -71,7 +71,7 @@ class TaskListing:
     tasks: list[PastTask]
     complete_since: datetime
     """Every task since then was listed."""
-    offset: ClockOffset | None
+    clock_offset: ClockOffset | None
     """The gateway's clock minus ours, by the dates of its answers."""
 
 
@@ -149,7 +149,7 @@ class History:
         listed = {task.task_id for task in reading.tasks}
         until = reading.read_at - timedelta(seconds=self.delay_s)
         for task_id, (sent_at, answered_at) in self.accepted.items():
-            since = _to_gateway_time(sent_at, reading.offset)
+            since = _to_gateway_time(sent_at, reading.clock_offset)
             if since > reading.complete_since and answered_at <= until and task_id not in listed:
                 return task_id
         return None

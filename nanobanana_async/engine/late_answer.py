@@ -41,7 +41,9 @@ class LateAnswer:
         """Return whether another owner is about to decide about the create, and it has to be seen how."""
         return record.generation == self.sent.generation and record.state is JobState.SUBMITTING and not ours
 
-    def move(self, record: JobRecord, *, ours: bool, keyed: bool) -> tuple[JobState, Mapping[str, Any]] | None:
+    def transition_for(
+        self, record: JobRecord, *, ours: bool, keyed: bool
+    ) -> tuple[JobState, Mapping[str, Any]] | None:
         """Return the transition of this record that writes the answer; None if it says nothing about the record."""
         parked = record.state is JobState.UNCERTAIN
         if record.generation != self.sent.generation or not (parked or (ours and record.state is JobState.SUBMITTING)):

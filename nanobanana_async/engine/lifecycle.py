@@ -50,7 +50,7 @@ from nanobanana_async.policy.session_budget import SessionBudget
 from nanobanana_async.references import ReferencePublisher
 
 
-def _make_guard(parts: "SessionComponents") -> LoopGuard:
+def _make_loop_guard(parts: "SessionComponents") -> LoopGuard:
     return LoopGuard(f"<Session {parts.gateway.name}>")
 
 
@@ -77,14 +77,14 @@ class SessionComponents:
     publisher: ReferencePublisher | None
     adopt: Literal["follow", "buy"] | None
     adopt_every_s: float
-    guard: LoopGuard = field(init=False, default=Factory(_make_guard, takes_self=True))
+    guard: LoopGuard = field(init=False, default=Factory(_make_loop_guard, takes_self=True))
     callback_urls: CallbackUrls = field(init=False, default=Factory(_make_callback_urls, takes_self=True))
 
-    def disown(self) -> None:
+    def leave_to_parent(self) -> None:
         """Leave the sockets to the parent process; called in a forked child."""
         if isinstance(self.transport, AiohttpTransport):
-            self.transport.disown()
-        self.downloads.disown()
+            self.transport.leave_to_parent()
+        self.downloads.leave_to_parent()
 
     def make_engine(self) -> Engine:
         """Return an engine on the running event loop; ledger and transport must be open."""
@@ -238,12 +238,12 @@ class SessionLifecycle:
             self.closed = True
             self._warn()
 
-    def disown(self) -> None:
+    def leave_to_parent(self) -> None:
         """Leave everything that is open to the parent process; called in a child right after the fork."""
         if self._components.guard.forked:
             if self.engine is not None:
                 self.engine.scheduler.stop()
-            self._components.disown()
+            self._components.leave_to_parent()
 
     def _warn(self) -> None:
         warnings.warn(
@@ -302,13 +302,13 @@ _OPENED_SESSIONS: WeakSet[SessionLifecycle] = WeakSet()
 """The tasks of all opened sessions. A forked child has copies of them, whose sockets are its parent's."""
 
 
-def _disown_all() -> None:
+def _leave_all_to_parent() -> None:
     for host in list(_OPENED_SESSIONS):
-        host.disown()
+        host.leave_to_parent()
 
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - there is no fork on Windows
-    os.register_at_fork(after_in_child=_disown_all)
+    os.register_at_fork(after_in_child=_leave_all_to_parent)
 
 
 def _closed_while_opening() -> SessionClosed:

@@ -25,7 +25,7 @@ class Outage:
     def __init__(self, store: JobStore, clock: Callable[[], float]) -> None:
         self._store = store
         self._clock = clock
-        self.unmet = True
+        self.never_answered = True
         """The gateway has never answered in this session."""
         self.error: NanoBananaError | None = None
         """Why the last request got no usable answer; None while the gateway answers."""
@@ -36,7 +36,7 @@ class Outage:
 
     def gateway_answered(self) -> None:
         """Record that the gateway has answered, if only with an error of its own."""
-        self.error, self.unmet, self._answered_at = None, False, self._clock()
+        self.error, self.never_answered, self._answered_at = None, False, self._clock()
 
     def request_failed(self, error: NanoBananaError, sent_at: float) -> None:
         """Record that a request failed, which left at a time."""
@@ -49,7 +49,7 @@ class Outage:
 
     def may_be_hopeless(self, error: NanoBananaError) -> bool:
         """Return whether only another setting may cure a failure."""
-        return self.unmet and is_lasting(error)
+        return self.never_answered and is_lasting(error)
 
     def is_hopeless(self, error: NanoBananaError) -> bool:
         """Return whether it is time to give up after a failure, which was recorded before."""

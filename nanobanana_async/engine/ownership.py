@@ -49,7 +49,7 @@ def remember_unbought(job: TrackedJob) -> None:
         job.late_answer = LateAnswer(job.record)
 
 
-def after_burial(job: TrackedJob, next_step: Next, now: float) -> Next:
+def recheck_if_buried(job: TrackedJob, next_step: Next, now: float) -> Next:
     """Return what is next for a job whose step is over: if its owner was buried meanwhile, the ledger is read first."""
     if not job.owner_buried:
         return next_step
@@ -63,15 +63,15 @@ def let_go(job: TrackedJob, slots: Slots, store: JobStore, estimates: JobEstimat
     stored, record = job.ledger_record, job.record
     if job.late_answer is None and record.task_id is not None and record.task_id != stored.task_id:
         names = ("task_id", "running_since", "attempts", "credits_used", "model")
-        job.late_answer = LateAnswer(stored, facts_of_running(**{name: getattr(record, name) for name in names}))
+        job.late_answer = LateAnswer(stored, facts_of_accepted(**{name: getattr(record, name) for name in names}))
     slots.release(job)  # its new owner reports them
     estimates.forget(job)
-    store.credits.suspend_reservation(job)
+    store.credits.mark_not_under_way(job)
     job.schedule, job.wait_error, job.last_failure = None, None, None
     job.failures, job.first_attempt_at, job.draws_retry_budget, job.reopened = 0, NEVER, False, False
 
 
-def facts_of_running(**accepted: Any) -> Mapping[str, Any]:
+def facts_of_accepted(**accepted: Any) -> Mapping[str, Any]:
     """Return the facts that an unanswered record gets when its create was accepted: its body is never sent again."""
     return {**accepted, "body": b"", **NO_DOUBT}
 

@@ -178,7 +178,7 @@ class Poller:
             case JobState.FAILED:
                 return await self._record_failure(job, seen, called)
             case _:
-                job.on_found_running(seen.progress)
+                job.on_observed_running(seen.progress)
                 return self._schedule_next_poll(job)
 
     async def run_admitted_request(self, query: Callable[[], Awaitable[T]]) -> T:

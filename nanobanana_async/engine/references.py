@@ -151,7 +151,7 @@ class References:
 
         Raises an error if an image can't be read; nothing is held then. `release_memory` must follow otherwise.
         """
-        await self._keep_one_body_per_key(job)
+        await self._begin_generation_if_body_changed(job)
         record = job.record
         if not self._sends_inline or record.request is None or not (digests := local_digests(record.request.images)):
             return record.body, 0
@@ -167,7 +167,7 @@ class References:
             self._memory.release(size)
             raise
 
-    async def _keep_one_body_per_key(self, job: TrackedJob) -> None:
+    async def _begin_generation_if_body_changed(self, job: TrackedJob) -> None:
         """Let a job that was sent, and surely not bought, begin its next generation if it has another body now.
 
         As after a 429: an upload has expired meanwhile, or a caller brought a newer signature. See

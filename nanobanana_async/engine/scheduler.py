@@ -25,7 +25,7 @@ from nanobanana_async.engine.next_step import (
     ScheduleAt,
     StopFollowing,
 )
-from nanobanana_async.engine.ownership import after_burial, follow_through_ledger, let_go, may_be_anothers
+from nanobanana_async.engine.ownership import follow_through_ledger, let_go, may_be_anothers, recheck_if_buried
 from nanobanana_async.engine.phases import UNKNOWN_STATE_PHASES, Phase
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import References
@@ -149,7 +149,7 @@ class Scheduler:
                 job.enter_phase(Phase.IN_FLIGHT)
                 self.workers.run_poll(self._poller.poll, job)
             case (job, Decline(error=error)):
-                self.withdraw(job, partial(self._claims.decline, error))
+                self.withdraw(job, partial(self._claims.withdraw_unaffordable, error))
 
     def withdraw(self, job: TrackedJob, step: JobStep | None = None) -> None:
         """Withdraw a job that waits to be sent."""
@@ -171,8 +171,8 @@ class Scheduler:
             return
         if job.charge is not None:
             self.dispatcher.create_returned(job)
-        joined, was_foreign, buried = job.is_undecided, job.phase is Phase.FOREIGN, job.owner_buried
-        next_step = after_burial(job, next_step, self._clock())
+        joined, was_foreign, buried = job.awaits_ledger_decision, job.phase is Phase.FOREIGN, job.owner_buried
+        next_step = recheck_if_buried(job, next_step, self._clock())
         if job.is_withdrawn_after(next_step):
             job.withdraw_requested = False
             if isinstance(next_step, Finish):
@@ -211,7 +211,7 @@ class Scheduler:
                 assert_never(next_step)
         if job.is_followed and was_foreign != (job.phase is Phase.FOREIGN):
             job.notify_listeners()
-        if too_late or joined != job.is_undecided:
+        if too_late or joined != job.awaits_ledger_decision:
             job.wake()
 
     def _schedule(self, job: TrackedJob, due: float) -> None:
@@ -264,7 +264,7 @@ class Scheduler:
         """Take a newer record of a job that is not followed: how the last waiting for it ended is no longer true."""
         job.wait_error = None
         self._store.replace_record(job, record)
-        self._store.credits.suspend_reservation(job)
+        self._store.credits.mark_not_under_way(job)
 
     def _finish_job(self, job: TrackedJob, error: NanoBananaError | None) -> None:
         """Stop following a job: it has ended, or `error` ends the waiting and the job goes on without us."""
@@ -275,8 +275,8 @@ class Scheduler:
                 error = error.for_job(job.key, safe_to_repeat=False)
             job.wait_error = error
             job.withdraw_requested = False
-            if job.holding_before is not None and not ours:  # the claim failed: the job is uncertain as before
-                job.record = job.ledger_record = job.holding_before.record
+            if job.slots_taken_from is not None and not ours:  # the claim failed: the job is uncertain as before
+                job.record = job.ledger_record = job.slots_taken_from.record
             hold_until = job.holds_slots_until
         self._untrack(job, Phase.DONE, hold_until=hold_until, ours=ours)
         job.wake()
@@ -285,7 +285,7 @@ class Scheduler:
         """Stop following a job. An uncertain one holds its slots until `hold_until`, since it may still run."""
         self.tracked.pop(job.key, None)
         self._estimates.forget(job)
-        self._store.credits.suspend_reservation(job)
+        self._store.credits.mark_not_under_way(job)
         if job.slots and job.record.state in (JobState.SUCCEEDED, JobState.FAILED):
             schedule = job.schedule or self._estimates.schedule_of(job)
             self._slots.on_ended(schedule.mean_s, max(schedule.wanted_delay_s, schedule.seen_delay_s))
@@ -296,7 +296,7 @@ class Scheduler:
         else:
             job.enter_phase(phase)
             self._slots.release(job)
-        job.holding_before = None
+        job.slots_taken_from = None
         # If the ledger does not have the task id, only this session can follow the job: then it is not released.
         known = ours and job.ledger_record.task_id == job.record.task_id
         if known and job.ledger_record.state in ACTIVE_STATES and not self.closing:

@@ -37,7 +37,7 @@ def exchange_if_shared(engine: Engine) -> None:
     ledger, limiter, scheduler = engine.store.ledger, engine.slots.limiter, engine.scheduler
     if isinstance(ledger, SharesAccount) and isinstance(limiter, SharedLimiter):
         exchanges = Exchanges(ledger, engine.account, limiter, engine.slots, scheduler.dispatcher)
-        scheduler.dispatcher.admitted = exchanges.check
+        scheduler.dispatcher.on_admitted = exchanges.check
         scheduler.background_tasks.append(partial(exchanges.keep_exchanging, scheduler.tick))
 
 
@@ -76,7 +76,7 @@ class Exchanges:
 
     def _next_at(self) -> float:
         """Return when the next exchange is due, with the pauses that the session has met."""
-        pause, breaker, shared = self._slots.budget.pause, self._slots.breaker, self._shared
+        pause, breaker, shared = self._slots.budget.long_pause, self._slots.breaker, self._shared
         shared.gates_polls = pause.used_up
         shared.gate_until = max(pause.opens_at, breaker.paused_until + PROBE_S * breaker.is_half_open)
         shared.outage = breaker.is_half_open and not pause.used_up

@@ -104,7 +104,7 @@ class Slots:
     def on_accepted(self, job: TrackedJob, now: float) -> None:
         """Record that the gateway accepted the job."""
         first = not job.slots
-        self.budget.pause.on_answered(job.sent_at)
+        self.budget.long_pause.on_answered(job.sent_at)
         self.acquire(job)
         if first:  # a repeat may have been accepted long ago, and shows nothing about the limit
             self.limiter.on_accepted(now, AnsweredCreate(job.sent_at, job.weight), self._current_load())
@@ -126,7 +126,7 @@ class Slots:
             job_limit=self.limiter.job_limit.cap_in_slots,
             creates_per_s=pacer.rate if pacer.active else None,
             limit_kind=self.limiter.limit_kind,
-            creates_paused=self.budget.pause.used_up or not self.breaker.allows(now, self.creates_in_flight),
+            creates_paused=self.budget.long_pause.used_up or not self.breaker.allows(now, self.creates_in_flight),
             slots_held=self.held,
             throttled=self.limiter.throttled,
         )

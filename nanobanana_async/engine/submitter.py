@@ -20,7 +20,7 @@ from nanobanana_async.engine.history import History
 from nanobanana_async.engine.late_answer import LateAnswer
 from nanobanana_async.engine.limit_events import LimitEvents
 from nanobanana_async.engine.next_step import AwaitHistory, Enqueue, Finish, HoldSlots, Next, Prepare, ScheduleAt
-from nanobanana_async.engine.ownership import facts_of_running, remember_unbought, wait_until_owner
+from nanobanana_async.engine.ownership import facts_of_accepted, remember_unbought, wait_until_owner
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import References
 from nanobanana_async.engine.slots import Slots
@@ -160,7 +160,7 @@ class Submitter:
         if accepted.credits_remaining is not None:
             self._store.credits.remaining = accepted.credits_remaining
         attempts = job.record.attempts + 1
-        facts = facts_of_running(
+        facts = facts_of_accepted(
             task_id=accepted.task_id,
             running_since=self._store.utcnow(),
             attempts=attempts,
@@ -185,7 +185,7 @@ class Submitter:
         job.failures += 1
         job.last_failure = error.for_job(job.key, safe_to_repeat=error.safe_to_repeat)  # a copy without its traceback
         outage = self._poller.outage
-        attempt = evolve(self._attempt_facts(job, sent_before=sent_before), unmet=outage.unmet)
+        attempt = evolve(self._attempt_facts(job, sent_before=sent_before), never_answered=outage.never_answered)
         outage.request_failed(error, job.sent_at)
         attempt = evolve(attempt, hopeless=outage.is_hopeless(error))
         decision = decide_failed_create(error, attempt, self._retry)

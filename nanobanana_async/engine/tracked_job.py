@@ -74,10 +74,8 @@ class TrackedJob:
         "first_attempt_at",
         "first_imageless_at",
         "followed_since",
-        "goes_back",
         "group",
         "has_handle",
-        "holding_before",
         "last_failure",
         "late_answer",
         "ledger_record",
@@ -91,14 +89,16 @@ class TrackedJob:
         "priority",
         "progress",
         "record",
+        "released_if_unsent",
         "reopened",
         "retry_failed",
         "running_at",
         "schedule",
         "sent_at",
         "slots",
+        "slots_taken_from",
         "sources",
-        "updates",
+        "state_queues",
         "uploads",
         "uploads_renewed",
         "wait_error",
@@ -152,7 +152,7 @@ class TrackedJob:
         """How many `generate` calls and batches wait for it. When the last one leaves, an unsent job is withdrawn."""
         self.has_handle = False
         """A handle was given out: the job outlives its callers."""
-        self.goes_back = False
+        self.released_if_unsent = False
         """Other workers may buy it: when its last caller leaves before it is sent, it is released, not withdrawn."""
         self.budgets: tuple[Cap, ...] = ()
         """The caps that its price is reserved on."""
@@ -170,7 +170,7 @@ class TrackedJob:
         """Digest -> the upload that its body names."""
         self.uploads_renewed = False
         """Its create was refused once, and the uploads that were not made for it were made again."""
-        self.holding_before: TrackedJob | None = None
+        self.slots_taken_from: TrackedJob | None = None
         """The earlier, uncertain `TrackedJob` of this key whose slots it took."""
         self._phase = Phase.KNOWN
         self.withdraw_requested = False
@@ -181,7 +181,7 @@ class TrackedJob:
         """Futures of those that wait for any change."""
         self.end_watchers: Watchers = None
         """Futures of those that wait until the job is over; other changes would wake them for nothing."""
-        self.updates: list[deque[JobState]] | None = None
+        self.state_queues: list[deque[JobState]] | None = None
 
     def __lt__(self, other: Any) -> bool:
         return bool(self.place < other.place)
@@ -207,7 +207,7 @@ class TrackedJob:
 
     def inherit_slots(self, before: "TrackedJob") -> None:
         """Take over the slots, caps and price that the same job, tracked before, has held while it was uncertain."""
-        self.holding_before = before
+        self.slots_taken_from = before
         self.slots, before.slots = before.slots, 0
         self.budgets, self.expected_credits = before.budgets, before.expected_credits
 
@@ -217,7 +217,7 @@ class TrackedJob:
         return self._phase in FOLLOWED_PHASES
 
     @property
-    def is_undecided(self) -> bool:
+    def awaits_ledger_decision(self) -> bool:
         """Whether it is not decided yet how the job goes on."""
         return self._phase in UNDECIDED_PHASES
 
@@ -246,12 +246,12 @@ class TrackedJob:
     @property
     def holds_slots_until(self) -> float:
         """Until when it holds its slots if it is still uncertain, as it was when it was tracked."""
-        return NEVER if self.holding_before is None else self.holding_before.due
+        return NEVER if self.slots_taken_from is None else self.slots_taken_from.due
 
     @property
     def is_wanted(self) -> bool:
         """Whether a caller may still need its outcome, or this session has to write something of it."""
-        waited_for = self.watchers or self.end_watchers or self.updates or self.listeners
+        waited_for = self.watchers or self.end_watchers or self.state_queues or self.listeners
         unfinished = self.withdraw_requested or self.late_answer is not None
         return self.may_buy or self.has_handle or bool(waited_for) or unfinished
 
@@ -294,12 +294,12 @@ class TrackedJob:
         for listener in self.listeners or ():
             listener(self)
 
-    def on_found_running(self, stated: float | None) -> None:
+    def on_observed_running(self, stated: float | None) -> None:
         """Record that a poll found it running, with the progress that the gateway stated."""
         if stated is not None:
             self.progress = StatedProgress(max(self.progress, min(MOST_PROGRESS, stated)))
-        if self.updates:
-            for feed in self.updates:
+        if self.state_queues:
+            for feed in self.state_queues:
                 if not feed or feed[-1] is not self.record.state:
                     feed.append(self.record.state)
             self.wake()
@@ -309,7 +309,7 @@ class TrackedJob:
         changed = record.state is not self.record.state
         self.record = record
         if changed:
-            for feed in self.updates or ():
+            for feed in self.state_queues or ():
                 feed.append(record.state)
             self.wake(interruption)
             self.notify_listeners()

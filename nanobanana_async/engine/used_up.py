@@ -16,7 +16,7 @@ class UsedUpBudgets:
 
     def __init__(self, store: JobStore, budget: SessionBudget, clock: Callable[[], float]) -> None:
         self._store = store
-        self._pause = budget.pause
+        self._pause = budget.long_pause
         self._clock = clock
         self._unreported = False
 

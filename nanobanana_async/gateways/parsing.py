@@ -111,7 +111,7 @@ class GatewayAnswer:
             envelope = _JSON.decode(text)
             # All text of an answer enters here or in `header`: what is masked now can't leak later.
             if len(text) > _LONG_ANSWER or self.gateway.api_key.is_in(text):
-                envelope = self.gateway.api_key.hide_all(envelope)
+                envelope = self.gateway.api_key.hide_in_json(envelope)
         except AnswerTooLarge as error:
             return str(error)
         except ValueError:  # includes JSONDecodeError and UnicodeDecodeError

@@ -47,14 +47,14 @@ class Secret:
         """Return text with the secret masked in each form that `is_in` finds."""
         return self.__forms.pattern.sub(MASK, text) if self.is_in(text) and self.__forms is not None else text
 
-    def hide_all(self, value: Any) -> Any:
+    def hide_in_json(self, value: Any) -> Any:
         """Return decoded JSON with the secret masked in values and field names."""
         if isinstance(value, str):
             return self.hide(value)
         if isinstance(value, dict):
-            return {self.hide(name): self.hide_all(inner) for name, inner in value.items()}
+            return {self.hide(name): self.hide_in_json(inner) for name, inner in value.items()}
         if isinstance(value, list):
-            return [self.hide_all(inner) for inner in value]
+            return [self.hide_in_json(inner) for inner in value]
         return value
 
     def __repr__(self) -> str:

@@ -104,7 +104,7 @@ class AiohttpTransport:
                 await session.close()
         await self._sockets.wait_closed()
 
-    def disown(self) -> None:
+    def leave_to_parent(self) -> None:
         """Leave the sockets to the parent process; called in a forked child, which has copies of them.
 
         A connector that is closed or collected as garbage would remove the sockets from the event loop's selector,
@@ -112,7 +112,7 @@ class AiohttpTransport:
         """
         self._closed = True
         for session in (self._pool, self._fresh):
-            disown_connector(session, self._borrowed)
+            leave_connector_to_parent(session, self._borrowed)
         self._sockets = SocketTracker()
 
     async def send(self, request: HttpRequest, *, timeout_s: float, fresh_connection: bool = False) -> HttpResponse:
@@ -200,7 +200,9 @@ class AiohttpTransport:
         )
 
 
-def disown_connector(session: aiohttp.ClientSession | None, borrowed: aiohttp.ClientSession | None = None) -> None:
+def leave_connector_to_parent(
+    session: aiohttp.ClientSession | None, borrowed: aiohttp.ClientSession | None = None
+) -> None:
     """Make a forked child's copy of a session inert, also when collected as garbage; skip a borrowed connector."""
     connector = None if session is None else session.connector
     if connector is not None and (borrowed is None or connector is not borrowed.connector):

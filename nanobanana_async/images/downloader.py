@@ -117,10 +117,10 @@ class ImageDownloader:
         finally:
             await self._fetcher.aclose()
 
-    def disown(self) -> None:
+    def leave_to_parent(self) -> None:
         """Leave the sockets to the parent process; called in a forked child."""
         self._state = "closed"
-        self._fetcher.disown()
+        self._fetcher.leave_to_parent()
 
     async def fetch(self, url: str, *, fresh_s: float = 0.0, verified: bool = True) -> bytes:
         """Return the bytes of an image, verified unless `verified` is False.

@@ -16,7 +16,7 @@ from nanobanana_async.http.exceptions import map_exception
 from nanobanana_async.http.lent import image_connector, overrides_connecting
 from nanobanana_async.http.sockets import SocketTracker
 from nanobanana_async.http.tls_and_proxies import Proxies, Tls, proxy_url
-from nanobanana_async.http.transport import disown_connector
+from nanobanana_async.http.transport import leave_connector_to_parent
 from nanobanana_async.images.addresses import AddressRefused, Networks, PublicSockets, advice_for, is_allowed_host
 from nanobanana_async.images.inline import FetchError
 
@@ -109,10 +109,10 @@ class ImageFetcher:
         await self._proxy_sockets.wait_closed()
         await self._own_sockets.wait_closed()
 
-    def disown(self) -> None:
-        """Leave the sockets to the parent process; called in a forked child. See `AiohttpTransport.disown`."""
+    def leave_to_parent(self) -> None:
+        """Leave the sockets to the parent process; called in a forked child. See `AiohttpTransport.leave_to_parent`."""
         for session in (self._direct, self._proxied, self._own):
-            disown_connector(session)
+            leave_connector_to_parent(session)
         self._direct_sockets = self._public_sockets()
         self._proxy_sockets = SocketTracker()
         self._own_sockets = SocketTracker()

@@ -132,7 +132,7 @@ class MemoryCharges:
             if charge.credits is not None:
                 price = Price(price.price_class, charge.credits)
             elif charge.is_final and price.basis is Basis.EXPECTED:
-                price = evolve(price, basis=Basis.AGREED)
+                price = evolve(price, basis=Basis.CHARGED_AS_EXPECTED)
             is_reserved = charge.credits is None and not charge.is_final
             self._charges[name].open[purchase] = evolve(
                 stored, price=price, under_way=charge.under_way, is_reserved=is_reserved
@@ -195,5 +195,5 @@ class MemoryCharges:
 def _apply_users_price(charges: _Charges, amount: Decimal) -> None:
     for purchase, charge in charges.open.items():
         if charge.price.is_estimate and not charge.under_way:
-            price = Price(charge.price.price_class, amount, Basis.AGREED)
+            price = Price(charge.price.price_class, amount, Basis.CHARGED_AS_EXPECTED)
             charges.open[purchase] = evolve(charge, price=price)

@@ -73,7 +73,7 @@ class AccountState:
     gate_since: float = -math.inf
     """When it began to."""
     gates_polls: bool = False
-    failing: int | None = None
+    outage_owner: int | None = None
     """The owner that found an outage; None: the gateway itself asked for the pause."""
     hand_over_s: float = 0.0
     """How long an owner probes during an outage before another one does."""
@@ -98,7 +98,7 @@ class AccountState:
 
     def open_gate(self) -> None:
         """Let the creates of all leave."""
-        self.gate_until, self.gate_owner, self.failing, self.hand_over_s = -math.inf, None, None, 0.0
+        self.gate_until, self.gate_owner, self.outage_owner, self.hand_over_s = -math.inf, None, None, 0.0
 
     def room(self, now: float, orphans: int) -> int:
         """Return how many slots may be taken in all."""
@@ -134,9 +134,9 @@ class AccountState:
         self.gate_until, self.gate_since = self.gate_until - back_s, self.gate_since - back_s
         for share in self.shares.values():
             share.spoke_at, share.hungry_at = share.spoke_at - back_s, share.hungry_at - back_s
-        self.start_again(now, learned_at=now + back_s)
+        self.restart_learner(now, learned_at=now + back_s)
 
-    def start_again(self, now: float, *, learned_at: float | None = None) -> None:
+    def restart_learner(self, now: float, *, learned_at: float | None = None) -> None:
         """Let the learner start from what it knew when the last owner left, as far as that is believed.
 
         `learned_at` is the time of the last exchange by the learner's clock, if that is another one than before.

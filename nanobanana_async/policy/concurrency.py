@@ -133,7 +133,7 @@ class JobLimit:
     """The mean time until the end of a job is noticed. Unnoticed ends make a climb look successful."""
     _last_refusal_at: float = -math.inf
     """When the last refusal event came. Creates sent before that belong to the same event."""
-    _events_in_a_row: int = 0
+    _refusals_in_a_row: int = 0
     """Refusal events since the last accept."""
     _last_slot_accepts: int = 0
     """Accepts that filled the last slot since the last refusal or probe."""
@@ -143,13 +143,13 @@ class JobLimit:
     """The time from then to the next probe, in mean durations."""
     _most_probe_means: float = PROBE_EVERY_MEANS
     _cap_before_probe: float | None = None
-    _trusted_above: float = math.inf
+    _proves_limit_above: float = math.inf
     """A climb that holds more jobs than this proves a higher limit."""
     _ramp_ended_at: float = -math.inf
     _climbed_at: float = -math.inf
     _usually_sending: float = 0.0
     """Creates in flight when completions alone drive them: throughput times round trip (Little's law)."""
-    _filled_at_once: float = 0.0
+    _slots_without_ramp: float = 0.0
     """So many slots need no ramp, by what an earlier session learned long ago."""
 
     @property
@@ -176,7 +176,7 @@ class JobLimit:
             self._start_hold(now, cap)
             self._most_probe_means = 2.0 * PROBE_EVERY_MEANS  # fewer probes of a limit that is known so well
         else:
-            self._filled_at_once = cap / 2.0
+            self._slots_without_ramp = cap / 2.0
 
     def fits_max_jobs(self, taken: int, weight: int) -> bool:
         """Return whether one more job fits into `max_jobs`. A job heavier than that is allowed alone."""
@@ -193,7 +193,7 @@ class JobLimit:
         if not self.policy.learn:
             return True
         if self.mode is Mode.RAMP:
-            return sending < max(2, math.isqrt(held)) or taken + weight <= self._filled_at_once
+            return sending < max(2, math.isqrt(held)) or taken + weight <= self._slots_without_ramp
         if not taken:
             return True
         # Compare with the usual creates in flight: where many jobs end in each round trip there are always some.
@@ -203,7 +203,7 @@ class JobLimit:
     def room(self, held: int) -> int:
         """Return how many slots may be taken, by held jobs and creates in flight together, while so many are held."""
         if self.mode is Mode.RAMP:
-            return max(held + max(2, math.isqrt(held)), int(self._filled_at_once))
+            return max(held + max(2, math.isqrt(held)), int(self._slots_without_ramp))
         return max(1, int(self.cap + 1e-9)) + (self.mode is Mode.CLIMB)
 
     def on_accepted(self, now: float, sent_at: float, held: int, sending: int, weight: int = 1) -> None:
@@ -212,15 +212,15 @@ class JobLimit:
             if self._ramp_ended_at == self._last_refusal_at:  # sent in the burst that met the limit, and below it
                 self.cap = max(self.cap, float(held))
         elif self.mode is Mode.CLIMB:
-            if held > self._trusted_above:
+            if held > self._proves_limit_above:
                 self._start_ramp()
             elif sent_at >= self._climbed_at and held + sending > self.cap:
                 self.cap, self._climbed_at = self.cap + weight, now
-        elif self.mode is Mode.HOLD and self._events_in_a_row > 1:  # the limit fell to a value above this
-            self._cap_before_probe, self._events_in_a_row = None, 0
+        elif self.mode is Mode.HOLD and self._refusals_in_a_row > 1:  # the limit fell to a value above this
+            self._cap_before_probe, self._refusals_in_a_row = None, 0
             self._start_climb(now, sent_at)
         else:
-            self._events_in_a_row = 0
+            self._refusals_in_a_row = 0
             if held + sending + weight > self.cap:  # it filled the last slot
                 self._on_last_slot_filled(now, sent_at, weight)
 
@@ -229,18 +229,18 @@ class JobLimit:
         if not self.policy.learn or sent_at <= self._last_refusal_at:
             return
         self._last_refusal_at = now
-        self._events_in_a_row += 1
+        self._refusals_in_a_row += 1
         if self.mode is Mode.RAMP:
             self._ramp_ended_at = now
             self._start_hold(now, held)
         elif self.mode is Mode.CLIMB:
             self._probe_means = min(2.0 * self._probe_means, self._most_probe_means)
             self._start_hold(now, held if self._cap_before_probe is None else min(self._cap_before_probe, held))
-        elif self._events_in_a_row == 1:
+        elif self._refusals_in_a_row == 1:
             self._start_hold(now, min(self.cap - (1.0 - self._refused_share), held))
         else:  # the limit fell: wait for twice as many completions as last time
-            self._trusted_above = self._above_noise(held)
-            awaited = min(2 ** (self._events_in_a_row - 1), max(1, held // 4))
+            self._proves_limit_above = self._above_noise(held)
+            awaited = min(2 ** (self._refusals_in_a_row - 1), max(1, held // 4))
             self._start_hold(now, held - awaited + 1)
 
     @property
@@ -252,7 +252,7 @@ class JobLimit:
         self._last_slot_accepts += 1
         probe_at = self._cap_set_at + self._probe_means * self.mean_job_s if self.cap < FEW_SLOTS else math.inf
         if now >= probe_at or self._last_slot_accepts >= max(FEW_SLOTS, PROBE_AFTER_ROUNDS * self.cap):
-            self._trusted_above = self._above_noise(self.cap)
+            self._proves_limit_above = self._above_noise(self.cap)
             self._cap_before_probe, self._last_slot_accepts = self.cap, 0
             self._start_climb(now, sent_at)
 
@@ -269,7 +269,7 @@ class JobLimit:
         self._usually_sending = self.cap * (now - sent_at) / self.mean_job_s
 
     def _start_ramp(self) -> None:
-        self.mode, self._cap_before_probe, self._events_in_a_row = Mode.RAMP, None, 0
+        self.mode, self._cap_before_probe, self._refusals_in_a_row = Mode.RAMP, None, 0
         self._probe_means, self._most_probe_means = FIRST_PROBE_MEANS, PROBE_EVERY_MEANS
 
     def _start_hold(self, now: float, cap: float) -> None:

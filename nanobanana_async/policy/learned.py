@@ -89,7 +89,7 @@ class LearnedLimits:
     at: datetime = field(validator=_check_aware, eq=False)
     job_limit: int | None = field(default=None, validator=optional(at_least_one))
     """The learned cap in whole slots; None if no 429 showed one."""
-    full_at: int | None = field(default=None, validator=optional(at_least_one))
+    held_when_full: int | None = field(default=None, validator=optional(at_least_one))
     """How many slots were held when a create was last refused for lack of one."""
     rate_log_odds: float = field(default=0.0, validator=within(least=-100, most=100))
     rates: LearnedRates | None = None

@@ -104,7 +104,7 @@ class AdmissionLimiter:
     _refused_in_a_row: int = 0
     _max_creates_in_flight: float = math.inf
     """Bound of creates in flight if nothing is learned: 1 after a refusal, one more with each accept."""
-    _full_at_held: float = math.inf
+    _held_when_full: float = math.inf
     """The fewest slots that were held when a create was refused for lack of one."""
     _ramp_ended_at: float = -math.inf
     """When that happened for the first time. Creates sent before may still be accepted."""
@@ -167,7 +167,7 @@ class AdmissionLimiter:
         """Record that a create was accepted; `load.held` includes its job."""
         self._refused_in_a_row = 0
         if create.sent_at <= self._ramp_ended_at:  # in the burst that met the limit
-            self._full_at_held = max(self._full_at_held, load.held)
+            self._held_when_full = max(self._held_when_full, load.held)
         self._max_creates_in_flight += 1.0
         event = self._undecided
         if event is not None and create.sent_at > event.refused_at:
@@ -199,9 +199,9 @@ class AdmissionLimiter:
             self.budget.on_throttled("create", now, sent_at, wait_s)
         else:
             if kind == "jobs":  # the request counted all the same
-                if self._full_at_held == math.inf:
+                if self._held_when_full == math.inf:
                     self._ramp_ended_at = now
-                self._full_at_held = min(self._full_at_held, load.held)
+                self._held_when_full = min(self._held_when_full, load.held)
                 self._undecided, self._trials = None, 0
                 self.budget.on_accepted("create", now, sent_at)
             self._on_refused_for_slots(now, sent_at, load.held)
@@ -233,7 +233,7 @@ class AdmissionLimiter:
             odds = event.log_odds + evidence
         else:
             usual = max(SURELY_JOBS, min(SURELY_RATE, self.rate_log_odds))
-            if self._full_at_held < math.inf and self.budget.is_limited:  # its odds were learned at a full account
+            if self._held_when_full < math.inf and self.budget.is_limited:  # its odds were learned at a full account
                 doubtful = load.held and self._refused_in_a_row >= 4 * MAX_PACED_REFUSALS
                 usual = math.log(REFUSED_IF_RATE) if doubtful else 0.0
             odds = usual + polls + slots
@@ -266,11 +266,11 @@ class AdmissionLimiter:
 
     def _rate_log_odds_of_load(self, held: int) -> float:
         """Return what the held slots show: with fewer than at any refusal for slots, a slot should be free."""
-        if self._full_at_held == math.inf:
+        if self._held_when_full == math.inf:
             return 0.0
-        if held >= self._full_at_held:
+        if held >= self._held_when_full:
             return FULL_LOG_ODDS
-        if held >= BELOW_FULL_SHARE * self._full_at_held:
+        if held >= BELOW_FULL_SHARE * self._held_when_full:
             return 0.0
         return BELOW_FULL_LOG_ODDS
 
@@ -289,9 +289,11 @@ class AdmissionLimiter:
         rates = self.budget.learned(now)
         if jobs.learned_cap is None and rates is None:
             return None
-        full_at = None if self._full_at_held == math.inf else int(self._full_at_held)
+        held_when_full = None if self._held_when_full == math.inf else int(self._held_when_full)
         odds = self.rate_log_odds
-        return LearnedLimits(at=at, job_limit=jobs.learned_cap, full_at=full_at, rate_log_odds=odds, rates=rates)
+        return LearnedLimits(
+            at=at, job_limit=jobs.learned_cap, held_when_full=held_when_full, rate_log_odds=odds, rates=rates
+        )
 
     def restore(self, limits: LearnedLimits, *, now: float, at: datetime) -> None:
         """Start from what an earlier session learned, as far as it is believed at the wall clock's time `at`."""
@@ -303,7 +305,7 @@ class AdmissionLimiter:
         if limits.job_limit is not None and self.policy.learn:
             fresh = is_fresh(limits.at, at)
             self.job_limit.restore(limits.job_limit, now, fresh=fresh)
-            self._full_at_held = math.inf if limits.full_at is None or not fresh else limits.full_at
+            self._held_when_full = math.inf if limits.held_when_full is None or not fresh else limits.held_when_full
 
 
 def _limit_kind_of(rate_log_odds: float) -> LimitKind | None:

@@ -22,7 +22,7 @@ class Basis(enum.Enum):
 
     REPORTED = "reported"
     """The gateway stated the price, for this job or for one of its class."""
-    AGREED = "agreed"
+    CHARGED_AS_EXPECTED = "agreed"
     """`expected_credits`, after a job of the class ended and the gateway did not state its cost."""
     EXPECTED = "expected"
     """`expected_credits`: the user's estimate."""
@@ -46,7 +46,7 @@ class Price:
     @property
     def is_user_stated(self) -> bool:
         """Whether the price is `expected_credits`, which also counts for jobs whose cost stays unknown."""
-        return self.basis in (Basis.EXPECTED, Basis.AGREED)
+        return self.basis in (Basis.EXPECTED, Basis.CHARGED_AS_EXPECTED)
 
 
 @frozen(kw_only=True)
@@ -116,14 +116,16 @@ class Prices:
             return Price(price_class, known)
         if expected is not None:
             return Price(
-                price_class, expected, Basis.AGREED if price_class in self._unstated_classes else Basis.EXPECTED
+                price_class,
+                expected,
+                Basis.CHARGED_AS_EXPECTED if price_class in self._unstated_classes else Basis.EXPECTED,
             )
         return Price(price_class, self._earlier.get(price_class, example), Basis.EXAMPLE)
 
 
 _ADVICE = {
     Basis.REPORTED: "",
-    Basis.AGREED: ": the price is expected_credits, the gateway does not state what such jobs cost",
+    Basis.CHARGED_AS_EXPECTED: ": the price is expected_credits, the gateway does not state what such jobs cost",
     Basis.EXPECTED: ": the estimate is expected_credits, the price of such jobs is not known yet",
     Basis.EXAMPLE: ": the estimate is what such jobs cost earlier or in the gateway's reference, their price is not"
     " known yet; expected_credits sets another estimate",

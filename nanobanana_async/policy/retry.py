@@ -99,7 +99,7 @@ class Attempt:
     key_age_s: float
     """Seconds since the first send, by the wall clock."""
     key_lifetime_s: float
-    unmet: bool = False
+    never_answered: bool = False
     """The gateway has never answered in this session: another server may stand at its address."""
     hopeless: bool = False
     """The failure lasts as long as the settings stay the same, and enough was tried."""
@@ -130,7 +130,7 @@ def classify_failure(error: NanoBananaError, attempt: Attempt) -> FailureKind:
         # The transport raises the last two before it sends anything.
         case TransportError(possibly_sent=False) | ConfigurationError() | SessionClosed():
             return FailureKind.NOT_SENT
-        case UnexpectedResponse(status=status) if attempt.unmet and status in _WRONG_PATH_STATUSES:
+        case UnexpectedResponse(status=status) if attempt.never_answered and status in _WRONG_PATH_STATUSES:
             return FailureKind.NOT_SENT
         case RateLimited():
             return FailureKind.THROTTLED

@@ -14,12 +14,12 @@ class SessionBudget(RequestBudget):
     """A budget of requests with a cap and pauses, which hold for creates and polls alike."""
 
     cap: RequestCap | None = field(default=None, kw_only=True)
-    pause: LongPause = field(factory=LongPause, kw_only=True)
+    long_pause: LongPause = field(factory=LongPause, kw_only=True)
 
     @property
     def cap_and_pause_end_at(self) -> float:
         """When the cap and the pause let a request leave."""
-        return self.pause.opens_at if self.cap is None else max(self.pause.opens_at, self.cap.opens_at)
+        return self.long_pause.opens_at if self.cap is None else max(self.long_pause.opens_at, self.cap.opens_at)
 
     def admits(self, kind: RequestKind, now: float, in_flight: int) -> bool:
         """Return whether a request may leave now while `in_flight` of its kind have no answer yet."""
@@ -36,7 +36,7 @@ class SessionBudget(RequestBudget):
 
     def count_unpaced(self, now: float) -> None:
         """Count a request that no pace held back."""
-        self.pause.on_sent(now)
+        self.long_pause.on_sent(now)
         if self.cap is not None:
             self.cap.on_sent(now)
 
@@ -50,10 +50,10 @@ class SessionBudget(RequestBudget):
 
     def on_accepted(self, kind: RequestKind, now: float, sent_at: float) -> None:
         """Record that a request was answered, and not with a 429 for its rate."""
-        self.pause.on_answered(sent_at)
+        self.long_pause.on_answered(sent_at)
         super().on_accepted(kind, now, sent_at)
 
     def on_throttled(self, kind: RequestKind, now: float, sent_at: float, wait_s: float | None = None) -> None:
         """Record a 429 for the rate; it shows that no budget of a day is used up any more."""
-        self.pause.on_answered(sent_at)
+        self.long_pause.on_answered(sent_at)
         super().on_throttled(kind, now, sent_at, wait_s)

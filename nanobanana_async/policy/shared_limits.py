@@ -46,12 +46,12 @@ class SharedBudget(SessionBudget):
 
     def on_accepted(self, kind: RequestKind, now: float, sent_at: float) -> None:
         """Record that a poll was answered, and not with a 429 for its rate."""
-        self.pause.on_answered(sent_at)
+        self.long_pause.on_answered(sent_at)
         self.shared.note(RequestEvent(what="accepted", at=now, kind=kind, sent_at=sent_at))
 
     def on_throttled(self, kind: RequestKind, now: float, sent_at: float, wait_s: float | None = None) -> None:
         """Record a 429 to a poll for the rate; it shows that no budget of a day is used up any more."""
-        self.pause.on_answered(sent_at)
+        self.long_pause.on_answered(sent_at)
         self.shared.note(RequestEvent(what="throttled", at=now, kind=kind, sent_at=sent_at, wait_s=wait_s))
         self.shared.on_throttled()
 
@@ -120,6 +120,12 @@ class SharedLimiter(AdmissionLimiter):
         known_at = shared.knowledge_at(create.sent_at)
         shared.note(
             RequestEvent(
-                what=what, at=now, sent_at=known_at, load=load, weight=create.weight, limit_kind=kind, wait_s=wait_s
+                what=what,
+                at=now,
+                sent_at=known_at,
+                load=load,
+                slots_needed=create.weight,
+                limit_kind=kind,
+                wait_s=wait_s,
             )
         )

@@ -69,12 +69,12 @@ class RequestEvent:
     """When it left; for a create, the last time of which its owner knew what the others met."""
     load: Load = field(default=Load(0))
     """Of the owner alone."""
-    weight: int = 1
+    slots_needed: int = 1
     limit_kind: LimitKind | None = None
     wait_s: float | None = None
 
     @property
-    def is_answer(self) -> bool:
+    def is_create_answer(self) -> bool:
         """Whether the gateway answered a create."""
         return self.kind == "create" and self.what in ("accepted", "throttled")
 
@@ -143,7 +143,7 @@ class Allotment:
 def exchange(state: AccountState, owner: int, report: Report, now: float, orphans: int = 0) -> Allotment:
     """Take the report of an owner, and return what it may do; `orphans` are running jobs that have no living owner."""
     if not state.shares:
-        state.start_again(now)
+        state.restart_learner(now)
     elif now < state.spoke_at - CLOCK_JUMP_S:
         state.set_clock_back(now)
     share = state.shares.get(owner)
@@ -184,7 +184,7 @@ def _learn(state: AccountState, owner: int, report: Report, now: float, orphans:
         own = event.load
         total = held + own.held
         load = Load(total, in_flight + own.in_flight, own.likely_ended * total / max(1, own.held))
-        create = AnsweredCreate(event.sent_at, event.weight)
+        create = AnsweredCreate(event.sent_at, event.slots_needed)
         match event.what, event.kind:
             case "sent", kind:
                 limiter.budget.on_sent(kind, event.at)
@@ -212,19 +212,19 @@ def _set_gate(state: AccountState, owner: int, report: Report, now: float) -> No
     """Close the gate as the owner says, and open it when the owner that closed it is through, or late, or cut off."""
     closes = report.gate_until > now
     probes, late = owner == state.gate_owner, now > state.gate_until + PROBE_AFTER_S
-    anothers = state.failing not in (None, owner)
+    anothers = state.outage_owner not in (None, owner)
     state.cut_off &= state.shares.keys() if closes else state.shares.keys() - {owner}
-    if anothers and any(event.is_answer and event.at > state.gate_since for event in report.events):
-        state.cut_off.add(state.failing or 0)
+    if anothers and any(event.is_create_answer and event.at > state.gate_since for event in report.events):
+        state.cut_off.add(state.outage_owner or 0)
         state.open_gate()
     elif closes:
-        probed = state.failing is not None and not probes and now <= state.gate_until
+        probed = state.outage_owner is not None and not probes and now <= state.gate_until
         waits = report.outage and (probed or owner in state.cut_off)
         if probes or (report.gate_until > state.gate_until and not waits):
             state.gate_since = state.gate_since if probes else now
             state.gate_until, state.gate_owner, state.gates_polls = report.gate_until, owner, report.gates_polls
-            state.failing = owner if report.outage else None
-    elif late or owner == state.failing or (probes and not anothers):
+            state.outage_owner = owner if report.outage else None
+    elif late or owner == state.outage_owner or (probes and not anothers):
         state.open_gate()
     elif anothers and not probes and now > state.gate_since + max(HAND_OVER_S, state.hand_over_s):
         _hand_over(state, owner, now)

@@ -67,7 +67,7 @@ class Order:
     attempt: int
     waiting: int = 0
     """How many requests wait for it now."""
-    began_at: float = 0.0
+    last_request_at: float = 0.0
     """When its last request came."""
     answered_after_s: float | None = None
     """How long the request waited that was answered for good; that answer may have been lost."""
@@ -94,7 +94,7 @@ class Orders:
             order = Order(f"{token.batch}{_digest('key', attempt.idempotency_key)}", attempt.retry_count)
         else:
             order = await self._order_of(token, request, attempt)
-        order.waiting, order.began_at = order.waiting + 1, _now()
+        order.waiting, order.last_request_at = order.waiting + 1, _now()
         try:
             record = await engine.new_record(request, order.key, batch=token.batch)
             while (tracked := engine.submit(record, *self._caps_of(token), sources=sources)).is_being_withdrawn:
@@ -121,7 +121,7 @@ class Orders:
         """Record that a request is over; `answered` if it has an answer after which no retry should come."""
         order.waiting -= 1
         if answered:
-            order.answered_after_s = _now() - order.began_at
+            order.answered_after_s = _now() - order.last_request_at
         order.kept_until = _now() + min(attempt.remembered_s, _MOST_REMEMBERED_S)
 
     def _caps_of(self, token: Token) -> tuple[Cap, ...]:

@@ -72,7 +72,7 @@ def test_short_secret_is_not_searched_for() -> None:
 
 def test_names_and_values_are_masked_at_any_depth() -> None:
     value = {"a": [1, None, {KEY: f"x {KEY}"}], KEY: True}
-    assert SECRET.hide_all(value) == {"a": [1, None, {"***": "x ***"}], "***": True}
+    assert SECRET.hide_in_json(value) == {"a": [1, None, {"***": "x ***"}], "***": True}
 
 
 def test_secret_is_masked_and_equals_only_secrets() -> None:

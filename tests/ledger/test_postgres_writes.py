@@ -18,7 +18,7 @@ from nanobanana_async.ledger.base import Claim
 from nanobanana_async.ledger.postgres.columns import as_text, from_text
 from nanobanana_async.ledger.postgres.leases import Lease
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
-from nanobanana_async.ledger.postgres.pipeline import Call, OneRow, Statement, Work, run_calls
+from nanobanana_async.ledger.postgres.pipeline import Call, Statement, StatementRow, Work, run_calls
 from tests.ledger.child import line
 from tests.ledger.postgres_child import CAP, EIGHT, ROWS, host
 from tests.support.cut_proxy import CutProxy, cut_proxy
@@ -67,7 +67,7 @@ def test_rows_of_one_statement_are_sent_as_one_sorted_by_key() -> None:
         return [[("a", 1), ("c", 3)]]
 
     def work(key: str) -> Work[list[tuple[Any, ...]]]:
-        (rows,) = yield [OneRow("SELECT", {"key": key, "state": key.upper()})]
+        (rows,) = yield [StatementRow("SELECT", {"key": key, "state": key.upper()})]
         return rows
 
     calls: list[Call[Any]] = [Call(lambda _, key=key: work(key)) for key in "cab"]  # type: ignore[misc]

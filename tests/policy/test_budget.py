@@ -32,7 +32,7 @@ EIGHT = Decimal(8)
 FOX = Price("fox", EIGHT)
 GUESS = Price("fox", EIGHT, Basis.EXAMPLE)
 EXPECTED = Price("fox", EIGHT, Basis.EXPECTED)
-AGREED = Price("fox", EIGHT, Basis.AGREED)
+AGREED = Price("fox", EIGHT, Basis.CHARGED_AS_EXPECTED)
 
 
 def a_budget(limit: str) -> tuple[MemoryCap, Prices]:

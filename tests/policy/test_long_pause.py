@@ -45,7 +45,7 @@ def test_pause_that_ends_within_the_wait_does_not_outlast_it() -> None:
 
 def test_single_request_shows_the_end_of_a_pause() -> None:
     budget = SessionBudget()
-    budget.pause.on_refused(0.0, -0.1, 60.0)
+    budget.long_pause.on_refused(0.0, -0.1, 60.0)
     opens_at = 60.0
     assert not budget.admits("poll", opens_at - 0.1, 0)
     assert budget.opens_at("create") == opens_at
@@ -55,16 +55,16 @@ def test_single_request_shows_the_end_of_a_pause() -> None:
     budget.count_unpaced(opens_at + 1.0)  # a query that no pause holds back
     assert budget.opens_at("poll") == opens_at + PROBE_EVERY_S
     budget.on_accepted("create", opens_at + 2.0, -1.0)  # sent before the refusal: it shows nothing
-    assert budget.pause.used_up
+    assert budget.long_pause.used_up
     budget.on_accepted("create", opens_at + 2.0, opens_at)
-    assert not budget.pause.used_up
+    assert not budget.long_pause.used_up
     assert budget.admits("poll", opens_at + 2.0, 5)
     assert budget.cap_and_pause_end_at == -math.inf
 
 
 def test_refusal_for_the_rate_ends_a_pause() -> None:
     budget = SessionBudget()
-    budget.pause.on_refused(0.0, -0.1, HOURS_S)
+    budget.long_pause.on_refused(0.0, -0.1, HOURS_S)
     budget.on_throttled("poll", 200.0, 199.0, 5.0)
-    assert not budget.pause.used_up
+    assert not budget.long_pause.used_up
     assert budget.cap_wait_s(0.0) == -math.inf

@@ -104,7 +104,7 @@ def test_events_are_reported_once_in_order_by_the_clock_of_the_ledger() -> None:
     assert [event.what for event in events] == ["sent", "accepted", "accepted", "ended"]
     assert [event.at for event in events[:3]] == [11.0 + AHEAD_S, 11.2 + AHEAD_S, 11.3 + AHEAD_S]
     assert events[1].sent_at == 10.0 + AHEAD_S + LATER_S  # what it knew when it sent
-    assert events[1].weight == 2
+    assert events[1].slots_needed == 2
     hear(limiter, 11.4)
     assert say(limiter).events == ()
 
@@ -235,7 +235,7 @@ def test_the_cap_and_the_pause_of_the_session_hold_as_well() -> None:
     assert not limiter.budget.admits("poll", 11.1, 0)
     assert limiter.budget.opens_at("poll") > 60.0
     other = new(granted=5, target=5)
-    other.budget.pause.on_refused(11.0, 10.9, 3600.0)
+    other.budget.long_pause.on_refused(11.0, 10.9, 3600.0)
     assert not other.admits(12.0, Load(0))
     other.budget.on_accepted("poll", 140.0, 139.0)
     assert other.admits(140.0, Load(0))

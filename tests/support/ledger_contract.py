@@ -369,7 +369,12 @@ async def one_estimate_is_reserved_at_a_time_across_classes(ledger: Ledger) -> N
 async def learned_price_is_returned_instead_of_a_reservation(ledger: Ledger) -> None:
     first, _ = await about_to_be_sent(ledger, "b-1", GUESS, 100)
     await moved(ledger, first, JobState.RUNNING, task_id="t1", credits_used=Decimal(24))
-    for asked in (GUESS, EIGHT, Price("fox", Decimal(8), Basis.EXPECTED), Price("fox", Decimal(8), Basis.AGREED)):
+    for asked in (
+        GUESS,
+        EIGHT,
+        Price("fox", Decimal(8), Basis.EXPECTED),
+        Price("fox", Decimal(8), Basis.CHARGED_AS_EXPECTED),
+    ):
         _, allowance = await about_to_be_sent(ledger, "b-2", asked, 100)
         assert (allowance.refusal, allowance.price) == (Refusal.PRICE, Price("fox", Decimal(24)))
     assert (await about_to_be_sent(ledger, "b-2", Price("fox", Decimal(24)), 100))[1].refusal is None

@@ -9,7 +9,7 @@ from attrs import evolve, fields, frozen
 from nanobanana_async import Gateway
 from nanobanana_async.batch.rows import canonical_request
 from nanobanana_async.cli.batch.input_file import FileRow, InputFile
-from nanobanana_async.cli.batch.notes import numbered
+from nanobanana_async.cli.batch.notes import row_numbers_text
 from nanobanana_async.cli.batch.rows import is_record_of_row
 from nanobanana_async.cli.display import shorten
 from nanobanana_async.jobs import JobRecord
@@ -76,7 +76,7 @@ def changed_sentence(rows: Sequence[tuple[int, str, Sequence[str]]], unit: str) 
         return f"{unit} {rows[0][0]}: {rows[0][1]}"
     names = ", ".join(dict.fromkeys(name for _, _, names in rows for name in names))
     return (
-        f"{numbered([number for number, _, _ in rows], unit)} have changed since they were bought ({names}):"
+        f"{row_numbers_text([number for number, _, _ in rows], unit)} have changed since they were bought ({names}):"
         " --buy-changed buys them again and keeps the images of before; to buy one as another row, give it another key"
     )
 

@@ -5,7 +5,7 @@ from rich.console import Console
 from nanobanana_async import Gateway
 from nanobanana_async.cli.batch.checking import checking
 from nanobanana_async.cli.batch.input_file import InputFile
-from nanobanana_async.cli.batch.notes import Notes, numbered
+from nanobanana_async.cli.batch.notes import Notes, row_numbers_text
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import plural
 
@@ -24,7 +24,7 @@ def count_valid_rows(source: InputFile, gateway: Gateway, notes: Notes) -> int |
             if len(bad) <= MAX_ERRORS:
                 errors.append(f"{source.title}, {source.unit} {row.number}: {row.error}")
     if left := bad[MAX_ERRORS:]:
-        errors.append(f"{plural(len(left), 'more bad row')}: {numbered(left, source.unit)}")
+        errors.append(f"{plural(len(left), 'more bad row')}: {row_numbers_text(left, source.unit)}")
     noted = filter(None, (source.note, *(f"{source.title}: {note}" for note in notes.sentences())))
     for sentence in (*noted, *errors):  # the notes may explain the errors, which a user reads first: they come last
         _print_error(console, sentence)

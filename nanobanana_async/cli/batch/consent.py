@@ -10,7 +10,7 @@ from nanobanana_async.cli.batch.costs import Costs
 from nanobanana_async.cli.batch.edited import find_edits
 from nanobanana_async.cli.batch.folder import LEDGER, MARKER, BatchFolder, FolderOwner, unwritable_error
 from nanobanana_async.cli.batch.input_file import STANDARD_INPUT
-from nanobanana_async.cli.batch.notes import Notes, numbered
+from nanobanana_async.cli.batch.notes import Notes, row_numbers_text
 from nanobanana_async.cli.batch.run_options import RunOptions
 from nanobanana_async.cli.batch.sweeping import SweepInput
 from nanobanana_async.cli.jobs.actions import open_read_only
@@ -43,7 +43,7 @@ def _questions(options: RunOptions, gateway: Gateway, notes: Notes, *, yes: bool
     source = options.file
     asks = not yes and source.title != STANDARD_INPUT and sys.stdin.isatty()  # a pipe buys them: it may be no mistake
     if notes.hashes and asks:
-        yield f"Images of {numbered(notes.hashes, source.unit)} will be bought."
+        yield f"Images of {row_numbers_text(notes.hashes, source.unit)} will be bought."
     if isinstance(source, SweepInput) and options.total > ASKED_ABOVE:
         costs = Costs(gateway, {}, options.expected_credits)
         for row in checking(source.rows(gateway), "rows priced"):

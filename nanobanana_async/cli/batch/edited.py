@@ -9,7 +9,7 @@ from nanobanana_async import Gateway, JobState
 from nanobanana_async.batch.rows import Row, RowReader
 from nanobanana_async.cli.batch.changed import changed_fields
 from nanobanana_async.cli.batch.input_file import FileRow, InputFile
-from nanobanana_async.cli.batch.notes import numbered
+from nanobanana_async.cli.batch.notes import row_numbers_text
 from nanobanana_async.cli.batch.results import RESULTS, line_offsets, read
 from nanobanana_async.cli.display import shorten
 from nanobanana_async.formatting import plural
@@ -43,7 +43,7 @@ class Edits:
         return (
             f"{plural(len(self.changed), 'row')} {were} bought with other settings ({', '.join(self.settings)}):"
             f" --buy-changed buys {them} with the new ones, the old command leaves {them} as {are}"
-            f" ({numbered([*self.changed.values()], self.file.unit)})"
+            f" ({row_numbers_text([*self.changed.values()], self.file.unit)})"
         )
 
     @property

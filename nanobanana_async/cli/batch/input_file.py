@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from attrs import evolve, field, frozen
 
-from nanobanana_async.batch.columns import ValuedNames
+from nanobanana_async.batch.columns import NamesByValues
 from nanobanana_async.batch.rows import Row, RowInput, RowReader, canonical_request
 from nanobanana_async.cli.batch.checking import checking
 from nanobanana_async.cli.batch.formats import ENDINGS, Format, array_to_lines, begins_array, refuse_misnamed
@@ -111,7 +111,7 @@ class InputFile:
         """Return the names of columns or fields that their values make a field of the request."""
         if self.format == "txt":
             return {}
-        names, notes = ValuedNames(), Notes()
+        names, notes = NamesByValues(), Notes()
         for _, found in checking(evolve(self, options=evolve(self.options, strict=False)).parsed(notes), "rows read"):
             if self.is_table and not names.may_have(notes.unknown):
                 break

@@ -36,7 +36,7 @@ class Notes:
         if self.hashes:
             one = len(self.hashes) == 1
             begin = "begins with # and is a prompt" if one else "begin with # and are prompts"
-            yield f"{numbered(self.hashes, self.unit)} {begin}: --comments '#' skips {'it' if one else 'them'}"
+            yield f"{row_numbers_text(self.hashes, self.unit)} {begin}: --comments '#' skips {'it' if one else 'them'}"
         if self.repeated:
             bought = "repeats an earlier one: it is bought as a separate image"
             if self.repeated > 1:
@@ -50,7 +50,7 @@ class Notes:
             )
 
 
-def numbered(numbers: Sequence[int], unit: str) -> str:
+def row_numbers_text(numbers: Sequence[int], unit: str) -> str:
     """Return the first three numbers of rows, and how many more there are: "rows 2, 3, 5 and 8 more"."""
     shown = [f"{number:,}" for number in numbers[:NAMED]]
     if more := len(numbers) - len(shown):

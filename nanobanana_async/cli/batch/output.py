@@ -15,7 +15,7 @@ from nanobanana_async.cli.batch.changed import changed_sentence
 from nanobanana_async.cli.batch.costs import Costs
 from nanobanana_async.cli.batch.display import BatchDisplay
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT
-from nanobanana_async.cli.batch.notes import numbered
+from nanobanana_async.cli.batch.notes import row_numbers_text
 from nanobanana_async.cli.batch.results import RESULTS, Result
 from nanobanana_async.cli.display import shorten
 from nanobanana_async.cli.options import in_cli_words, with_option_names
@@ -194,7 +194,7 @@ class BatchSummary:
     def _moderation(self) -> str:
         """Return which rows moderation stopped: they are the failed ones that are not bought again."""
         stopped = sorted(self._moderated)
-        which, them = numbered(stopped, self._unit), _them(len(stopped))
+        which, them = row_numbers_text(stopped, self._unit), _them(len(stopped))
         rows = plural(len(stopped), "row")
         return f"{rows} stopped by moderation ({which}): change {them}; --retry-failed does not buy {them} again"
 
@@ -202,7 +202,7 @@ class BatchSummary:
         if failed := len(self._failed):
             yield f"{plural(failed, 'row')} failed: --retry-failed buys {_them(failed)} again"
         if changed := sorted(self._failed_and_changed):
-            which, have = numbered(changed, self._unit), "has" if len(changed) == 1 else "have"
+            which, have = row_numbers_text(changed, self._unit), "has" if len(changed) == 1 else "have"
             yield (
                 f"{plural(len(changed), 'row')} failed, and {have} changed since ({which}): --buy-changed buys"
                 f" {_them(len(changed))} again, --retry-failed does not"

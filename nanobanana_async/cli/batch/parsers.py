@@ -41,7 +41,7 @@ class ReadingOptions:
     """Whether names that are no field are refused."""
     names: NameTemplate | None = None
     by_values: Mapping[str, str] = field(factory=dict)
-    """Names that their values make a field, see `ValuedNames`."""
+    """Names that their values make a field, see `NamesByValues`."""
 
 
 def text_lines(file: Iterator[str], options: ReadingOptions) -> Iterator[tuple[int, str]]:

@@ -82,7 +82,7 @@ class Run:
                     await self._write_last_page()
             finally:
                 self._results.discard()
-        return self._exit_code()
+        return self._print_summary()
 
     async def _work(self) -> None:
         session = Session(
@@ -288,7 +288,7 @@ class Run:
             await self._report.finish_thumbnails()
             await self._report.write()
 
-    def _exit_code(self) -> int:
+    def _print_summary(self) -> int:
         """Print the summary and return the exit code."""
         display, left = self._display, self._options.total - len(self._results)
         interrupted = self._signals.cancelled or (self._signals.stop_requested.is_set() and left > 0)

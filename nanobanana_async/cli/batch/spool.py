@@ -91,7 +91,8 @@ def _detect(raw: Path, title: str) -> tuple[str, str]:
     if not invalid:
         return "utf-8", ""
     if valid >= invalid:  # one bad byte must not make all the good letters of the file wrong
-        why = f"line {_first_bad_line(raw)} is not UTF-8, and other lines are: correct it, or pass --encoding NAME"
+        line = _first_undecodable_line(raw)
+        why = f"line {line} is not UTF-8, and other lines are: correct it, or pass --encoding NAME"
         raise ConfigurationError(f"{title}, {why}")
     return "cp1252", f"{title} is not UTF-8 and is read as Windows-1252 (--encoding NAME reads it as another)"
 
@@ -119,7 +120,7 @@ def _count_utf8(raw: Path) -> tuple[int, int]:
     return valid, invalid
 
 
-def _first_bad_line(raw: Path) -> int:
+def _first_undecodable_line(raw: Path) -> int:
     with raw.open(encoding="utf-8", errors="surrogateescape") as file:
         bad = (number for number, line in enumerate(file, 1) if any("\udc80" <= letter <= "\udcff" for letter in line))
         return next(bad, 0)

@@ -16,7 +16,7 @@ from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.base import Allowance, Refusal
 from nanobanana_async.ledger.counts import Count, counts_of, no_budget_error
 from nanobanana_async.ledger.postgres.columns import as_text, from_text, recordset
-from nanobanana_async.ledger.postgres.pipeline import OneRow, Statement, Work
+from nanobanana_async.ledger.postgres.pipeline import Statement, StatementRow, Work
 from nanobanana_async.policy.named_budget import Budget, BudgetState, state_of
 from nanobanana_async.policy.prices import Basis, Price, charge_of, from_billionths, price_in, to_billionths
 
@@ -215,17 +215,17 @@ class Charges:
         charge, price = charge_of(job), price_in(job)
         if price is not None and price != price_in(before):  # before the charge: locks in the order of `allowance`
             amount = from_billionths(to_billionths(price))
-            (changed,) = yield [OneRow(_SELECT_CHANGED_PRICE, {**purchase, "credits": amount})]
+            (changed,) = yield [StatementRow(_SELECT_CHANGED_PRICE, {**purchase, "credits": amount})]
             for _, account, price_class in changed:
                 values = {"account": account, "price_class": price_class, "credits": amount}
                 yield [_write(_LEARN_PRICE, values), _write(_REPRICE_ESTIMATES, values)]
         if charge is None:
             if before.state is not JobState.PENDING or before.in_doubt:
-                yield [OneRow(_SET_CREDITS, {**purchase, "credits": Decimal(0)})]
+                yield [StatementRow(_SET_CREDITS, {**purchase, "credits": Decimal(0)})]
         elif charge.credits is not None:
-            yield [OneRow(_SET_CREDITS, {**purchase, "credits": from_billionths(to_billionths(charge.credits))})]
+            yield [StatementRow(_SET_CREDITS, {**purchase, "credits": from_billionths(to_billionths(charge.credits))})]
         elif charge.is_final:
-            yield [OneRow(_ACCEPT_EXPECTED, purchase)]
+            yield [StatementRow(_ACCEPT_EXPECTED, purchase)]
 
     def hand_over(self, gateway: str, old: str, new: str) -> Work[None]:
         """Move the charges of one account's jobs to another account, which also gets to know the old one's prices."""

@@ -150,7 +150,7 @@ class PostgresConnection:
                     if isinstance(error, driver.NoAnswer):  # perhaps these statements need more time than most do
                         answer_s *= 2
                     self._failed(error)
-                    failed, items = self._impatient(items, error)
+                    failed, items = self._time_out(items, error)
                     yield failed
                     time.sleep(pause_s)
                     pause_s = min(2 * pause_s, MAX_PAUSE_S)
@@ -197,7 +197,7 @@ class PostgresConnection:
     def _failed(self, error: Exception) -> None:
         self._settings.outage.on_failure(to_ledger_error(error, self._url, connecting=self._db is None).message)
 
-    def _impatient(self, items: Sequence[WorkItem[Any]], error: Exception) -> tuple[list[Result], list[WorkItem[Any]]]:
+    def _time_out(self, items: Sequence[WorkItem[Any]], error: Exception) -> tuple[list[Result], list[WorkItem[Any]]]:
         """Return the errors of the items whose patience has ended, and the other items."""
         patience_s, now = self._settings.patience_s, self._settings.clock()
         if self._settings.closing.is_set():

@@ -27,7 +27,7 @@ class Statement:
 
 
 @frozen
-class OneRow:
+class StatementRow:
     """One row for a statement that works on many: its parameters are arrays, one for each column.
 
     The first column that it returns is the key, by which each call gets its own row.
@@ -42,7 +42,7 @@ class OneRow:
         return str(self.row["key"])
 
 
-Request = Statement | OneRow
+Request = Statement | StatementRow
 Work = Generator[Sequence[Request], list[Rows], T]
 
 
@@ -125,9 +125,9 @@ def _send(send: Callable[[Sequence[Request]], list[Rows]], requests: Sequence[Re
 
     Sorted: two hosts that lock the same rows then wait for each other in turn, and not crosswise.
     """
-    sets: dict[str, list[OneRow]] = {}
+    sets: dict[str, list[StatementRow]] = {}
     for request in requests:
-        if isinstance(request, OneRow):
+        if isinstance(request, StatementRow):
             sets.setdefault(request.sql, []).append(request)
     together = [Statement(sql, _arrays(sorted(rows, key=lambda row: row.key))) for sql, rows in sets.items()]
     alone = [request for request in requests if isinstance(request, Statement)]
@@ -142,7 +142,7 @@ def _send(send: Callable[[Sequence[Request]], list[Rows]], requests: Sequence[Re
     ]
 
 
-def _arrays(rows: Sequence[OneRow]) -> dict[str, list[Any]]:
+def _arrays(rows: Sequence[StatementRow]) -> dict[str, list[Any]]:
     return {column: [row.row[column] for row in rows] for column in rows[0].row}
 
 

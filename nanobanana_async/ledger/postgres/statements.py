@@ -26,7 +26,7 @@ from nanobanana_async.ledger.postgres.columns import (
     recordset,
     utc,
 )
-from nanobanana_async.ledger.postgres.pipeline import OneRow, Statement, Work
+from nanobanana_async.ledger.postgres.pipeline import Statement, StatementRow, Work
 from nanobanana_async.policy.prices import Price
 
 ACTIVE = f"state IN ({sql_list(ACTIVE_STATES)})"
@@ -114,7 +114,7 @@ class PostgresTable:
 
     def claim(self, record: JobRecord) -> Work[Claim]:
         """Insert a job as its owner, or return the stored record; an active job without an owner becomes ours."""
-        (inserted,) = yield [OneRow(_INSERT_JOB, {**identity_row(record), **progress_row(record)})]
+        (inserted,) = yield [StatementRow(_INSERT_JOB, {**identity_row(record), **progress_row(record)})]
         if inserted:
             return Claim(record=record, is_new=True, is_ours=record.state in ACTIVE_STATES)
         found = yield from self._take_and_find(record.key)
@@ -147,11 +147,11 @@ class PostgresTable:
         row = {"key": as_text(before.key), "before": before.revision, "account": as_text(after.account)}
         row.update(progress_row(after))
         if charges is not None:
-            request = OneRow(_UPDATE_AND_CHARGE, {**row, **identity_row(after), **charges})
+            request = StatementRow(_UPDATE_AND_CHARGE, {**row, **identity_row(after), **charges})
         elif same_identity(before, after):
-            request = OneRow(_UPDATE_PROGRESS, row)
+            request = StatementRow(_UPDATE_PROGRESS, row)
         else:
-            request = OneRow(_UPDATE_ALL, {**row, **identity_row(after)})
+            request = StatementRow(_UPDATE_ALL, {**row, **identity_row(after)})
         (swapped,) = yield [request]
         if swapped:
             return True
@@ -162,7 +162,7 @@ class PostgresTable:
     def _why_refused(self, before: JobRecord, after: JobRecord) -> Work[LedgerError]:
         """Return the error of a write that changed nothing."""
         task = {"key": as_text(after.key), "account": as_text(after.account), "task_id": none_or_text(after.task_id)}
-        ((_, holder),), found = yield [OneRow(_SELECT_TASK_HOLDER, task), _by_key(before.key)]
+        ((_, holder),), found = yield [StatementRow(_SELECT_TASK_HOLDER, task), _by_key(before.key)]
         if after.task_id not in (None, before.task_id) and holder is not None:
             return TaskTaken(after.task_id, from_text(holder), key=after.key)
         if not found:
@@ -184,7 +184,7 @@ class PostgresTable:
 
     def _take_and_find(self, key: str) -> Work[tuple[JobRecord, int | None] | None]:
         """Own an active job that has no living owner; return the record and its owner as they are then."""
-        yield [OneRow(_TAKE_OWNERSHIP, {"key": as_text(key)})]
+        yield [StatementRow(_TAKE_OWNERSHIP, {"key": as_text(key)})]
         (found,) = yield [_by_key(key)]
         return (record_of(found[0][:-1]), found[0][-1]) if found else None
 
@@ -193,7 +193,7 @@ class PostgresTable:
 
     def release(self, key: str) -> Work[None]:
         """Give up ownership of a job that is ours."""
-        yield [OneRow(_RELEASE, {"key": as_text(key)})]
+        yield [StatementRow(_RELEASE, {"key": as_text(key)})]
 
     def find(self, key: str) -> Work[JobRecord | None]:
         """Return the job with this key."""
@@ -266,5 +266,5 @@ class PostgresTable:
         yield [Statement(_REMEMBER_UPLOAD, values, returns_rows=False)]
 
 
-def _by_key(key: str) -> OneRow:
-    return OneRow(_SELECT_BY_KEY, {"key": as_text(key)})
+def _by_key(key: str) -> StatementRow:
+    return StatementRow(_SELECT_BY_KEY, {"key": as_text(key)})
