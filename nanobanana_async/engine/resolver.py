@@ -14,6 +14,7 @@ from nanobanana_async.engine.workers import error_of_crash
 from nanobanana_async.errors import (
     MAX_RETRY_AFTER_S,
     ConfigurationError,
+    CreditLimitReached,
     NanoBananaError,
     RateLimited,
     SessionClosed,
@@ -21,6 +22,7 @@ from nanobanana_async.errors import (
 )
 from nanobanana_async.jobs import JobRecord, JobState, Observation
 from nanobanana_async.keys import validate_task_id
+from nanobanana_async.policy.prices import format_amount
 from nanobanana_async.policy.retry import LATE_REPLICA_S, is_outage
 
 # The first and the longest wait between two queries about a task that the gateway does not know (yet).
@@ -42,6 +44,8 @@ class JobResolver:
             task_id = validate_task_id(task_id)
         job = await self._require_job(key)
         self._engine.check_resolvable(job, buy_again=buy_again)
+        if buy_again and job.record.budget is not None:
+            await self._check_budget(job)
         if job.record.state is not JobState.RUNNING:
             return await self._carry_out_decision(job, task_id, buy_again=buy_again)
         claim = await self._ledger.adopt(key)
@@ -88,6 +92,25 @@ class JobResolver:
             if job.wait_error is not None:
                 raise job.wait_error.for_job(key, safe_to_repeat=False)
         return job
+
+    async def _check_budget(self, job: TrackedJob) -> None:
+        """Raise `CreditLimitReached` if the budget of a job has no room for another purchase of it.
+
+        Before anything is changed: a next generation that is refused when it is sent would have ended the doubt.
+        """
+        store, name = self._engine.store, job.record.budget
+        found = [state for state in await self._ledger.budgets(store.utcnow()) if state.name == name]
+        price = store.credits.price_of(job)
+        for state in found:
+            left, unknown = state.left, price.is_estimate and state.reserved > 0
+            if price.credits > left or unknown:
+                why = f"{format_amount(left)} are left, and a job for {format_amount(price.credits)} would pass it"
+                if unknown:
+                    why = "the price of jobs is not known, and one that is in doubt has an estimate reserved"
+                advice = "nothing was changed; raise its max_credits, or resolve the job as not bought"
+                error = CreditLimitReached(f"budget {name}: {why}: {advice}")
+                error.budget, error.left = name, left
+                raise error.for_job(job.key, safe_to_repeat=True)
 
     async def _require_job(self, key: str) -> TrackedJob:
         job = await self._engine.find(key)

@@ -235,10 +235,29 @@ async def test_purchase_by_hand_counts_under_the_budget_of_the_job() -> None:
         await bought(session, 1, budget=budget)
         gateway.faults.append(True)
         assert isinstance(await outcome(session, "a hen", idempotency_key="hen", budget=budget), JobUncertain)
-        again = await session.resolve("hen", buy_again=True)
-        with pytest.raises(CreditLimitReached, match="budget alice"):
-            await again
+        with pytest.raises(CreditLimitReached, match=r"budget alice: 0 are left, and a job for 0\.5") as caught:
+            await session.resolve("hen", buy_again=True)
+        assert (caught.value.budget, caught.value.left) == ("alice", Decimal(0))
+        hen = await session.job("hen")
+        assert hen is not None
+        assert hen.state is JobState.UNCERTAIN  # it can still be resolved
+        await session.resolve("hen", not_bought=True)
+        assert await left(session) == Decimal("0.5")
     assert gateway.sold == 2
+
+
+@virtually
+async def test_another_purchase_by_hand_counts_under_the_budget_of_the_job() -> None:
+    gateway, budget = charging_gateway("defapi"), Budget(name="alice", max_credits=2)
+    async with a_session("defapi", gateway.transport(), ledger=LedgerView(SharedLedger())) as session:
+        gateway.faults.append(True)
+        assert isinstance(await outcome(session, "a hen", idempotency_key="hen", budget=budget), JobUncertain)
+        with pytest.raises(CreditLimitReached, match="the price of jobs is not known"):
+            await session.resolve("hen", buy_again=True)
+        await bought(session, 1)  # by which the price becomes known
+        await (await session.resolve("hen", buy_again=True))
+        assert await left(session) == 1
+    assert gateway.sold == 3
 
 
 @virtually
