@@ -9,11 +9,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nanobanana_async import JobState, PostgresLedger
+from nanobanana_async import JobState
 from nanobanana_async.jobs import JobRecord
+from nanobanana_async.ledger.location import ledger_at
 from tests.durability.emulator_process import Bought, Records
 from tests.durability.worker import GatewayName, prompt_of
-from tests.support.ledger_file import written
+from tests.support.ledger_file import records_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ def judged(
     images: Path | None = None,
 ) -> Verdict:
     """Compare them. `saved` has an image URL for each row, or None for a row in doubt; `images` is a folder."""
-    records = asyncio.run(written(ledger) if isinstance(ledger, Path) else _written_on_server(ledger))
+    records = asyncio.run(records_in(ledger_at(ledger, read_only=True)))
     rows = {key: bought.prompts.get(prompt_of(key), Bought(posts=[], task_ids=[])) for key in records}
     breaches = list(_integrity(ledger)) if isinstance(ledger, Path) else []
     unwritten = set(bought.prompts) - {prompt_of(key) for key in records}
@@ -57,15 +58,6 @@ def judged(
         uncertain_charged=sum(records[key].state is JobState.UNCERTAIN for key in charged),
         breaches=breaches,
     )
-
-
-async def _written_on_server(url: str) -> dict[str, JobRecord]:
-    ledger = PostgresLedger(url, read_only=True)
-    await ledger.open()
-    try:
-        return {record.key: record async for record in ledger.jobs()}
-    finally:
-        await ledger.aclose()
 
 
 def _sent_right(gateway: GatewayName, row: Bought) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from nanobanana_async import GenerationResult, Session, SqliteLedger
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.jobs import JobRecord
+from nanobanana_async.ledger.base import StoredLedger
 from tests.support.loopback import outcome
 
 Outcome = GenerationResult | NanoBananaError
@@ -21,7 +22,11 @@ async def all_keys(session: Session, keys: Sequence[str], prompt: str = "a fox")
 
 async def written(path: Path) -> dict[str, JobRecord]:
     """Return the records in the file, by key."""
-    ledger = SqliteLedger(path, read_only=True)
+    return await records_in(SqliteLedger(path, read_only=True))
+
+
+async def records_in(ledger: StoredLedger) -> dict[str, JobRecord]:
+    """Return the records of a ledger that is not open, by key."""
     await ledger.open()
     try:
         return {record.key: record async for record in ledger.jobs()}
