@@ -48,16 +48,12 @@ settings.load_profile("suite")
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Keep what the imports and the list of tests consist of, a million objects, out of all garbage collections.
-
-    Afterwards collections are rare: tests that wait for one call `gc.collect`, and Hypothesis calls a function at each.
-    """
+    """Keep what the imports and the list of tests consist of, a million objects, out of all garbage collections."""
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
-        gc.set_threshold(20_000, 20, 20)
         gc.enable()
 
 

@@ -159,7 +159,7 @@ def _other_bytes_on_a_repeat() -> list[Change]:
 
 
 def _refused_is_renewed_in_memory_only() -> list[Change]:
-    async def start_generation(self: Any, job: TrackedJob, known: JobRecord, *, body: bytes, **_: Any) -> None:
+    async def start_generation(self: Any, job: TrackedJob, known: JobRecord, body: bytes, *_: Any, **__: Any) -> None:
         after = known.next_generation(body=body, created_at=self.utcnow())
         self._update_job(job, after, stored=after)
 

@@ -21,7 +21,7 @@ def each_row(names: str | tuple[str, ...], rows: Iterable[Any]) -> Callable[[F],
         if inspect.iscoroutinefunction(test):
 
             @functools.wraps(test)
-            async def called(**others: Any) -> None:
+            async def called_async(**others: Any) -> None:
                 failed = []
                 for row in table:
                     try:
@@ -30,10 +30,11 @@ def each_row(names: str | tuple[str, ...], rows: Iterable[Any]) -> Callable[[F],
                         failed.append(_named(error, row))
                 _report(failed)
 
+            called: Callable[..., Any] = called_async
         else:
 
             @functools.wraps(test)
-            def called(**others: Any) -> None:
+            def called_directly(**others: Any) -> None:
                 failed = []
                 for row in table:
                     try:
@@ -42,6 +43,7 @@ def each_row(names: str | tuple[str, ...], rows: Iterable[Any]) -> Callable[[F],
                         failed.append(_named(error, row))
                 _report(failed)
 
+            called = called_directly
         signature = inspect.signature(test)
         left = [value for name, value in signature.parameters.items() if name not in columns]
         called.__signature__ = signature.replace(parameters=left)  # type: ignore[attr-defined]
