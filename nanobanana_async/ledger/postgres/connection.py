@@ -153,7 +153,7 @@ class PostgresConnection:
                     failed, items = self._time_out(items, error)
                     yield failed
                     time.sleep(pause_s)
-                    pause_s = min(2 * pause_s, MAX_PAUSE_S)
+                    pause_s = min(2 * pause_s, MAX_PAUSE_S, self._settings.lease.beat_s)
                 elif isinstance(error, errors.UniqueViolation) and not repeated:
                     repeated = True  # another host wrote the same task id at the same time: now it is seen, and refused
                 elif len(items) == 1:

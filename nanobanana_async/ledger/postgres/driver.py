@@ -29,7 +29,10 @@ _CONNECT = {
     "tcp_user_timeout": "7000",
 }
 LOCK_TIMEOUT_S = 4.0
-"""How long a statement waits for a row: less than a lease, since an owner that waits does not beat."""
+"""How long a statement waits for a row, or a beat if that is less: an owner that waits does not beat.
+
+One that beats too seldom never finds the owner dead for whose flush it waits (`leases.BEATS_WITHOUT_ANSWER`).
+"""
 
 LONG_ANSWER_S = 120.0
 """How long a statement may take that works on many rows: a migration, or the release of all jobs of an owner."""
@@ -67,7 +70,7 @@ def transaction_settings(
     return {
         "search_path": sql.Identifier(url.schema).as_string(None),
         "commit": "on" if durable else "off",
-        "lock_ms": str(round(1000 * min(lock_s, 0.8 * silence_s))),
+        "lock_ms": str(round(1000 * min(lock_s, lease.beat_s))),
         "silent_ms": str(round(1000 * silence_s)),
     }
 
