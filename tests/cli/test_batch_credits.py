@@ -3,6 +3,8 @@
 import asyncio
 import re
 import signal
+import sqlite3
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 
@@ -26,6 +28,13 @@ def credits_of(said: Said) -> tuple[Decimal, Decimal]:
     return Decimal(amounts[0]), Decimal(amounts[1] or 0)
 
 
+def creates_in_flight(ledger: Path) -> int:
+    """Return how many creates have no stored answer."""
+    with closing(sqlite3.connect(ledger)) as connection:
+        found = connection.execute("SELECT count(*) FROM jobs WHERE state = 'submitting'").fetchone()
+    return int(found[0])
+
+
 async def stopped_run(
     batch: Command, emulator: Emulator, *signals: signal.Signals, accepted: int, gateway: str
 ) -> Said:
@@ -34,7 +43,10 @@ async def stopped_run(
     async with started("batch", "foxes.txt", "-o", "out", environ=environ, folder=batch.folder) as process:
         while emulator.stats().creates_accepted < accepted:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)  # the answers arrive
+        for _ in range(200):  # until the answers have arrived
+            if not creates_in_flight(batch.folder / "out" / "jobs.sqlite"):
+                break
+            await asyncio.sleep(0.01)
         for number in signals:
             process.send_signal(number)
         return await ended(process)
