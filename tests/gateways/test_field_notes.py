@@ -149,6 +149,7 @@ def test_unknown_is_a_known_status() -> None:
         ({"status_reason": {"detail": "gave up"}}, None, "gave up"),
         ({"failMsg": "gave up"}, None, "gave up"),
         ({"error": {"at": 1}}, None, None),
+        ({"status_reason": [1], "error": "gave up"}, None, "gave up"),
         ({}, None, None),
     ],
 )
