@@ -159,6 +159,9 @@ async def work(orders: Orders) -> dict[str, Any]:
                 if not any(counts[state] for state in open_states):
                     break
                 await asyncio.sleep(0.1)
+            # It hears of the ends that others wrote a little later.
+            while session.stats().slots_held and time.perf_counter() < until:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
             adopting.cancel()
         held = session.stats().slots_held
     return {"errors": errors, "refused": ledger.refused, "held": held}

@@ -30,7 +30,7 @@ async def order(http: aiohttp.ClientSession, url: str, number: int) -> None:
 async def images_of(http: aiohttp.ClientSession, url: str, number: int) -> list[str]:
     """Wait until the images of an order are saved."""
     key = headers_of(number)["Idempotency-Key"]
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(90):  # a burial, a round of adopting, and a busy machine
         while True:
             async with http.get(f"{url}/api/jobs/{key}?wait_s=10") as answer:
                 card = await answer.json()
@@ -56,7 +56,7 @@ async def test_killed_replica_and_worker_cost_no_second_purchase(postgres: Datab
                 started(*worker, environ=environ, folder=tmp_path) as dying_worker,
                 started(*worker, environ=environ, folder=tmp_path) as living_worker,
             ):
-                async with asyncio.timeout(40):
+                async with asyncio.timeout(90):  # a burial, a round of adopting, and a busy machine
                     while emulator.stats().creates_accepted < 3:  # noqa: ASYNC110 - the emulator has no event for it
                         await asyncio.sleep(0.05)
                 for number in range(ORDERS):
