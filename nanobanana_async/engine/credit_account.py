@@ -53,11 +53,17 @@ class CreditAccount:
         """Return whether all caps of the job allow it. A job that may have been bought is always allowed to go on."""
         if job.key in self._reservations or job.record.possibly_bought:
             return Affordable.NOW
-        return self._affordability_under_caps(job, now)
+        return self.affordability_of_another_purchase(job, now)
 
     def affordability_of_another_purchase(self, job: TrackedJob, now: float) -> Affordable:
         """Return whether all caps of the job allow another purchase of it, beside the last one."""
-        return self._affordability_under_caps(job, now)
+        if not (caps := self._present_caps_of(job)):
+            return Affordable.NOW
+        for cap in caps:
+            if isinstance(cap, LedgerCap) and now >= cap.ask_again_at:
+                cap.forget_refusals()
+        price = self.price_of(job)
+        return max(cap.check(price) for cap in caps)
 
     def refusal_error(self, job: TrackedJob) -> CreditLimitReached:
         """Return the error of a job that a cap does not allow."""
@@ -106,12 +112,8 @@ class CreditAccount:
         waits = allowance.others_may_free or any(
             key in self.tracked for key in allowance.ours_may_free if key != job.key
         )
-        answer, spent, budget = (
-            Affordable.LATER if waits else Affordable.NEVER,
-            allowance.other_charges,
-            allowance.budget,
-        )
-        if budget is not None:
+        answer, spent = Affordable.LATER if waits else Affordable.NEVER, allowance.other_charges
+        if (budget := allowance.budget) is not None:
             why = refusal_reason(price, limit=budget.max_credits, spent=spent, blocked=blocked)
             cap = self.cap_of_budget(budget.name)
             cap.left = budget.left_after(spent)
@@ -154,15 +156,6 @@ class CreditAccount:
         self._update_reservations(job)
         for cap in self._caps_of(job):
             cap.suspend(_purchase_id(job.record))
-
-    def _affordability_under_caps(self, job: TrackedJob, now: float) -> Affordable:
-        if not (caps := self._present_caps_of(job)):
-            return Affordable.NOW
-        for cap in caps:
-            if isinstance(cap, LedgerCap) and now >= cap.ask_again_at:
-                cap.forget_refusals()
-        price = self.price_of(job)
-        return max(cap.check(price) for cap in caps)
 
     def _update_reservations(self, job: TrackedJob) -> None:
         caps = self._caps_of(job)

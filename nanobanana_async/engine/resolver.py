@@ -99,18 +99,21 @@ class JobResolver:
         Before anything is changed: a next generation that is refused when it is sent would have ended the doubt.
         """
         store, name = self._engine.store, job.record.budget
-        found = [state for state in await self._ledger.budgets(store.utcnow()) if state.name == name]
+        states = await self._ledger.budgets(store.utcnow())
+        state = next((each for each in states if each.name == name), None)
         price = store.credits.price_of(job)
-        for state in found:
-            left, unknown = state.left, price.is_estimate and state.reserved > 0
-            if price.credits > left or unknown:
-                why = f"{format_amount(left)} are left, and a job for {format_amount(price.credits)} would pass it"
-                if unknown:
-                    why = "the price of jobs is not known, and one that is in doubt has an estimate reserved"
-                advice = "nothing was changed; raise its max_credits, or resolve the job as not bought"
-                error = CreditLimitReached(f"budget {name}: {why}: {advice}")
-                error.budget, error.left = name, left
-                raise error.for_job(job.key, safe_to_repeat=True)
+        if state is None:
+            return
+        if price.is_estimate and state.reserved > 0:
+            why = "the price of jobs is not known, and one that is in doubt has an estimate reserved"
+        elif price.credits > state.left:
+            why = f"{format_amount(state.left)} are left, and a job for {format_amount(price.credits)} would pass it"
+        else:
+            return
+        advice = "nothing was changed; raise its max_credits, or resolve the job as not bought"
+        error = CreditLimitReached(f"budget {name}: {why}: {advice}")
+        error.budget, error.left = name, state.left
+        raise error.for_job(job.key, safe_to_repeat=True)
 
     async def _require_job(self, key: str) -> TrackedJob:
         job = await self._engine.find(key)

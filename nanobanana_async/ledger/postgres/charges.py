@@ -144,10 +144,10 @@ class Charges:
     def __init__(self, owner: int | None) -> None:
         self._owner = owner
 
-    def allowance(self, job: JobRecord, price: Price, max_credits: Decimal | None) -> Work[Allowance]:
+    def allowance(self, job: JobRecord, price: Price, counts: list[Count]) -> Work[Allowance]:
         """Return whether a purchase fits under its caps; lock what counts it until the end of the flush."""
         allowance = Allowance(price=price, other_charges=Decimal(0))
-        for counted_by, cap, budget in (yield from self.counts_of(job, max_credits)):
+        for counted_by, cap, budget in counts:
             allowance = yield from self._allowance_under(counted_by, cap, job, price)
             if allowance.refusal is not None:
                 return evolve(allowance, budget=budget)

@@ -135,9 +135,9 @@ class PostgresTable:
         """Replace `before` by a row that is about to be sent, and add its charges, if they fit."""
         if self._commit_in_doubt and (yield from self._is_stored(after)):
             return (yield from self.charges.reserved_before(after))
-        allowance = yield from self.charges.allowance(after, price, max_credits)
+        counts = yield from self.charges.counts_of(after, max_credits)
+        allowance = yield from self.charges.allowance(after, price, counts)
         if allowance.refusal is None:
-            counts = yield from self.charges.counts_of(after, max_credits)
             yield from self._write(before, after, charges_row(counts, allowance.price))
             yield from self.charges.release_other_days(after, counts)
         return allowance
