@@ -25,8 +25,10 @@ class ServerOutage:
         if self._since is None:
             self._since, self._say_at = now, now + SAY_AFTER_S
         if now >= self._say_at:
-            self.reason, self._say_at = why, now + SAY_EVERY_S
+            self._say_at = now + SAY_EVERY_S
+            # The line first: who sees a reason finds it in the log.
             log.warning("ledger.away %s: calls wait, and nothing is bought until it is back", why)
+            self.reason = why
 
     def on_answer(self) -> None:
         """Record that the server has answered."""
@@ -34,5 +36,5 @@ class ServerOutage:
             return
         away_s, self._since = self._clock() - self._since, None
         if self.reason is not None:
-            self.reason = None
             log.warning("ledger.back the ledger's server answers again after %.0f s", away_s)
+            self.reason = None
