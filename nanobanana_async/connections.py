@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from nanobanana_async.config import Timeouts
-from nanobanana_async.engine.lifecycle import SessionComponents, to_ledger
+from nanobanana_async.engine.lifecycle import SessionComponents
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.events import EventEmitter, Observer, ObserverFactory, log
 from nanobanana_async.gateways.base import is_loopback
@@ -29,7 +29,10 @@ from nanobanana_async.images.addresses import (
 )
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.ledger.location import ledger_at
+from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.ledger.postgres.url import PostgresUrl
+from nanobanana_async.loop_guard import LoopGuard
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.prices import parse_credits
@@ -73,6 +76,8 @@ def make_components(
     allow_networks: Iterable[str] | None,
     download_headers: Mapping[str, str] | None,
     references: ReferencePublisher | None,
+    guard: LoopGuard | None = None,
+    log_account: str | None = None,
 ) -> SessionComponents:
     """Return the components of a session; raise `ConfigurationError`, which says what to pass, for a wrong setting."""
     policies = {
@@ -100,19 +105,33 @@ def make_components(
         allow_networks=allow_networks,
         download_headers=download_headers,
     )
+    shared = {} if guard is None else {"guard": guard}
     return SessionComponents(
         gateway=gateway,
         ledger=to_ledger(ledger),
         transport=transport,
         downloads=downloads,
-        emit=EventEmitter(_as_observers(observers)),
+        emit=EventEmitter(_as_observers(observers), account=log_account),
         concurrency=concurrency,
         polling=polling or PollPolicy(),
         retry=retry or RetryPolicy(),
         timeouts=timeouts,
         max_credits=parse_credits("max_credits", max_credits),
         publisher=references,
+        **shared,
     )
+
+
+def to_ledger(ledger: Ledger | str | os.PathLike[str] | PostgresUrl | None) -> Ledger:
+    """Return the ledger for a setting: a ledger, a path, a PostgreSQL URL, or None for memory."""
+    match ledger:
+        case None:
+            return MemoryLedger()
+        case str() | os.PathLike() | PostgresUrl():
+            return ledger_at(ledger)
+        case _:
+            check_kind("ledger", ledger, Ledger, "a ledger or the path of its file, such as 'jobs.sqlite', or a URL")
+            return ledger
 
 
 def _as_observers(observers: object) -> tuple[Observer, ...]:

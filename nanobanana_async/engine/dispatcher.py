@@ -60,11 +60,13 @@ class Dispatcher:
         self._image_polls: deque[ImagePoll] = deque()
         self.admitted: Callable[[], None] = lambda: None
         """Called after each decision about all that waits."""
+        self.ask_again_every_s = NEVER
+        """How often a job asks again that waits for credits, if other accounts may free some."""
 
     @property
     def unsent_count(self) -> int:
         """How many jobs wait to be sent for the first time."""
-        return len({job.key for job in self._pending if _waits_to_be_sent(job) and not job.record.possibly_bought})
+        return len({job.key for job in self._pending if self._waits_to_be_sent(job) and not job.record.possibly_bought})
 
     def usable_slots(self, now: float) -> int:
         """Return how many slots the jobs that wait to be sent for the first time would take soon, if they were free.
@@ -74,6 +76,15 @@ class Dispatcher:
         if not self._pending or self._lacks_credits:
             return 0
         return self._slots.usable(len(self._pending), self._pending.first().weight, now)
+
+    @property
+    def queue_length(self) -> int:
+        """How many jobs are queued for a first create, with some that were withdrawn meanwhile."""
+        return len(self._pending)
+
+    def waiting(self, most: int) -> list[TrackedJob]:
+        """Return up to `most` of the first jobs that are queued for a first create."""
+        return [job for job in islice(self._pending, most) if self._waits_to_be_sent(job)]
 
     @property
     def polls_due(self) -> int:
@@ -122,7 +133,9 @@ class Dispatcher:
         for queue in (self._repeats, self._pending) if seen_enough else (self._repeats,):
             while queue:
                 job = queue.first()
-                if not _waits_to_be_sent(job):  # it was withdrawn, is no longer followed, or another owner has sent it
+                if not self._waits_to_be_sent(
+                    job
+                ):  # it was withdrawn, is no longer followed, or another owner has sent it
                     queue.pop_first()
                     continue
                 affordable = self._credits.check(job, now)
@@ -132,7 +145,7 @@ class Dispatcher:
                 if not self._free_requests(starts):
                     return NEVER
                 if affordable is Affordable.LATER:
-                    ask_again_at = min(ask_again_at, self._credits.ask_again_at(job))
+                    ask_again_at = min(ask_again_at, self._credits.ask_again_at(job), now + self.ask_again_every_s)
                     self._lacks_credits = queue is self._pending
                     break
                 if not self._slots.admits(job, now):
@@ -170,13 +183,17 @@ class Dispatcher:
                 starts.append((job, RequestKind.POLL))
         return NEVER
 
+    def _waits_to_be_sent(self, job: TrackedJob) -> bool:
+        """Return whether a queued job still waits: another account may have it by now, which alone may send it."""
+        return _is_to_be_sent(job) and self._credits.tracked.get(job.key) is job
+
     def _free_requests(self, starts: list[DispatchDecision]) -> int:
         """Return how many more requests may leave after the starts that were just taken out."""
         declined = sum(1 for start in starts if isinstance(start, tuple) and isinstance(start[1], Decline))
         return self._workers.free_requests - len(starts) + declined
 
 
-def _waits_to_be_sent(job: TrackedJob) -> bool:
+def _is_to_be_sent(job: TrackedJob) -> bool:
     return job.phase is Phase.QUEUED and job.record.state in (JobState.PENDING, JobState.SUBMITTING)
 
 

@@ -1,6 +1,7 @@
 """The commands of a session on its jobs: submit, find, follow, resolve, withdraw."""
 
 import asyncio
+from collections.abc import Mapping
 from decimal import Decimal
 
 from attrs import evolve
@@ -56,14 +57,20 @@ class Engine:
         self._callbacks = callbacks
         self.guard = guard
         """Every call of the public API checks it first: is this the event loop that opened the session?"""
-        self.slots, self.poller = slots, poller
+        self.slots, self.poller, self.submitter = slots, poller, submitter
         self.estimates, self.history = estimates, history
         self.references = references
         self.claims = Claims(gateway, store, slots, poller, estimates, clock=self.clock)
         self.scheduler = Scheduler(
             store, slots, submitter, poller, self.claims, estimates, references, max_requests=max_requests
         )
-        self.tracked = self.scheduler.tracked
+        self.tracked: Mapping[str, TrackedJob] = self.scheduler.tracked
+        self.members: tuple[Engine, ...] = (self,)
+        """The engines of the session: one for each account."""
+
+    def home_of(self, job: TrackedJob) -> "Engine":
+        """Return the engine of the job's account."""
+        return self
 
     def submit(
         self,

@@ -36,17 +36,13 @@ from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.transport import AiohttpTransport
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.ledger.base import Ledger
-from nanobanana_async.ledger.location import ledger_at
-from nanobanana_async.ledger.memory import MemoryLedger
-from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.loop_guard import LoopGuard, cancel_requested
-from nanobanana_async.policy.budget import Budget
+from nanobanana_async.policy.budget import Budget, Cap
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.policy.session_budget import SessionBudget
 from nanobanana_async.references import ReferencePublisher
-from nanobanana_async.validators import check_kind
 
 
 def _make_guard(parts: "SessionComponents") -> LoopGuard:
@@ -72,7 +68,7 @@ class SessionComponents:
     timeouts: Timeouts
     max_credits: Decimal | None
     publisher: ReferencePublisher | None
-    guard: LoopGuard = field(init=False, default=Factory(_make_guard, takes_self=True))
+    guard: LoopGuard = field(default=Factory(_make_guard, takes_self=True))
     callback_urls: CallbackUrls = field(init=False, default=Factory(_make_callback_urls, takes_self=True))
 
     def disown(self) -> None:
@@ -81,8 +77,8 @@ class SessionComponents:
             self.transport.disown()
         self.downloads.disown()
 
-    def make_engine(self) -> Engine:
-        """Return an engine on the running event loop; ledger and transport must be open."""
+    def make_engine(self, caps: tuple[Cap, ...] | None = None) -> Engine:
+        """Return an engine on the running event loop, with its own or joint caps; ledger and transport must be open."""
         clock = asyncio.get_running_loop().time
         credit_account = CreditAccount(self.gateway)
         store = JobStore(self.ledger, credit_account, self.emit, WallClock(utcnow, clock))
@@ -136,7 +132,7 @@ class SessionComponents:
             create_s=self.timeouts.create_s,
             clock=clock,
         )
-        budgets = () if self.max_credits is None else (Budget(self.max_credits, credit_account.prices),)
+        own = () if self.max_credits is None else (Budget(self.max_credits, credit_account.prices),)
         engine = Engine(
             self.gateway,
             store,
@@ -146,7 +142,7 @@ class SessionComponents:
             estimates,
             references,
             history,
-            budgets=budgets,
+            budgets=own if caps is None else caps,
             callbacks=self.callback_urls,
             guard=self.guard,
             max_requests=self.concurrency.max_requests,
@@ -170,18 +166,6 @@ class SessionComponents:
         deliveries = Deliveries(webhook, gateway, engine, self.callback_urls, handler)
         engine.scheduler.background_tasks += [webhook.keep_registered, deliveries.keep_checking_early]
         return deliveries
-
-
-def to_ledger(ledger: Ledger | str | os.PathLike[str] | PostgresUrl | None) -> Ledger:
-    """Return the ledger for a setting: a ledger, a path, a PostgreSQL URL, or None for memory."""
-    match ledger:
-        case None:
-            return MemoryLedger()
-        case str() | os.PathLike() | PostgresUrl():
-            return ledger_at(ledger)
-        case _:
-            check_kind("ledger", ledger, Ledger, "a ledger or the path of its file, such as 'jobs.sqlite', or a URL")
-            return ledger
 
 
 class SessionLifecycle:
@@ -247,8 +231,8 @@ class SessionLifecycle:
     def disown(self) -> None:
         """Leave everything that is open to the parent process; called in a child right after the fork."""
         if self._components.guard.forked:
-            if self.engine is not None:
-                self.engine.scheduler.stop()
+            for each in () if self.engine is None else self.engine.members:
+                each.scheduler.stop()
             self._components.disown()
 
     def _warn(self) -> None:
@@ -261,14 +245,9 @@ class SessionLifecycle:
     async def _run(self) -> None:
         try:
             async with AsyncExitStack() as stack:
-                for part in (self._components.ledger, self._components.transport, self._components.downloads):
-                    await part.open()
-                    stack.push_async_callback(part.aclose)
-                engine = self.engine = self._components.make_engine()
-                memory = AccountMemory(self._components.ledger, self._components.gateway.account, engine)
-                await memory.load()
-                engine.scheduler.background_tasks.append(memory.keep_saving)
-                await self._run_engine(engine, memory)
+                memories = await self._open_all(stack)
+                assert self.engine is not None
+                await self._run_engine(self.engine, memories)
         except BaseException as error:
             stray = isinstance(error, asyncio.CancelledError) and not cancel_requested()
             failure = NanoBananaError(_STRAY_CANCELLATION) if stray else error
@@ -281,9 +260,19 @@ class SessionLifecycle:
             if self._abandoned:  # last, when all is closed: the user may turn warnings into errors
                 self._warn()
 
-    async def _run_engine(self, engine: Engine, memory: AccountMemory) -> None:
+    async def _open_all(self, stack: AsyncExitStack) -> list[AccountMemory]:
+        """Open the parts and make the engine; return what saves its learning."""
+        parts = self._components
+        for part in (parts.ledger, parts.transport, parts.downloads):
+            await part.open()
+            stack.push_async_callback(part.aclose)
+        self.engine = parts.make_engine()
+        return [await AccountMemory.loaded(parts.ledger, self.engine)]
+
+    async def _run_engine(self, engine: Engine, memories: list[AccountMemory]) -> None:
         async with anyio.create_task_group() as group:
-            engine.scheduler.start(group)
+            for each in engine.members:
+                each.scheduler.start(group)
             self._opened.set_result(None)
             try:
                 await self._closing.wait()
@@ -293,11 +282,22 @@ class SessionLifecycle:
             finally:
                 if not self._components.guard.forked:
                     with anyio.CancelScope(shield=True):
-                        await engine.scheduler.aclose(self._components.timeouts.close_s)
+                        await _close_schedulers(engine, self._components.timeouts.close_s)
                         with anyio.move_on_after(self._components.timeouts.close_s):
-                            await memory.save()
-                    engine.scheduler.fail_all_waiters()
+                            for memory in memories:
+                                await memory.save()
+                    for each in engine.members:
+                        each.scheduler.fail_all_waiters()
                 group.cancel_scope.cancel()
+
+
+async def _close_schedulers(engine: Engine, close_s: float) -> None:
+    if len(engine.members) == 1:
+        await engine.scheduler.aclose(close_s)
+        return
+    async with anyio.create_task_group() as closing:
+        for each in engine.members:
+            closing.start_soon(each.scheduler.aclose, close_s)
 
 
 _STRAY_CANCELLATION = "the session's ledger or transport was cancelled from within while it was being opened or closed"

@@ -46,6 +46,7 @@ class CreditAccount:
         """The balance of the account as the gateway last stated it; only a hint."""
         self.tracked: Mapping[str, TrackedJob] = {}
         """`Scheduler.tracked`."""
+        self.other_accounts_may_free: Callable[[TrackedJob], bool] = lambda _: False  # set by `Router`
         self._reservations: dict[str, _Reservation] = {}
         """Key -> the caps and the price of a job's reservation, until its charge is final."""
 
@@ -99,9 +100,8 @@ class CreditAccount:
             self.prices.learn(price.price_class, price.credits)
             return
         blocked = allowance.refusal is Refusal.ESTIMATE
-        waits = allowance.others_may_free or any(
-            key in self.tracked for key in allowance.ours_may_free if key != job.key
-        )
+        ours = {key for key in allowance.ours_may_free if key in self.tracked} - {job.key}
+        waits = allowance.others_may_free or bool(ours) or self.other_accounts_may_free(job)
         for cap in job.budgets:
             if isinstance(cap, BatchBudget):
                 why = refusal_reason(price, limit=cap.max_credits, spent=allowance.other_charges, blocked=blocked)
@@ -221,11 +221,11 @@ class JobStore:
             self._write_s = asyncio.get_running_loop().time() - began
 
     async def start_generation(
-        self, job: TrackedJob, known: JobRecord, *, body: bytes, request: ImageRequest | None
+        self, job: TrackedJob, known: JobRecord, *, body: bytes, request: ImageRequest | None, **buyer: str
     ) -> None:
-        """Start the next generation of a job, which the ledger has as `known`: a new purchase by the job's account."""
-        account = job.record.account
-        after = known.next_generation(account=account, body=body, request=request, created_at=self.utcnow())
+        """Start the next generation of a job, which the ledger has as `known`: a purchase by its account or `buyer`."""
+        buyer = buyer or {"account": job.record.account}
+        after = known.next_generation(body=body, request=request, created_at=self.utcnow(), **buyer)
         await self._await_write(known, self.ledger.advance(known, after))
         job.progress = 0.0
         job.record = known  # only now: the waiters must not get the end of the last generation

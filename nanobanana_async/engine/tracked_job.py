@@ -11,6 +11,7 @@ from attrs import frozen
 from nanobanana_async.engine.late_answer import LateAnswer
 from nanobanana_async.engine.next_step import CheckOwnerAt, Finish, Next
 from nanobanana_async.engine.phases import FOLLOWED_PHASES, PHASES, UNDECIDED_PHASES, UNKNOWN_STATE_PHASES, Phase
+from nanobanana_async.engine.route import Route
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.images.local import LocalImagesByDigest
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, Observation
@@ -89,6 +90,7 @@ class TrackedJob:
         "record",
         "reopened",
         "retry_failed",
+        "route",
         "running_at",
         "schedule",
         "sent_at",
@@ -140,6 +142,8 @@ class TrackedJob:
         """Its owner was buried while its current step ran: then the ledger is read before it goes on."""
         self.reopened = False
         """The history has shown that its creates were lost before the gateway had them, and it is sent again."""
+        self.route: Route | None = None
+        """Which accounts may buy it; None in a session with one account."""
         self.draws_retry_budget = False
         """Its last create had no usable answer: a repeat is extra load on a gateway that may be down."""
         self.callers = 0
