@@ -63,7 +63,7 @@ class Claims:
     ) -> None:
         self._gateway = gateway
         self._account = gateway.account
-        self.follow_elsewhere: Callable[[TrackedJob, JobRecord], bool] = lambda job, record: False
+        self.follow_with_account: Callable[[TrackedJob, JobRecord], bool] = lambda job, record: False
         """Lets the engine of another account follow a job; returns whether the session has that account (`Router`)."""
         self._store = store
         self._slots = slots
@@ -117,7 +117,7 @@ class Claims:
 
     async def _leave_to_account(self, job: TrackedJob, claim: Claim) -> Next | None:
         """Stop following a job that another session gave to another account: polls and repeats are that account's."""
-        if self.follow_elsewhere(job, claim.record):
+        if self.follow_with_account(job, claim.record):
             return None
         if claim.is_ours:
             await self._store.ledger.release(job.key)

@@ -61,7 +61,7 @@ class Router:
         """Account -> until when it gets no creates, and why."""
         for engine in engines:
             engine.submitter.after_refusal = partial(self.after_refusal, engine)
-            engine.claims.follow_elsewhere = partial(self._follow_elsewhere, engine)
+            engine.claims.follow_with_account = partial(self._follow_with_account, engine)
             engine.scheduler.dispatcher.admitted = self.balance
             engine.scheduler.dispatcher.ask_again_every_s = ASK_AGAIN_S
             engine.store.credits.other_accounts_may_free = partial(self._others_may_free, engine)
@@ -183,7 +183,7 @@ class Router:
             target.scheduler.dispatcher.assign_place(job)
             target.scheduler.tracked[job.key] = job
 
-    def _follow_elsewhere(self, source: Engine, job: TrackedJob, record: JobRecord) -> bool:
+    def _follow_with_account(self, source: Engine, job: TrackedJob, record: JobRecord) -> bool:
         """Let the engine of the job's present account follow it; return whether the session has that account."""
         target = self.by_account.get(record.account)
         if target is None:

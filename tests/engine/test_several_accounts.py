@@ -154,7 +154,7 @@ async def test_request_goes_to_the_only_gateway_that_takes_it() -> None:
         assert result.request is not None
         assert result.request.model == C.model
         with pytest.raises(InvalidRequest, match=r"no account of the session takes .*apimall:a: .*; defapi:c: "):
-            await session.generate("a fox", model="of nobody", idempotency_key="order-1")
+            await session.generate("a fox", model="of-none", idempotency_key="order-1")
         assert await session.job("order-1") is None
     assert (one.sold, two.sold) == (0, 1)
 
@@ -232,7 +232,7 @@ class KilledLedger(SqliteLedger):
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("at", range(1, 7))
-async def test_job_is_bought_once_whatever_step_of_a_move_is_killed(tmp_path: Path, at: int, *, after: bool) -> None:
+async def test_job_is_bought_once_when_a_step_of_a_move_is_killed(tmp_path: Path, at: int, *, after: bool) -> None:
     one, two, path = Account(job_s=0.05), Account(job_s=0.05), tmp_path / "jobs.sqlite"
     one.refuses = refused(402, message="no credits")
     transports = [FakeTransport(each.answer, latency_s=0.001) for each in (one, two)]
