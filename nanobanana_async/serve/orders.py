@@ -87,6 +87,7 @@ class Orders:
     async def submit(self, token: Token, wanted: ImageRequest, attempt: Attempt) -> tuple[Job, Order]:
         """Store the job of a request, or find it, and return it with its order. Call `end` once it is answered."""
         engine = self.session._require_engine()
+        check_one_account(engine, "serve")
         request, sources = await engine.references.identify(wanted)
         request = with_model(request, self.session.gateway.model)
         self.session.gateway.check(request)
