@@ -57,13 +57,12 @@ def make_session_parts(
     first: SessionComponents | None = None
     made: list[SessionComponents] = []
     for gateway, transport in zip(gateways, transports, strict=True):
-        shared = {} if first is None else {"guard": first.guard}
+        settings["guard"] = None if first is None else first.guard
         parts = make_components(
             gateway,
             http=transport,
             log_account=gateway.account,
-            **shared,
-            **settings,  # type: ignore[arg-type]
+            **settings,
         )
         first = first or parts
         settings["ledger"] = first.ledger

@@ -20,6 +20,7 @@ from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.models import ImageRequest, with_model
 from nanobanana_async.policy.budget import Cap
+from nanobanana_async.recovery import check_one_account
 from nanobanana_async.references import local_digests
 from nanobanana_async.serve.tokens import Token
 
