@@ -10,7 +10,7 @@ from typing import Literal
 from weakref import WeakSet
 
 import anyio
-from attrs import Factory, field, frozen
+from attrs import field, frozen
 
 from nanobanana_async.config import Timeouts
 from nanobanana_async.engine.account_memory import AccountMemory
@@ -41,21 +41,13 @@ from nanobanana_async.http.transport import AiohttpTransport
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.loop_guard import LoopGuard, cancel_requested
-from nanobanana_async.policy.budget import MemoryCap
+from nanobanana_async.policy.budget import Cap, MemoryCap
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.named_budget import Budget
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.policy.session_budget import SessionBudget
 from nanobanana_async.references import ReferencePublisher
-
-
-def _make_guard(parts: "SessionComponents") -> LoopGuard:
-    return LoopGuard(f"<Session {parts.gateway.name}>")
-
-
-def _make_callback_urls(parts: "SessionComponents") -> CallbackUrls:
-    return CallbackUrls(parts.ledger, parts.guard)
 
 
 @frozen(kw_only=True)
@@ -77,8 +69,16 @@ class SessionComponents:
     publisher: ReferencePublisher | None
     adopt: Literal["follow", "buy"] | None
     adopt_every_s: float
-    guard: LoopGuard = field(init=False, default=Factory(_make_guard, takes_self=True))
-    callback_urls: CallbackUrls = field(init=False, default=Factory(_make_callback_urls, takes_self=True))
+    guard: LoopGuard = field()
+    callback_urls: CallbackUrls = field(init=False)
+
+    @guard.default
+    def _make_guard(self) -> LoopGuard:
+        return LoopGuard(f"<Session {self.gateway.name}>")
+
+    @callback_urls.default
+    def _make_callback_urls(self) -> CallbackUrls:
+        return CallbackUrls(self.ledger, self.guard)
 
     def disown(self) -> None:
         """Leave the sockets to the parent process; called in a forked child."""
@@ -86,13 +86,12 @@ class SessionComponents:
             self.transport.disown()
         self.downloads.disown()
 
-    def make_engine(self) -> Engine:
-        """Return an engine on the running event loop; ledger and transport must be open."""
+    def make_engine(self, caps: tuple[Cap, ...] | None = None) -> Engine:
+        """Return an engine on the running event loop, with its own or joint caps; ledger and transport must be open."""
         clock = asyncio.get_running_loop().time
         credit_account = CreditAccount(self.gateway)
         store = JobStore(self.ledger, credit_account, self.emit, WallClock(utcnow, clock))
-        job_s = self.timeouts.job_s
-        estimates = JobEstimates(self.gateway, self.polling, job_s=job_s, clock=clock)
+        estimates = JobEstimates(self.gateway, self.polling, job_s=self.timeouts.job_s, clock=clock)
         limiter, budget = make_limits(self.ledger, self.concurrency)
         poller = Poller(
             self.gateway,
@@ -104,7 +103,7 @@ class SessionComponents:
             self.callback_urls,
             budget,
             query_s=self.timeouts.query_s,
-            job_s=job_s,
+            job_s=self.timeouts.job_s,
             clock=clock,
         )
         slots = Slots(limiter, self.retry, estimates, budget)
@@ -141,7 +140,7 @@ class SessionComponents:
             create_s=self.timeouts.create_s,
             clock=clock,
         )
-        budgets = () if self.max_credits is None else (MemoryCap(self.max_credits, credit_account.prices),)
+        own = () if self.max_credits is None else (MemoryCap(self.max_credits, credit_account.prices),)
         engine = Engine(
             self.gateway,
             store,
@@ -151,7 +150,7 @@ class SessionComponents:
             estimates,
             references,
             history,
-            budgets=budgets,
+            budgets=own if caps is None else caps,
             callbacks=self.callback_urls,
             guard=self.guard,
             max_requests=self.concurrency.max_requests,
@@ -226,7 +225,7 @@ class SessionLifecycle:
                 except asyncio.CancelledError as error:  # a native cancel does not know anyio's shield
                     cancelled = error
         if not self._opened.done():  # it was cancelled before its first step
-            self._opened.set_exception(_closed_while_opening())
+            self._opened.set_exception(SessionClosed(_CLOSED_WHILE_OPENING))
         if cancelled is not None:
             raise cancelled
         if not self._task.cancelled():
@@ -241,8 +240,8 @@ class SessionLifecycle:
     def disown(self) -> None:
         """Leave everything that is open to the parent process; called in a child right after the fork."""
         if self._components.guard.forked:
-            if self.engine is not None:
-                self.engine.scheduler.stop()
+            for each in () if self.engine is None else self.engine.members:
+                each.scheduler.stop()
             self._components.disown()
 
     def _warn(self) -> None:
@@ -255,16 +254,11 @@ class SessionLifecycle:
     async def _run(self) -> None:
         try:
             async with AsyncExitStack() as stack:
-                for part in (self._components.ledger, self._components.transport, self._components.downloads):
-                    await part.open()
-                    stack.push_async_callback(part.aclose)
-                engine = self.engine = self._components.make_engine()
-                self.adoption = Adoption(engine, self._components.adopt, self._components.adopt_every_s)
+                memories = await self._open_all(stack)
+                assert self.engine is not None
+                self.adoption = Adoption(self.engine, self._components.adopt, self._components.adopt_every_s)
                 self.adoption.start()
-                memory = AccountMemory(self._components.ledger, self._components.gateway.account, engine)
-                await memory.load()
-                engine.scheduler.background_tasks.append(memory.keep_saving)
-                await self._run_engine(engine, memory)
+                await self._run_engine(self.engine, memories)
         except BaseException as error:
             stray = isinstance(error, asyncio.CancelledError) and not cancel_requested()
             failure = NanoBananaError(_STRAY_CANCELLATION) if stray else error
@@ -272,14 +266,24 @@ class SessionLifecycle:
                 raise failure from error
             if self._opened.done():
                 raise
-            self._opened.set_exception(_closed_while_opening() if self._closing.is_set() else failure)
+            self._opened.set_exception(SessionClosed(_CLOSED_WHILE_OPENING) if self._closing.is_set() else failure)
         finally:
             if self._abandoned:  # last, when all is closed: the user may turn warnings into errors
                 self._warn()
 
-    async def _run_engine(self, engine: Engine, memory: AccountMemory) -> None:
+    async def _open_all(self, stack: AsyncExitStack) -> list[AccountMemory]:
+        """Open the parts and make the engine; return what saves its learning."""
+        parts = self._components
+        for part in (parts.ledger, parts.transport, parts.downloads):
+            await part.open()
+            stack.push_async_callback(part.aclose)
+        self.engine = parts.make_engine()
+        return [await AccountMemory.loaded(parts.ledger, self.engine)]
+
+    async def _run_engine(self, engine: Engine, memories: list[AccountMemory]) -> None:
         async with anyio.create_task_group() as group:
-            engine.scheduler.start(group)
+            for each in engine.members:
+                each.scheduler.start(group)
             self._opened.set_result(None)
             try:
                 await self._closing.wait()
@@ -289,13 +293,18 @@ class SessionLifecycle:
             finally:
                 if not self._components.guard.forked:
                     with anyio.CancelScope(shield=True):
-                        await engine.scheduler.aclose(self._components.timeouts.close_s)
+                        async with anyio.create_task_group() as closing:
+                            for each in engine.members:
+                                closing.start_soon(each.scheduler.aclose, self._components.timeouts.close_s)
                         with anyio.move_on_after(self._components.timeouts.close_s):
-                            await memory.save()
-                    engine.scheduler.fail_all_waiters()
+                            for memory in memories:
+                                await memory.save()
+                    for each in engine.members:
+                        each.scheduler.fail_all_waiters()
                 group.cancel_scope.cancel()
 
 
+_CLOSED_WHILE_OPENING = "the session was closed while it was being opened"
 _STRAY_CANCELLATION = "the session's ledger or transport was cancelled from within while it was being opened or closed"
 
 _OPENED_SESSIONS: WeakSet[SessionLifecycle] = WeakSet()
@@ -309,7 +318,3 @@ def _disown_all() -> None:
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - there is no fork on Windows
     os.register_at_fork(after_in_child=_disown_all)
-
-
-def _closed_while_opening() -> SessionClosed:
-    return SessionClosed("the session was closed while it was being opened")

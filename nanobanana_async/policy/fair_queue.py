@@ -27,7 +27,9 @@ import heapq
 from bisect import bisect, insort
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
+from itertools import islice
 from numbers import Integral
+from operator import itemgetter
 from typing import Any, Generic, Protocol, TypeVar
 
 from nanobanana_async.errors import ConfigurationError
@@ -151,12 +153,27 @@ class Level:
             heapq.heapreplace(self.heap, group.entry)
             return job
         heapq.heappop(self.heap)
+        self._let_rest(group)
+        return job
+
+    def take(self, group: Group, job: Any) -> None:
+        """Take out a job of a group, wherever it stands."""
+        is_first = group.jobs[0][1] is job
+        group.jobs = [each for each in group.jobs if each[1] is not job]
+        heapq.heapify(group.jobs)
+        self.waiting -= 1
+        if not group.jobs:
+            self._let_rest(group)
+        elif is_first:
+            self.enter(group)
+
+    def _let_rest(self, group: Group) -> None:
+        """Keep the tag of a group without a waiting job."""
         group.entry = None
         self.idle[group.name] = group
         if len(self.idle) > MOST_IDLE:
             name, _ = self.idle.popitem(last=False)
             del self.groups[name]
-        return job
 
 
 class FairQueue(Generic[Job]):
@@ -218,6 +235,22 @@ class FairQueue(Generic[Job]):
             self._take_first(level, group)
         return None
 
+    def next_jobs(self, most: int) -> list[Job]:
+        """Return up to `most` jobs that wait, as they would be served if each cost the same and no floor was due."""
+        found: list[Job] = []
+        for priority in reversed(self._priorities):
+            groups = [_in_turn(group) for group in self._levels[priority].groups.values() if group.jobs]
+            turns = heapq.merge(*groups, key=itemgetter(0, 1))
+            jobs = (job for _, _, job in turns if job.priority == priority)
+            found += islice(jobs, most - len(found))
+        return found
+
+    def remove(self, job: Job) -> None:
+        """Take out a job that waits, at no cost: another queue gets it."""
+        level = self._levels[job.priority]
+        level.take(level.groups[job.group], job)
+        self._drop_if_idle(level)
+
     def drop_first(self) -> Job:
         """Take out the job that `first` has returned, at no cost: it is not sent."""
         level = self._next_level()
@@ -245,10 +278,14 @@ class FairQueue(Generic[Job]):
 
     def _take_first(self, level: Level, group: Group) -> Job:
         job: Job = level.take_first_job(group)
-        if not group.jobs and len(level.idle) == len(level.groups):  # none waits: there is nothing to share
+        if not group.jobs:
+            self._drop_if_idle(level)
+        return job
+
+    def _drop_if_idle(self, level: Level) -> None:
+        if len(level.idle) == len(level.groups):  # none waits: there is nothing to share
             del self._levels[level.priority]
             self._priorities.remove(level.priority)
-        return job
 
     def _next_level(self) -> Level:
         """Return the highest priority, or a lower one whose turn it is."""
@@ -257,6 +294,18 @@ class FairQueue(Generic[Job]):
                 if (level := self._levels[priority]).passed < FLOOR - 1:
                     return level
         return self._levels[self._priorities[0]]
+
+
+def _in_turn(group: Group) -> Iterator[tuple[float, int, Any]]:
+    """Yield the jobs of a group in their order, each with its place and its start tag if each costs 1."""
+    jobs, ahead, tag = group.jobs, [(group.jobs[0], 0)], group.tag
+    while ahead:
+        (place, job), index = heapq.heappop(ahead)
+        yield tag, place, job
+        tag += 1 / group.weight
+        for child in (2 * index + 1, 2 * index + 2):  # they come later than the one above them in the heap
+            if child < len(jobs):
+                heapq.heappush(ahead, (jobs[child], child))
 
 
 def give_back(job: Waiting) -> None:
