@@ -1,15 +1,21 @@
-"""Wait for a job as one of its callers: a job whose last caller leaves before it was sent is withdrawn."""
+"""What the calls that buy have in common: their fields, and the wait for a job as one of its callers.
+
+A job whose last caller leaves before it was sent is withdrawn.
+"""
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import TrackedJob
-from nanobanana_async.errors import JobUnfinished, NanoBananaError
+from nanobanana_async.errors import ConfigurationError, JobUnfinished, NanoBananaError
 from nanobanana_async.handle import Job, in_parentheses, timeout_error
 from nanobanana_async.jobs import JobState
-from nanobanana_async.models import GenerationResult
+from nanobanana_async.misspelt import unknown_fields
+from nanobanana_async.models import REQUEST_FIELDS, GenerationResult
 
 WITHDRAWAL_WAIT_S = 1.0
 """How long `generate` waits after its timeout until the ledger has stored that the job is withdrawn."""
@@ -67,3 +73,15 @@ async def handle_once_stored(engine: Engine, tracked: TrackedJob) -> Job:
     finally:
         engine.drop_caller(tracked)
     return job
+
+
+_OPTIONS = ("idempotency_key", "timeout", "budget", "priority", "group")
+_KEYWORDS = tuple(name for name in REQUEST_FIELDS if name != "prompt")
+_DEFAULTS: Mapping[str, object] = {"images": (), "num_images": 1}
+
+
+def given_fields(**fields: Any) -> dict[str, Any]:
+    """Return the fields that are not at their defaults; raise `ConfigurationError` for a name that is no field."""
+    if unknown := [name for name in fields if name not in _KEYWORDS]:
+        raise ConfigurationError(unknown_fields(unknown, (*_KEYWORDS, *_OPTIONS)))
+    return {name: value for name, value in fields.items() if value is not _DEFAULTS.get(name)}

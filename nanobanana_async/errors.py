@@ -282,8 +282,8 @@ class BatchStopped(NanoBananaError):
 class CreditLimitReached(NanoBananaError):
     """The next job would pass `max_credits`, or the `Budget` with the name `budget`, which has `left` credits left."""
 
-    budget: str | None = None
-    left: Decimal | None = None
+    budget: str | None = None  # the name of the budget; None: a `max_credits`
+    left: Decimal | None = None  # what the budget has left, in credits
 
 
 class LedgerError(NanoBananaError):
@@ -297,10 +297,7 @@ class LedgerError(NanoBananaError):
 
 
 class DownloadError(NanoBananaError):
-    """An image could not be downloaded, or is not a valid image.
-
-    `link_expired`: the gateway may have a new link. `status` is that of an answer without an image, if any.
-    """
+    """An image could not be downloaded, or is not a valid image."""
 
     def __init__(
         self,

@@ -142,7 +142,7 @@ class PriceAboveEstimate:
 class WriteRefused:
     """The ledger refused to change a job, since it is another owner's by now. `record` is the job as it was known."""
 
-    record: JobRecord
+    record: JobRecord  # the job's record, which holds the prompt
 
 
 @frozen(kw_only=True)
@@ -290,10 +290,6 @@ def safe_repr(observer: object) -> str:
         return f"<{type(observer).__name__}>"
 
 
-def _job_fact(event: Event) -> dict[str, str]:
-    return {} if isinstance(event, LimitsChanged) else {"job": event.record.key}
-
-
 def _error_without_body(error: Exception) -> str:
     """Return an error without the gateway's messages and bodies, which may quote the prompt."""
     kind = type(error).__name__
@@ -321,4 +317,5 @@ class EventEmitter:
                 observer(event)
             # Nothing is awaited here, so a CancelledError is the observer's: `.result()` of a cancelled future.
             except (Exception, asyncio.CancelledError, GeneratorExit) as failure:
-                log_failure("observer.failed", failure, observer=safe_repr(observer), **_job_fact(event))
+                job = {} if isinstance(event, LimitsChanged) else {"job": event.record.key}
+                log_failure("observer.failed", failure, observer=safe_repr(observer), **job)

@@ -12,7 +12,7 @@ from nanobanana_async.batch.options import BatchOptions
 from nanobanana_async.batch.rows import Requests
 from nanobanana_async.batch.runner import BatchRunner
 from nanobanana_async.batch.work import WorkRunner
-from nanobanana_async.callers import handle_once_stored, result_for_caller
+from nanobanana_async.callers import given_fields, handle_once_stored, result_for_caller
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.lifecycle import SessionComponents
 from nanobanana_async.engine.tracked_job import TrackedJob
@@ -23,9 +23,7 @@ from nanobanana_async.images.names import NameTemplate
 from nanobanana_async.images.target import SaveTarget, as_target
 from nanobanana_async.keys import generate_key
 from nanobanana_async.ledger.memory import MemoryLedger
-from nanobanana_async.misspelt import unknown_fields
 from nanobanana_async.models import (
-    REQUEST_FIELDS,
     GenerationResult,
     ImageInput,
     ImageRequest,
@@ -77,9 +75,8 @@ class Purchases(ABC):
         caller is cancelled, or after `timeout` seconds, a job that was not sent yet is withdrawn; one that was sent
         goes on and can be found by its key. Writing the withdrawal may take up to a second more. `budget` counts the
         job in the ledger, and raises `CreditLimitReached` where the job would pass it; one that is stored already
-        keeps the budget that it has. Raises
-        `JobUnfinished` on timeout, which says which of the two is the case, a `GatewayError` if the gateway refuses,
-        `JobFailed` if the task failed, `JobUncertain` if the job may have been bought and no answer said so.
+        keeps its budget. Raises `JobUnfinished` on timeout, which says which of the two is the case, a `GatewayError`
+        if the gateway refuses, `JobFailed` if the task failed, `JobUncertain` if it may have been bought.
 
         Of the jobs that wait for a slot, those of a higher `priority` (-100 to 100) go first, and within a priority
         each `group`, such as a user, gets its fair share (`ConcurrencyPolicy.group_weights`); jobs without a group
@@ -88,7 +85,7 @@ class Purchases(ABC):
         """
         engine = self._require_engine()
         timeout = as_timeout("timeout", timeout)  # an invalid timeout must raise before anything is bought
-        fields = _given_fields(
+        fields = given_fields(
             images=images,
             num_images=num_images,
             aspect_ratio=aspect_ratio,
@@ -100,8 +97,7 @@ class Purchases(ABC):
             extra=extra,
             **misspelt,
         )
-        counted_by = self._budget_of(budget, group)
-        tracked = await self._register(request, idempotency_key, fields, counted_by, priority, group)
+        tracked = await self._register(request, idempotency_key, fields, budget, priority, group)
         return await result_for_caller(engine, tracked, timeout)
 
     async def submit(
@@ -129,7 +125,7 @@ class Purchases(ABC):
         the arguments.
         """
         engine = self._require_engine()
-        fields = _given_fields(
+        fields = given_fields(
             images=images,
             num_images=num_images,
             aspect_ratio=aspect_ratio,
@@ -141,8 +137,7 @@ class Purchases(ABC):
             extra=extra,
             **misspelt,
         )
-        counted_by = self._budget_of(budget, group)
-        tracked = await self._register(request, idempotency_key, fields, counted_by, priority, group)
+        tracked = await self._register(request, idempotency_key, fields, budget, priority, group)
         return await handle_once_stored(engine, tracked)
 
     def generate_many(
@@ -287,7 +282,7 @@ class Purchases(ABC):
     def _budget_of(self, budget: Budget | None, group: str | None) -> Budget | None:
         """Return the budget of a call: the one that it names, or that of its group (`Session(budgets=...)`)."""
         check_kind("budget", budget, (Budget, type(None)), 'a Budget, such as Budget(name="alice", max_credits=100)')
-        return self._components.budgets.get(group) if budget is None and group is not None else budget
+        return self._components.budgets.get(check_group(group) or "") if budget is None else budget
 
     async def _register(
         self,
@@ -300,26 +295,15 @@ class Purchases(ABC):
     ) -> TrackedJob:
         engine = self._require_engine()
         priority, group = check_priority(priority), check_group(group)
+        budget = self._budget_of(budget, group)
         wanted, mapping = to_request(request, fields), to_mapping(request)
         if mapping is not None and not is_absent(own_key := mapping.get("key")):
             if key is not None:
                 raise ConfigurationError("the mapping has a key: pass idempotency_key or that, not both")
             key = own_key
-        wanted, sources = await engine.references.identify(wanted)
         key = generate_key() if key is None else key
+        wanted, sources = await engine.references.identify(wanted)
         record = await engine.new_record(wanted, key, budget=budget, priority=priority, group=group)
         while (tracked := engine.submit(record, sources=sources)).is_being_withdrawn:
             await tracked.wait_for_change()  # its last caller has left: submit again once the job is withdrawn
         return tracked
-
-
-_KEYWORDS = tuple(name for name in REQUEST_FIELDS if name != "prompt")
-_DEFAULTS: Mapping[str, object] = {"images": (), "num_images": 1}
-
-
-def _given_fields(**fields: Any) -> dict[str, Any]:
-    """Return the fields that are not at their defaults; raise `ConfigurationError` for a name that is no field."""
-    if unknown := [name for name in fields if name not in _KEYWORDS]:
-        others = ("idempotency_key", "timeout", "budget", "priority", "group")
-        raise ConfigurationError(unknown_fields(unknown, (*_KEYWORDS, *others)))
-    return {name: value for name, value in fields.items() if value is not _DEFAULTS.get(name)}

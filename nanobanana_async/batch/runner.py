@@ -146,13 +146,9 @@ class BatchRunner:
             request, sources = await self._engine.references.identify(row.request)
             row = self._rows.with_key(row, request)
             options = self._options
+            budget, priority, group = options.budget, options.priority, options.group
             record = await self._engine.new_record(
-                request,
-                row.key,
-                batch=self._prefix,
-                budget=options.budget,
-                priority=options.priority,
-                group=options.group,
+                request, row.key, batch=self._prefix, budget=budget, priority=priority, group=group
             )
             while (tracked := self._entered(record, sources)).is_being_withdrawn:
                 await tracked.wait_for_change()

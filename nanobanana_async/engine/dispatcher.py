@@ -61,7 +61,7 @@ class Dispatcher:
         self._places = 0
         self._pending: FairQueue[TrackedJob] = FairQueue(slots.limiter.policy.group_weights)
         self._lacks_credits = False
-        """The first of them waits until a cap of credits has room."""
+        """All of them wait until a cap of credits has room."""
         self._repeats = RepeatQueue()
         self._overdue = PollQueue()
         self._image_polls: deque[ImagePoll] = deque()
@@ -154,6 +154,7 @@ class Dispatcher:
         """Take out what may start now, creates first. Also return when more may start by the passing of time."""
         starts: list[DispatchDecision] = []
         creates_at = self._admit_creates(now, starts)
+        self._pending.end_round()
         polls_at = self._admit_polls(now, starts)
         self.admitted()
         return starts, min(creates_at, polls_at)
@@ -184,7 +185,8 @@ class Dispatcher:
                     return NEVER
                 if affordable is Affordable.LATER:
                     ask_again_at = min(ask_again_at, self._credits.ask_again_at(job), now + self.ask_again_every_s)
-                    self._lacks_credits = queue is self._pending
+                    if queue is self._pending and self._pending.pass_over_first():  # other groups have credits perhaps
+                        continue
                     break
                 if not self._slots.admits(job, now):
                     break
@@ -192,6 +194,7 @@ class Dispatcher:
                 self._credits.reserve(job)
                 self._slots.on_sent(job, now)
                 starts.append((job, RequestKind.CREATE))
+        self._lacks_credits = not self._pending and len(self._pending) > 0
         if self._repeats:
             opens_at = (
                 self._slots.breaker.paused_until

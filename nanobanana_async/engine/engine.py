@@ -51,11 +51,9 @@ class Engine:
         max_requests: int,
     ) -> None:
         self.clock = asyncio.get_running_loop().time
-        self.gateway, self.store = gateway, store
+        self.gateway, self.store, self.guard = gateway, store, guard
         self.account = gateway.account  # each reading of it hashes the key again, and makes another string
         self._session_caps, self._callbacks = budgets, callbacks
-        self.guard = guard
-        """Every call of the public API checks it first: is this the event loop that opened the session?"""
         self.slots, self.poller, self.submitter = slots, poller, submitter
         self.estimates, self.history, self.references = estimates, history, references
         self.claims = Claims(gateway, store, slots, poller, estimates, clock=self.clock)

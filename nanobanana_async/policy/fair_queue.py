@@ -42,6 +42,9 @@ FLOOR = 10
 MOST_IDLE = 1000
 """The tags of so many groups without a waiting job are kept."""
 
+MOST_PASSED_OVER = 32
+"""So many groups that have no credits for now are passed over in one round: more would cost each round much time."""
+
 MOST_PRIORITY = 100
 LONGEST_NAME = 200
 
@@ -184,6 +187,7 @@ class FairQueue(Generic[Job]):
         self._levels: dict[int, Level] = {}
         self._priorities: list[int] = []
         """Of the levels at which jobs wait, the lowest first."""
+        self._passed_over: list[Group] = []
 
     def __len__(self) -> int:
         return sum(level.waiting for level in self._levels.values())
@@ -275,6 +279,29 @@ class FairQueue(Generic[Job]):
         job = self._take_first(level, group)
         job.charge = (group, cost)
         return job
+
+    def pass_over_first(self) -> bool:
+        """Leave out the group of the job that `first` has returned, until `end_round`; False: too many are left out."""
+        if len(self._passed_over) >= MOST_PASSED_OVER:
+            return False
+        level = self._next_level()
+        group = level.first()
+        heapq.heappop(level.heap)
+        group.entry = None
+        self._passed_over.append(group)
+        while level.heap and level.heap[0][2].entry is not level.heap[0]:
+            heapq.heappop(level.heap)
+        if not level.heap:
+            self._priorities.remove(level.priority)
+        return True
+
+    def end_round(self) -> None:
+        """Let the groups that were left out wait again, each at its place."""
+        for group in self._passed_over:
+            group.level.enter(group)
+            if group.level.priority not in self._priorities:
+                insort(self._priorities, group.level.priority)
+        self._passed_over.clear()
 
     def _take_first(self, level: Level, group: Group) -> Job:
         job: Job = level.take_first_job(group)

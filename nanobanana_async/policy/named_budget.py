@@ -50,9 +50,9 @@ class Budget:
     given last holds, for all that use the ledger.
     """
 
-    max_credits: Decimal = field(converter=_to_credits)
-    name: str = field(converter=_to_name, validator=_check_name)
-    per: Period | None = field(default=None, validator=_check_period)
+    max_credits: Decimal = field(converter=_to_credits)  # how much may be spent under the name
+    name: str = field(converter=_to_name, validator=_check_name)  # under which the ledger counts
+    per: Period | None = field(default=None, validator=_check_period)  # "day": each day in UTC for itself
 
     def count_at(self, when: datetime) -> str:
         """Return the name under which a ledger counts what is reserved at a time; no named batch has such a prefix."""
@@ -79,9 +79,9 @@ class Budget:
 class BudgetState:
     """What `Session.budgets` returns of a budget: its cap, and what was counted under it, in this day if `per` it."""
 
-    name: str
-    max_credits: Decimal
-    per: Period | None
+    name: str  # under which the ledger counts
+    max_credits: Decimal  # the value that was given last
+    per: Period | None  # "day", or None: it never counts from 0 again
     spent: Decimal
     """The cost of jobs with a known price, after refunds."""
     reserved: Decimal

@@ -67,6 +67,26 @@ async def test_calls_with_one_budget_buy_what_it_has(make_ledger: Any) -> None:
 
 
 @virtually
+async def test_group_that_waits_for_its_budget_holds_up_no_other_group() -> None:
+    """The second job of alice waits, since the first may be refunded, until that one has ended."""
+    gateway, loop = ChargingGateway(), asyncio.get_running_loop()
+    budgets = {"alice": Budget(name="alice", max_credits=8), "bob": Budget(name="bob", max_credits=800)}
+    async with a_session("apimall", gateway.transport(), budgets=budgets) as session:
+        first = await session.submit("a fox", group="alice")
+        await asyncio.sleep(1.0)
+        second = await session.submit("a hen", group="alice")
+        await asyncio.sleep(1.0)
+        owl = await session.submit("an owl", group="bob")
+        await asyncio.sleep(1.0)
+        assert (first.state, second.state, owl.state) == (JobState.RUNNING, JobState.PENDING, JobState.RUNNING)
+        await first
+        with pytest.raises(CreditLimitReached):
+            await second
+        await owl
+    assert loop.time() < 60
+
+
+@virtually
 async def test_budgets_are_counted_apart() -> None:
     gateway, bob = ChargingGateway(), Budget(name="bob", max_credits=16)
     async with a_session("apimall", gateway.transport()) as session, asyncio.TaskGroup() as group:
@@ -250,9 +270,14 @@ async def test_key_that_is_asked_for_again_counts_once() -> None:
 async def test_group_has_the_budget_that_the_session_gives_it() -> None:
     bob = Budget(name="bob", max_credits=8)
     async with a_session("apimall", ChargingGateway().transport(), budgets={"alice": ALICE, "team": bob}) as session:
-        assert (session._budget_of(None, "team"), session._budget_of(ALICE, "team")) == (bob, ALICE)
-        assert (session._budget_of(None, "others"), session._budget_of(None)) == (None, None)
         assert {name: state.left for name, state in (await session.budgets()).items()} == {"alice": 40, "bob": 8}
+        await session.generate("a fox", group="team")
+        assert await left(session, "bob") == 0
+        await session.generate("a hen", group="team", budget=ALICE)  # what the call names goes first
+        assert await left(session) == 32
+        await session.generate("an owl", group="others")
+        await run_batch(session, foxes(2), group="alice")
+        assert (await left(session), await left(session, "bob")) == (Decimal(16), Decimal(0))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -51,7 +51,7 @@ async def nothing(_: Session) -> None:
     pass
 
 
-async def mean_time_of_nine_users(other: Callable[[Session], Awaitable[None]]) -> float:
+async def mean_time_of_nine_users(other: Callable[[Session], Coroutine[Any, Any, None]]) -> float:
     """Return how long the calls of nine users take in the mean, beside what another one does."""
     took: list[float] = []
 
@@ -76,21 +76,21 @@ async def mean_time_of_nine_users(other: Callable[[Session], Awaitable[None]]) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("other", [batch, calls_of_one_user])
-def test_nine_users_hardly_wait_longer_beside_500_rows(other: Callable[[Session], Awaitable[None]]) -> None:
+def test_nine_users_hardly_wait_longer_beside_500_rows(other: Callable[[Session], Coroutine[Any, Any, None]]) -> None:
     alone, beside = (run_virtual(mean_time_of_nine_users(each)) for each in (nothing, other))
     assert beside <= 1.5 * alone
 
 
 @pytest.mark.parametrize("turn", [{}, {"group": "web"}, {"priority": 1}])
 @virtually
-async def test_single_request_gets_the_next_free_slot_beside_a_batch(turn: dict[str, object]) -> None:
+async def test_single_request_gets_the_next_free_slot_beside_a_batch(turn: dict[str, Any]) -> None:
     gateway = PromptGateway()
     async with apimall(FakeTransport(gateway.answer), concurrency=slots(LIMIT)) as session:
         running = asyncio.Task(batch(session))
         for _ in range(5):
             await asyncio.sleep(33.0)
             sold = len(gateway.sold)
-            job = await session.submit("1 s, single", **turn)  # type: ignore[arg-type]
+            job = await session.submit("1 s, single", **turn)
             await job.wait_for_task_id()
             assert gateway.sold[sold:].index("1 s, single") <= 1  # a create may have been in flight already
         running.cancel()
@@ -208,8 +208,9 @@ async def test_learning_the_limit_keeps_order_and_shares() -> None:
 async def test_priority_and_group_outlive_the_session() -> None:
     gateway, ledger = PromptGateway(job_s=5.0), RecordingLedger(keep_ended=True)
     async with apimall(FakeTransport(gateway.answer), concurrency=slots(1), ledger=ledger) as session:
-        for number, turn in enumerate([{}, {}, {"group": "a"}, {"priority": 2, "group": "b"}]):
-            await session.submit(f"job {number}", idempotency_key=f"key-{number}", **turn)  # type: ignore[arg-type]
+        turns: list[dict[str, Any]] = [{}, {}, {"group": "a"}, {"priority": 2, "group": "b"}]
+        for number, turn in enumerate(turns):
+            await session.submit(f"job {number}", idempotency_key=f"key-{number}", **turn)
         await asyncio.sleep(1.0)
     record = ledger.record("key-3")
     assert (record.priority, record.group_name) == (2, "b")
@@ -221,14 +222,14 @@ async def test_priority_and_group_outlive_the_session() -> None:
 
 @pytest.mark.parametrize("turn", [{"priority": 1.5}, {"priority": 1000}, {"group": ""}, {"group": 5}])
 @virtually
-async def test_other_priorities_and_groups_are_refused_before_a_purchase(turn: dict[str, object]) -> None:
+async def test_other_priorities_and_groups_are_refused_before_a_purchase(turn: dict[str, Any]) -> None:
     gateway = PromptGateway()
     async with apimall(FakeTransport(gateway.answer)) as session:
         for call in (session.generate, session.submit):
             with pytest.raises(ConfigurationError, match=next(iter(turn))):
-                await call("a fox", **turn)  # type: ignore[operator]
+                await call("a fox", **turn)
         with pytest.raises(ConfigurationError, match=next(iter(turn))):
-            session.generate_many(["a fox"], **turn)  # type: ignore[arg-type]
+            session.generate_many(["a fox"], **turn)
     assert not gateway.sold
 
 

@@ -301,7 +301,7 @@ async def test_closing_ends_the_span_and_the_next_session_starts_another() -> No
     assert facts(first.span)["nanobanana.job.state"] == "running"
     assert first.span.status.status_code is StatusCode.UNSET
     async with apimall(
-        FakeTransport(gateway.answer), ledger=LedgerView(shared), observers=[second.telemetry]
+        FakeTransport(gateway.answer), ledger=LedgerView(shared), observers=[second.telemetry], adopt=None
     ) as session:
         with second.tracer.start_as_current_span("lifespan") as lifespan:
             (job,) = await session.resume()

@@ -12,6 +12,7 @@ from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.policy.fair_queue import (
     FLOOR,
     MOST_IDLE,
+    MOST_PASSED_OVER,
     FairQueue,
     Group,
     check_group,
@@ -105,6 +106,25 @@ def test_difference_of_two_waiting_groups_is_bounded(seed: int) -> None:
         for one in weights:
             for other in weights:
                 assert abs(got[one] - got[other]) <= 9.0 / weights[one] + 9.0 / weights[other]
+
+
+def test_group_that_is_passed_over_waits_again_after_the_round() -> None:
+    queue = queue_of(*[Item("a") for _ in range(3)], Item("b"), Item("c", priority=-1), Item("d"))
+    assert queue.pass_over_first()  # a
+    assert groups_of(queue, 1) == ["b"]
+    assert queue.pass_over_first()  # d
+    assert groups_of(queue, 1) == ["c"]
+    assert (queue.first(), bool(queue), len(queue)) == (None, False, 4)
+    queue.end_round()
+    assert groups_of(queue, 4) == ["a", "d", "a", "a"]
+    assert (queue.first(), len(queue)) == (None, 0)
+
+
+def test_only_so_many_groups_are_passed_over_in_a_round() -> None:
+    queue = queue_of(*[Item(f"user {number}") for number in range(MOST_PASSED_OVER + 1)])
+    assert [queue.pass_over_first() for _ in range(MOST_PASSED_OVER + 1)] == [True] * MOST_PASSED_OVER + [False]
+    queue.end_round()
+    assert groups_of(queue, MOST_PASSED_OVER + 1) == [f"user {number}" for number in range(MOST_PASSED_OVER + 1)]
 
 
 def test_idle_group_gains_no_credit() -> None:
@@ -215,6 +235,40 @@ def test_job_that_no_longer_waits_can_be_raised() -> None:
     queue: FairQueue[Item] = FairQueue({})
     queue.raise_priority(job := Item(), 1)
     assert serve(queue) is job
+
+
+def test_next_jobs_are_listed_in_the_order_of_their_turns() -> None:
+    queue = queue_of(*(Item("a") for _ in range(6)), *(Item("b") for _ in range(3)), weights={"a": 2.0})
+    queue.add(Item("c", priority=1))
+    raised = Item("b")
+    queue.add(raised)
+    queue.raise_priority(raised, 1)
+    listed = queue.next_jobs(20)
+    assert listed == [serve(queue) for _ in range(len(queue))]
+    assert queue.next_jobs(2) == []
+
+
+def test_no_more_jobs_are_listed_than_asked_for() -> None:
+    queue = queue_of(*(Item() for _ in range(9)))
+    assert queue.next_jobs(4) == [serve(queue) for _ in range(4)]
+
+
+@pytest.mark.parametrize("taken", range(5))
+def test_removed_job_is_not_served_and_costs_nothing(taken: int) -> None:
+    items = [Item(group) for group in "aabab"]
+    queue = queue_of(*items)
+    queue.remove(items[taken])
+    assert len(queue) == 4
+    never_there = queue_of(*(item for item in items if item is not items[taken]))
+    assert [serve(queue) for _ in range(4)] == [serve(never_there) for _ in range(4)]
+    assert not queue
+
+
+def test_removal_of_the_last_job_leaves_no_level_behind() -> None:
+    queue = queue_of(item := Item("a", priority=3))
+    queue.remove(item)
+    assert queue.first() is None
+    assert (len(queue), bool(queue), queue.waiting_above(0)) == (0, False, 0)
 
 
 def test_equal_places_of_two_groups_are_served() -> None:

@@ -297,7 +297,7 @@ def truths(draw: st.DrawFn) -> list[Truth]:
     return jobs
 
 
-@settings(max_examples=200)
+@settings(max_examples=600)
 @given(
     truths(),
     st.lists(st.floats(995.0, 1020.0), max_size=4),

@@ -3,6 +3,7 @@
 import math
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def new(policy: ConcurrencyPolicy | None = None, **allotted: object) -> SharedLi
 
 
 def say(limiter: SharedLimiter, held: int = 0, queued: int = 0, polls_due: int = 0) -> Report:
-    times = {"mean_job_s": 20.0, "notice_delay_s": 0.5, "longest_run_s": 60.0}
+    times: dict[str, Any] = {"mean_job_s": 20.0, "notice_delay_s": 0.5, "longest_run_s": 60.0}
     return limiter.budget.shared.report(Load(held), queued, polls_due, **times)
 
 
