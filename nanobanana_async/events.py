@@ -307,8 +307,7 @@ class EventEmitter:
 
     def __init__(self, observers: tuple[Observer, ...] = (), *, account: str | None = None) -> None:
         session_observers = (each.observer() if isinstance(each, ObserverFactory) else each for each in observers)
-        named: Callable[[Event], None] = log_event if account is None else partial(log_event, account=account)
-        self._observers = (named, *session_observers)
+        self._observers = (partial(log_event, account=account), *session_observers)
 
     def __call__(self, event: Event) -> None:
         """Call all observers in order."""

@@ -15,10 +15,9 @@ from nanobanana_async.policy.fair_queue import (
     MOST_PASSED_OVER,
     FairQueue,
     Group,
-    check_group,
-    check_priority,
     give_back,
 )
+from nanobanana_async.policy.turn_settings import check_group, check_priority
 
 
 class Item:
