@@ -104,7 +104,7 @@ class Dispatcher:
 
     def take_out(self, job: TrackedJob) -> None:
         """Take a job out of the queue for first creates: another account gets it."""
-        self._pending.remove(job)
+        self._pending.remove(job, job.weight * self._estimates.relative_duration(job))
 
     @property
     def polls_due(self) -> int:

@@ -121,14 +121,13 @@ class Level:
 
     def take(self, group: Group, job: Any) -> None:
         """Take out a job of a group, wherever it stands."""
-        is_first = group.jobs[0][1] is job
         group.jobs = [each for each in group.jobs if each[1] is not job]
         heapq.heapify(group.jobs)
         self.waiting -= 1
-        if not group.jobs:
-            self._let_rest(group)
-        elif is_first:
+        if group.jobs:
             self.enter(group)
+        else:
+            self._let_rest(group)
 
     def _let_rest(self, group: Group) -> None:
         """Keep the tag of a group without a waiting job."""
@@ -209,10 +208,13 @@ class FairQueue(Generic[Job]):
             found += islice(jobs, most - len(found))
         return found
 
-    def remove(self, job: Job) -> None:
-        """Take out a job that waits, at no cost: another queue gets it."""
+    def remove(self, job: Job, cost: float) -> None:
+        """Take out a job that waits: another account serves it, at so many slot-seconds for its group."""
         level = self._levels[job.priority]
-        level.take(level.groups[job.group], job)
+        group = level.groups[job.group]
+        level.virtual = max(level.virtual, group.tag)
+        group.tag += cost / group.weight
+        level.take(group, job)
         self._drop_if_idle(level)
 
     def drop_first(self) -> Job:

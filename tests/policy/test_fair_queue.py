@@ -253,19 +253,29 @@ def test_no_more_jobs_are_listed_than_asked_for() -> None:
 
 
 @pytest.mark.parametrize("taken", range(5))
-def test_removed_job_is_not_served_and_costs_nothing(taken: int) -> None:
+def test_removed_job_is_not_served(taken: int) -> None:
     items = [Item(group) for group in "aabab"]
     queue = queue_of(*items)
-    queue.remove(items[taken])
+    queue.remove(items[taken], 0.0)
     assert len(queue) == 4
     never_there = queue_of(*(item for item in items if item is not items[taken]))
     assert [serve(queue) for _ in range(4)] == [serve(never_there) for _ in range(4)]
     assert not queue
 
 
+def test_removals_take_turns_of_groups() -> None:
+    queue = queue_of(*(Item("a") for _ in range(6)), *(Item("b") for _ in range(3)))
+    removed = []
+    for _ in range(6):
+        (job,) = queue.next_jobs(1)
+        queue.remove(job, 1.0)
+        removed.append(job.group)
+    assert removed == ["a", "b"] * 3
+
+
 def test_removal_of_the_last_job_leaves_no_level_behind() -> None:
     queue = queue_of(item := Item("a", priority=3))
-    queue.remove(item)
+    queue.remove(item, 1.0)
     assert queue.first() is None
     assert (len(queue), bool(queue), queue.waiting_above(0)) == (0, False, 0)
 
