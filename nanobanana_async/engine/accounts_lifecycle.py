@@ -20,7 +20,7 @@ class AccountsLifecycle(SessionLifecycle):
         self._order = tuple(order)
         self._by_wait = by_wait
 
-    async def _open_all(self, stack: AsyncExitStack) -> list[AccountMemory]:
+    async def _open_all(self, stack: AsyncExitStack) -> tuple[Engine, list[AccountMemory]]:
         ledger, max_credits = self._components.ledger, self._components.max_credits
         await ledger.open()
         stack.push_async_callback(ledger.aclose)
@@ -40,8 +40,7 @@ class AccountsLifecycle(SessionLifecycle):
             memories.append(await AccountMemory.loaded(ledger, engine))
         by_account = {engine.account: engine for engine in engines}
         router = Router([by_account[account] for account in self._order], by_wait=self._by_wait)
-        self.engine = RoutedEngine(engines, router, prices)
-        return memories
+        return RoutedEngine(engines, router, prices), memories
 
     def disown(self) -> None:
         """Leave everything that is open to the parent process; called in a child right after the fork."""

@@ -64,8 +64,7 @@ class SessionComponents:
     retry: RetryPolicy
     timeouts: Timeouts
     max_credits: Decimal | None
-    budgets: Mapping[str, Budget]
-    """Group -> its budget."""
+    budgets: Mapping[str, Budget]  # by group
     publisher: ReferencePublisher | None
     adopt: Literal["follow", "buy"] | None
     adopt_every_s: float
@@ -254,8 +253,7 @@ class SessionLifecycle:
     async def _run(self) -> None:
         try:
             async with AsyncExitStack() as stack:
-                memories = await self._open_all(stack)
-                assert self.engine is not None
+                self.engine, memories = await self._open_all(stack)
                 self.adoption = Adoption(self.engine, self._components.adopt, self._components.adopt_every_s)
                 self.adoption.start()
                 await self._run_engine(self.engine, memories)
@@ -271,14 +269,14 @@ class SessionLifecycle:
             if self._abandoned:  # last, when all is closed: the user may turn warnings into errors
                 self._warn()
 
-    async def _open_all(self, stack: AsyncExitStack) -> list[AccountMemory]:
-        """Open the parts and make the engine; return what saves its learning."""
+    async def _open_all(self, stack: AsyncExitStack) -> tuple[Engine, list[AccountMemory]]:
+        """Open the parts and make the engine; return it, and what saves its learning."""
         parts = self._components
         for part in (parts.ledger, parts.transport, parts.downloads):
             await part.open()
             stack.push_async_callback(part.aclose)
-        self.engine = parts.make_engine()
-        return [await AccountMemory.loaded(parts.ledger, self.engine)]
+        engine = parts.make_engine()
+        return engine, [await AccountMemory.loaded(parts.ledger, engine)]
 
     async def _run_engine(self, engine: Engine, memories: list[AccountMemory]) -> None:
         async with anyio.create_task_group() as group:
@@ -293,9 +291,11 @@ class SessionLifecycle:
             finally:
                 if not self._components.guard.forked:
                     with anyio.CancelScope(shield=True):
-                        async with anyio.create_task_group() as closing:
+                        for each in engine.members:  # all, before one is waited for
+                            each.scheduler.stop()
+                        with anyio.move_on_after(self._components.timeouts.close_s):
                             for each in engine.members:
-                                closing.start_soon(each.scheduler.aclose, self._components.timeouts.close_s)
+                                await each.scheduler.aclose(self._components.timeouts.close_s)
                         with anyio.move_on_after(self._components.timeouts.close_s):
                             for memory in memories:
                                 await memory.save()
