@@ -1,5 +1,6 @@
 """`nanobanana emulate`: both gateways on this machine, with the behaviour that its options select."""
 
+import errno
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any
@@ -148,5 +149,11 @@ def _lost_answers(probability: float) -> list[RandomFault]:
 
 
 async def _serve(port: int, host: str, options: Mapping[str, Any]) -> int:
-    await serve(port, host=host, **options)
+    try:
+        await serve(port, host=host, **options)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        advice = "end the program that listens there, or choose another port; --port 0 selects a free one"
+        raise OSError(f"{host} port {port} is in use: {advice}") from None
     return OK

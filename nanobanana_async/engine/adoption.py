@@ -1,5 +1,6 @@
 """Adopt the jobs of a ledger that have no owner: when the session is asked to, and regularly."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import anyio
@@ -39,8 +40,8 @@ class Adoption:
         self._adopt: Literal["follow", "buy"] | None = adopt
         self._every_s = every_s
         self._turn = anyio.Lock()
-        self._by_itself: list[TrackedJob] = []
-        """What the session has adopted by itself, as long as it follows it and `adopt` has not returned it."""
+        self._unreturned: list[TrackedJob] = []
+        """What was adopted and not returned: by the session itself, or by a call that failed or was cancelled."""
 
     def start(self) -> None:
         """Let the session adopt by itself, if it is to."""
@@ -50,8 +51,9 @@ class Adoption:
     async def adopt(self, *, buy: bool) -> list[TrackedJob]:
         """Adopt jobs; return them, with those that the session has adopted by itself and still follows."""
         async with self._turn:
+            before = list(self._unreturned)
             adopted = await self._adopt_all(buy=buy)
-            before, self._by_itself = self._still_followed(), []
+            before, self._unreturned = self._still_followed(before), []
             return before + adopted
 
     async def _keep_adopting(self) -> None:
@@ -59,8 +61,8 @@ class Adoption:
         while True:
             try:
                 async with self._turn:
-                    adopted = await self._adopt_all(buy=self._adopt == "buy")
-                    self._by_itself = self._still_followed() + adopted
+                    await self._adopt_all(buy=self._adopt == "buy")
+                    self._unreturned = self._still_followed(self._unreturned)
             except SessionClosed:
                 return
             except NanoBananaError as error:  # the next round tries again
@@ -71,9 +73,9 @@ class Adoption:
                 failure_logged = False
             await anyio.sleep(self._every_s)
 
-    def _still_followed(self) -> list[TrackedJob]:
+    def _still_followed(self, jobs: Iterable[TrackedJob]) -> list[TrackedJob]:
         tracked = self._engine.tracked
-        return [job for job in self._by_itself if tracked.get(job.key) is job and job.phase is not Phase.FOREIGN]
+        return [job for job in jobs if tracked.get(job.key) is job and job.phase is not Phase.FOREIGN]
 
     async def _adopt_all(self, *, buy: bool) -> list[TrackedJob]:
         """Follow jobs that have no owner; return those that this session owns now."""
@@ -84,8 +86,9 @@ class Adoption:
             async for record in engine.store.ledger.adoptable_jobs(account):
                 if record.key not in engine.tracked and (buy or record.state is not JobState.PENDING):
                     job = engine.build_tracked_job(record)
-                    job.may_buy = True
+                    job.may_buy = buy  # it may be PENDING again by the time of the claim
                     waiting.append(engine.ensure_followed(job))
+                    self._unreturned.append(job)
                 if len(waiting) >= ADOPT_BATCH:
                     jobs += await _wait_for_claims(waiting)
                     waiting = []
@@ -96,7 +99,9 @@ async def _wait_for_claims(waiting: list[TrackedJob]) -> list[TrackedJob]:
     for job in waiting:
         while job.is_undecided:
             await job.wait_for_change()
-        if job.phase is Phase.FOREIGN and not job.callers:  # another session was faster, and follows it
+        if job.phase is not Phase.FOREIGN:
+            job.may_buy = True
+        elif not job.callers:  # another session was faster, and follows it
             job.may_buy = False
             job.may_buy = job.is_wanted
-    return [job for job in waiting if job.phase is not Phase.FOREIGN]
+    return [job for job in waiting if job.phase not in (Phase.FOREIGN, Phase.KNOWN)]

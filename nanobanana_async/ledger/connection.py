@@ -161,6 +161,8 @@ def from_sqlite_error(error: sqlite3.Error, path: Path, *, busy_s: float) -> Led
             f"locked by another process for more than {busy_s:g} s: a long write, a backup, or a database tool with an"
             " open transaction; end that, then repeat"
         )
+    elif primary == sqlite3.SQLITE_ERROR and "no such " in str(error):
+        advice = "its tables are of another state of the library: name another file, or use the library that made it"
     else:
         advice = ADVICE.get(primary or 0, "SQLite failed")
     return LedgerError(f"ledger {path}: {advice} [{error}]")

@@ -37,8 +37,9 @@ FLOOR = 10
 MOST_IDLE = 1000
 """The tags of so many groups without a waiting job are kept."""
 
-MOST_PASSED_OVER = 32
-"""So many groups that have no credits for now are passed over in one round: more would cost each round much time."""
+MOST_PASSED_OVER = 1000
+"""So many groups that have no credits for now are passed over in one round, at about 3 µs each. More would cost each
+round too much time: those behind them wait."""
 
 
 class Group:
@@ -103,10 +104,18 @@ class Level:
 
     def first(self) -> Group:
         """Return the group that is served next."""
+        self._drop_outdated()
+        return self.heap[0][2]
+
+    def can_serve(self) -> bool:
+        """Whether a group waits that is not passed over in this round."""
+        self._drop_outdated()
+        return bool(self.heap)
+
+    def _drop_outdated(self) -> None:
         heap = self.heap
-        while (entry := heap[0])[2].entry is not entry:
+        while heap and heap[0][2].entry is not heap[0]:
             heapq.heappop(heap)
-        return entry[2]
 
     def take_first_job(self, group: Group) -> Any:
         """Take out the first job of the group that is served next."""
@@ -251,9 +260,7 @@ class FairQueue(Generic[Job]):
         heapq.heappop(level.heap)
         group.entry = None
         self._passed_over.append(group)
-        while level.heap and level.heap[0][2].entry is not level.heap[0]:
-            heapq.heappop(level.heap)
-        if not level.heap:
+        if not level.can_serve():
             self._priorities.remove(level.priority)
         return True
 
@@ -272,9 +279,10 @@ class FairQueue(Generic[Job]):
         return job
 
     def _drop_if_idle(self, level: Level) -> None:
-        if len(level.idle) == len(level.groups):  # none waits: there is nothing to share
-            del self._levels[level.priority]
+        if not level.can_serve():
             self._priorities.remove(level.priority)
+            if len(level.idle) == len(level.groups):  # none waits: there is nothing to share
+                del self._levels[level.priority]
 
     def _next_level(self) -> Level:
         """Return the highest priority, or a lower one whose turn it is."""

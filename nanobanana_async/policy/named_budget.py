@@ -65,9 +65,10 @@ class Budget:
         return datetime.combine(now.astimezone(UTC).date() + timedelta(days=1), time(), UTC)
 
     def explain_refusal(self, why: str, spent: Decimal, now: datetime) -> str:
-        """Return why a job is not bought under it, what is left, and when there is more."""
+        """Return why a job is not bought under it, what is left, and what to do."""
         resets_at = self.resets_at(now)
         more = "" if resets_at is None else f"; it counts from 0 again at {resets_at:%Y-%m-%d %H:%M} UTC"
+        more += "; a budget of that name with a higher max_credits buys more"
         return f"budget {self.name}: {why}; {format_amount(self.left_after(spent))} are left{more}"
 
     def left_after(self, counted: Decimal) -> Decimal:

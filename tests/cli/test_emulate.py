@@ -103,4 +103,5 @@ async def test_a_port_in_use_is_one_line_on_stderr() -> None:
         port = emulator.url.rpartition(":")[2]
         said = await nanobanana("emulate", "--port", port)
     assert said.code == 1
-    assert port in said.complaint
+    assert f"port {port} is in use" in said.complaint
+    assert "--port 0" in said.complaint

@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from nanobanana_async import Budget, CreditLimitReached, JobState, JobUncertain, Ledger, MemoryLedger, Session
+from nanobanana_async import (
+    Budget,
+    ConcurrencyPolicy,
+    CreditLimitReached,
+    JobState,
+    JobUncertain,
+    Ledger,
+    MemoryLedger,
+    Session,
+)
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.testing import VirtualLoop
@@ -57,7 +66,8 @@ async def test_calls_with_one_budget_buy_what_it_has(make_ledger: Any) -> None:
         assert (caught.value.budget, job.state) == ("alice", JobState.WITHDRAWN)
         assert caught.value.left == 0
         assert str(caught.value) == (
-            "budget alice: max_credits is 40, 40 are spent, and a job for 8 would pass it; 0 are left"
+            "budget alice: max_credits is 40, 40 are spent, and a job for 8 would pass it; 0 are left;"
+            " a budget of that name with a higher max_credits buys more"
         )
         assert (await bought(session, 3, word="hen"))[0] == 3  # no budget counts these
         states = await session.budgets()
@@ -84,6 +94,44 @@ async def test_group_that_waits_for_its_budget_holds_up_no_other_group() -> None
             await second
         await owl
     assert loop.time() < 60
+
+
+@pytest.mark.parametrize("others", [{"group": "bob"}, {"group": "bob", "priority": -1}, {"budget": None}])
+@virtually
+async def test_others_are_bought_while_a_group_waits_for_its_budget(others: dict[str, Any]) -> None:
+    """Each of them is the last job that waits beside the group that is passed over."""
+    gateway, loop = ChargingGateway(), asyncio.get_running_loop()
+    async with a_session("apimall", gateway.transport(), budgets={"alice": evolve(ALICE, max_credits=8)}) as session:
+        first = await session.submit("a fox", group="alice")
+        await asyncio.sleep(1.0)
+        second = await session.submit("a hen", group="alice")
+        for prompt in foxes(5, word="owl"):
+            await session.submit(prompt, **others)
+            await asyncio.sleep(1.0)
+        assert gateway.most_at_once == 6
+        await first
+        with pytest.raises(CreditLimitReached):
+            await second
+    assert loop.time() < 60
+
+
+@pytest.mark.slow
+@virtually
+async def test_many_groups_that_wait_for_budgets_hold_up_no_other_group() -> None:
+    """The free group has had slots already, so that its turn comes after all groups that wait."""
+    gateway, names = ChargingGateway(job_s=1000.0), [f"user {number}" for number in range(100)]
+    budgets = {name: Budget(name=name, max_credits=8) for name in names}
+    wide = ConcurrencyPolicy(max_jobs=400, learn=False)
+    async with a_session("apimall", gateway.transport(), budgets=budgets, concurrency=wide) as session:
+        for word in ("a fox", "a hen"):
+            for name in names:
+                await session.submit(f"{word} for {name}", group=name)
+            await asyncio.sleep(3.0)
+        assert gateway.sold == 100
+        for prompt in foxes(8, word="owl"):
+            await session.submit(prompt, group="free")
+            await asyncio.sleep(0.4)
+        assert gateway.sold == 108
 
 
 @virtually

@@ -1,17 +1,21 @@
 """Session(adopt=...): a session takes over the jobs of dead processes by itself, and each is bought once."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from nanobanana_async import ApiMall, ConfigurationError, JobState, MemoryLedger, PostgresLedger, Session
 from nanobanana_async.engine.adoption import which_to_adopt
+from nanobanana_async.errors import LedgerError
+from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from tests.support.fakes import API_KEY, FakeGateway, Opening, apimall, defapi, virtually
 from tests.support.shared_ledger import (
     KEY,
     FakeProcess,
+    LedgerView,
     SharedLedger,
     leave_pending,
     leave_running,
@@ -93,6 +97,49 @@ async def test_of_two_sessions_that_adopt_one_follows_each_job() -> None:
         followed = [len(each.session._session_task.engine.tracked) for each in (first, second)]  # type: ignore[union-attr]
         assert sum(followed) == 3  # who was slower follows nothing through the ledger either
         assert gateway.sold == 3
+
+
+@virtually
+async def test_jobs_of_a_resume_that_ends_early_are_returned_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanobanana_async.engine.adoption.ADOPT_BATCH", 1)
+    gateway, shared = FakeGateway(job_s=300.0), SharedLedger()
+    await leave_running(shared, gateway, "a", "b", "c", session_of=apimall)
+    async with FakeProcess(shared, gateway.answer, session_of=apimall, adopt=None, delay_s=1.0) as process:
+        session = process.session
+        resuming = asyncio.Task(session.resume())
+        await asyncio.sleep(2.5)  # the first is ours by now, the second is being adopted
+        assert process.ledger.calls["adopt"] == 2
+        resuming.cancel()
+        await asyncio.wait([resuming])
+        listing = LedgerView.adoptable_jobs
+
+        async def one_and_then_an_error(ledger: LedgerView, account: str) -> AsyncIterator[JobRecord]:
+            async for record in listing(ledger, account):
+                yield record
+                raise LedgerError("the disk is full")
+
+        with monkeypatch.context() as failing:
+            failing.setattr(LedgerView, "adoptable_jobs", one_and_then_an_error)
+            with pytest.raises(LedgerError, match="the disk is full"):
+                await session.resume()
+        assert [job.key for job in await session.resume()] == ["a", "b", "c"]
+        assert await session.resume() == []
+        assert process.held == 3
+
+
+@BOTH
+@virtually
+async def test_job_that_was_put_back_before_it_is_adopted_is_not_bought_with_follow(session_of: Opening) -> None:
+    gateway, shared = FakeGateway(job_s=5.0), SharedLedger()
+    await leave_submitting(shared, gateway, KEY, session_of=session_of)
+    async with FakeProcess(shared, gateway.answer, session_of=session_of, adopt="follow", delay_s=1.0) as process:
+        await asyncio.sleep(1.2)
+        assert process.ledger.calls["adopt"] == 1  # the session has found it as SUBMITTING
+        row = shared.rows[KEY]  # the answer of its create comes too late, and is a refusal
+        row.record = row.record.transition_to(JobState.PENDING, sent_at=None, attempts=0)
+        await asyncio.sleep(100.0)
+        assert (process.creates, shared.states(), shared.owner(KEY)) == (0, {KEY: JobState.PENDING}, None)
+        assert await process.session.resume() == []
 
 
 @virtually

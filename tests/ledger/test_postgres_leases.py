@@ -218,7 +218,7 @@ def test_owner_is_sure_for_a_lease_less_a_beat_since_its_last_beat() -> None:
 def bury_in_two_steps(self: PostgresConnection, dead: Beat) -> None:
     """Bury an owner, and release its jobs in another transaction: a deliberate bug."""
     values = {"dead": dead.owner, "count": dead.count}
-    for statement in (leases.BURY, leases.RELEASE_OF_BURIED):
+    for statement in (leases.BURY, leases.RELEASES_OF_BURIED[0]):
         with self._transaction(fenced=True) as send:
             send([Statement(statement, values, returns_rows=statement is leases.BURY)])
 
@@ -231,7 +231,7 @@ async def test_burial_and_release_are_one_transaction(postgres: Server, in_two_s
     async with opened(postgres.url, schema) as ledger, host("hold", postgres.url, schema) as other:
         assert await line(other) == "held"
         await ledger.count_by_state()
-        with patched([(leases, "RELEASE_OF_BURIED", "SELECT 1 / 0"), *mutations]):
+        with patched([(leases, "RELEASES_OF_BURIED", ("SELECT 1 / 0",)), *mutations]):
             other.kill()
             await asyncio.sleep(3 * SHORT.silence_s)
             # A release that fails undoes the burial; the deliberate bug leaves a buried owner that has jobs.

@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from nanobanana_async import ApiMall, Session
 from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.ledger.location import as_location
+from nanobanana_async.ledger.postgres import driver
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.postgres.problems import to_ledger_error
 from nanobanana_async.ledger.postgres.schema import CLIENT, Step, Tables, current_tables
@@ -241,6 +243,38 @@ async def test_hosts_that_open_an_empty_database_together_make_one_ledger(
     assert len({secret.result() for secret in secrets}) == 1
     for ledger in ledgers:
         await ledger.aclose()
+
+
+def end_first_connections(monkeypatch: pytest.MonkeyPatch, server: Server, count: int) -> list[int]:
+    """Let the server end the first connections of a ledger once they are made; return a list of all that are made."""
+    connect, made = driver.connect, list[int]()
+
+    def connect_and_end(*args: Any, **options: Any) -> driver.Connection:
+        db = connect(*args, **options)
+        made.append(db.info.backend_pid)
+        if len(made) <= count:
+            server.execute(f"SELECT pg_terminate_backend({made[-1]}, 5000)")
+        return db
+
+    monkeypatch.setattr(driver, "connect", connect_and_end)
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_connection_that_breaks_during_opening_is_replaced_once(
+    postgres: Server, monkeypatch: pytest.MonkeyPatch, *, read_only: bool
+) -> None:
+    schema = new_schema()
+    async with opened(postgres.url, schema) as ledger:
+        await ledger.claim(job())
+    made = end_first_connections(monkeypatch, postgres, 1)
+    async with opened(postgres.url, schema, read_only=read_only) as ledger:
+        assert await ledger.find("order-1") == job()
+    assert len(made) == 2
+    made = end_first_connections(monkeypatch, postgres, 2)
+    assert "terminating connection due to administrator command" in await why_closed(postgres.url, schema)
+    assert len(made) == 2
 
 
 TABLES = current_tables()

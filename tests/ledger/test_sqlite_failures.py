@@ -178,6 +178,17 @@ def test_unknown_sqlite_error_is_passed_on(path: Path) -> None:
     assert "SQLite failed [strange]" in str(from_sqlite_error(sqlite3.Error("strange"), path, busy_s=1.0))
 
 
+@pytest.mark.parametrize("query", ["SELECT budget FROM jobs", "SELECT * FROM charges"])
+def test_tables_of_another_state_are_said_with_what_to_do(path: Path, query: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE jobs (key TEXT)")
+        with pytest.raises(sqlite3.OperationalError) as caught:
+            connection.execute(query)
+    assert "name another file, or use the library that made it" in str(
+        from_sqlite_error(caught.value, path, busy_s=1.0)
+    )
+
+
 async def test_file_is_read_where_wal_can_not_be_created(path: Path) -> None:
     async with ledger_at(path) as ledger:
         await ledger.claim(running())

@@ -51,11 +51,12 @@ def test_each_day_in_utc_counts_under_its_own_name() -> None:
     assert ALICE.resets_at(evening) is None
 
 
-def test_refusal_says_what_is_left_and_when_there_is_more() -> None:
-    assert ALICE.explain_refusal("why", Decimal("12.50"), NOON) == "budget alice: why; 7.5 are left"
+def test_refusal_says_what_is_left_and_what_to_do() -> None:
+    advice = "; a budget of that name with a higher max_credits buys more"
+    assert ALICE.explain_refusal("why", Decimal("12.50"), NOON) == f"budget alice: why; 7.5 are left{advice}"
     assert (
         DAILY.explain_refusal("why", Decimal(28), NOON)
-        == "budget alice: why; 0 are left; it counts from 0 again at 2026-03-13 00:00 UTC"
+        == f"budget alice: why; 0 are left; it counts from 0 again at 2026-03-13 00:00 UTC{advice}"
     )
 
 

@@ -25,8 +25,7 @@ from nanobanana_async.ledger.postgres.sharing import Exchange
 from nanobanana_async.ledger.postgres.statements import PostgresTable
 from nanobanana_async.ledger.writer import Result, WorkItem
 
-FIRST_PAUSE_S = 0.05
-MAX_PAUSE_S = 1.0
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 1.0
 """The pauses between tries while the server is away double from the first to the longest."""
 
 CLOSING_PATIENCE_S = 5.0
@@ -64,8 +63,8 @@ class PostgresConnection:
             raise
 
     def _open(self, tables: Tables) -> None:
-        """Prepare the tables and become an owner; while another host migrates them, wait."""
-        settings = self._settings
+        """Prepare the tables and become an owner: wait while another host migrates, replace one broken connection."""
+        settings, replaced = self._settings, False
         until = settings.clock() + settings.patience_s
         local = driver.transaction_settings(self._url, settings.lease)
         while True:
@@ -77,10 +76,15 @@ class PostgresConnection:
                     self._beat()
                 settings.outage.on_answer()
                 return
-            except errors.LockNotAvailable as error:
-                self._failed(error)
-                if settings.clock() > until:
+            except psycopg.Error as error:
+                # A broken connection may be a pooler's restart. A server that can't be reached is said at once.
+                breaks = breaks_connection(error) and self._db is not None and not replaced
+                if settings.clock() > until or not (breaks or isinstance(error, errors.LockNotAvailable)):
                     raise
+                self._failed(error)
+                if breaks:
+                    self._disconnect()
+                    replaced = True
 
     def run(self, batch: Sequence[WorkItem[Any]]) -> Iterator[list[Result]]:
         """Run work items in one transaction, again if the server is away; yield results as they become final."""
@@ -199,10 +203,9 @@ class PostgresConnection:
         if self._settings.closing.is_set():
             self._gives_up_at = min(self._gives_up_at, now + CLOSING_PATIENCE_S)
         until = now - patience_s if now < self._gives_up_at else now
-        failure = to_ledger_error(error, self._url, connecting=self._db is None)
+        why = to_ledger_error(error, self._url, connecting=self._db is None).message
         waited = "before the ledger was closed" if now >= self._gives_up_at else f"within {patience_s:g} s"
-        message = f"{failure.message}; no success {waited}"
-        failed = [item.failed(LedgerError(message)) for item in items if item.queued_at <= until]
+        failed = [item.failed(LedgerError(f"{why}; no success {waited}")) for item in items if item.queued_at <= until]
         return failed, [item for item in items if item.queued_at > until]
 
     @contextmanager
@@ -291,10 +294,7 @@ class PostgresConnection:
     def _bury(self, dead: Beat) -> None:
         """Bury an owner, unless it has beaten since, and release its jobs in the same transaction."""
         values = {"dead": dead.owner, "count": dead.count}
-        releases = [
-            Statement(sql_text, values, returns_rows=False)
-            for sql_text in (leases.RELEASE_OF_BURIED, leases.FORGET_NOTICES, leases.FORGET_SHARES)
-        ]
+        releases = [Statement(sql_text, values, returns_rows=False) for sql_text in leases.RELEASES_OF_BURIED]
         with self._transaction(fenced=True, answer_s=driver.LONG_ANSWER_S) as send:
             buried, *_ = send([Statement(leases.BURY, values), *releases])
         if not buried:

@@ -157,12 +157,12 @@ BURY = (
     " WHERE id = %(dead)s AND beat = %(count)s AND buried_by IS NULL FOR UPDATE SKIP LOCKED) RETURNING id"
 )
 _IS_BURIED = "EXISTS (SELECT FROM owners WHERE id = %(dead)s AND buried_by = %(me)s)"
-RELEASE_OF_BURIED = (
+RELEASES_OF_BURIED = (
     "UPDATE jobs SET owner = NULL WHERE owner = %(dead)s AND state IN ('pending', 'submitting', 'running')"
-    f" AND {_IS_BURIED}"
+    f" AND {_IS_BURIED}",
+    f"DELETE FROM callback_notices WHERE owner = %(dead)s AND {_IS_BURIED}",
+    f"DELETE FROM shares WHERE owner = %(dead)s AND {_IS_BURIED}",
 )
-FORGET_NOTICES = f"DELETE FROM callback_notices WHERE owner = %(dead)s AND {_IS_BURIED}"
-FORGET_SHARES = f"DELETE FROM shares WHERE owner = %(dead)s AND {_IS_BURIED}"
 RESIGN = (
     "UPDATE jobs SET owner = NULL WHERE owner = %(me)s AND state IN ('pending', 'submitting', 'running')",
     "DELETE FROM callback_notices WHERE owner = %(me)s",
