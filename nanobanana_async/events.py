@@ -307,7 +307,7 @@ class EventEmitter:
 
     def __init__(self, observers: tuple[Observer, ...] = (), *, account: str | None = None) -> None:
         session_observers = (each.observer() if isinstance(each, ObserverFactory) else each for each in observers)
-        self._observers = (partial(log_event, account=account), *session_observers)
+        self._observers: tuple[Callable[[Event], None], ...] = (partial(log_event, account=account), *session_observers)
 
     def __call__(self, event: Event) -> None:
         """Call all observers in order."""

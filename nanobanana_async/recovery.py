@@ -8,7 +8,7 @@ from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.reconciler import Reconciler
 from nanobanana_async.engine.resolver import JobResolver
 from nanobanana_async.engine.tracked_job import TrackedJob
-from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.errors import ConfigurationError, SessionClosed
 from nanobanana_async.escaping import plain_text
 from nanobanana_async.events import log
 from nanobanana_async.gateways.capabilities import HasHistory
@@ -28,6 +28,7 @@ async def attach_task(engine: Engine, task_id: str, key: str | None, request: Im
         request, _ = await engine.references.identify(request)
     for each in engine.members:
         known = await each.store.ledger.find_task(each.account, task_id)
+        _check_open(engine)
         if known is not None:
             _check_attach_matches(each, known, key, request)
             if (tracked := await engine.find(known.key)) is not None:
@@ -65,6 +66,7 @@ async def resolve_job(engine: Engine, job: Job | str, *, task_id: str | None, no
     key = plain_text(job) if isinstance(job, str) else job.key
     home = engine
     if len(engine.members) > 1 and (found := await engine.find(key)) is not None:
+        _check_open(engine)
         home = engine.home_of(found)
     tracked = await JobResolver(home).resolve(key, task_id=task_id, buy_again=buy_again)
     engine.keep_for_handle(tracked)
@@ -83,6 +85,12 @@ def check_one_account(engine: Engine, what: str) -> None:
         raise ConfigurationError(f"{what} in a session with one account: this one has several")
 
 
+def _check_open(engine: Engine) -> None:
+    """Raise `SessionClosed` if the session was closed while a call waited: its ledger may be closed, too."""
+    if engine.scheduler.closing:
+        raise SessionClosed("the session was closed while you waited")
+
+
 def _handles_of(engine: Engine, tracked: Sequence[TrackedJob]) -> list[Job]:
     """Return handles of jobs, oldest first. They outlive their callers from then on."""
     for job in tracked:
@@ -97,6 +105,7 @@ async def _warn_of_absent_accounts(engine: Engine) -> None:
     ledger = engine.store.ledger
     if len(engine.members) == 1 or not isinstance(ledger, SqliteLedger):
         return
+    _check_open(engine)
     ours = {each.account for each in engine.members}
     for (gateway, account), count in (await ledger.count_by_account()).items():
         if account not in ours:

@@ -165,7 +165,8 @@ class RoutedEngine(Engine):
     async def fetch_image_links(self, task_id: str) -> dict[int, str]:
         """Poll a task once more for new links to its images, with the account that the ledger says has it."""
         for engine in self.members:
-            if await self.store.ledger.find_task(engine.account, task_id) is not None:
+            known = await self.store.ledger.find_task(engine.account, task_id)
+            if known is not None or self.scheduler.closing:  # which `fetch_image_links` says
                 return await engine.fetch_image_links(task_id)
         for engine in self.members[:-1]:
             try:

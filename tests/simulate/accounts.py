@@ -104,12 +104,7 @@ class SharedAccounts(Shared):
         draw = random.Random(f"{self.plan.seed} {process.name} accounts")
         accounts = list(ACCOUNTS) if last or draw.random() < 0.8 else [draw.choice(ACCOUNTS)]
         draw.shuffle(accounts)
-        kind = ApiMall if self.plan.keyed else DefApi
-        lifetime = {"key_lifetime_s": self.plan.key_lifetime_s} if self.plan.keyed else {}
-        gateways = [
-            kind(api_key=f"sk-{process.name}-{each}-01234567", account=f"studio{each}", expected_job_s=5.0, **lifetime)
-            for each in accounts
-        ]
+        gateways = [self._gateway(process, each) for each in accounts]
         transports = [AccountTransport(self.network, each, process, self.oracle.key_of) for each in accounts]
         several = len(accounts) > 1
         return Session(
@@ -122,6 +117,13 @@ class SharedAccounts(Shared):
             polling=PollPolicy(target_delay_s=2.0),
             observers=[self.oracle.observer(process)],
         )
+
+    def _gateway(self, process: Process, account: int) -> ApiMall | DefApi:
+        key, name = f"sk-{process.name}-{account}-0123456789", f"studio{account}"
+        if self.plan.keyed:
+            lifetime_s = self.plan.key_lifetime_s
+            return ApiMall(api_key=key, account=name, key_lifetime_s=lifetime_s, expected_job_s=5.0)
+        return DefApi(api_key=key, account=name, expected_job_s=5.0)
 
     def world_calms_down(self) -> None:
         """Let the accounts have all they need."""
