@@ -53,8 +53,9 @@ class Hosts:
         )
         self.execute("INSERT INTO accounts (account) VALUES ('defapi:other'), ('mine')")
         self.execute(
-            "INSERT INTO shares SELECT CASE process WHEN 32 THEN 'defapi:other' ELSE 'mine' END, id, 6, 6, 5, 1, 8,"
-            " 0, process = 9, 0, 0, 0, NULL, 1 FROM owners WHERE buried_by IS NULL"
+            "INSERT INTO shares (account, owner, granted, target, held, in_flight, queued, interactive, reserve, used,"
+            " spoke_at, reports) SELECT CASE process WHEN 32 THEN 'defapi:other' ELSE 'mine' END, id, 6, 6, 5, 1, 8,"
+            " process = 9, 0, 0, 0, 1 FROM owners WHERE buried_by IS NULL"
         )
 
 

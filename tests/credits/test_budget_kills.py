@@ -53,7 +53,9 @@ async def test_killed_processes_spend_a_budget_and_no_more(tmp_path: Path) -> No
             assert (one.wait(), two.wait()) == (0, 0)
         records = emulator.records()
     assert records.counts["creates charged"] == JOBS
-    assert all(len(bought.task_ids) == 1 for bought in records.prompts.values())
+    assert (
+        max(len(bought.task_ids) for bought in records.prompts.values()) == 1
+    )  # some were refused, and then lacked credits
     known = SqliteLedger(ledger)
     await known.open()
     (alice,) = await known.budgets(utcnow())

@@ -118,9 +118,8 @@ async def test_burial_releases_jobs_and_share_together(postgres: Server) -> None
     async with opened(postgres.url, schema) as (ledger,):
         postgres.execute(
             "INSERT INTO owners (host, process, client, lease_s) VALUES ('gone', 1, '', 1)",
-            "INSERT INTO shares SELECT 'mine', id, 7, 7, 7, 0, 0, false, 0, 0, 0, NULL, 1"
-            " FROM owners WHERE host = 'gone'"
-            "",
+            "INSERT INTO shares (account, owner, granted, target, held, in_flight, queued, interactive, reserve, used,"
+            " spoke_at, reports) SELECT 'mine', id, 7, 7, 7, 0, 0, false, 0, 0, 0, 1 FROM owners WHERE host = 'gone'",
             schema=schema,
         )
         assert (await ledger.exchange(ACCOUNT, Report(number=1, held=0))).granted == 0
