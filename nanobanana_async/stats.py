@@ -1,10 +1,8 @@
 """A snapshot of a session: limits, requests, jobs and credits."""
 
-import operator
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from functools import reduce
 from typing import TypeVar
 
 from attrs import frozen
@@ -140,8 +138,12 @@ def sum_stats(accounts: Sequence[SessionStats]) -> SessionStats:
 
 def _sum_if_known(values: Sequence[Number | None]) -> Number | None:
     """Return the sum; None if one of the values is unknown."""
-    known = [value for value in values if value is not None]
-    return reduce(operator.add, known) if len(known) == len(values) else None
+    total: Number | None = None
+    for value in values:
+        if value is None:
+            return None
+        total = value if total is None else total + value
+    return total
 
 
 def _outage(engine: Engine) -> str | None:

@@ -10,7 +10,7 @@ from typing import Literal
 from weakref import WeakSet
 
 import anyio
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 
 from nanobanana_async.config import Timeouts
 from nanobanana_async.engine.account_memory import AccountMemory
@@ -50,6 +50,14 @@ from nanobanana_async.policy.session_budget import SessionBudget
 from nanobanana_async.references import ReferencePublisher
 
 
+def _make_guard(parts: "SessionComponents") -> LoopGuard:
+    return LoopGuard(f"<Session {parts.gateway.name}>")
+
+
+def _make_callback_urls(parts: "SessionComponents") -> CallbackUrls:
+    return CallbackUrls(parts.ledger, parts.guard)
+
+
 @frozen(kw_only=True)
 class SessionComponents:
     """The parts that a session opens, and its settings."""
@@ -68,16 +76,8 @@ class SessionComponents:
     publisher: ReferencePublisher | None
     adopt: Literal["follow", "buy"] | None
     adopt_every_s: float
-    guard: LoopGuard = field()
-    callback_urls: CallbackUrls = field(init=False)
-
-    @guard.default
-    def _make_guard(self) -> LoopGuard:
-        return LoopGuard(f"<Session {self.gateway.name}>")
-
-    @callback_urls.default
-    def _make_callback_urls(self) -> CallbackUrls:
-        return CallbackUrls(self.ledger, self.guard)
+    guard: LoopGuard = field(default=Factory(_make_guard, takes_self=True))
+    callback_urls: CallbackUrls = field(init=False, default=Factory(_make_callback_urls, takes_self=True))
 
     def disown(self) -> None:
         """Leave the sockets to the parent process; called in a forked child."""
