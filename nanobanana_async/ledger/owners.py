@@ -71,6 +71,8 @@ class Owners:
                 self._folder.mkdir(mode=0o700, exist_ok=True)
                 descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             except FileNotFoundError:
+                if not self._folder.parent.exists():
+                    raise
                 continue
             except FileExistsError:  # from mkdir: the folder existed, and was removed before mkdir checked its type
                 if _is_not_a_folder(self._folder):

@@ -231,6 +231,11 @@ async def test_foreign_files_in_the_folder_are_kept(path: Path, opened: Opening)
     assert [file.name for file in folder.iterdir()] == ["notes.txt"]
 
 
+def test_ledger_whose_folder_was_removed_has_no_owner(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Owners(tmp_path / "gone" / "jobs.sqlite").acquire()
+
+
 async def test_files_are_private_to_the_user(path: Path, opened: Opening) -> None:
     ledger = await opened()
     await ledger.claim(job())
