@@ -33,6 +33,7 @@ from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.location import ledger_at
 from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.ledger.postgres.url import PostgresUrl
+from nanobanana_async.loop_guard import LoopGuard
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.named_budget import Budget
 from nanobanana_async.policy.polling import PollPolicy
@@ -80,6 +81,8 @@ def make_components(
     references: ReferencePublisher | None,
     adopt: Adopt | None,
     adopt_every_s: float,
+    guard: LoopGuard | None = None,
+    log_account: str | None = None,
 ) -> SessionComponents:
     """Return the components of a session; raise `ConfigurationError`, which says what to pass, for a wrong setting."""
     policies = {
@@ -107,13 +110,14 @@ def make_components(
         allow_networks=allow_networks,
         download_headers=download_headers,
     )
-    chosen_ledger = _to_ledger(ledger)
+    chosen_ledger = to_ledger(ledger)
+    shared = {} if guard is None else {"guard": guard}
     return SessionComponents(
         gateway=gateway,
         ledger=chosen_ledger,
         transport=transport,
         downloads=downloads,
-        emit=EventEmitter(_as_observers(observers)),
+        emit=EventEmitter(_as_observers(observers), account=log_account),
         concurrency=concurrency,
         polling=polling or PollPolicy(),
         retry=retry or RetryPolicy(),
@@ -123,10 +127,11 @@ def make_components(
         publisher=references,
         adopt=which_to_adopt(adopt, chosen_ledger),
         adopt_every_s=as_number("adopt_every_s", adopt_every_s, above=0.0),
+        **shared,
     )
 
 
-def _to_ledger(ledger: Ledger | str | os.PathLike[str] | PostgresUrl | None) -> Ledger:
+def to_ledger(ledger: Ledger | str | os.PathLike[str] | PostgresUrl | None) -> Ledger:
     """Return the ledger for a setting: a ledger, a path, a PostgreSQL URL, or None for memory."""
     match ledger:
         case None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from attrs import asdict, field, frozen
@@ -219,7 +220,7 @@ _EVENT_NAMES: dict[type, str] = {
 }
 
 
-def log_event(event: Event) -> None:
+def log_event(event: Event, account: str | None = None) -> None:
     """Log an event under a stable name, with its facts as extras, which hold neither prompts nor API keys."""
     kind = type(event)
     level = _LOG_LEVELS[kind]
@@ -227,7 +228,7 @@ def log_event(event: Event) -> None:
         level = logging.WARNING if event.record.missing else _LEVELS_OF_STATES.get(event.record.state, level)
     if not log.isEnabledFor(level):
         return
-    facts = _log_facts(event)
+    facts = _log_facts(event) | ({} if account is None else {"account": account})
     text = " ".join(f"{name}={value}" for name, value in facts.items() if value is not None)
     log.log(level, "%s %s", _EVENT_NAMES[kind], one_line(text), extra={"event": _EVENT_NAMES[kind], **facts})
 
@@ -304,9 +305,9 @@ def _error_without_body(error: Exception) -> str:
 class EventEmitter:
     """Pass each event to every observer; an observer that raises is logged and does not affect the job."""
 
-    def __init__(self, observers: tuple[Observer, ...] = ()) -> None:
+    def __init__(self, observers: tuple[Observer, ...] = (), *, account: str | None = None) -> None:
         session_observers = (each.observer() if isinstance(each, ObserverFactory) else each for each in observers)
-        self._observers = (log_event, *session_observers)
+        self._observers: tuple[Callable[[Event], None], ...] = (partial(log_event, account=account), *session_observers)
 
     def __call__(self, event: Event) -> None:
         """Call all observers in order."""

@@ -221,7 +221,7 @@ class Job:
 
     def last_failure(self) -> NanoBananaError | None:
         """Return why the last request of an unfinished job failed, or of another job if this one waits for it."""
-        why = self._tracked.last_failure or self._engine.poller.outage.error
+        why = self._tracked.last_failure or self._engine.home_of(self._tracked).poller.outage.error
         return None if why is None else why.for_job(self.key, safe_to_repeat=False)
 
     def _result_from_record(self) -> GenerationResult:

@@ -171,17 +171,18 @@ class JobRecord:
         body: bytes,
         created_at: datetime,
         account: str | None = None,
+        gateway: str | None = None,
         request: ImageRequest | None = None,
         budget: str | None = None,
     ) -> "JobRecord":
         """Return the record of the next generation: a deliberate new purchase with its own `Idempotency-Key`.
 
-        `account` is another account that buys it; only a job that was never accepted may move.
+        `account` is another account that buys it, at `gateway`; only a job that was never accepted may move.
         `request` is the equal one that was given now: its URLs may have newer signatures. `budget` is one given now.
         """
         return JobRecord(
             key=self.key,
-            gateway=self.gateway,
+            gateway=gateway or self.gateway,
             account=account or self.account,
             request=request or self.request,
             body=body,

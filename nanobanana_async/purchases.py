@@ -32,9 +32,9 @@ from nanobanana_async.models import (
     TaskType,
     to_request,
 )
-from nanobanana_async.policy.fair_queue import check_group, check_priority
 from nanobanana_async.policy.named_budget import Budget, BudgetState
 from nanobanana_async.policy.prices import parse_credits
+from nanobanana_async.policy.turn_settings import check_group, check_priority
 from nanobanana_async.validators import as_timeout, check_kind
 from nanobanana_async.values import is_absent, to_mapping
 

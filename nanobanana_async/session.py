@@ -12,17 +12,11 @@ from uuid import UUID
 import aiohttp
 
 from nanobanana_async.batch.rows import job_key_of_row
-from nanobanana_async.callers import handle_once_stored
-from nanobanana_async.config import Timeouts, gateway_from_env
-from nanobanana_async.connections import make_components, wrong_gateway_error
+from nanobanana_async.config import Timeouts
 from nanobanana_async.engine.adoption import Adopt
 from nanobanana_async.engine.balance import BalanceReader
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.lifecycle import SessionLifecycle
-from nanobanana_async.engine.reconciler import Reconciler
-from nanobanana_async.engine.resolver import JobResolver
 from nanobanana_async.errors import ConfigurationError, SessionClosed
-from nanobanana_async.escaping import plain_text
 from nanobanana_async.events import Observer
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.gateways.secret import Secret
@@ -31,8 +25,7 @@ from nanobanana_async.http.tls_and_proxies import to_proxy_secret
 from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.images.names import NameFacts, NameTemplate, default_name
 from nanobanana_async.images.target import SaveTarget, as_target
-from nanobanana_async.jobs import JobSnapshot
-from nanobanana_async.keys import batch_key_prefix, key_for_task, validate_task_id
+from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.loop_guard import NoPlainWith
@@ -42,8 +35,10 @@ from nanobanana_async.policy.named_budget import Budget
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.purchases import Purchases
+from nanobanana_async.recovery import attach_task, check_one_account, reconcile_jobs, resolve_job, resume_jobs
 from nanobanana_async.references import ReferencePublisher
-from nanobanana_async.stats import SessionStats, collect_stats
+from nanobanana_async.session_accounts import Prefer, make_session_parts, to_gateways
+from nanobanana_async.stats import SessionStats, collect_stats, sum_stats
 from nanobanana_async.validators import check_kind, check_switch
 from nanobanana_async.values import as_key_text, validate_row_key
 
@@ -66,11 +61,13 @@ class Session(Purchases, NoPlainWith):
     `nanobanana_async.webhooks.ReferenceHost` does.
     `adopt` takes over jobs of dead processes by itself, every `adopt_every_s`, as `resume` does: "follow" those that
     may be bought already, "buy" also those that were never sent, None nothing; "auto" is "follow" on PostgreSQL.
+    With several gateways, a list, each job is bought by one of them (`docs/accounts.md`); `prefer` is `"wait"` or a
+    list of those that get jobs first.
     """
 
     def __init__(
         self,
-        gateway: Gateway | None = None,
+        gateway: Gateway | Sequence[Gateway] | None = None,
         *,
         ledger: Ledger | str | os.PathLike[str] | PostgresUrl | None = None,
         concurrency: ConcurrencyPolicy | None = None,
@@ -80,7 +77,7 @@ class Session(Purchases, NoPlainWith):
         max_credits: Decimal | float | None = None,
         budgets: Mapping[str, Budget] | None = None,
         observers: Sequence[Observer] = (),
-        http: aiohttp.ClientSession | Transport | None = None,
+        http: aiohttp.ClientSession | Transport | Sequence[Transport] | None = None,
         tls: ssl.SSLContext | bool | None = None,
         proxy: str | Secret | None = None,
         trust_env: bool = False,
@@ -89,18 +86,20 @@ class Session(Purchases, NoPlainWith):
         references: ReferencePublisher | None = None,
         adopt: Adopt | None = "auto",
         adopt_every_s: float = 30.0,
+        prefer: Prefer | None = None,
     ) -> None:
         hidden = to_proxy_secret(proxy)
         del proxy  # it may hold a password, which the traceback of a ConfigurationError would show
         if isinstance(hidden, ConfigurationError):
             raise hidden
-        problem = None if gateway is None else wrong_gateway_error(gateway)
-        if problem is not None:
+        gateways = to_gateways(gateway)
+        if isinstance(gateways, ConfigurationError):
             del gateway  # it may be an API key
-            raise problem
-        self.gateway = gateway_from_env() if gateway is None else gateway  # where it buys
-        self._components = make_components(
-            self.gateway,
+            raise gateways
+        self.gateway = gateways[0]
+        self._components, self._session_task = make_session_parts(
+            gateways,
+            prefer,
             ledger=ledger,
             concurrency=concurrency,
             polling=polling,
@@ -121,13 +120,13 @@ class Session(Purchases, NoPlainWith):
         )
         self._callback_urls = self._components.callback_urls
         self._balance: BalanceReader | None = None
-        self._session_task = SessionLifecycle(f"<Session {self.gateway.name}>", self._components)
 
     def __repr__(self) -> str:
         if "_session_task" not in self.__dict__:  # a traceback or debugger may show a session whose constructor raised
             return "<Session not built>"
         engine = self._session_task.engine
-        state = "not open" if engine is None else f"open, {engine.slots.held} jobs held"
+        held = 0 if engine is None else sum(each.slots.held for each in engine.members)
+        state = "not open" if engine is None else f"open, {held} jobs held"
         return f"<Session {self.gateway.name} {'closed' if self._session_task.closed else state}>"
 
     async def __aenter__(self) -> Self:
@@ -181,19 +180,7 @@ class Session(Purchases, NoPlainWith):
         that it does not know is polled once first: raises `TaskNotFound` if the gateway does not know it, after up to
         40 seconds because a new task may not be visible yet.
         """
-        engine = self._require_engine()
-        task_id = validate_task_id(task_id)
-        check_kind("request", request, (ImageRequest, type(None)), "an ImageRequest")
-        if request is not None:
-            request, _ = await engine.references.identify(request)
-        known = await self._components.ledger.find_task(self.gateway.account, task_id)
-        if known is not None:
-            engine.check_attach_matches(known, key, request)
-            if (job := await self.job(known.key)) is not None:
-                return job
-        record = engine.new_attached_record(task_id, key_for_task(task_id) if key is None else key, request)
-        seen = await JobResolver(engine).query_before_attach(record)
-        return await handle_once_stored(engine, engine.attach(record, seen))
+        return await attach_task(self._require_engine(), task_id, key, request)
 
     async def resume(self, *, buy: bool = False) -> list[Job]:
         """Adopt the unfinished jobs of the ledger that have no live owner: of dead processes and of closed sessions.
@@ -205,10 +192,7 @@ class Session(Purchases, NoPlainWith):
         """
         engine = self._require_engine()
         check_switch("buy", buy)
-        adopted = await self._session_task.adoption.adopt(buy=buy)
-        for tracked in adopted:
-            engine.keep_for_handle(tracked)
-        return [Job(engine, tracked) for tracked in adopted]
+        return await resume_jobs(engine, self._session_task.adoption, buy=buy)
 
     async def resolve(
         self, job: Job | str, *, task_id: str | None = None, not_bought: bool = False, buy_again: bool = False
@@ -222,14 +206,7 @@ class Session(Purchases, NoPlainWith):
         task. Raises `ConfigurationError` for any other job, and for the task id of another job.
         """
         engine = self._require_engine()
-        chosen = [task_id is not None, not_bought, buy_again]
-        if any(not isinstance(choice, bool) for choice in chosen) or chosen.count(True) != 1:
-            raise ConfigurationError("pass exactly one of task_id, not_bought=True, buy_again=True")
-        check_kind("job", job, (str, Job, JobSnapshot), "a Job or the key of one")
-        key = plain_text(job) if isinstance(job, str) else job.key
-        tracked = await JobResolver(engine).resolve(key, task_id=task_id, buy_again=buy_again)
-        engine.keep_for_handle(tracked)
-        return Job(engine, tracked)
+        return await resolve_job(engine, job, task_id=task_id, not_bought=not_bought, buy_again=buy_again)
 
     async def reconcile(self) -> list[Job]:
         """Find out by the gateway's history which UNCERTAIN jobs were bought; return those with an answer.
@@ -243,10 +220,7 @@ class Session(Purchases, NoPlainWith):
         `ConfigurationError` if the gateway has no history.
         """
         engine = self._require_engine()
-        tracked = await Reconciler(engine).reconcile()
-        for job in tracked:
-            engine.keep_for_handle(job)
-        return [Job(engine, job) for job in tracked]
+        return await reconcile_jobs(engine)
 
     async def download(self, image: GeneratedImage, *, verify: bool = True) -> bytes:
         """Return the bytes of an image. An expired link is refreshed once. Raises `DownloadError`.
@@ -294,6 +268,7 @@ class Session(Purchases, NoPlainWith):
         Raises `ConfigurationError` for a gateway that states no balance, and errors as a poll does.
         """
         engine = self._require_engine()
+        check_one_account(engine, "read the balance")
         if self._balance is None:
             parts = self._components
             query_s = parts.timeouts.query_s
@@ -301,8 +276,12 @@ class Session(Purchases, NoPlainWith):
         return await self._balance.read()
 
     def stats(self) -> SessionStats:
-        """Return a snapshot of limits, requests, jobs and credits."""
-        return collect_stats(self._require_engine(closed_too=True))
+        """Return a snapshot of limits, requests, jobs and credits; with several accounts, their sums."""
+        return sum_stats(list(self.accounts().values()))
+
+    def accounts(self) -> dict[str, SessionStats]:
+        """Return the `stats` of each account, by its identifier in ledgers."""
+        return {each.account: collect_stats(each) for each in self._require_engine(closed_too=True).members}
 
     def _require_engine(self, *, closed_too: bool = False) -> Engine:
         self._components.guard.check()

@@ -1,7 +1,9 @@
 """A snapshot of a session: limits, requests, jobs and credits."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
+from typing import TypeVar
 
 from attrs import frozen
 
@@ -9,6 +11,8 @@ from nanobanana_async.engine.engine import Engine
 from nanobanana_async.formatting import duration, moment, number
 from nanobanana_async.jobs import JobState
 from nanobanana_async.notebook_html import card, table
+
+Number = TypeVar("Number", int, float, Decimal)
 
 
 @frozen(kw_only=True)
@@ -104,6 +108,42 @@ def collect_stats(engine: Engine) -> SessionStats:
         credits_spent=store.credits.spent,
         credits_remaining=store.credits.remaining,
     )
+
+
+def sum_stats(accounts: Sequence[SessionStats]) -> SessionStats:
+    """Return the sums over the accounts of a session. What is true of the session is what is true of all of them."""
+    if len(accounts) == 1:
+        return accounts[0]
+    medians = [each for each in accounts if each.job_duration_median_s is not None]
+    most = max(medians, key=lambda each: each.succeeded, default=accounts[0])
+    outages = [each.outage for each in accounts if each.outage is not None]
+    pauses = [each.paused_until for each in accounts if each.paused_until is not None]
+    kinds = {each.limit_kind for each in accounts}
+    counts = ("slots_held", "queued", "requests_in_flight", "polls", "throttled", "succeeded", "failed", "refused")
+    sums = {name: sum(getattr(each, name) for each in accounts) for name in (*counts, "uncertain", "withdrawn")}
+    return SessionStats(
+        job_limit=_sum_if_known([each.job_limit for each in accounts]),
+        creates_per_s=_sum_if_known([each.creates_per_s for each in accounts]),
+        limit_kind=kinds.pop() if len(kinds) == 1 else None,
+        creates_paused=all(each.creates_paused for each in accounts),
+        outage="; ".join(outages) if len(outages) == len(accounts) else None,
+        paused_until=min(pauses) if len(pauses) == len(accounts) else None,
+        job_duration_median_s=most.job_duration_median_s,
+        job_duration_sigma=most.job_duration_sigma,
+        credits_spent=sum((each.credits_spent for each in accounts), Decimal(0)),
+        credits_remaining=_sum_if_known([each.credits_remaining for each in accounts]),
+        **sums,
+    )
+
+
+def _sum_if_known(values: Sequence[Number | None]) -> Number | None:
+    """Return the sum; None if one of the values is unknown."""
+    total: Number | None = None
+    for value in values:
+        if value is None:
+            return None
+        total = value if total is None else total + value
+    return total
 
 
 def _outage(engine: Engine) -> str | None:

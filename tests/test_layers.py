@@ -31,6 +31,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"engine"}),
     frozenset({"connections", "handle", "image_saver", "reference_host", "stats"}),
     frozenset({"callers"}),
+    frozenset({"recovery", "session_accounts"}),
     frozenset({"batch"}),
     frozenset({"purchases"}),
     frozenset({"session"}),

@@ -1,6 +1,6 @@
 """Stop a batch when a budget of the account is used up for longer than the batch may wait."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import anyio
 
@@ -12,15 +12,15 @@ CHECK_S = 1.0
 
 
 async def watch_budget(
-    used_up: UsedUpBudgets,
+    used_up: Sequence[UsedUpBudgets],
     most_s: float,
     is_over: Callable[[], bool],
     give_up: Callable[[NanoBananaError], None],
 ) -> None:
-    """Call `give_up` with the reason once the wait would be too long; return when the batch is over."""
+    """Call `give_up` with the reason once the wait would be too long for all accounts; return after the batch."""
     while not is_over():
-        until = used_up.until
-        if until is not None and used_up.pause_outlasts(most_s):
+        until = min((each.until for each in used_up if each.until is not None), default=None)
+        if until is not None and all(each.pause_outlasts(most_s) for each in used_up):
             why = (
                 f"the account's daily budget of requests is used up until {moment(until)}; what runs stays in the"
                 " ledger: run the batch again then"

@@ -13,8 +13,8 @@ from nanobanana_async.events import log
 from nanobanana_async.failures import to_failure_kinds
 from nanobanana_async.images.names import NameTemplate
 from nanobanana_async.images.target import Target
-from nanobanana_async.policy.fair_queue import check_group, check_priority
 from nanobanana_async.policy.named_budget import Budget
+from nanobanana_async.policy.turn_settings import check_group, check_priority
 from nanobanana_async.validators import validate_switch
 
 BLOCKED_S = 0.25

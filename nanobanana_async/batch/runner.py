@@ -87,7 +87,7 @@ class BatchRunner:
         """Pull rows until the input ends or the batch stops buying. Runs in the session's task group."""
         self._group = group
         if (most_s := self._options.max_budget_wait_s) is not None:
-            used_up = self._engine.poller.used_up_budgets
+            used_up = [each.poller.used_up_budgets for each in self._engine.members]
             group.start_soon(watch_budget, used_up, most_s, lambda: self.is_exhausted, self._give_up)
         try:
             await self._pull_all()

@@ -5,6 +5,7 @@ can't store what was learned is logged once.
 """
 
 import asyncio
+from typing import Self
 
 import anyio
 
@@ -49,6 +50,14 @@ class AccountMemory:
             log.warning("learned.unreadable account=%s error=%s", self._account, type(failure).__name__)
         self._restore(self._stored)
         self._seen = self._export()
+
+    @classmethod
+    async def loaded(cls, ledger: Ledger, engine: Engine) -> Self:
+        """Let an engine start from what the ledger knows of its account, and store there what it learns."""
+        memory = cls(ledger, engine.account, engine)
+        await memory.load()
+        engine.scheduler.background_tasks.append(memory.keep_saving)
+        return memory
 
     async def save(self) -> None:
         """Store what changed since the last time, if anything did."""

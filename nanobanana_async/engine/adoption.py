@@ -1,6 +1,6 @@
 """Adopt the jobs of a ledger that have no owner: when the session is asked to, and regularly."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from typing import Literal
 
 import anyio
@@ -10,7 +10,7 @@ from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import ConfigurationError, NanoBananaError, SessionClosed
 from nanobanana_async.events import log
-from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.base import Ledger, SharesAccount
 from nanobanana_async.validators import shown
 
@@ -33,7 +33,7 @@ def which_to_adopt(adopt: Adopt | None, ledger: Ledger) -> Literal["follow", "bu
 
 
 class Adoption:
-    """Takes over the jobs of the account that have no owner, as `Session.resume` says."""
+    """Takes over the jobs of the session's accounts that have no owner, as `Session.resume` says."""
 
     def __init__(self, engine: Engine, adopt: Literal["follow", "buy"] | None, every_s: float) -> None:
         self._engine = engine
@@ -80,18 +80,18 @@ class Adoption:
     async def _adopt_all(self, *, buy: bool) -> list[TrackedJob]:
         """Follow jobs that have no owner; return those that this session owns now."""
         engine = self._engine
-        unfinished: AsyncIterator[JobRecord] = engine.store.ledger.adoptable_jobs(engine.account)
         jobs: list[TrackedJob] = []
         waiting: list[TrackedJob] = []
-        async for record in unfinished:
-            if record.key not in engine.tracked and (buy or record.state is not JobState.PENDING):
-                job = engine.build_tracked_job(record)
-                job.may_buy = buy  # it may be PENDING again by the time of the claim
-                waiting.append(engine.ensure_followed(job))
-                self._unreturned.append(job)
-            if len(waiting) >= ADOPT_BATCH:
-                jobs += await _wait_for_claims(waiting)
-                waiting = []
+        for account in [each.account for each in engine.members]:
+            async for record in engine.store.ledger.adoptable_jobs(account):
+                if record.key not in engine.tracked and (buy or record.state is not JobState.PENDING):
+                    job = engine.build_tracked_job(record)
+                    job.may_buy = buy  # it may be PENDING again by the time of the claim
+                    waiting.append(engine.ensure_followed(job))
+                    self._unreturned.append(job)
+                if len(waiting) >= ADOPT_BATCH:
+                    jobs += await _wait_for_claims(waiting)
+                    waiting = []
         return jobs + await _wait_for_claims(waiting)
 
 

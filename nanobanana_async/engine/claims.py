@@ -62,6 +62,9 @@ class Claims:
         clock: Callable[[], float],
     ) -> None:
         self._gateway = gateway
+        self._account = gateway.account
+        self.follow_with_account: Callable[[TrackedJob, JobRecord], bool] = lambda job, record: False
+        """Lets the engine of another account follow a job; returns whether the session has that account (`Router`)."""
         self._store = store
         self._slots = slots
         self._poller = poller
@@ -99,11 +102,11 @@ class Claims:
     @staticmethod
     def take_budget(job: TrackedJob, budget: str | None) -> None:
         """Let a budget that a later caller names count a job that was not sent yet, and that no budget counts."""
-        waits = job.record.state is JobState.PENDING and job.phase is not Phase.IN_FLIGHT
+        waits = job.record.state is JobState.PENDING and job.phase not in (Phase.IN_FLIGHT, Phase.MOVING)
         if budget is not None and waits and job.record.budget is None:
             job.record = evolve(job.record, budget=budget)
 
-    async def check_owner(self, job: TrackedJob) -> Next:
+    async def check_owner(self, job: TrackedJob) -> Next | None:
         """Adopt a job that has no owner, or read the state of one that another owner follows."""
         while True:
             claim = await self._store.ledger.adopt(job.key)
@@ -111,11 +114,22 @@ class Claims:
                 raise LedgerError(f"job {job.key} is no longer in the ledger")
             if job.late_answer is not None and await self._write_late_answer(job, job.late_answer, claim):
                 continue
+            if claim.record.account != self._account:
+                return await self._leave_to_account(job, claim)
             if job.may_buy or job.withdraw_requested or not claim.is_ours or claim.record.state is not JobState.PENDING:
                 return self._apply_claim(job, claim)
             await self._store.ledger.release(job.key)
             if not (job.may_buy or job.withdraw_requested):  # else another caller has asked for it meanwhile
                 return StopFollowing()
+
+    async def _leave_to_account(self, job: TrackedJob, claim: Claim) -> Next | None:
+        """Stop following a job that another session gave to another account: polls and repeats are that account's."""
+        if self.follow_with_account(job, claim.record):
+            return None
+        if claim.is_ours:
+            await self._store.ledger.release(job.key)
+        why = account_conflict(claim.record, self._gateway.name, self._account, self.ledger_location)
+        return Finish(ConfigurationError(why, key=job.key, safe_to_repeat=False))
 
     async def _write_late_answer(self, job: TrackedJob, late: LateAnswer, claim: Claim) -> bool:
         """Write the outcome of a create to a job that this session has lost; return whether it was written."""

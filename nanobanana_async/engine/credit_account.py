@@ -40,6 +40,8 @@ class CreditAccount:
         """The balance of the account as the gateway last stated it; only a hint."""
         self.tracked: Mapping[str, TrackedJob] = {}
         """`Scheduler.tracked`."""
+        self.followed: Mapping[str, TrackedJob] = {}
+        """The tracked jobs of all accounts of the session, which a batch or a budget counts together."""
         self._reservations: dict[str, _Reservation] = {}
         """Key -> the caps and the price of a job's reservation, until its charge is final."""
         self._budgets: dict[str, LedgerCap] = {}
@@ -110,7 +112,7 @@ class CreditAccount:
             return
         blocked = allowance.refusal is Refusal.ESTIMATE
         waits = allowance.others_may_free or any(
-            key in self.tracked for key in allowance.ours_may_free if key != job.key
+            key in self.followed for key in allowance.ours_may_free if key != job.key
         )
         answer, spent = Affordable.LATER if waits else Affordable.NEVER, allowance.other_charges
         if (budget := allowance.budget) is not None:

@@ -67,11 +67,13 @@ class Dispatcher:
         self._image_polls: deque[ImagePoll] = deque()
         self.on_admitted: Callable[[], None] = lambda: None
         """Called after each decision about all that waits."""
+        self.ask_again_every_s = NEVER
+        """How often a job asks again that waits for credits, if other accounts may free some."""
 
     @property
     def unsent_count(self) -> int:
         """How many jobs wait to be sent for the first time."""
-        return len({job.key for job in self._pending if _waits_to_be_sent(job) and not job.record.possibly_bought})
+        return len({job.key for job in self._pending if self._waits_to_be_sent(job) and not job.record.possibly_bought})
 
     def usable_slots(self, now: float) -> int:
         """Return how many slots the jobs that wait to be sent for the first time would take soon, if they were free.
@@ -88,6 +90,21 @@ class Dispatcher:
             return 0
         first = self._pending.first()
         return min(usable, urgent * (1 if first is None else first.weight))
+
+    def queue_length(self, least_priority: int | None = None) -> int:
+        """Return how many jobs are queued for a first create, with some that were withdrawn meanwhile.
+
+        With a priority, only those that would not let a new job of this priority go first.
+        """
+        return len(self._pending) if least_priority is None else self._pending.waiting_above(least_priority - 1)
+
+    def waiting(self, most: int) -> list[TrackedJob]:
+        """Return up to `most` jobs that are queued for a first create, in the order of their turns."""
+        return [job for job in self._pending.next_jobs(most) if self._waits_to_be_sent(job)]
+
+    def take_out(self, job: TrackedJob) -> None:
+        """Take a job out of the queue for first creates: another account gets it."""
+        self._pending.remove(job, job.weight * self._estimates.relative_duration(job))
 
     @property
     def polls_due(self) -> int:
@@ -157,7 +174,7 @@ class Dispatcher:
         ask_again_at = NEVER
         for queue in (self._repeats, self._pending) if seen_enough else (self._repeats,):
             while (job := queue.first()) is not None:
-                if not _waits_to_be_sent(job):  # it was withdrawn, is no longer followed, or another owner has sent it
+                if not self._waits_to_be_sent(job):  # it was withdrawn, is not followed, or another owner has sent it
                     queue.drop_first()
                     continue
                 affordable = self._credits.check(job, now)
@@ -167,7 +184,7 @@ class Dispatcher:
                 if not self._requests_left(starts):
                     return NEVER
                 if affordable is Affordable.LATER:
-                    ask_again_at = min(ask_again_at, self._credits.ask_again_at(job))
+                    ask_again_at = min(ask_again_at, self._credits.ask_again_at(job), now + self.ask_again_every_s)
                     if queue is self._pending and self._pending.pass_over_first():  # other groups have credits perhaps
                         continue
                     break
@@ -209,16 +226,17 @@ class Dispatcher:
                 starts.append((job, RequestKind.POLL))
         return NEVER
 
+    def _waits_to_be_sent(self, job: TrackedJob) -> bool:
+        """Return whether a queued job still waits here: only the account that follows it may send it."""
+        sendable = job.phase is Phase.QUEUED and job.record.state in (JobState.PENDING, JobState.SUBMITTING)
+        return sendable and self._credits.tracked.get(job.key) is job
+
     def _requests_left(self, starts: list[DispatchDecision]) -> int:
         """Return how many more requests may leave after the starts that were just taken out."""
         if not starts:
             return self._workers.free_requests
         declined = sum(1 for start in starts if isinstance(start, tuple) and isinstance(start[1], Decline))
         return self._workers.free_requests - len(starts) + declined
-
-
-def _waits_to_be_sent(job: TrackedJob) -> bool:
-    return job.phase is Phase.QUEUED and job.record.state in (JobState.PENDING, JobState.SUBMITTING)
 
 
 # How many overdue polls are compared when not all can be sent; the longest overdue are among them.

@@ -1,7 +1,7 @@
 """The commands of a session on its jobs: submit, find, follow, resolve, withdraw."""
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from decimal import Decimal
 
 from attrs import evolve
@@ -54,13 +54,19 @@ class Engine:
         self.gateway, self.store, self.guard = gateway, store, guard
         self.account = gateway.account  # each reading of it hashes the key again, and makes another string
         self._session_caps, self._callbacks = budgets, callbacks
-        self.slots, self.poller = slots, poller
+        self.slots, self.poller, self.submitter = slots, poller, submitter
         self.estimates, self.history, self.references = estimates, history, references
         self.claims = Claims(gateway, store, slots, poller, estimates, clock=self.clock)
         self.scheduler = Scheduler(
             store, slots, submitter, poller, self.claims, estimates, references, max_requests=max_requests
         )
-        self.tracked = self.scheduler.tracked
+        self.tracked: Mapping[str, TrackedJob] = self.scheduler.tracked
+        self.members: tuple[Engine, ...] = (self,)
+        """The engines of the session: one for each account."""
+
+    def home_of(self, job: TrackedJob) -> "Engine":
+        """Return the engine of the job's account."""
+        return self
 
     def submit(
         self,
@@ -170,14 +176,6 @@ class Engine:
             task_id=task_id,
             running_since=now,
         )
-
-    def check_attach_matches(self, known: JobRecord, key: str | None, request: ImageRequest | None) -> None:
-        """Raise an error if a task that is a job already is to be attached under another key or request."""
-        if key is not None and key != known.key:
-            why = f"task {known.task_id} is job {known.key} in this ledger: attach it without a key, or with that one"
-            raise ConfigurationError(why, key=known.key)
-        if request is not None and known.request is not None:
-            self.claims.check_same_purchase(known, self.new_attached_record(known.task_id or "", known.key, request))
 
     def make_cap(self, max_credits: Decimal, batch: str | None) -> Cap:
         """Return a cap of credits. The ledger counts what a named batch spends, this session the rest."""

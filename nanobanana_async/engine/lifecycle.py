@@ -41,7 +41,7 @@ from nanobanana_async.http.transport import AiohttpTransport
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.loop_guard import LoopGuard, cancel_requested
-from nanobanana_async.policy.budget import MemoryCap
+from nanobanana_async.policy.budget import Cap, MemoryCap
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.named_budget import Budget
 from nanobanana_async.policy.polling import PollPolicy
@@ -72,12 +72,11 @@ class SessionComponents:
     retry: RetryPolicy
     timeouts: Timeouts
     max_credits: Decimal | None
-    budgets: Mapping[str, Budget]
-    """Group -> its budget."""
+    budgets: Mapping[str, Budget]  # by group
     publisher: ReferencePublisher | None
     adopt: Literal["follow", "buy"] | None
     adopt_every_s: float
-    guard: LoopGuard = field(init=False, default=Factory(_make_loop_guard, takes_self=True))
+    guard: LoopGuard = field(default=Factory(_make_loop_guard, takes_self=True))
     callback_urls: CallbackUrls = field(init=False, default=Factory(_make_callback_urls, takes_self=True))
 
     def leave_to_parent(self) -> None:
@@ -86,13 +85,12 @@ class SessionComponents:
             self.transport.leave_to_parent()
         self.downloads.leave_to_parent()
 
-    def make_engine(self) -> Engine:
-        """Return an engine on the running event loop; ledger and transport must be open."""
+    def make_engine(self, caps: tuple[Cap, ...] | None = None) -> Engine:
+        """Return an engine on the running event loop, with its own or joint caps; ledger and transport must be open."""
         clock = asyncio.get_running_loop().time
         credit_account = CreditAccount(self.gateway)
         store = JobStore(self.ledger, credit_account, self.emit, WallClock(utcnow, clock))
-        job_s = self.timeouts.job_s
-        estimates = JobEstimates(self.gateway, self.polling, job_s=job_s, clock=clock)
+        estimates = JobEstimates(self.gateway, self.polling, job_s=self.timeouts.job_s, clock=clock)
         limiter, budget = make_limits(self.ledger, self.concurrency)
         poller = Poller(
             self.gateway,
@@ -104,7 +102,7 @@ class SessionComponents:
             self.callback_urls,
             budget,
             query_s=self.timeouts.query_s,
-            job_s=job_s,
+            job_s=self.timeouts.job_s,
             clock=clock,
         )
         slots = Slots(limiter, self.retry, estimates, budget)
@@ -141,7 +139,7 @@ class SessionComponents:
             create_s=self.timeouts.create_s,
             clock=clock,
         )
-        budgets = () if self.max_credits is None else (MemoryCap(self.max_credits, credit_account.prices),)
+        own = () if self.max_credits is None else (MemoryCap(self.max_credits, credit_account.prices),)
         engine = Engine(
             self.gateway,
             store,
@@ -151,7 +149,7 @@ class SessionComponents:
             estimates,
             references,
             history,
-            budgets=budgets,
+            budgets=own if caps is None else caps,
             callbacks=self.callback_urls,
             guard=self.guard,
             max_requests=self.concurrency.max_requests,
@@ -226,7 +224,7 @@ class SessionLifecycle:
                 except asyncio.CancelledError as error:  # a native cancel does not know anyio's shield
                     cancelled = error
         if not self._opened.done():  # it was cancelled before its first step
-            self._opened.set_exception(_closed_while_opening())
+            self._opened.set_exception(SessionClosed(_CLOSED_WHILE_OPENING))
         if cancelled is not None:
             raise cancelled
         if not self._task.cancelled():
@@ -241,8 +239,8 @@ class SessionLifecycle:
     def leave_to_parent(self) -> None:
         """Leave everything that is open to the parent process; called in a child right after the fork."""
         if self._components.guard.forked:
-            if self.engine is not None:
-                self.engine.scheduler.stop()
+            for each in () if self.engine is None else self.engine.members:
+                each.scheduler.stop()
             self._components.leave_to_parent()
 
     def _warn(self) -> None:
@@ -255,16 +253,10 @@ class SessionLifecycle:
     async def _run(self) -> None:
         try:
             async with AsyncExitStack() as stack:
-                for part in (self._components.ledger, self._components.transport, self._components.downloads):
-                    await part.open()
-                    stack.push_async_callback(part.aclose)
-                engine = self.engine = self._components.make_engine()
-                self.adoption = Adoption(engine, self._components.adopt, self._components.adopt_every_s)
+                self.engine, memories = await self._open_all(stack)
+                self.adoption = Adoption(self.engine, self._components.adopt, self._components.adopt_every_s)
                 self.adoption.start()
-                memory = AccountMemory(self._components.ledger, self._components.gateway.account, engine)
-                await memory.load()
-                engine.scheduler.background_tasks.append(memory.keep_saving)
-                await self._run_engine(engine, memory)
+                await self._run_engine(self.engine, memories)
         except BaseException as error:
             stray = isinstance(error, asyncio.CancelledError) and not cancel_requested()
             failure = NanoBananaError(_STRAY_CANCELLATION) if stray else error
@@ -272,14 +264,24 @@ class SessionLifecycle:
                 raise failure from error
             if self._opened.done():
                 raise
-            self._opened.set_exception(_closed_while_opening() if self._closing.is_set() else failure)
+            self._opened.set_exception(SessionClosed(_CLOSED_WHILE_OPENING) if self._closing.is_set() else failure)
         finally:
             if self._abandoned:  # last, when all is closed: the user may turn warnings into errors
                 self._warn()
 
-    async def _run_engine(self, engine: Engine, memory: AccountMemory) -> None:
+    async def _open_all(self, stack: AsyncExitStack) -> tuple[Engine, list[AccountMemory]]:
+        """Open the parts and make the engine; return it, and what saves its learning."""
+        parts = self._components
+        for part in (parts.ledger, parts.transport, parts.downloads):
+            await part.open()
+            stack.push_async_callback(part.aclose)
+        engine = parts.make_engine()
+        return engine, [await AccountMemory.loaded(parts.ledger, engine)]
+
+    async def _run_engine(self, engine: Engine, memories: list[AccountMemory]) -> None:
         async with anyio.create_task_group() as group:
-            engine.scheduler.start(group)
+            for each in engine.members:
+                each.scheduler.start(group)
             self._opened.set_result(None)
             try:
                 await self._closing.wait()
@@ -289,13 +291,20 @@ class SessionLifecycle:
             finally:
                 if not self._components.guard.forked:
                     with anyio.CancelScope(shield=True):
-                        await engine.scheduler.aclose(self._components.timeouts.close_s)
+                        for each in engine.members:  # all, before one is waited for
+                            each.scheduler.stop()
                         with anyio.move_on_after(self._components.timeouts.close_s):
-                            await memory.save()
-                    engine.scheduler.fail_all_waiters()
+                            for each in engine.members:
+                                await each.scheduler.aclose(self._components.timeouts.close_s)
+                        with anyio.move_on_after(self._components.timeouts.close_s):
+                            for memory in memories:
+                                await memory.save()
+                    for each in engine.members:
+                        each.scheduler.fail_all_waiters()
                 group.cancel_scope.cancel()
 
 
+_CLOSED_WHILE_OPENING = "the session was closed while it was being opened"
 _STRAY_CANCELLATION = "the session's ledger or transport was cancelled from within while it was being opened or closed"
 
 _OPENED_SESSIONS: WeakSet[SessionLifecycle] = WeakSet()
@@ -309,7 +318,3 @@ def _leave_all_to_parent() -> None:
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch - there is no fork on Windows
     os.register_at_fork(after_in_child=_leave_all_to_parent)
-
-
-def _closed_while_opening() -> SessionClosed:
-    return SessionClosed("the session was closed while it was being opened")

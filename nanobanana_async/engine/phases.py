@@ -4,8 +4,8 @@
 this session does with the job, and moves along `PHASES`. Only the `Scheduler` moves it:
 
 - The `Engine` brings a job in: CLAIMING (new, or found) or RECOVERING (resolved by hand).
-- In CLAIMING, FOREIGN, RECOVERING, IN_FLIGHT and WITHDRAWING a step of the job runs, one at a time. It returns a
-  `Next`, and `Scheduler._apply` alone carries that out.
+- In CLAIMING, FOREIGN, RECOVERING, MOVING, IN_FLIGHT and WITHDRAWING a step of the job runs, one at a time. It
+  returns a `Next`, and `Scheduler._apply` alone carries that out.
 - In PREPARING the job waits for uploads of its reference images (`References`), and no step runs.
 - In QUEUED the `Dispatcher` decides when the job leaves; in SCHEDULED, FOREIGN and HOLDING a timer does; in CHECKING
   the `Reconciler`.
@@ -30,6 +30,7 @@ class Phase(enum.Enum):
     SCHEDULED = "waits for its time"
     IN_FLIGHT = "a request of it is in flight, or its answer is being written"
     CHECKING = "in doubt; the gateway's history decides how it goes on"
+    MOVING = "not sent; a write gives it to another account of the session"
     WITHDRAWING = "its withdrawal is being written"
     HOLDING = "uncertain, not followed; holds its slots while it may still run"
     DONE = "ended, or the waiting for it ended with `wait_error`"
@@ -57,7 +58,8 @@ PHASES: Mapping[Phase, frozenset[Phase]] = {
         {_P.FOREIGN, _P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.DONE}
     ),
     _P.PREPARING: frozenset({_P.FOREIGN, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
-    _P.QUEUED: frozenset({_P.FOREIGN, _P.IN_FLIGHT, _P.WITHDRAWING, _P.DONE}),
+    _P.QUEUED: frozenset({_P.FOREIGN, _P.MOVING, _P.IN_FLIGHT, _P.WITHDRAWING, _P.DONE}),
+    _P.MOVING: frozenset({_P.FOREIGN, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
     # SCHEDULED -> SCHEDULED: a poll is planned again, as durations are learned or when a callback came.
     # SCHEDULED -> RECOVERING: a job in doubt waits for its repeat, and the gateway's history shows its task.
     _P.SCHEDULED: frozenset({_P.FOREIGN, _P.SCHEDULED, _P.RECOVERING, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),

@@ -30,7 +30,7 @@ def progress_of(engine: Engine, job: TrackedJob, state: JobState | None = None) 
         case _:
             if job.record.state is JobState.RUNNING and not isinstance(job.progress, StatedProgress):
                 age_s = _age_s(engine, job)
-                share = age_s / engine.estimates.schedule_of(job).median_end_age_s(age_s)
+                share = age_s / engine.home_of(job).estimates.schedule_of(job).median_end_age_s(age_s)
                 job.progress = max(job.progress, min(MOST_PROGRESS, share))
             return float(job.progress)
 
@@ -40,7 +40,7 @@ def expected_end_of(engine: Engine, job: TrackedJob) -> datetime | None:
     if job.record.state is not JobState.RUNNING:
         return None
     age_s = _age_s(engine, job)
-    left_s = engine.estimates.schedule_of(job).median_end_age_s(age_s) - age_s
+    left_s = engine.home_of(job).estimates.schedule_of(job).median_end_age_s(age_s) - age_s
     return engine.store.utcnow() + timedelta(seconds=left_s)
 
 
@@ -60,5 +60,5 @@ def sum_of_progress(engine: Engine, jobs: Collection[TrackedJob]) -> float:
 
 
 def _age_s(engine: Engine, job: TrackedJob) -> float:
-    running_at = job.running_at if job.running_at < NEVER else engine.poller.running_at_of(job)
+    running_at = job.running_at if job.running_at < NEVER else engine.home_of(job).poller.running_at_of(job)
     return max(0.0, engine.clock() - running_at)

@@ -69,7 +69,7 @@ class Scheduler:
         self.dispatcher = Dispatcher(slots, poller, estimates, self.workers, store.credits)
         self._timers = Timers(loop)
         self.tracked: dict[str, TrackedJob] = {}
-        store.credits.tracked = self.tracked
+        store.credits.tracked = store.credits.followed = self.tracked
         self.holding: dict[str, TrackedJob] = {}
         """Uncertain jobs that hold their slots while they may still run, by key."""
         self.image_polls = ImagePolls(poller, self.dispatcher, self._timers)

@@ -49,6 +49,13 @@ class Slots:
             return not job.draws_retry_budget or self.retry_budget.draw(now)
         return self.limiter.admits(now, self.load, job.weight)
 
+    def has_room(self, weight: int, now: float, coming: int) -> bool:
+        """Return whether one more first create could leave now, beside creates for `coming` slots."""
+        in_flight = self.creates_in_flight + coming
+        if not (self.breaker.allows(now, in_flight) and self.spacing.allows(now, in_flight, repeat=False)):
+            return False
+        return self.limiter.admits(now, Load(self.held + self.foreign, self.weight_in_flight + coming), weight)
+
     def usable(self, queued: int, weight: int, now: float) -> int:
         """Return how many slots so many queued jobs would take soon, as far as caps and breaker let them leave."""
         if now < self.breaker.paused_until:

@@ -71,12 +71,17 @@ class JobStore:
             self._write_s = asyncio.get_running_loop().time() - began
 
     async def start_generation(
-        self, job: TrackedJob, known: JobRecord, body: bytes, request: ImageRequest | None, budget: str | None = None
+        self,
+        job: TrackedJob,
+        known: JobRecord,
+        body: bytes,
+        request: ImageRequest | None,
+        budget: str | None = None,
+        **buyer: str,
     ) -> None:
-        """Start the next generation of a job, which the ledger has as `known`: a new purchase by the job's account."""
-        after = known.next_generation(
-            account=job.record.account, body=body, request=request, budget=budget, created_at=self.utcnow()
-        )
+        """Start the next generation of a job, which the ledger has as `known`: a purchase by its account or `buyer`."""
+        buyer = buyer or {"account": job.record.account}
+        after = known.next_generation(body=body, request=request, budget=budget, created_at=self.utcnow(), **buyer)
         await self._await_write(known, self.ledger.advance(known, after))
         job.progress = 0.0
         job.record = known  # only now: the waiters must not get the end of the last generation

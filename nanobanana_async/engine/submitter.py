@@ -23,6 +23,7 @@ from nanobanana_async.engine.next_step import AwaitHistory, Enqueue, Finish, Hol
 from nanobanana_async.engine.ownership import facts_of_accepted, remember_unbought, wait_until_owner
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import References
+from nanobanana_async.engine.route import AfterRefusal, keep_decision
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore, to_failure
 from nanobanana_async.engine.tracked_job import NEVER, NO_SOURCES, TrackedJob
@@ -84,6 +85,7 @@ class Submitter:
         self._answers = AnswerReader()
         self._jitter = random.Random()
         self._limits = LimitEvents(slots, store)
+        self.after_refusal: AfterRefusal = keep_decision
 
     async def submit(self, job: TrackedJob) -> Next:
         """Make one create, the first or a repeat."""
@@ -191,6 +193,7 @@ class Submitter:
         decision = decide_failed_create(error, attempt, self._retry)
         if decision.action is RetryAction.REFUSE and self._references.may_have_lost_uploads(job, error):
             decision = evolve(decision, action=RetryAction.REQUEUE)
+        decision, error = self.after_refusal(job, error, decision, sent_before)
         now = self._clock()
         wait_s = self._retry_wait_s(job, error, decision)
         self._update_limits(job, error, decision, now)
@@ -228,17 +231,12 @@ class Submitter:
                     job.failures = 0
                     job.first_attempt_at = NEVER  # waiting for a slot does not use up `max_wait_s`
                 await self._store.transition(job, JobState.PENDING, attempts=attempts, first_sent_at=first_sent_at)
-                if decision.kind is FailureKind.REFUSED:
+                if decision.kind is FailureKind.REFUSED and job.uploads:
                     await self._references.restart_with_new_uploads(job)
                 return ScheduleAt(due)
             case RetryAction.REFUSE:
-                await self._store.transition(
-                    job,
-                    JobState.REFUSED,
-                    attempts=attempts,
-                    failure=to_failure(error),
-                    ended_at=self._store.utcnow(),
-                )
+                facts = {"attempts": attempts, "failure": to_failure(error), "ended_at": self._store.utcnow()}
+                await self._store.transition(job, JobState.REFUSED, **facts)
                 return Finish()
             case RetryAction.PARK:
                 failure = why_in_doubt(error, job.record, decision)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Hashable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from attrs import frozen
-
 from nanobanana_async.engine.late_answer import LateAnswer
 from nanobanana_async.engine.next_step import CheckOwnerAt, Finish, Next
 from nanobanana_async.engine.phases import FOLLOWED_PHASES, PHASES, UNDECIDED_PHASES, UNKNOWN_STATE_PHASES, Phase
+from nanobanana_async.engine.route import Route
+from nanobanana_async.engine.uploaded_image import NO_UPLOADS, UploadedImage
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.images.local import LocalImagesByDigest
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, Observation
@@ -34,20 +34,6 @@ def is_safe_to_repeat(record: JobRecord, phase: Phase) -> bool:
     A live job may still be bought, unless it is being withdrawn.
     """
     return phase not in FOLLOWED_PHASES - {Phase.WITHDRAWING} and not record.possibly_bought
-
-
-@frozen
-class UploadedImage:
-    """The URL of a local image that was uploaded or published."""
-
-    url: str
-    usable_until: float
-    """When it may no longer be sent, in the event loop's time."""
-    is_reused: bool = True
-    """It was not made for the job that uses it, but for another or in an earlier session."""
-
-
-NO_UPLOADS: Mapping[str, UploadedImage] = {}
 
 
 class StatedProgress(float):
@@ -92,6 +78,7 @@ class TrackedJob:
         "released_if_unsent",
         "reopened",
         "retry_failed",
+        "route",
         "running_at",
         "schedule",
         "sent_at",
@@ -146,6 +133,8 @@ class TrackedJob:
         """Its owner was buried while its current step ran: then the ledger is read before it goes on."""
         self.reopened = False
         """The history has shown that its creates were lost before the gateway had them, and it is sent again."""
+        self.route: Route | None = None
+        """Which accounts may buy it; None in a session with one account."""
         self.draws_retry_budget = False
         """Its last create had no usable answer: a repeat is extra load on a gateway that may be down."""
         self.callers = 0

@@ -11,7 +11,8 @@ from nanobanana_async.engine.byte_budget import ByteBudget
 from nanobanana_async.engine.next_step import Finish, Next
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.store import JobStore
-from nanobanana_async.engine.tracked_job import TrackedJob, UploadedImage
+from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.engine.uploaded_image import UploadedImage
 from nanobanana_async.engine.uploader import Uploader
 from nanobanana_async.engine.workers import WorkerPool, error_of_crash
 from nanobanana_async.errors import DownloadError, InvalidRequest, NanoBananaError

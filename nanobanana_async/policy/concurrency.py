@@ -38,7 +38,7 @@ from attrs import define, field, frozen
 from attrs.validators import optional
 
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.policy.fair_queue import as_weights
+from nanobanana_async.policy.turn_settings import as_weights
 from nanobanana_async.validators import at_least_one, at_least_zero, validate_switch
 
 REFUSED_SHARE = 0.02

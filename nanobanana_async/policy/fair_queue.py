@@ -27,12 +27,9 @@ import heapq
 from bisect import bisect, insort
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
-from numbers import Integral
+from itertools import islice
+from operator import itemgetter
 from typing import Any, Generic, Protocol, TypeVar
-
-from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.escaping import plain_text
-from nanobanana_async.validators import as_number, shown
 
 FLOOR = 10
 """While lower priorities wait, one job of so many is theirs."""
@@ -43,41 +40,6 @@ MOST_IDLE = 1000
 MOST_PASSED_OVER = 1000
 """So many groups that have no credits for now are passed over in one round, at about 3 µs each. More would cost each
 round too much time: those behind them wait."""
-
-MOST_PRIORITY = 100
-LONGEST_NAME = 200
-
-
-def check_priority(priority: object) -> int:
-    """Return a priority as an int; raise `ConfigurationError`, which states the range."""
-    if isinstance(priority, Integral) and not isinstance(priority, bool):
-        number = int(priority)
-        if -MOST_PRIORITY <= number <= MOST_PRIORITY:
-            return number
-    limits = f"from {-MOST_PRIORITY} to {MOST_PRIORITY}, higher ones first"
-    raise ConfigurationError(f"priority must be a whole number {limits}, not {shown(priority)}")
-
-
-def check_group(group: object) -> str | None:
-    """Return the name of a group, None for none; raise `ConfigurationError` for anything else."""
-    if group is None:
-        return None
-    if not isinstance(group, str) or not 0 < len(group.strip()) <= len(group) <= LONGEST_NAME:
-        limits = f"text of 1 to {LONGEST_NAME} characters, the name of a user or a tenant, or None"
-        raise ConfigurationError(f"group must be {limits}, not {shown(group)}")
-    return plain_text(group)
-
-
-def as_weights(weights: object) -> dict[str, float]:
-    """Return the weights of groups by their names; raise `ConfigurationError` for anything else."""
-    if not isinstance(weights, Mapping):
-        raise ConfigurationError(f"group_weights must be a mapping such as {{'alice': 2.0}}, not {shown(weights)}")
-    named: dict[str, float] = {}
-    for group, weight in weights.items():
-        if (name := check_group(group)) is None:
-            raise ConfigurationError("group_weights has a weight for None: jobs without a group have the weight 1")
-        named[name] = as_number(f"the weight of group {name!r}", weight, above=0.0)
-    return named
 
 
 class Group:
@@ -163,12 +125,26 @@ class Level:
             heapq.heapreplace(self.heap, group.entry)
             return job
         heapq.heappop(self.heap)
+        self._let_rest(group)
+        return job
+
+    def take(self, group: Group, job: Any) -> None:
+        """Take out a job of a group, wherever it stands."""
+        group.jobs = [each for each in group.jobs if each[1] is not job]
+        heapq.heapify(group.jobs)
+        self.waiting -= 1
+        if group.jobs:
+            self.enter(group)
+        else:
+            self._let_rest(group)
+
+    def _let_rest(self, group: Group) -> None:
+        """Keep the tag of a group without a waiting job."""
         group.entry = None
         self.idle[group.name] = group
         if len(self.idle) > MOST_IDLE:
             name, _ = self.idle.popitem(last=False)
             del self.groups[name]
-        return job
 
 
 class FairQueue(Generic[Job]):
@@ -231,6 +207,25 @@ class FairQueue(Generic[Job]):
             self._take_first(level, group)
         return None
 
+    def next_jobs(self, most: int) -> list[Job]:
+        """Return up to `most` jobs that wait, as they would be served if each cost the same and no floor was due."""
+        found: list[Job] = []
+        for priority in reversed(self._priorities):
+            groups = [_in_turn(group) for group in self._levels[priority].groups.values() if group.jobs]
+            turns = heapq.merge(*groups, key=itemgetter(0, 1))
+            jobs = (job for _, _, job in turns if job.priority == priority)
+            found += islice(jobs, most - len(found))
+        return found
+
+    def remove(self, job: Job, cost: float) -> None:
+        """Take out a job that waits: another account serves it, at so many slot-seconds for its group."""
+        level = self._levels[job.priority]
+        group = level.groups[job.group]
+        level.virtual = max(level.virtual, group.tag)
+        group.tag += cost / group.weight
+        level.take(group, job)
+        self._drop_if_idle(level)
+
     def drop_first(self) -> Job:
         """Take out the job that `first` has returned, at no cost: it is not sent."""
         level = self._next_level()
@@ -279,11 +274,15 @@ class FairQueue(Generic[Job]):
 
     def _take_first(self, level: Level, group: Group) -> Job:
         job: Job = level.take_first_job(group)
-        if not group.jobs and not level.can_serve():
+        if not group.jobs:
+            self._drop_if_idle(level)
+        return job
+
+    def _drop_if_idle(self, level: Level) -> None:
+        if not level.can_serve():
             self._priorities.remove(level.priority)
             if len(level.idle) == len(level.groups):  # none waits: there is nothing to share
                 del self._levels[level.priority]
-        return job
 
     def _next_level(self) -> Level:
         """Return the highest priority, or a lower one whose turn it is."""
@@ -292,6 +291,18 @@ class FairQueue(Generic[Job]):
                 if (level := self._levels[priority]).passed < FLOOR - 1:
                     return level
         return self._levels[self._priorities[0]]
+
+
+def _in_turn(group: Group) -> Iterator[tuple[float, int, Any]]:
+    """Yield the jobs of a group in their order, each with its place and its start tag if each costs 1."""
+    jobs, ahead, tag = group.jobs, [(group.jobs[0], 0)], group.tag
+    while ahead:
+        (place, job), index = heapq.heappop(ahead)
+        yield tag, place, job
+        tag += 1 / group.weight
+        for child in (2 * index + 1, 2 * index + 2):  # they come later than the one above them in the heap
+            if child < len(jobs):
+                heapq.heappush(ahead, (jobs[child], child))
 
 
 def give_back(job: Waiting) -> None:

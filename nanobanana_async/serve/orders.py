@@ -20,6 +20,7 @@ from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.models import ImageRequest, with_model
 from nanobanana_async.policy.budget import Cap
+from nanobanana_async.recovery import check_one_account
 from nanobanana_async.references import local_digests
 from nanobanana_async.serve.tokens import Token
 
@@ -87,6 +88,7 @@ class Orders:
     async def submit(self, token: Token, wanted: ImageRequest, attempt: Attempt) -> tuple[Job, Order]:
         """Store the job of a request, or find it, and return it with its order. Call `end` once it is answered."""
         engine = self.session._require_engine()
+        check_one_account(engine, "serve")
         request, sources = await engine.references.identify(wanted)
         request = with_model(request, self.session.gateway.model)
         self.session.gateway.check(request)

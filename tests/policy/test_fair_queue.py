@@ -15,10 +15,9 @@ from nanobanana_async.policy.fair_queue import (
     MOST_PASSED_OVER,
     FairQueue,
     Group,
-    check_group,
-    check_priority,
     give_back,
 )
+from nanobanana_async.policy.turn_settings import check_group, check_priority
 
 
 class Item:
@@ -257,6 +256,50 @@ def test_job_that_no_longer_waits_can_be_raised() -> None:
     queue: FairQueue[Item] = FairQueue({})
     queue.raise_priority(job := Item(), 1)
     assert serve(queue) is job
+
+
+def test_next_jobs_are_listed_in_the_order_of_their_turns() -> None:
+    queue = queue_of(*(Item("a") for _ in range(6)), *(Item("b") for _ in range(3)), weights={"a": 2.0})
+    queue.add(Item("c", priority=1))
+    raised = Item("b")
+    queue.add(raised)
+    queue.raise_priority(raised, 1)
+    listed = queue.next_jobs(20)
+    assert listed == [serve(queue) for _ in range(len(queue))]
+    assert queue.next_jobs(2) == []
+
+
+def test_no_more_jobs_are_listed_than_asked_for() -> None:
+    queue = queue_of(*(Item() for _ in range(9)))
+    assert queue.next_jobs(4) == [serve(queue) for _ in range(4)]
+
+
+@pytest.mark.parametrize("taken", range(5))
+def test_removed_job_is_not_served(taken: int) -> None:
+    items = [Item(group) for group in "aabab"]
+    queue = queue_of(*items)
+    queue.remove(items[taken], 0.0)
+    assert len(queue) == 4
+    never_there = queue_of(*(item for item in items if item is not items[taken]))
+    assert [serve(queue) for _ in range(4)] == [serve(never_there) for _ in range(4)]
+    assert not queue
+
+
+def test_removals_take_turns_of_groups() -> None:
+    queue = queue_of(*(Item("a") for _ in range(6)), *(Item("b") for _ in range(3)))
+    removed = []
+    for _ in range(6):
+        (job,) = queue.next_jobs(1)
+        queue.remove(job, 1.0)
+        removed.append(job.group)
+    assert removed == ["a", "b"] * 3
+
+
+def test_removal_of_the_last_job_leaves_no_level_behind() -> None:
+    queue = queue_of(item := Item("a", priority=3))
+    queue.remove(item, 1.0)
+    assert queue.first() is None
+    assert (len(queue), bool(queue), queue.waiting_above(0)) == (0, False, 0)
 
 
 def test_equal_places_of_two_groups_are_served() -> None:

@@ -19,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1000, help="how many seeds to run")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--seed", type=int, help="run this one alone")
+    parser.add_argument("--accounts", action="store_true", help="two accounts in each session")
     parser.add_argument("--verbose", action="store_true", help="print the trace")
     parser.add_argument("--twice", action="store_true", help="run each seed twice and compare the traces")
     parser.add_argument("--mutations", action="store_true", help="check that deliberate bugs are caught")
@@ -30,25 +31,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if all(caught) else 1
     seeds = range(chosen.first, chosen.first + chosen.seeds) if chosen.seed is None else [chosen.seed]
     if chosen.mutation is None:
-        return run(seeds, print, verbose=chosen.verbose, twice=chosen.twice)
+        return run(seeds, print, accounts=chosen.accounts, verbose=chosen.verbose, twice=chosen.twice)
     with MUTATIONS[chosen.mutation].applied():
-        return run(seeds, print, verbose=chosen.verbose, twice=chosen.twice)
+        return run(seeds, print, accounts=chosen.accounts, verbose=chosen.verbose, twice=chosen.twice)
 
 
-def run(seeds: Sequence[int], say: Say, *, verbose: bool = False, twice: bool = False) -> int:
+def run(seeds: Sequence[int], say: Say, *, accounts: bool = False, verbose: bool = False, twice: bool = False) -> int:
     """Run seeds and print what they came to; return 1 if one broke a promise."""
     totals, broken, began = Totals(), 0, time.perf_counter()
     for seed in seeds:
-        report = play(seed)
+        report = play(seed, accounts=accounts)
         totals.add(report)
         if verbose:
             say("\n".join(report.trace))
-        if twice and play(seed).digest != report.digest:
+        if twice and play(seed, accounts=accounts).digest != report.digest:
             say(f"seed {seed} is not the same when it is run again")
             broken += 1
         if report.violations:
             broken += 1
-            say(_violations_text(report))
+            say(_violations_text(report, " --accounts" if accounts else ""))
     for line in totals.lines():
         say(line)
     say(f"{len(seeds)} seeds in {time.perf_counter() - began:.1f} s, {broken} broken")
@@ -69,10 +70,10 @@ def check(number: int, mutation: SeedMutation, say: Say, *, first: int = 0) -> b
     return False
 
 
-def _violations_text(report: Report) -> str:
+def _violations_text(report: Report, options: str) -> str:
     lines = [f"seed {report.seed} ({report.scene}):"]
     lines += [f"  {violation.at:9.3f} {violation.rule}: {violation.text}" for violation in report.violations[:5]]
-    return "\n".join([*lines, f"  replay: python -m tests.simulate --seed {report.seed} --verbose"])
+    return "\n".join([*lines, f"  replay: python -m tests.simulate --seed {report.seed}{options} --verbose"])
 
 
 if __name__ == "__main__":

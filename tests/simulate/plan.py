@@ -118,7 +118,7 @@ def plan_of(seed: int) -> Plan:
         rotates_keys=random.Random(f"{seed} keys").random() < 0.5,
         shared=random.Random(f"{seed} shared").random() < 0.5,
         leases=leases,
-        outages=_outages(draw, active_s),
+        outages=draw_outages(draw, active_s),
     )
 
 
@@ -145,7 +145,8 @@ def _world(draw: random.Random, seed: int, manner: Idempotency, forget_s: float)
     )
 
 
-def _outages(draw: random.Random, active_s: float) -> tuple[tuple[float, float, str], ...]:
+def draw_outages(draw: random.Random, active_s: float) -> tuple[tuple[float, float, str], ...]:
+    """Return begin, end and kind of each outage."""
     outages: list[tuple[float, float, str]] = []
     for _ in range(draw.choice((0, 0, 1, 2))):
         begin = draw.uniform(0.0, active_s)

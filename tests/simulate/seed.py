@@ -10,6 +10,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from tests.simulate.accounts import AccountsNetwork, AccountsOracle, SharedAccounts, accounts_plan_of
 from tests.simulate.life import FinalCheck, ProcessLife, Shared
 from tests.simulate.network import Network
 from tests.simulate.oracle import Oracle, Violation
@@ -38,17 +39,19 @@ class Report:
         return hashlib.sha256("\n".join(self.trace).encode()).hexdigest()
 
 
-def play(seed: int) -> Report:
-    """Run a seed to its end."""
-    plan = plan_of(seed)
+def play(seed: int, *, accounts: bool = False) -> Report:
+    """Run a seed to its end, with sessions of one account or of two."""
+    plan = accounts_plan_of(seed) if accounts else plan_of(seed)
+    make_network = AccountsNetwork if accounts else Network
+    make_oracle, make_shared = (AccountsOracle, SharedAccounts) if accounts else (Oracle, Shared)
     machine = Machine()
     with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
         disk = Disk(machine, Path(folder) / "jobs.sqlite", random.Random(f"{seed} disk"))
-        network = Network(machine, plan, disk, random.Random(f"{seed} network"))
+        network = make_network(machine, plan, disk, random.Random(f"{seed} network"))
         if plan.leases:
             disk.make_writer = LeasedWriter
-        oracle = network.watcher = Oracle(machine, plan, disk, network)
-        seed_run = SeedRun(Shared(machine, plan, disk, network, oracle))
+        oracle = network.watcher = make_oracle(machine, plan, disk, network)
+        seed_run = SeedRun(make_shared(machine, plan, disk, network, oracle))
         with deterministic(seed, disk), asyncio.Runner(loop_factory=lambda: machine) as runner:
             try:
                 runner.run(seed_run.run())
@@ -142,6 +145,7 @@ class SeedRun:
         counts["kills"] = sum(1 for process in self._processes if not process.alive)
         counts["burials"] = sum(process.lease.burials for process in self._processes if process.lease)
         counts["creates"] = len(creates)
+        counts["moved"] = shared.network.moved
         counts["in doubt"] = shared.network.lost_answers
         counts["repeats"] = len(creates) - len({(sent.key, sent.generation) for sent in creates})
         counts["resolved"] = shared.resolved

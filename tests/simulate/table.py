@@ -13,6 +13,7 @@ COLUMNS = (
     "kills",
     "burials",
     "creates",
+    "moved",
     "in doubt",
     "repeats",
     "charges",

@@ -8,13 +8,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from attrs import evolve
 
+from nanobanana_async.engine import routing
+from nanobanana_async.engine.route import Route
+from nanobanana_async.engine.routing import Router
+from nanobanana_async.policy.retry import RetryAction, RetryDecision
 from tests.simulate import __main__ as command
 from tests.simulate.mutations import MUTATIONS, SeedMutation
 from tests.simulate.plan import SCENES, plan_of
 from tests.simulate.seed import play
+from tests.support.mutations import patched
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_log")]
 
@@ -89,3 +96,32 @@ def test_broken_seed_prints_its_replay_command(capsys: pytest.CaptureFixture[str
     said = capsys.readouterr().out
     assert "replay: python -m tests.simulate --seed 0 --verbose" in said
     assert "ORACLE   unwritten" in said
+
+
+def test_seeds_with_two_accounts_break_no_promise() -> None:
+    reports = [play(seed, accounts=True) for seed in range(100, 100 + COMPARED)]
+    assert not [violation for report in reports for violation in report.violations]
+    assert sum(report.counts["moved"] for report in reports) > 0
+    assert sum(report.counts["kills"] for report in reports) > 0
+
+
+def test_move_of_a_job_in_doubt_is_caught() -> None:
+    def take_for_a_refusal(
+        self: Router, engine: Any, job: Any, error: Any, decision: RetryDecision, sent_before: bool
+    ) -> tuple[RetryDecision, Any]:
+        del sent_before
+        job.route = job.route or Route()
+        if not decision.in_doubt:
+            return decision, error
+        self._resting[engine.account] = (engine.clock() + 60.0, error)
+        return evolve(decision, action=RetryAction.REQUEUE, in_doubt=False), error
+
+    def may_always_move(job: Any) -> bool:
+        return job.may_buy and job.record.task_id is None and job.record.request is not None
+
+    lost_is_refused = (Router, "after_refusal", take_for_a_refusal)
+    found: set[str] = set()
+    for seed in range(103, 108):
+        with patched([lost_is_refused, (routing, "_may_move", may_always_move)]):
+            found |= {violation.rule for violation in play(seed, accounts=True).violations}
+    assert found & {"double", "repeated without a key"}

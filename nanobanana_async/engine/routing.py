@@ -1,0 +1,294 @@
+"""Several accounts in one session: which of them buys a job, and when a job goes to another.
+
+Each account has an engine of its own; all share one ledger and one event loop. A job is stored PENDING for one account,
+and only that account may send it. While it waits for a slot there, it moves to an account that would send it now. It
+also moves when its account plainly refuses to buy anything (401, 402, 403, an outage before anything was sent).
+
+A move is one write: the job's next generation, under the other account, compared and swapped like each transition. A
+kill leaves the record with one account or the other. A job that was sent and not plainly refused never moves: a second
+account would pay for it again.
+"""
+
+from collections import ChainMap, deque
+from collections.abc import Sequence
+from functools import partial
+
+from attrs import evolve
+
+from nanobanana_async.engine.credit_account import ASK_AGAIN_S
+from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.next_step import Enqueue, Finish, Next
+from nanobanana_async.engine.phases import Phase
+from nanobanana_async.engine.references import has_local_images
+from nanobanana_async.engine.route import Route
+from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.errors import (
+    AccessDenied,
+    AuthenticationError,
+    InsufficientCredits,
+    InvalidRequest,
+    LedgerError,
+    NanoBananaError,
+)
+from nanobanana_async.events import log
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.ledger.base import NotOurs
+from nanobanana_async.models import ImageRequest, with_model
+from nanobanana_async.policy.retry import FailureKind, RetryAction, RetryDecision
+
+REST_S = 60.0
+"""How long an account gets no creates after it has refused to buy anything. Then it is tried again."""
+MOST_COMPARED = 64
+"""How many of the jobs that wait with an account are compared at a time."""
+
+ACCOUNT_REFUSALS = (AuthenticationError, InsufficientCredits, AccessDenied)
+PLAIN_KINDS = frozenset({FailureKind.REFUSED, FailureKind.THROTTLED, FailureKind.NOT_SENT})
+"""Failures of a create after which it was certainly not bought."""
+
+
+class Router:
+    """Decides which account buys a job, and moves jobs that were surely not bought."""
+
+    def __init__(self, engines: Sequence[Engine], *, by_wait: bool) -> None:
+        self.engines = tuple(engines)
+        """In the order in which they are preferred."""
+        self.by_account = {engine.account: engine for engine in engines}
+        self._by_wait = by_wait
+        self._several_gateways = len({engine.gateway.name for engine in engines}) > 1
+        self._arriving: dict[str, deque[TrackedJob]] = {engine.account: deque() for engine in engines}
+        """Jobs that were placed with an account, and are not in its queue yet."""
+        self._resting: dict[str, tuple[float, NanoBananaError]] = {}
+        """Account -> until when it gets no creates, and why."""
+        for engine in engines:
+            engine.submitter.after_refusal = partial(self.after_refusal, engine)
+            engine.claims.follow_with_account = partial(self._follow_with_account, engine)
+            engine.scheduler.dispatcher.on_admitted = self.balance
+            engine.scheduler.dispatcher.ask_again_every_s = ASK_AGAIN_S
+            engine.store.credits.followed = ChainMap(*(each.scheduler.tracked for each in engines))
+
+    def following(self, key: str) -> Engine | None:
+        """Return the engine that follows a job, or holds its slots while it is uncertain."""
+        for engine in self.engines:
+            if key in engine.tracked or key in engine.scheduler.holding:
+                return engine
+        return None
+
+    def home_of(self, record: JobRecord) -> Engine:
+        """Return the engine of a job's account; any engine, which refuses it, if the session does not have it."""
+        return self.following(record.key) or self.by_account.get(record.account) or self.engines[0]
+
+    def choose(self, request: ImageRequest, priority: int) -> Engine:
+        """Return the engine that should buy a new job. Raises `InvalidRequest` if none can take the request."""
+        problems = {engine.account: self._why_not(engine, request) for engine in self.engines}
+        able = [engine for engine in self.engines if problems[engine.account] is None]
+        if not able:
+            raise self._none_takes_it(problems)
+        return min(able, key=lambda engine: self._rank(engine, request, priority))
+
+    def expect(self, job: TrackedJob, engine: Engine, asked: ImageRequest | None) -> None:
+        """Count a job that was just placed with an account, until it is in its queue."""
+        if job.route is None:
+            job.route = Route(asked)
+        elif asked is not None:
+            job.route.asked = asked
+        if job.phase is Phase.CLAIMING:
+            self._arriving[engine.account].append(job)
+
+    def after_refusal(
+        self, engine: Engine, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, sent_before: bool
+    ) -> tuple[RetryDecision, NanoBananaError]:
+        """Return the decision about a failed create, and its error: the job may wait for another account instead."""
+        if job.route is None:
+            job.route = Route()
+        plain, revision = not decision.in_doubt and decision.kind in PLAIN_KINDS, job.record.revision
+        unbought = plain and (not sent_before or job.route.unbought_revision == revision - 1)
+        job.route.unbought_revision = revision + 1 if unbought else None
+        by_account = isinstance(error, ACCOUNT_REFUSALS) and decision.action is RetryAction.REFUSE
+        if not plain or not (by_account or decision.action is RetryAction.GIVE_UP):
+            return decision, error
+        job.route.refusals = {**job.route.refusals, engine.account: error.for_job(job.key, safe_to_repeat=True)}
+        now = engine.clock()
+        if not (_may_move(job) and any(self._may_take(other, job, now) for other in self.engines)):
+            return decision, self._explain(engine, job, error)
+        self._resting[engine.account] = (now + REST_S, job.route.refusals[engine.account])
+        engine.slots.breaker.pause_for(now, REST_S)
+        log.warning(
+            "account.rests account=%s for=%gs error=%s",
+            engine.account,
+            REST_S,
+            type(error).__name__,
+            extra={"event": "account.rests", "account": engine.account},
+        )
+        return evolve(decision, action=RetryAction.REQUEUE), error
+
+    def balance(self) -> None:
+        """Move jobs that wait with one account to others that would send them now."""
+        now = self.engines[0].clock()
+        roomy = [engine for engine in self.engines if self._has_room(engine, 1, now)]
+        for source in self.engines if roomy else ():
+            if source.scheduler.closing:
+                return
+            if source in roomy and len(roomy) == 1:
+                continue
+            for job in source.scheduler.dispatcher.waiting(MOST_COMPARED):
+                if not _may_move(job) or job.phase is not Phase.QUEUED or self._leaves_soon(source, job, now):
+                    continue
+                targets = (each for each in roomy if each is not source and self._has_room(each, job.weight, now))
+                target = next((each for each in targets if self._may_take(each, job, now)), None)
+                if target is not None:
+                    self._start_move(source, target, job)
+                    roomy = [engine for engine in roomy if self._has_room(engine, 1, now)]
+                    if not roomy:
+                        return
+
+    def record_for(self, engine: Engine, record: JobRecord, asked: ImageRequest) -> JobRecord:
+        """Return the record of a new job as another account would store it."""
+        request = with_model(asked, engine.gateway.model)
+        body = engine.references.body_to_store(request)
+        return evolve(record, gateway=engine.gateway.name, account=engine.account, request=request, body=body)
+
+    def _start_move(self, source: Engine, target: Engine, job: TrackedJob) -> None:
+        source.scheduler.dispatcher.take_out(job)
+        job.enter_phase(Phase.MOVING)
+        self._arriving[target.account].append(job)
+        target.scheduler.start_step(partial(self._move, source, target), job)
+
+    async def _move(self, source: Engine, target: Engine, job: TrackedJob) -> Next:
+        """Write that another account buys a job from now on. Its engine follows the job, also if the write fails."""
+        asked = _asked(job)
+        assert asked is not None
+        moved = self.record_for(target, job.record, asked)
+        buyer = {"account": target.account, "gateway": target.gateway.name}
+        try:
+            known = job.ledger_record
+            await source.store.start_generation(job, known, moved.body, moved.request, job.record.budget, **buyer)
+        except NotOurs:
+            raise
+        except LedgerError as error:
+            return Finish(error)
+        finally:
+            self._hand_on(source, target, job)
+        log.info(
+            "job.moved job=%s from=%s to=%s",
+            job.key,
+            source.account,
+            target.account,
+            extra={"event": "job.moved", "job": job.key, "account": target.account},
+        )
+        return Enqueue()
+
+    def _hand_on(self, source: Engine, target: Engine, job: TrackedJob) -> None:
+        """Let another engine follow a job, which applies the next step."""
+        if source.scheduler.tracked.pop(job.key, None) is not None:  # else closing has ended the waiting
+            source.store.credits.mark_not_under_way(job)
+            source.slots.release(job)
+            source.estimates.forget(job)
+            target.scheduler.dispatcher.assign_place(job)
+            target.scheduler.tracked[job.key] = job
+
+    def _follow_with_account(self, source: Engine, job: TrackedJob, record: JobRecord) -> bool:
+        """Let the engine of the job's present account follow it; return whether the session has that account."""
+        target = self.by_account.get(record.account)
+        if target is None:
+            return False
+        self._hand_on(source, target, job)
+        target.store.replace_record(job, record)
+        target.scheduler.start_step(target.claims.check_owner, job)
+        return True
+
+    def _rank(self, engine: Engine, request: ImageRequest, priority: int) -> tuple[float, ...]:
+        now, weight = engine.clock(), engine.gateway.slots_for(request)
+        coming = self._coming(engine, priority) * weight
+        rests = self._rests(engine, now)
+        has_room = not rests and engine.slots.has_room(weight, now, coming)
+        learned = engine.estimates.best_known_durations
+        job_s = engine.gateway.expected_job_s if learned is None else learned.median_s
+        taken = engine.slots.load.taken
+        slots = engine.slots.limiter.job_limit.cap_in_slots or max(taken, 1)
+        surplus = coming + taken + weight - slots
+        wait_s = 0.0 if has_room else max(surplus / slots * job_s, engine.slots.breaker.paused_until - now, 0.0)
+        if self._by_wait:
+            return rests, wait_s + job_s
+        return rests, not has_room, wait_s, self.engines.index(engine)
+
+    def _has_room(self, engine: Engine, weight: int, now: float) -> bool:
+        """Return whether an account would send one more job now, beside those that it has."""
+        return not self._rests(engine, now) and engine.slots.has_room(weight, now, self._coming(engine) * weight)
+
+    def _leaves_soon(self, source: Engine, job: TrackedJob, now: float) -> bool:
+        """Return whether a job waits with its account for something else than a slot."""
+        return not self._rests(source, now) and source.slots.has_room(job.weight, now, 0)
+
+    def _coming(self, engine: Engine, priority: int | None = None) -> int:
+        """Return how many jobs an account sends before a new one: of this priority, or of any."""
+        arriving = self._arriving[engine.account]
+        while arriving and arriving[0].phase not in (Phase.CLAIMING, Phase.MOVING):
+            arriving.popleft()
+        return len(arriving) + engine.scheduler.dispatcher.queue_length(priority)
+
+    def _rests(self, engine: Engine, now: float) -> bool:
+        """Return whether an account gets no jobs that others can take: it refused one, or its gateway is down.
+
+        Its own jobs, which are repeated and polled, show when a gateway is back; without any it is tried again.
+        """
+        if (rest := self._resting.get(engine.account)) is not None:
+            if now < rest[0]:
+                return True
+            del self._resting[engine.account]
+        return engine.slots.breaker.is_half_open and bool(engine.tracked)
+
+    def _may_take(self, engine: Engine, job: TrackedJob, now: float) -> bool:
+        """Return whether an account may get a job: it has not refused it, and can take its request."""
+        asked = _asked(job)
+        refused = job.route is not None and engine.account in job.route.refusals
+        rests = self._resting.get(engine.account, (now, None))[0] > now
+        return not (refused or rests or asked is None) and self._why_not(engine, asked) is None
+
+    def _why_not(self, engine: Engine, request: ImageRequest | None) -> InvalidRequest | None:
+        """Return why an account can't take a request; None if it can."""
+        if request is None:
+            return None
+        model = engine.gateway.model
+        if self._several_gateways and request.model not in (None, model):
+            return InvalidRequest(f"its model is {model}, and the request names {request.model}")
+        try:
+            engine.gateway.check(with_model(request, model))
+        except InvalidRequest as problem:
+            return problem
+        return None
+
+    def _none_takes_it(self, problems: dict[str, InvalidRequest | None]) -> InvalidRequest:
+        reasons = {account: problem.message for account, problem in problems.items() if problem is not None}
+        if len(set(reasons.values())) == 1:
+            return InvalidRequest(next(iter(reasons.values())))
+        listed = "; ".join(f"{account}: {reason}" for account, reason in reasons.items())
+        return InvalidRequest(f"no account of the session takes this request: {listed}")
+
+    def _explain(self, engine: Engine, job: TrackedJob, error: NanoBananaError) -> NanoBananaError:
+        """Return the error of the last account that refused a job, with the reasons of the others."""
+        reasons = {account: rest[1] for account, rest in self._resting.items()}
+        reasons |= {} if job.route is None else job.route.refusals
+        reasons.pop(engine.account, None)
+        if not reasons:
+            return error
+        explained = error.for_job(job.key, safe_to_repeat=error.safe_to_repeat)
+        listed = "; ".join(f"{account}: {reason.message}" for account, reason in reasons.items())
+        explained.message = f"{error.message} (account {engine.account}); no other account buys it: {listed}"
+        return explained
+
+
+def _asked(job: TrackedJob) -> ImageRequest | None:
+    """Return the request as its caller made it, if known; else as it is stored, with a model."""
+    asked = None if job.route is None else job.route.asked
+    return job.record.request if asked is None else asked
+
+
+def _may_move(job: TrackedJob) -> bool:
+    """Return whether a job was surely not bought, and another account may buy it."""
+    record = job.record
+    pending_at = record.revision + (record.state is JobState.SUBMITTING)  # its create was just refused, or it waits
+    plain = job.route is not None and job.route.unbought_revision == pending_at
+    if record.in_doubt or job.reopened or record.task_id is not None or has_local_images(record.request):
+        return False
+    unsent = record.state is JobState.PENDING and record.first_sent_at is None
+    return (unsent or plain) and job.may_buy and not job.withdraw_requested and record.request is not None
