@@ -27,7 +27,7 @@ def to_gateways(gateway: object) -> tuple[Gateway, ...] | ConfigurationError:
     for each in given:
         if (problem := wrong_gateway_error(each)) is not None:
             return problem
-    accounts = [each.account for each in given]
+    accounts = [each.account for each in given] if len(given) > 1 else []
     if twice := [account for account in accounts if accounts.count(account) > 1]:
         return ConfigurationError(f"account {twice[0]} is given twice: its limits are learned once, so pass it once")
     return given

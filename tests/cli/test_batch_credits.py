@@ -38,17 +38,20 @@ def creates_in_flight(ledger: Path) -> int:
 async def stopped_run(
     batch: Command, emulator: Emulator, *signals: signal.Signals, accepted: int, gateway: str
 ) -> Said:
-    """Start a batch, and send it signals once the gateway has accepted so many jobs."""
+    """Start a batch, and send it signals once the gateway has accepted so many jobs and their answers are stored."""
     environ = environment(emulator, NANOBANANA_GATEWAY=gateway, DEFAPI_API_KEY="emulator-key")
     async with started("batch", "foxes.txt", "-o", "out", environ=environ, folder=batch.folder) as process:
         while emulator.stats().creates_accepted < accepted:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.01)
-        for _ in range(200):  # until the answers have arrived
+        for _ in range(200):
+            process.send_signal(signal.SIGSTOP)  # no create leaves between the look and the signals
             if not creates_in_flight(batch.folder / "out" / "jobs.sqlite"):
                 break
+            process.send_signal(signal.SIGCONT)
             await asyncio.sleep(0.01)
         for number in signals:
             process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
         return await ended(process)
 
 
