@@ -1,4 +1,7 @@
-"""Adopt the jobs of a ledger that have no owner: when the session is asked to, and regularly."""
+"""Adopt the jobs of a ledger that have no owner: when asked to, regularly, and when an exchange has seen some.
+
+Until they are adopted they take slots of the account, also when the gateway has ended them.
+"""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -16,6 +19,8 @@ from nanobanana_async.validators import shown
 
 Adopt = Literal["auto", "follow", "buy"]
 
+LEAST_GAP_S = 0.5
+"""The least time between two rounds: an exchange sees jobs without an owner until they are adopted or have ended."""
 ADOPT_BATCH = 200
 """How many jobs are adopted at the same time: one flush of the ledger serves them all."""
 
@@ -59,6 +64,7 @@ class Adoption:
     async def _keep_adopting(self) -> None:
         failure_logged = False
         while True:
+            self._engine.orphans_seen.clear()
             try:
                 async with self._turn:
                     await self._adopt_all(buy=self._adopt == "buy")
@@ -71,7 +77,9 @@ class Adoption:
                 failure_logged = True
             else:
                 failure_logged = False
-            await anyio.sleep(self._every_s)
+            with anyio.move_on_after(self._every_s):
+                await anyio.sleep(LEAST_GAP_S)
+                await self._engine.orphans_seen.wait()
 
     def _still_followed(self, jobs: Iterable[TrackedJob]) -> list[TrackedJob]:
         tracked = self._engine.tracked

@@ -63,6 +63,8 @@ class Engine:
         self.tracked: Mapping[str, TrackedJob] = self.scheduler.tracked
         self.members: tuple[Engine, ...] = (self,)
         """The engines of the session: one for each account."""
+        self.orphans_seen = asyncio.Event()
+        """An exchange has found jobs that run and have no living owner."""
 
     def home_of(self, job: TrackedJob) -> "Engine":
         """Return the engine of the job's account."""

@@ -49,7 +49,7 @@ class RoutedEngine(Engine):
         self.slots, self.poller, self.submitter = first.slots, first.poller, first.submitter
         self.estimates, self.history, self.references = first.estimates, first.history, first.references
         self.claims, self.scheduler = first.claims, first.scheduler
-        self.members = tuple(engines)
+        self.members, self.orphans_seen = tuple(engines), first.orphans_seen
         self.tracked = ChainMap(*(engine.scheduler.tracked for engine in engines))
         self.router = router
         self._prices = prices

@@ -36,7 +36,7 @@ def exchange_if_shared(engine: Engine) -> None:
     """Let an engine exchange with the other owners of its ledger, if that shares the account."""
     ledger, limiter, scheduler = engine.store.ledger, engine.slots.limiter, engine.scheduler
     if isinstance(ledger, SharesAccount) and isinstance(limiter, SharedLimiter):
-        exchanges = Exchanges(ledger, engine.account, limiter, engine.slots, scheduler.dispatcher)
+        exchanges = Exchanges(ledger, engine.account, limiter, engine.slots, scheduler.dispatcher, engine.orphans_seen)
         scheduler.dispatcher.on_admitted = exchanges.check
         scheduler.background_tasks.append(partial(exchanges.keep_exchanging, scheduler.tick))
 
@@ -45,7 +45,13 @@ class Exchanges:
     """The exchanges of a session. What was allotted lasts while the ledger is slow or away."""
 
     def __init__(
-        self, ledger: SharesAccount, account: str, limiter: SharedLimiter, slots: Slots, dispatcher: Dispatcher
+        self,
+        ledger: SharesAccount,
+        account: str,
+        limiter: SharedLimiter,
+        slots: Slots,
+        dispatcher: Dispatcher,
+        orphans_seen: asyncio.Event,
     ) -> None:
         self._ledger = ledger
         self._account = account
@@ -55,6 +61,7 @@ class Exchanges:
         self._dispatcher = dispatcher
         self._clock = asyncio.get_running_loop().time
         self._due = asyncio.Event()
+        self._orphans_seen = orphans_seen
         self._failure_logged = False
 
     def check(self) -> None:
@@ -106,3 +113,5 @@ class Exchanges:
         else:
             self._limiter.take(allotment, asked_at, self._clock())
             self._failure_logged = False
+            if allotment.orphans:
+                self._orphans_seen.set()

@@ -133,6 +133,8 @@ class Allotment:
     """Creates and polls share one budget: a create may leave at the departure of a poll."""
     gate_until: float = -math.inf
     gates_polls: bool = False
+    orphans: int = 0
+    """How many jobs run that have no living owner."""
 
     @property
     def room(self) -> int:
@@ -167,7 +169,7 @@ def exchange(state: AccountState, owner: int, report: Report, now: float, orphan
         share.hungry_at = now
     _set_gate(state, owner, report, now)
     state.spoke_at = now
-    return _allotment(state, owner, report, now)
+    return evolve(_allotment(state, owner, report, now), orphans=orphans)
 
 
 def _learn(state: AccountState, owner: int, report: Report, now: float, orphans: int) -> None:

@@ -204,6 +204,27 @@ async def test_no_slot_is_missing_after_hosts_were_killed() -> None:
 
 
 @virtually
+async def test_jobs_of_a_buried_host_are_adopted_once_an_exchange_has_seen_them() -> None:
+    gateway, shared = FakeGateway(job_s=60.0, limit=12), SharedLedger()
+    shared.lease_s = 10.0
+    async with AsyncExitStack() as stack:
+        other = await host(stack, shared, gateway, adopt="follow", adopt_every_s=3600.0)
+        tasks = [asyncio.Task(work(other, 4, "crow"))]
+        dying = await host(stack, shared, gateway)
+        tasks.append(asyncio.Task(work(dying, 5)))
+        await asyncio.sleep(10.0)
+        dying.kill()
+        await asyncio.sleep(9.0)
+        assert other.held == 4
+        await asyncio.sleep(6.0)  # an exchange of a host whose jobs run comes every four seconds
+        assert other.held == 9
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    assert gateway.sold == 9
+
+
+@virtually
 async def test_an_interactive_session_gets_the_next_free_slot() -> None:
     gateway, shared = FakeGateway(job_s=10.0, limit=5), SharedLedger()
     async with AsyncExitStack() as stack:
