@@ -8,7 +8,8 @@ it asks again. An ended job makes room for the next one of the same owner withou
 
 * Invariant: the slots that are granted in all are never more than the room, unless more are taken already. A share
   shrinks only as its jobs end, and a dead owner's counts until the owner is buried: its jobs still run. The jobs that a
-  burial leaves without an owner count until they are adopted. No slot becomes free by a timer.
+  burial leaves without an owner count until they are adopted, and from then on as their new owner's, before it has
+  reported them. No slot becomes free by a timer.
 * Targets are max-min fair shares of what the owners want. What can't be divided goes to those who had least of late.
   Interactive owners come first, and a reserve is kept free for them while one of them had to wait lately. Next come
   owners with waiting jobs of a priority above 0: beside what it has, each may take slots for these, even above its fair
@@ -142,8 +143,18 @@ class Allotment:
         return min(self.granted, self.target)
 
 
-def exchange(state: AccountState, owner: int, report: Report, now: float, orphans: int = 0) -> Allotment:
-    """Take the report of an owner, and return what it may do; `orphans` are running jobs that have no living owner."""
+def exchange(
+    state: AccountState, owner: int, report: Report, now: float, owned: Mapping[int | None, int] | None = None
+) -> Allotment:
+    """Take the report of an owner, and return what it may do.
+
+    `owned` is how many jobs each owner follows that may run, by the ledger; those of None have no living owner.
+    """
+    owned = owned or {}
+    orphans = owned.get(None, 0)
+    for each, other in state.shares.items():
+        if each != owner:  # it may have adopted jobs since it last spoke
+            other.held = max(other.held, owned.get(each, 0) - other.in_flight)
     if not state.shares:
         state.restart_learner(now)
     elif now < state.spoke_at - CLOCK_JUMP_S:

@@ -88,6 +88,11 @@ def test_a_newcomer_has_no_claim_on_the_past() -> None:
     assert state.shares[2].used == pytest.approx(state.shares[1].used / 2)  # the mean with the one that wants nothing
 
 
+def taken(state: AccountState, held: dict[int, int]) -> int:
+    """Return how many slots the owners have or may take."""
+    return sum(max(state.shares[owner].granted if owner in state.shares else 0, held[owner]) for owner in held)
+
+
 @given(seed=st.integers(0, 10_000))
 def test_grants_never_pass_the_room_and_no_slot_is_lost(seed: int) -> None:
     rng, state, now = random.Random(seed), limited(rng_limit := 12), NOW
@@ -111,14 +116,16 @@ def test_grants_never_pass_the_room_and_no_slot_is_lost(seed: int) -> None:
             case "adopt":
                 adopted = rng.randint(0, orphans)
                 orphans, held[owner] = orphans - adopted, held[owner] + adopted
+                owner = rng.choice(list(held))  # another one may speak before the adopter does
             case _:
                 pass
-        before = sum(share.granted for share in state.shares.values())
+        before = taken(state, held)
         number = state.shares[owner].reports + 1 if owner in state.shares else 1
-        allotment = exchange(state, owner, Report(number=number, held=held[owner], queued=9), now, orphans)
+        owned = {None: orphans, **held}
+        allotment = exchange(state, owner, Report(number=number, held=held[owner], queued=9), now, owned)
         granted[owner] = allotment.room
-        total = sum(share.granted for share in state.shares.values())
-        assert total + orphans <= max(rng_limit, before + orphans) or allotment.granted == held[owner]
+        total = taken(state, held) + orphans
+        assert total <= max(rng_limit, before + orphans) or allotment.granted == held[owner]
     for _ in range(3):
         for owner in held:
             now += 0.1
@@ -129,12 +136,24 @@ def test_grants_never_pass_the_room_and_no_slot_is_lost(seed: int) -> None:
     assert all(state.shares[owner].granted >= rng_limit // len(held) for owner in held)
 
 
+def test_adopted_jobs_count_before_their_new_owner_has_reported_them() -> None:
+    state = limited(20)
+    ask(state, 1, held=6, queued=0)
+    ask(state, 2, held=6, queued=100)
+    owned = {None: 0, 1: 14, 2: 6}
+    assert exchange(state, 2, Report(number=9, held=6, queued=100), NOW + 1, owned).room == 6
+    learner = state.limiter.job_limit
+    refused = RequestEvent(what="throttled", at=NOW + 2, sent_at=NOW + 2, load=Load(6), limit_kind="jobs")
+    exchange(state, 2, Report(number=10, held=6, queued=100, events=(refused,)), NOW + 2, owned)
+    assert learner.cap >= 19
+
+
 def test_a_dead_owner_counts_until_its_burial_and_its_jobs_after_it() -> None:
     state = limited(20)
     ask(state, 1, held=8, queued=0)
     assert ask(state, 2, now=NOW + 1000) == 12
     del state.shares[1]
-    exchange(state, 2, Report(number=9, held=12, queued=100), NOW + 1001, orphans=8)
+    exchange(state, 2, Report(number=9, held=12, queued=100), NOW + 1001, {None: 8})
     assert state.shares[2].granted == 12
     assert ask(state, 2, held=12, now=NOW + 1002) == 20
 
@@ -250,7 +269,7 @@ def test_jobs_without_an_owner_keep_the_cap_too() -> None:
     state = limited(20)
     ask(state, 1, held=18)
     report = Report(number=5, held=19, events=(accepted(NOW + 1, 19, NOW + 0.5),))
-    exchange(state, 1, report, NOW + 1, orphans=1)
+    exchange(state, 1, report, NOW + 1, {None: 1})
     assert state.limiter.job_limit.cap == 20.0
 
 

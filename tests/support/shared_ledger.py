@@ -58,16 +58,20 @@ class SharedLedger:
         """Account -> the share of each owner."""
         self.owners: list[LedgerView] = []
 
-    def orphans(self, account: str, since: datetime) -> int:
-        """Count the account's jobs that may run, began after a time, and have no living owner."""
-        return sum(
-            1
-            for row in self.rows.values()
-            if row.record.account == account
-            and row.record.state not in TERMINAL_STATES | {JobState.PENDING}
-            and (row.owner is None or not row.owner.living)
-            and row.record.may_run_since >= since
-        )
+    def owned(self, account: str, since: datetime) -> Mapping[int | None, int]:
+        """Count the account's jobs that may run and began after a time, by their owner; None: no living one."""
+        counts: Counter[int | None] = Counter()
+        for row in self.rows.values():
+            record, owner = row.record, row.owner
+            if record.account != account or record.state in TERMINAL_STATES | {JobState.PENDING}:
+                continue
+            if record.may_run_since < since:
+                continue
+            if owner is None or not owner.living:
+                counts[None] += 1
+            elif record.state is not JobState.UNCERTAIN:
+                counts[self.owners.index(owner)] += 1
+        return counts
 
     def states(self) -> dict[str, JobState]:
         return {key: row.record.state for key, row in self.rows.items()}
@@ -262,8 +266,8 @@ class LedgerView(FeedingView):
             shares = {owner: share for owner, share in shares.items() if owner in living}
             state = AccountState.from_json(self.shared.accounts.get(account), shares)
             at = asyncio.get_running_loop().time() + CLOCK_AHEAD_S
-            orphans = self.shared.orphans(account, utcnow() - timedelta(seconds=report.longest_run_s))
-            allotment = exchange(state, self.shared.owners.index(self), report, at, orphans)
+            owned = self.shared.owned(account, utcnow() - timedelta(seconds=report.longest_run_s))
+            allotment = exchange(state, self.shared.owners.index(self), report, at, owned)
             self.shared.accounts[account], self.shared.shares[account] = state.to_json(), state.shares
             return allotment
 

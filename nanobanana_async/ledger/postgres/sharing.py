@@ -6,6 +6,7 @@ It waits for another exchange for a moment only, and is not repeated when the se
 
 import json
 import math
+from typing import Any
 
 from attrs import frozen
 
@@ -24,12 +25,17 @@ _COLUMNS = (
     *("granted", "target", "held", "in_flight", "queued", "urgent", "interactive", "reserve", "used", "spoke_at"),
     *("hungry_at", "reports"),
 )
-# One statement, so that it sees a burial as a whole: a share that is gone, and jobs that have no owner.
+_MAY_RUN = (
+    f"SELECT CASE WHEN {_LIVING.format('j')} THEN j.owner END AS owner, state FROM jobs AS j"
+    " WHERE account = %(account)s AND state IN ('submitting', 'running', 'uncertain')"
+    " AND coalesce(running_since, first_sent_at, created_at)"
+    " >= clock_timestamp() - make_interval(secs => %(longest_s)s::float8)"
+)
+# One statement, so that it sees a burial or an adoption as a whole.
 _READ = (
     "SELECT extract(epoch FROM clock_timestamp())::float8,"
-    " (SELECT count(*) FROM jobs AS j WHERE account = %(account)s AND state IN ('submitting', 'running', 'uncertain')"
-    f" AND NOT {_LIVING.format('j')} AND coalesce(running_since, first_sent_at, created_at)"
-    " >= clock_timestamp() - make_interval(secs => %(longest_s)s::float8)),"
+    " (SELECT json_agg(json_build_array(owner, number)) FROM (SELECT owner, count(*) AS number"
+    f" FROM ({_MAY_RUN}) AS may_run WHERE owner IS NULL OR state <> 'uncertain' GROUP BY owner) AS counted),"
     f" (SELECT json_agg(json_build_array(owner, {', '.join(_COLUMNS)})) FROM shares AS s"
     f" WHERE account = %(account)s AND {_LIVING.format('s')})"
 )
@@ -59,19 +65,23 @@ def read_account(table: PostgresTable, account: str) -> Work[AccountState | None
 
 def _exchange(me: int, account: str, report: Report) -> Work[Allotment]:
     whose = {"account": account, "longest_s": min(report.longest_run_s, 1e9)}
-    _, ((text,),), ((now, orphans, found),) = yield [
+    _, ((text,),), ((now, counted, found),) = yield [
         Statement(_ADD_ACCOUNT, whose, returns_rows=False),
         Statement(_LOCK_ACCOUNT, whose),
         Statement(_READ, whose),
     ]
-    rows = found if isinstance(found, list) else json.loads(found or "[]")
-    state = AccountState.from_json(text, {int(row[0]): _share(row[1:]) for row in rows})
-    allotment = exchange(state, me, report, now, orphans)
+    state = AccountState.from_json(text, {int(row[0]): _share(row[1:]) for row in _rows_in(found)})
+    allotment = exchange(state, me, report, now, {row[0]: row[1] for row in _rows_in(counted)})
     yield [
         Statement(_WRITE_STATE, {"account": account, "state": state.to_json()}, returns_rows=False),
         Statement(_WRITE_SHARE, {"account": account, **_columns(state.shares[me])}, returns_rows=False),
     ]
     return allotment
+
+
+def _rows_in(aggregate: Any) -> list[Any]:
+    """Return the rows of a JSON aggregate, which the driver may have read as JSON or as text."""
+    return aggregate if isinstance(aggregate, list) else json.loads(aggregate or "[]")  # type: ignore[no-any-return]
 
 
 def _share(row: list[object]) -> Share:
