@@ -101,6 +101,20 @@ async def test_jobs_without_an_owner_take_their_slots_until_adopted(postgres: Se
         assert (await first.exchange(ACCOUNT, old)).granted == 20
 
 
+async def test_adopted_jobs_take_their_slots_before_their_owner_reports_them(postgres: Server) -> None:
+    schema = new_schema()
+    async with opened(postgres.url, schema, owners=2) as (first, second):
+        async with opened(postgres.url, schema) as (third,):
+            for number in range(3):
+                await third.claim(running(f"order-{number}", f"t{number}"))
+            postgres.execute("UPDATE jobs SET running_since = now()", schema=schema)
+            await with_limit(third, held=20)
+        assert (await first.exchange(ACCOUNT, Report(number=1, held=0))).granted == 0
+        for number in range(3):
+            await first.adopt(f"order-{number}")
+        assert (await second.exchange(ACCOUNT, Report(number=1, held=0, queued=50))).granted == 17
+
+
 async def test_exchange_of_a_buried_owner_is_refused_and_its_slots_are_free(postgres: Server) -> None:
     schema = new_schema()
     async with opened(postgres.url, schema, owners=2) as (first, second):
