@@ -1,4 +1,4 @@
-"""A standby is promoted that had not received the last commits: what living owners know, and what nobody knows."""
+"""A standby is promoted that had not received the last commits: what living owners know, and what dead ones knew."""
 
 import asyncio
 import logging

@@ -16,7 +16,7 @@ from psycopg import errors
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.ledger.postgres import driver, leases
-from nanobanana_async.ledger.postgres.failover import SETTLE, settles_for_s, timeline_sql, write_again
+from nanobanana_async.ledger.postgres.failover import NOTE_TIMELINE, held_back_s, timeline_sql, write_again
 from nanobanana_async.ledger.postgres.known import KnownJobs
 from nanobanana_async.ledger.postgres.leases import Beat, Watch
 from nanobanana_async.ledger.postgres.pipeline import Call, Statement, run_calls
@@ -54,7 +54,7 @@ class PostgresConnection(Transactions):
         self._beat_at = settings.clock()
         self._buried, self._gives_up_at = False, math.inf
         self._known = KnownJobs(settings.clock)
-        self._settled_at = -math.inf
+        self._answers_at = -math.inf
         """Until when no call is answered, after a fail-over."""
         try:
             self._open(tables)
@@ -109,7 +109,7 @@ class PostgresConnection(Transactions):
                 self._enlist_again()
             self._beat()
             self._known.forget_old()
-            if self._is_settled:
+            if self._answers_calls:
                 self._settings.outage.on_answer()
         except Buried:
             self._buried = True
@@ -155,8 +155,8 @@ class PostgresConnection(Transactions):
             try:
                 if self._buried:  # what the buried owner may not write any more is refused by its new number
                     self._enlist_again()
-                if not self._is_settled:
-                    raise driver.Settling("some seconds are left")
+                if not self._answers_calls:
+                    raise driver.FailedOver("some seconds are left")
                 results = self._flush(items, committing, answer_s, commit_in_doubt=commit_in_doubt)
             except Buried:
                 self._buried = True
@@ -239,14 +239,14 @@ class PostgresConnection(Transactions):
         with self._transaction(answer_s=None if self.owner is None else driver.LONG_ANSWER_S) as send:
             facts = self._settings.lease.owner_facts()
             (((owner, timeline),),) = send([Statement(leases.ENLIST.format(self._timeline_sql), facts)])
-            (((earlier, age_s),),) = send([Statement(SETTLE, {"timeline": timeline})])
+            (((earlier, age_s),),) = send([Statement(NOTE_TIMELINE, {"timeline": timeline})])
             if self.owner is not None and timeline != self._timeline:
                 call = Call(partial(write_again, known=self._known.all(), before=self.owner, timeline=timeline))
                 ((written, error),) = run_calls([call], PostgresTable(owner), send)
                 if error is not None:
                     raise error
         self.owner, self._timeline = int(owner), timeline
-        self._settled_at = self._settings.clock() + settles_for_s(self._settings.lease, earlier, age_s)
+        self._answers_at = self._settings.clock() + held_back_s(self._settings.lease, earlier, age_s)
         self._settings.tenure.on_beat(self.owner, sent_at)
         return written
 
@@ -260,8 +260,8 @@ class PostgresConnection(Transactions):
         self._settings.on_burial(self.owner, written)
 
     @property
-    def _is_settled(self) -> bool:
-        return self._settings.read_only or self._settings.clock() >= self._settled_at
+    def _answers_calls(self) -> bool:
+        return self._settings.read_only or self._settings.clock() >= self._answers_at
 
     def _beat(self) -> None:
         sent_at = self._settings.tenure.clock()

@@ -75,7 +75,7 @@ class NoAnswer(psycopg.OperationalError):
     """The server said nothing for too long, and the connection was closed."""
 
 
-class Settling(psycopg.Error):
+class FailedOver(psycopg.Error):
     """The server has failed over a moment ago: its owners write again what it has lost, before anything else."""
 
 

@@ -2,8 +2,8 @@
 
 The last commits may be lost then. What a living owner knows it writes again, before anything else: each goes on under a
 new number, since the numbers of lost owners are given again, and no call is answered until all had the time for that.
-Of an owner that died across it nobody knows which creates it made after the last commit that is left. So its jobs that
-were not sent by then count as sent: they are repeated under their keys, or are UNCERTAIN on a gateway without keys.
+It is unknown which creates an owner that died across it made after the last commit that is left. So its jobs that were
+not sent by then count as sent: they are repeated under their keys, or are UNCERTAIN on a gateway without keys.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ TIMELINE = (
 NO_TIMELINE = "''"
 """In its place where the server does not show it: a fail-over is not noticed there."""
 
-SETTLE = (
+NOTE_TIMELINE = (
     "WITH begun AS (INSERT INTO timelines (timeline) VALUES (%(timeline)s::text) ON CONFLICT (timeline) DO NOTHING)"
     " SELECT (SELECT count(*) FROM timelines WHERE timeline <> %(timeline)s::text),"
     " coalesce(extract(epoch FROM clock_timestamp() - (SELECT since FROM timelines"
@@ -41,7 +41,7 @@ SETTLE = (
 """Note the timeline; return how many there were before it, and since when it is known."""
 
 
-def settles_for_s(lease: Lease, earlier: int, age_s: float) -> float:
+def held_back_s(lease: Lease, earlier: int, age_s: float) -> float:
     """Return for how long calls wait on a timeline: as long as it takes to find an owner dead.
 
     A living one has written again by then what it knows.
