@@ -30,6 +30,8 @@ class Room:
         self._most_held = 0
         self.pulled = 0
         """How many rows were pulled."""
+        self.given_back = 0
+        """How many of them were given back to the ledger, unsent."""
         self.taken = 0
         """How many outcomes were taken."""
 
@@ -38,5 +40,5 @@ class Room:
         self._most_held = max(self._most_held, running - unsent)
         most = max(MAX_BUFFER, ORDERED_WINDOW * running) if self._ordered else MAX_BUFFER
         room = self._most_held + min(most, MIN_BUFFER + self.taken // BUFFER_SHARE)
-        may_pull = self.pulled < self._at_first + PULLED_PER_TAKEN * self.taken
+        may_pull = self.pulled - self.given_back < self._at_first + PULLED_PER_TAKEN * self.taken
         return (not waiting or running + waiting < room) and may_pull and unsent < PREFETCH

@@ -20,6 +20,7 @@ from nanobanana_async.batch.room import PREFETCH
 from nanobanana_async.batch.rows import Row, RowInput
 from nanobanana_async.batch.runner import BatchRunner
 from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.image_saver import ImageSaver
@@ -31,6 +32,13 @@ from nanobanana_async.policy.budget import LedgerCap
 
 WAIT_S = 1.0
 """How often the ledger is asked for rows while there is none to draw."""
+
+AWAY_S = 10.0
+"""After so long without an answer of the gateway, rows that were not sent are given back: perhaps only this host has
+lost its way. It then draws one at a time, to find out when it is back, and keeps each for as long."""
+LEFT_S = 2 * WAIT_S
+"""How long what was given back is left to other workers."""
+WAITS_TO_BE_SENT = frozenset({Phase.QUEUED, Phase.SCHEDULED})
 
 
 class WorkRunner(BatchRunner):
@@ -54,6 +62,8 @@ class WorkRunner(BatchRunner):
         self._draws_ended = False
         self._drawing = 0
         """How many draws the ledger has not answered."""
+        self._draw_at = 0.0
+        """Before it nothing is drawn: the other workers are first."""
 
     @property
     def is_exhausted(self) -> bool:
@@ -63,6 +73,7 @@ class WorkRunner(BatchRunner):
     async def run(self, group: TaskGroup) -> None:
         """Draw rows until none is left, or the batch stops buying."""
         group.start_soon(self._write_deliveries)
+        group.start_soon(self._give_back_while_away)
         try:
             await super().run(group)
         finally:
@@ -79,10 +90,13 @@ class WorkRunner(BatchRunner):
             )
         check_account(facts, self._name, self._engine)
         await self._ledger.draw_unsaved(self._batch)
+        clock = asyncio.get_running_loop().time
         while True:
+            while clock() < self._draw_at or (self._is_away and self._unsent):  # noqa: ASYNC110 - a time, or others
+                await anyio.sleep(WAIT_S)
             draw: asyncio.Future[Draw] = asyncio.get_running_loop().create_future()
             self._drawing += 1
-            self._group.start_soon(self._draw, draw, max(1, PREFETCH - len(self._unsent)))
+            self._group.start_soon(self._draw, draw, 1 if self._is_away else max(1, PREFETCH - len(self._unsent)))
             drawn = await draw
             self._take_facts(drawn.facts)
             for row in drawn.rows:
@@ -109,6 +123,28 @@ class WorkRunner(BatchRunner):
             return
         for row in drawn.rows:
             self._give_back(row.record.key)
+
+    @property
+    def _is_away(self) -> bool:
+        """Whether the gateway has not answered this host for a while."""
+        return min(each.poller.outage.for_s for each in self._engine.members) >= AWAY_S
+
+    async def _give_back_while_away(self) -> None:
+        """Give back what waits to be sent while the gateway is away: it may be away for this host only."""
+        while not self._draws_ended:
+            await anyio.sleep(AWAY_S)
+            waiting = [place for place, tracked in self._unsent.items() if tracked.phase in WAITS_TO_BE_SENT]
+            if not (self._is_away and waiting):
+                continue
+            self._draw_at = asyncio.get_running_loop().time() + LEFT_S
+            for place in waiting:
+                tracked = self.running.pop(place)
+                del self._unsent[place]
+                self._ahead.given_back += 1
+                self._engine.drop_caller(tracked)
+                self._give_back(tracked.key)
+            self._room.set()
+            self.changed.set()
 
     def _take_facts(self, facts: FedBatch) -> None:
         """Follow the cap of the batch, which another feed may have changed."""

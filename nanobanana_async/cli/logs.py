@@ -18,6 +18,7 @@ _SENTENCES = {
     "ledger.away": "{rest}",
     "ledger.back": "{rest}",
     "ledger.buried": "{rest}",
+    "ledger.failed_over": "{rest}",
 }
 _FAILED = "ledger.failed "
 _SHOWN = 300

@@ -67,7 +67,7 @@ class Adoption:
             self._engine.orphans_seen.clear()
             try:
                 async with self._turn:
-                    await self._adopt_all(buy=self._adopt == "buy")
+                    await self._adopt_all(buy=self._adopt == "buy", by_itself=True)
                     self._unreturned = self._still_followed(self._unreturned)
             except SessionClosed:
                 return
@@ -85,18 +85,26 @@ class Adoption:
         tracked = self._engine.tracked
         return [job for job in jobs if tracked.get(job.key) is job and job.phase is not Phase.FOREIGN]
 
-    async def _adopt_all(self, *, buy: bool) -> list[TrackedJob]:
-        """Follow jobs that have no owner; return those that this session owns now."""
+    async def _adopt_all(self, *, buy: bool, by_itself: bool = False) -> list[TrackedJob]:
+        """Follow jobs that have no owner; return those that this session owns now.
+
+        By itself a session leaves a job alone whose local image is not at hand. It is not sent, and it does not end
+        either: it waits until it is requested with the image again, or until another job has uploaded that.
+        """
         engine = self._engine
         jobs: list[TrackedJob] = []
         waiting: list[TrackedJob] = []
-        for account in [each.account for each in engine.members]:
-            async for record in engine.store.ledger.adoptable_jobs(account):
-                if record.key not in engine.tracked and (buy or record.state is not JobState.PENDING):
-                    job = engine.build_tracked_job(record)
-                    job.may_buy = buy  # it may be PENDING again by the time of the claim
-                    waiting.append(engine.ensure_followed(job))
-                    self._unreturned.append(job)
+        for member in list(engine.members):
+            async for record in engine.store.ledger.adoptable_jobs(member.account):
+                unsent = record.state is JobState.PENDING
+                if record.key in engine.tracked or (unsent and not buy):
+                    continue
+                if unsent and by_itself and not await member.references.are_at_hand(record.request):
+                    continue
+                job = engine.build_tracked_job(record)
+                job.may_buy = buy  # it may be PENDING again by the time of the claim
+                waiting.append(engine.ensure_followed(job))
+                self._unreturned.append(job)
                 if len(waiting) >= ADOPT_BATCH:
                     jobs += await _wait_for_claims(waiting)
                     waiting = []

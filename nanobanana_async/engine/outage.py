@@ -47,6 +47,11 @@ class Outage:
             self._since = min(max(sent_at, self._answered_at), self._clock())
         self.error = error.for_job("", safe_to_repeat=False)  # a copy without its traceback
 
+    @property
+    def for_s(self) -> float:
+        """For how long no request got a usable answer; 0 while the gateway answers."""
+        return 0.0 if self.error is None else self._clock() - self._since
+
     def may_be_hopeless(self, error: NanoBananaError) -> bool:
         """Return whether only another setting may cure a failure."""
         return self.never_answered and is_lasting(error)
@@ -64,5 +69,4 @@ class Outage:
         now = self._clock()
         if self.error is not None and now >= self._report_at:
             self._report_at = now + REPORT_EVERY_S
-            for_s = now - self._since
-            self._store.emit(GatewayUnreachable(record=record, error=self.error, for_s=for_s, retried=retried))
+            self._store.emit(GatewayUnreachable(record=record, error=self.error, for_s=self.for_s, retried=retried))

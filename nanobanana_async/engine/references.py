@@ -79,6 +79,13 @@ class References:
         """Return the body of a new job: empty if it is known only once its images are uploaded."""
         return b"" if local_digests(request.images) and not self._sends_inline else self._gateway.encode(request)
 
+    async def are_at_hand(self, request: ImageRequest | None) -> bool:
+        """Return whether a job can be sent that no caller has requested here: its local images were uploaded before."""
+        digests = [] if request is None else local_digests(request.images)
+        if self._sends_inline:
+            return not digests
+        return all([await self._uploads.find_known(digest) is not None for digest in digests])
+
     def prepare(self, job: TrackedJob) -> None:
         """Bring the images of a job to the gateway, then let it go on: at once if all are there already."""
         request = job.record.request

@@ -101,6 +101,17 @@ class Uploads:
         upload = self._urls.get(digest)
         return upload if upload is not None and self._clock() < upload.usable_until else None
 
+    async def find_known(self, digest: str) -> UploadedImage | None:
+        """Return an upload that can be used again, of this session or, by the ledger, of an earlier one."""
+        usable = self.find_usable(digest)
+        if usable is not None or self._publisher is not None:
+            return usable
+        lifetime_s = self._gateway.upload_lifetime_s if isinstance(self._gateway, HasUploads) else 0.0
+        known = await self._store.ledger.find_upload(self._gateway.account, digest)
+        if known is None or (left_s := known.left_s(self._store.utcnow(), lifetime_s)) <= 0:
+            return None
+        return self._remember_url(digest, known.url, left_s)
+
     def wait_for(self, digest: str, job: TrackedJob) -> None:
         """Let a job wait for an upload, which is started if it is not under way."""
         upload = self._ongoing.get(digest)
@@ -147,11 +158,9 @@ class Uploads:
 
     async def _find_or_upload(self, upload: _Upload) -> UploadedImage | None:
         """Find the URL of an image, or upload or publish the image. None if no job waits for it any more."""
+        if (known := await self.find_known(upload.digest)) is not None:
+            return known
         lifetime_s = self._gateway.upload_lifetime_s if isinstance(self._gateway, HasUploads) else PUBLISHED_LIFETIME_S
-        if self._publisher is None:
-            known = await self._store.ledger.find_upload(self._gateway.account, upload.digest)
-            if known is not None and (left_s := known.left_s(self._store.utcnow(), lifetime_s)) > 0:
-                return self._remember_url(upload.digest, known.url, left_s)
         content, facts = await self._read_image(upload)
         try:
             if not (waiting := upload.waiting_jobs()):

@@ -292,6 +292,10 @@ class StoredLedger(Ledger, Protocol):
         """Return the prefixes of the keys of all named batches."""
         ...
 
+    async def missing_parts(self) -> list[str]:
+        """Return what the ledger lacks of its tables, columns, indexes and triggers, such as "table jobs"."""
+        ...
+
     async def hand_over(self, gateway: str, old: str, new: str) -> int:
         """Move all jobs of one account to another of the same gateway; return how many."""
         ...

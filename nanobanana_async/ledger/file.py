@@ -5,7 +5,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -48,6 +48,22 @@ def current_schema() -> Schema:
     """Return the schema of this version of the library."""
     script = files("nanobanana_async.ledger").joinpath("schema.sql").read_text(encoding="utf-8")
     return Schema(script=script, first_version=2)
+
+
+_PARTS = (
+    "SELECT type || ' ' || name FROM sqlite_schema WHERE sql IS NOT NULL UNION ALL"
+    " SELECT 'column ' || t.name || '.' || c.name FROM sqlite_schema AS t, pragma_table_info(t.name) AS c"
+    " WHERE t.type = 'table'"
+)
+
+
+def missing_parts(connection: sqlite3.Connection, schema: Schema) -> list[str]:
+    """Return what a ledger lacks of its tables, columns, indexes and triggers, such as "table jobs"."""
+    with closing(sqlite3.connect(":memory:")) as made:
+        made.executescript(schema.script)
+        wanted = [part for (part,) in made.execute(_PARTS)]
+    found = {part for (part,) in connection.execute(_PARTS)}
+    return [part for part in wanted if part not in found]
 
 
 def open_writable(path: Path, schema: Schema, *, busy_s: float) -> sqlite3.Connection:

@@ -16,6 +16,7 @@ from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, Upload
 from nanobanana_async.ledger.columns import identity_values, progress_values
 from nanobanana_async.ledger.connection import open_file
+from nanobanana_async.ledger.file import current_schema, missing_parts
 from nanobanana_async.ledger.statements import JobTable, update_statement_for
 from nanobanana_async.ledger.stored import PRUNE_BATCH, WriterLedger, check_aware
 from nanobanana_async.ledger.uploads import find_upload, prune_uploads, remember_upload
@@ -218,6 +219,10 @@ class SqliteLedger(WriterLedger):
     async def batch_prefixes(self) -> list[str]:
         """Return the prefixes of the keys of all named batches."""
         return await self._submit(JobTable.batch_prefixes)
+
+    async def missing_parts(self) -> list[str]:
+        """Return what the file lacks of its tables, columns, indexes and triggers, such as "table jobs"."""
+        return await self._submit(lambda table: missing_parts(table.connection, current_schema()))
 
     async def hand_over(self, gateway: str, old: str, new: str) -> int:
         """Move all jobs of one account to another of the same gateway, after its API key changed; return how many.

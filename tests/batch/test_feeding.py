@@ -21,7 +21,7 @@ from nanobanana_async.errors import (
 )
 from nanobanana_async.image_saver import ImageSaver
 from tests.batch.fakes import PromptGateway, all_of, slots, until_stopped
-from tests.support.fakes import apimall, defapi, virtually
+from tests.support.fakes import apimall, defapi, now, virtually
 from tests.support.replies import refused
 from tests.support.shared_ledger import FakeProcess, SharedLedger
 
@@ -380,3 +380,51 @@ async def test_images_that_could_not_be_saved_are_saved_by_the_next_worker(
             assert len(await all_of(process.session.work("spring", save_to=tmp_path))) == rows
     assert sorted(names) == sorted(["0001-a-fox", "0002-an-owl", names[0]])
     assert gateway.sold == ["a fox", "an owl"]
+
+
+@pytest.mark.parametrize("number", [8, 9])
+@virtually
+async def test_rows_of_a_worker_that_has_lost_its_way_are_bought_by_others(number: int) -> None:
+    shared, gateway = SharedLedger(), PromptGateway()
+    cut_off = PromptGateway(says=lambda prompt: TransportError("no route to host", possibly_sent=False))
+    await fed(shared, PROMPTS[:number])
+    async with host(shared, cut_off) as lost, host(shared, gateway) as other:
+        waiting = asyncio.Task(all_of(lost.session.work("spring")))
+        await asyncio.sleep(1.0)  # it has drawn all that it may by now
+        outcomes = await all_of(other.session.work("spring"))
+        await waiting  # it ends with the batch
+    assert sorted(gateway.sold) == sorted(PROMPTS[:number])
+    assert sorted(outcome.index for outcome in outcomes) == list(range(number))
+    assert lost.creates < 60
+
+
+@virtually
+async def test_worker_buys_its_rows_when_its_way_to_the_gateway_is_back() -> None:
+    shared, gateway = SharedLedger(), PromptGateway()
+    away_until = now() + 600.0
+    gateway.says = lambda _: TransportError("no route to host", possibly_sent=False) if now() < away_until else None
+    await fed(shared, PROMPTS)
+    async with host(shared, gateway) as alone:
+        outcomes = await all_of(alone.session.work("spring"))
+    assert sorted(gateway.sold) == sorted(PROMPTS)
+    assert len(outcomes) == 40
+    assert all(outcome.ok for outcome in outcomes)
+
+
+@virtually
+async def test_hosts_that_generate_the_same_named_rows_share_them() -> None:
+    shared, gateway = SharedLedger(), PromptGateway(limit=16)
+
+    async def generated() -> tuple[int, list[Outcome]]:
+        async with host(shared, gateway) as process:
+            outcomes = await all_of(process.session.generate_many(PROMPTS, batch="spring", ordered=True))
+            return process.creates, outcomes
+
+    async with asyncio.TaskGroup() as group:
+        hosts = [group.create_task(generated()) for _ in range(2)]
+    assert sorted(gateway.sold) == sorted(PROMPTS)
+    for task in hosts:
+        creates, outcomes = task.result()
+        assert creates >= 10  # each has bought a part of them
+        assert [outcome.index for outcome in outcomes] == list(range(40))  # and gets all, those of the other too
+        assert all(outcome.ok for outcome in outcomes)

@@ -4,13 +4,15 @@ import asyncio
 import json
 import os
 import re
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from nanobanana_async import Session, SqliteLedger
+from nanobanana_async import ApiMall, Session, SqliteLedger
 from nanobanana_async.cli.doctor import ledger_checks
 from nanobanana_async.emulator import API_KEY, Emulator, Fixed, faults
 from nanobanana_async.policy.account_state import AccountState
@@ -136,6 +138,53 @@ async def test_pause_that_a_host_met_is_shown(postgres: Server) -> None:
     verdict, text = facts(said)["limits"]
     assert verdict == "note"
     assert re.search(r"paused for [45] min", text)
+
+
+async def test_table_or_column_that_a_ledger_lacks_is_a_problem(tmp_path: Path) -> None:
+    file = tmp_path / "jobs.sqlite"
+    for change, lacks in (
+        ("ALTER TABLE jobs DROP COLUMN model", f"{file} lacks column jobs.model"),
+        ("DROP TABLE uploads", f"{file} lacks table uploads, column jobs.model"),
+    ):
+        async with Session(ApiMall(api_key=API_KEY), ledger=file):
+            pass
+        with closing(sqlite3.connect(file)) as db:
+            db.execute(change)
+            before = db.execute("SELECT name FROM sqlite_schema").fetchall()
+        said = await nanobanana("doctor", "--json", "--ledger", str(file), environ=environment())
+        verdict, text = facts(said)["ledger"]
+        assert (said.code, verdict) == (1, "problem")
+        assert text.startswith(lacks)
+        assert "restore a backup" in text
+        with closing(sqlite3.connect(file)) as db:
+            assert db.execute("SELECT name FROM sqlite_schema").fetchall() == before
+
+
+@pytest.mark.slow
+async def test_parts_that_a_shared_ledger_lacks_are_a_problem(postgres: Server) -> None:
+    schema = new_schema()
+    url = f"{postgres.tcp_url}?schema={schema}"
+    async with Session(ApiMall(api_key=API_KEY), ledger=url):
+        pass
+    postgres.execute(
+        "DROP TABLE uploads", "ALTER TABLE shares DROP COLUMN urgent", "DROP INDEX fed_rows_free", schema=schema
+    )
+    said = await nanobanana("doctor", "--json", "--ledger", url, environ=environment())
+    verdict, text = facts(said)["ledger"]
+    assert (said.code, verdict) == (1, "problem")
+    assert "lacks index fed_rows_free, column shares.urgent, table uploads " in text
+
+
+@pytest.mark.slow
+async def test_only_a_ledger_that_can_be_made_or_migrated_is_said_to(postgres: Server) -> None:
+    missing, newer = (f"{postgres.tcp_url}?schema={new_schema()}" for _ in range(2))
+    async with Session(ApiMall(api_key=API_KEY), ledger=newer):
+        pass
+    postgres.execute("UPDATE meta SET min_client = 9", schema=newer.rpartition("=")[2])
+    for url, said_so in ((missing, True), (newer, False)):
+        said = await nanobanana("doctor", "--json", "--ledger", url, environ=environment())
+        assert facts(said)["ledger"][0] == "problem"
+        assert ("ledger migrate" in facts(said)["ledger"][1]) is said_so
 
 
 async def test_file_that_is_no_ledger_is_a_problem(tmp_path: Path) -> None:

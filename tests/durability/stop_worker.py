@@ -20,9 +20,9 @@ from nanobanana_async.events import Event, JobStateChanged
 from nanobanana_async.gateways.contract import Gateway, HttpRequest, HttpResponse
 from nanobanana_async.http.transport import AiohttpTransport
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState
-from nanobanana_async.ledger.postgres.connection import PostgresConnection
 from nanobanana_async.ledger.postgres.driver import Connection
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
+from nanobanana_async.ledger.postgres.transactions import Transactions
 from tests.durability.worker import GatewayName, gateway_at, prompt_of
 from tests.support.postgres import SHORT
 
@@ -90,15 +90,15 @@ class StoppingTransport(AiohttpTransport):
 
 def stop_within_flush(stop: Stop) -> None:
     """Let the flush with the first intent be a point, after its first write was sent and before its commit."""
-    execute = PostgresConnection._execute
+    execute = Transactions._execute
 
-    def execute_and_stop(connection: PostgresConnection, db: Connection, request: Any) -> Any:
+    def execute_and_stop(connection: Transactions, db: Connection, request: Any) -> Any:
         executed = execute(connection, db, request)
         if request.sql.startswith("UPDATE jobs"):
             stop("flush")
         return executed
 
-    setattr(PostgresConnection, "_execute", execute_and_stop)  # noqa: B010 - mypy takes no assignment to a method
+    setattr(Transactions, "_execute", execute_and_stop)  # noqa: B010 - mypy takes no assignment to a method
 
 
 class CountingLedger(PostgresLedger):

@@ -8,15 +8,20 @@ import pytest
 
 from nanobanana_async import ApiMall, ConfigurationError, JobState, MemoryLedger, PostgresLedger, Session
 from nanobanana_async.engine.adoption import which_to_adopt
-from nanobanana_async.errors import LedgerError
+from nanobanana_async.engine.wall_clock import utcnow
+from nanobanana_async.errors import LedgerError, NanoBananaError
 from nanobanana_async.jobs import JobRecord
+from nanobanana_async.ledger.base import Upload
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from tests.support.fakes import API_KEY, FakeGateway, Opening, apimall, defapi, virtually
+from tests.support.images import make_image
+from tests.support.references import sha256
 from tests.support.shared_ledger import (
     KEY,
     FakeProcess,
     LedgerView,
     SharedLedger,
+    killed_process,
     leave_pending,
     leave_running,
     leave_submitting,
@@ -182,3 +187,42 @@ def test_wrong_way_to_adopt_is_refused_with_those_that_there_are(adopt: Any) -> 
 def test_wrong_interval_of_adopting_is_refused(seconds: Any) -> None:
     with pytest.raises(ConfigurationError, match="adopt_every_s must be a number above 0"):
         Session(ApiMall(api_key=API_KEY), adopt="buy", adopt_every_s=seconds)
+
+
+@virtually
+async def test_job_whose_image_died_with_its_process_is_left_alone() -> None:
+    gateway, shared, image = FakeGateway(job_s=5.0), SharedLedger(), make_image()
+    async with killed_process(shared, gateway.answer, session_of=defapi, delay_s=1.0) as process:
+        submitting = asyncio.Task(process.session.submit("a fox", images=[image], idempotency_key=KEY))
+        while KEY not in shared.rows:  # noqa: ASYNC110 - it reads the image in a thread
+            await asyncio.sleep(0.1)
+    submitting.cancel()
+    await asyncio.wait([submitting])
+    async with FakeProcess(shared, gateway.answer, session_of=defapi, adopt="buy") as process:
+        await asyncio.sleep(200.0)
+        assert (process.ledger.calls["adopt"], shared.states()) == (0, {KEY: JobState.PENDING})
+        (job,) = await process.session.resume(buy=True)
+        with pytest.raises(NanoBananaError, match="is not at hand"):
+            await job
+        assert (await process.session.generate("a fox", images=[image], idempotency_key=KEY)).url
+    assert gateway.sold == 1
+
+
+@virtually
+async def test_job_whose_image_was_uploaded_before_is_bought_without_a_caller() -> None:
+    gateway, shared, image = FakeGateway(job_s=5.0), SharedLedger(), make_image()
+    async with killed_process(shared, gateway.answer, session_of=apimall, delay_s=1.0) as process:
+        submitting = asyncio.Task(process.session.submit("a fox", images=[image], idempotency_key=KEY))
+        while KEY not in shared.rows:  # noqa: ASYNC110 - it reads the image in a thread
+            await asyncio.sleep(0.1)
+        account = process.session._components.gateway.account
+    submitting.cancel()
+    await asyncio.wait([submitting])
+    assert shared.states() == {KEY: JobState.PENDING}
+    known = Upload(digest=sha256(image), url="https://files.example/a.png", size=len(image), uploaded_at=utcnow())
+    async with FakeProcess(shared, gateway.answer, session_of=apimall, adopt="buy") as process:
+        await asyncio.sleep(100.0)
+        assert (process.ledger.calls["adopt"], gateway.sold) == (0, 0)
+        shared.uploads[account, known.digest] = known
+        await asyncio.sleep(60.0)
+    assert (gateway.sold, shared.states()) == (1, {KEY: JobState.SUCCEEDED})

@@ -11,19 +11,20 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from nanobanana_async import ApiMall, ImageRequest
+from nanobanana_async import ApiMall, ConcurrencyPolicy, DefApi, ImageRequest, Session
 from nanobanana_async.emulator import API_KEY
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import NotOurs
-from nanobanana_async.ledger.postgres.connection import PostgresConnection
 from nanobanana_async.ledger.postgres.driver import Connection
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.postgres.pipeline import Work
 from nanobanana_async.ledger.postgres.statements import _INSERT_JOB, PostgresTable
+from nanobanana_async.ledger.postgres.transactions import Transactions
 from nanobanana_async.policy.prices import Price
 from tests.support.ledger_contract import NOON, job, running
+from tests.support.loopback import QUICK_POLLS
 from tests.support.mutations import patched
 from tests.support.postgres import SHORT
 
@@ -62,6 +63,21 @@ async def leave(ledger: PostgresLedger, name: str) -> None:
     await asyncio.sleep(3600)
 
 
+async def generate(ledger: PostgresLedger, name: str) -> None:
+    """Buy rows of the emulator's gateway in a session, one at a time; `name` is the gateway, its URL and how many."""
+    kind, url, count = name.split()
+    gateway = {"apimall": ApiMall, "defapi": DefApi}[kind](api_key=API_KEY, base_url=url, expected_job_s=0.01)
+    ledger = PostgresLedger(str(ledger._url.url), schema=ledger._url.schema, lease=SHORT)  # a session opens its own
+    one_at_a_time = ConcurrencyPolicy(max_jobs=1, learn=False)
+    session = Session(gateway, ledger=ledger, concurrency=one_at_a_time, polling=QUICK_POLLS)
+    async with session, asyncio.TaskGroup() as group:
+        for number in range(int(count)):
+            group.create_task(session.generate(f"row-{number}", idempotency_key=f"row-{number}"))
+        while (await ledger.count_by_state()).total() < int(count):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        say("claimed")
+
+
 async def stall(ledger: PostgresLedger, name: str) -> None:
     """Own two jobs; after a line of input, stop this process in the middle of a flush, and say how that ended."""
     await ledger.claim(job(f"{name}-1"))
@@ -91,16 +107,16 @@ async def stall_sending(ledger: PostgresLedger, name: str) -> None:
     await ledger.claim(running(f"{name}-2", f"t-{name}"))
     say("held")
     await asyncio.to_thread(sys.stdin.readline)
-    execute, stops = PostgresConnection._execute, iter([True])
+    execute, stops = Transactions._execute, iter([True])
 
-    def execute_and_stop(connection: PostgresConnection, db: Connection, request: Any) -> Any:
+    def execute_and_stop(connection: Transactions, db: Connection, request: Any) -> Any:
         executed = execute(connection, db, request)
         if request.sql == _INSERT_JOB and next(stops, False):
             os.kill(os.getpid(), signal.SIGSTOP)
             time.sleep(0.2)
         return executed
 
-    with patched([(PostgresConnection, "_execute", execute_and_stop)]):
+    with patched([(Transactions, "_execute", execute_and_stop)]):
         await ledger.claim(job(f"{name}-3"))
     say("written")
 
@@ -133,12 +149,14 @@ async def buy(ledger: PostgresLedger, name: str) -> None:
     say("done")
 
 
+COMMANDS = {each.__name__: each for each in (hold, buy, stall, stall_sending, leave, generate)}
+
+
 async def main(command: str, url: str, schema: str, name: str = "x") -> None:
     ledger = ledger_at(url, schema)
     await ledger.open()
     try:
-        commands = {"hold": hold, "buy": buy, "stall": stall, "stall_sending": stall_sending, "leave": leave}
-        await commands[command](ledger, name)
+        await COMMANDS[command](ledger, name)
     except* NotOurs:
         say("lost")
     finally:

@@ -7,6 +7,7 @@ import shutil
 import string
 import subprocess
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -16,7 +17,7 @@ import pytest
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
-from nanobanana_async.ledger.postgres import connection, outage
+from nanobanana_async.ledger.postgres import connection, driver, outage
 from nanobanana_async.ledger.postgres.leases import Beat, Lease, Tenure
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.postgres.pipeline import Work
@@ -178,7 +179,7 @@ async def test_owner_that_can_not_be_buried_keeps_its_notices(postgres: Server) 
             tenure=Tenure(LEASE),
             outage=outage.ServerOutage(clock),
             closing=threading.Event(),
-            on_burial=lambda _: None,
+            on_burial=lambda *_: None,
         )
         observer = await asyncio.to_thread(connection.connect, settings)
         await asyncio.to_thread(observer._bury, Beat(1, -1, 10.0))  # it has beaten since
@@ -210,6 +211,25 @@ def own_server() -> Iterator[Server]:
         pytest.skip(reason)
     with running_server() as server:
         yield server
+
+
+def test_driver_logs_nothing_of_an_error_that_is_raised(postgres: Server, caplog: pytest.LogCaptureFixture) -> None:
+    db = driver.connect(PostgresUrl.parse(postgres.url), time.perf_counter, 10.0, read_only=False)
+
+    def run(statement: str) -> None:
+        with driver.pipeline_of(db) as pipeline:
+            db.execute(statement.encode())
+            db.execute(b"SELECT 1")
+            pipeline.sync()
+
+    for statement, error in (
+        ("SELECT 1 / 0", psycopg.errors.DivisionByZero),
+        ("SELECT pg_terminate_backend(pg_backend_pid())", psycopg.OperationalError),
+    ):
+        with pytest.raises(error):
+            run(statement)
+    assert db.closed
+    assert caplog.records == []
 
 
 async def test_calls_wait_at_a_standby_until_it_is_promoted(own_server: Server) -> None:
@@ -250,3 +270,4 @@ async def test_calls_that_wait_are_reported(
         assert len(said) == 1
         assert said[0].startswith("ledger.away ledger postgresql://")
         assert "the server can't be reached" in said[0]
+        assert {record.name for record in caplog.records} == {"nanobanana_async"}

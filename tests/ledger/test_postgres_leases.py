@@ -59,6 +59,11 @@ def test_lease_of_less_than_three_beats_is_refused() -> None:
         Lease(beat_s=2.0, silence_s=5.0)
 
 
+@pytest.mark.parametrize(("beat_s", "silence_s"), [(0.4, 1.2), (0.1, 0.3), (1.1, 3.3), (2.3, 6.9)])
+def test_lease_of_exactly_three_beats_is_taken(beat_s: float, silence_s: float) -> None:
+    assert Lease(beat_s=beat_s, silence_s=silence_s).silence_s == silence_s
+
+
 @asynccontextmanager
 async def opened(
     url: str, schema: str, lease: Lease = SHORT, *, patience_s: float | None = 10

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from attrs import frozen
+
 from nanobanana_async.ledger.postgres.leases import Lease
 
 USER = "postgres"
@@ -106,21 +108,22 @@ class Server(Program):
     def __init__(self, folder: Path, programs: Path) -> None:
         super().__init__(folder)
         self._programs = programs
-        password = folder / "password"
+        self._make_data()
+
+    def _make_data(self) -> None:
+        password = self.folder / "password"
         password.write_text(PASSWORD)
-        _give_away(folder, password)
-        subprocess.run(
-            [
-                str(programs / "initdb"),
-                *("-D", str(folder / "data"), "-U", USER, "--pwfile", str(password), "--no-sync", "-E", "UTF8"),
-                *("--locale=C", "--auth-local=trust", "--auth-host=scram-sha-256", "--no-instructions"),
-            ],
-            check=True,
-            capture_output=True,
-            cwd=folder,
-            user=server_user(),
-            group=server_user(),
+        _give_away(self.folder, password)
+        self._run_program(
+            "initdb",
+            *("-D", str(self.folder / "data"), "-U", USER, "--pwfile", str(password), "--no-sync", "-E", "UTF8"),
+            *("--locale=C", "--auth-local=trust", "--auth-host=scram-sha-256", "--no-instructions"),
         )
+
+    def _run_program(self, name: str, *options: str) -> None:
+        command = [str(self._programs / name), *options]
+        user = server_user()
+        subprocess.run(command, check=True, capture_output=True, cwd=self.folder, user=user, group=user, timeout=60)
 
     def start(self) -> None:
         """Start it. Without fsync: no test takes the power away."""
@@ -158,6 +161,62 @@ class Server(Program):
         return f"postgresql://{USER}:{QUOTED_PASSWORD}@127.0.0.1:{self.port}/postgres"
 
 
+class Standby(Server):
+    """A server that gets all commits of another one, asynchronously, until it loses its way to it."""
+
+    def __init__(self, folder: Path, programs: Path, primary: Server) -> None:
+        self._primary = primary
+        super().__init__(folder, programs)
+
+    def _make_data(self) -> None:
+        primary = self._primary
+        self._run_program(
+            "pg_basebackup",
+            *("-D", str(self.folder / "data"), "-h", str(primary.folder), "-p", str(primary.port), "-U", USER),
+            *("-R", "-X", "stream", "--checkpoint=fast", "--no-sync"),
+        )
+
+    def catch_up(self) -> None:
+        """Wait until it has all that its primary has committed."""
+        ((written,),) = self._primary.execute("SELECT pg_current_wal_insert_lsn()::text")
+        until = time.perf_counter() + 20
+        while not self.execute(f"SELECT pg_last_wal_replay_lsn() >= '{written}'")[0][0]:
+            assert time.perf_counter() < until, "the standby does not follow"
+            time.sleep(0.01)
+
+    def lose_primary(self) -> None:
+        """Get no more commits: what the primary commits from now on is lost if this server is promoted."""
+        self.execute("ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
+        until = time.perf_counter() + 20
+        while self.execute("SELECT count(*) FROM pg_stat_wal_receiver")[0][0]:
+            assert time.perf_counter() < until, "the standby goes on"
+            time.sleep(0.01)
+
+    def promote(self) -> None:
+        """Let it take writes."""
+        self.execute("SELECT pg_promote()")
+
+
+@frozen
+class Pair:
+    """A primary and its asynchronous standby."""
+
+    primary: Server
+    standby: Standby
+
+    @property
+    def url(self) -> str:
+        """Their URL, which names both."""
+        both = self.primary, self.standby
+        folders, ports = (",".join(str(getattr(each, name)) for each in both) for name in ("folder", "port"))
+        return f"postgresql://{USER}@/postgres?host={folders}&port={ports}"
+
+    def fail_over(self) -> None:
+        """Kill the primary, and promote the standby."""
+        self.primary.crash()
+        self.standby.promote()
+
+
 class Pooler(Program):
     """pgbouncer in transaction mode: each transaction may get another connection of the server."""
 
@@ -191,6 +250,20 @@ def running_server() -> Iterator[Server]:
             yield server
         finally:
             server.crash()  # its data is thrown away: there is nothing to write back
+
+
+@contextmanager
+def running_pair() -> Iterator[Pair]:
+    """Run a server and its standby until the end of the block."""
+    programs = server_programs()
+    assert programs is not None
+    with running_server() as primary, _folder() as folder:
+        standby = Standby(folder, programs, primary)
+        try:
+            standby.start()
+            yield Pair(primary, standby)
+        finally:
+            standby.crash()
 
 
 @contextmanager

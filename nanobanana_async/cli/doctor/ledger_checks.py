@@ -1,7 +1,7 @@
 """Check the ledger: its place, its file system, what is in it, and what it knows of the account."""
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.base import StoredLedger
 from nanobanana_async.ledger.location import Location
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
-from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.policy.learned import LearnedAccount, LearnedLimits, is_fresh, is_kept
 
 NETWORK_FILE_SYSTEMS = {
@@ -34,6 +33,9 @@ NETWORK_FILE_SYSTEMS = {
     "lustre",
 }
 
+MOST_NAMED = 5
+"""Of the missing parts of a ledger."""
+
 MOUNTS = Path("/proc/self/mounts")
 """The mounted file systems; only on Linux."""
 
@@ -49,12 +51,15 @@ async def ledger_findings(location: Location, gateway: Gateway | None) -> AsyncI
             return
     try:
         async with open_read_only(location) as ledger:
+            if missing := await ledger.missing_parts():
+                yield _incomplete(location, missing)
+                return
             yield await _contents(location, ledger)
             if gateway is not None:
                 yield await _limits(ledger, gateway.account)
     except ConfigurationError as error:
-        advice = f"`{command_line('ledger', 'migrate', '--ledger', as_value(location))}` creates it"
-        yield Finding("ledger", "problem", str(error), advice if isinstance(location, PostgresUrl) else "")
+        advice = f"`{command_line('ledger', 'migrate', '--ledger', as_value(location))}` does so"
+        yield Finding("ledger", "problem", str(error), advice if "open it for writing once" in str(error) else "")
 
 
 def _file_findings(file: Path) -> Iterator[Finding]:
@@ -79,6 +84,14 @@ def file_system(folder: Path) -> str | None:
         if path == at or path.startswith(at.rstrip("/") + "/"):
             found = max(found, (at, kind), key=lambda mount: len(mount[0]))
     return found[1]
+
+
+def _incomplete(location: Location, missing: Sequence[str]) -> Finding:
+    tables = {part.split()[1] for part in missing if part.startswith("table ")}
+    shown = [part for part in missing if not (part.startswith("column ") and part.split()[1].split(".")[0] in tables)]
+    more = f" and {len(shown) - MOST_NAMED} more" if len(shown) > MOST_NAMED else ""
+    advice = "it was changed by hand, or made by another state of the library: restore a backup, or name another ledger"
+    return Finding("ledger", "problem", f"{location} lacks {', '.join(shown[:MOST_NAMED])}{more}", advice)
 
 
 async def _contents(location: Location, ledger: StoredLedger) -> Finding:

@@ -52,7 +52,7 @@ INSERT_CHARGES = (
 
 _OF_PURCHASE = "job = (SELECT id FROM jobs WHERE key = %(key)s) AND generation = %(generation)s"
 # A charge that stands as it should is not written again: that would lock the batch for nothing.
-_SET_CREDITS = (
+SET_CREDITS = (
     "UPDATE charges AS c SET credits = u.credits, basis = 'reported', cap = NULL"
     f" FROM {recordset('key', 'generation', 'credits')} JOIN jobs AS j ON j.key = u.key"
     " WHERE c.job = j.id AND c.generation = u.generation AND (c.credits <> u.credits OR c.basis <> 'reported')"
@@ -221,9 +221,9 @@ class Charges:
                 yield [_write(_LEARN_PRICE, values), _write(_REPRICE_ESTIMATES, values)]
         if charge is None:
             if before.state is not JobState.PENDING or before.in_doubt:
-                yield [StatementRow(_SET_CREDITS, {**purchase, "credits": Decimal(0)})]
+                yield [StatementRow(SET_CREDITS, {**purchase, "credits": Decimal(0)})]
         elif charge.credits is not None:
-            yield [StatementRow(_SET_CREDITS, {**purchase, "credits": from_billionths(to_billionths(charge.credits))})]
+            yield [StatementRow(SET_CREDITS, {**purchase, "credits": from_billionths(to_billionths(charge.credits))})]
         elif charge.is_final:
             yield [StatementRow(_ACCEPT_EXPECTED, purchase)]
 

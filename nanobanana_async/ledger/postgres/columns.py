@@ -20,7 +20,7 @@ _TYPES: Mapping[str, str] = {
     **dict.fromkeys(("priority", "revision", "before", "generation", "attempts"), "integer"),
     **dict.fromkeys(("credits_used", "credits_refunded", "credits", "cap"), "numeric"),
     **dict.fromkeys((*_JSON, "charges"), "json"),
-    "in_doubt": "boolean",
+    **dict.fromkeys(("in_doubt", "owned"), "boolean"),
     "body": "bytea",
 }
 

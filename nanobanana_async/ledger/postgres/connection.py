@@ -6,23 +6,27 @@ ends. Whether a commit counted whose answer was lost is decided by reading again
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import psycopg
-from psycopg import errors, pq
+from psycopg import errors
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.ledger.postgres import driver, leases
+from nanobanana_async.ledger.postgres.failover import NOTE_TIMELINE, held_back_s, timeline_sql, write_again
+from nanobanana_async.ledger.postgres.known import KnownJobs
 from nanobanana_async.ledger.postgres.leases import Beat, Watch
-from nanobanana_async.ledger.postgres.pipeline import Request, Row, Rows, Statement, run_calls
+from nanobanana_async.ledger.postgres.pipeline import Call, Statement, run_calls
 from nanobanana_async.ledger.postgres.problems import breaks_connection, is_transient, to_ledger_error
 from nanobanana_async.ledger.postgres.schema import Tables, current_tables, prepare
 from nanobanana_async.ledger.postgres.settings import Settings
 from nanobanana_async.ledger.postgres.sharing import LOCK_TIMEOUT_S as EXCHANGE_LOCK_TIMEOUT_S
 from nanobanana_async.ledger.postgres.sharing import Exchange
 from nanobanana_async.ledger.postgres.statements import PostgresTable
+from nanobanana_async.ledger.postgres.transactions import Buried, Transactions
 from nanobanana_async.ledger.writer import Result, WorkItem
 
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 1.0
@@ -30,10 +34,6 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 1.0
 
 CLOSING_PATIENCE_S = 5.0
 """How long calls wait at most for a server that is away once the ledger is being closed."""
-
-
-class _Buried(Exception):
-    """This owner was buried: a transaction of it is refused."""
 
 
 def connect(settings: Settings, tables: Tables | None = None) -> "PostgresConnection":
@@ -45,17 +45,17 @@ def connect(settings: Settings, tables: Tables | None = None) -> "PostgresConnec
         raise to_ledger_error(error, settings.url, connecting=True) from None
 
 
-class PostgresConnection:
+class PostgresConnection(Transactions):
     """An open ledger, used by one thread. `owner` is None if it was opened read-only."""
 
     def __init__(self, settings: Settings, tables: Tables) -> None:
-        self._settings = settings
-        self._url = settings.url
-        self._db: driver.Connection | None = None
+        super().__init__(settings)
         self._watch = Watch(settings.lease)
         self._beat_at = settings.clock()
         self._buried, self._gives_up_at = False, math.inf
-        self.owner: int | None = None
+        self._known = KnownJobs(settings.clock)
+        self._answers_at = -math.inf
+        """Until when no call is answered, after a fail-over."""
         try:
             self._open(tables)
         except BaseException:
@@ -72,6 +72,7 @@ class PostgresConnection:
                 prepare(self._connected(), self._url, tables, local, may_write=not settings.read_only)
                 if not settings.read_only:
                     if self.owner is None:
+                        self._timeline_sql = timeline_sql(self._connected())
                         self._enlist()
                     self._beat()
                 settings.outage.on_answer()
@@ -107,8 +108,10 @@ class PostgresConnection:
             if self._buried:
                 self._enlist_again()
             self._beat()
-            self._settings.outage.on_answer()
-        except _Buried:
+            self._known.forget_old()
+            if self._answers_calls:
+                self._settings.outage.on_answer()
+        except Buried:
             self._buried = True
         except Exception as error:  # the next beat tries again, over another connection
             self._watch.beat_failed()
@@ -124,10 +127,23 @@ class PostgresConnection:
 
     def close(self) -> None:
         """Release all jobs and end the lease; if the server is away, the others find this owner silent."""
-        if self.owner is not None and not self._buried:
-            with suppress(Exception), self._transaction(answer_s=driver.LONG_ANSWER_S) as send:
-                send([Statement(resign, returns_rows=False) for resign in leases.RESIGN])
+        for _ in range(2):
+            try:
+                if self._buried:
+                    self._enlist_again()
+                if self.owner is not None:
+                    self._resign()
+            except Buried:  # after a fail-over it first writes again what it knows
+                self._buried = True
+            except Exception:
+                break
+            else:
+                break
         self._disconnect()
+
+    def _resign(self) -> None:
+        with self._transaction(fenced=True, answer_s=driver.LONG_ANSWER_S) as send:
+            send([Statement(resign, returns_rows=False) for resign in leases.RESIGN])
 
     # The flush
 
@@ -139,8 +155,10 @@ class PostgresConnection:
             try:
                 if self._buried:  # what the buried owner may not write any more is refused by its new number
                     self._enlist_again()
+                if not self._answers_calls:
+                    raise driver.FailedOver("some seconds are left")
                 results = self._flush(items, committing, answer_s, commit_in_doubt=commit_in_doubt)
-            except _Buried:
+            except Buried:
                 self._buried = True
             except Exception as error:
                 commit_in_doubt = commit_in_doubt or bool(committing)
@@ -176,16 +194,17 @@ class PostgresConnection:
         fenced = any(item.writes for item in items)
         with self._transaction(committing, fenced=fenced, answer_s=answer_s) as send:
             outcomes = run_calls([item.work for item in items], table, send)  # type: ignore[misc]
+        self._known.add(table.written)
         return [(item.future, value, error) for item, (value, error) in zip(items, outcomes, strict=True)]
 
     def _exchange(self, item: WorkItem[Any]) -> Result:
         """Run an exchange (`sharing.py`) in a transaction of its own, once."""
         try:
             if self._buried:
-                raise _Buried
+                raise Buried
             with self._transaction(fenced=True, durable=False, lock_s=EXCHANGE_LOCK_TIMEOUT_S) as send:
                 ((value, error),) = run_calls([item.work], PostgresTable(self.owner), send)  # type: ignore[list-item]
-        except _Buried:
+        except Buried:
             self._buried = True
             return item.failed(LedgerError("this owner was buried: its new number has no share yet"))
         except Exception as failure:
@@ -208,81 +227,48 @@ class PostgresConnection:
         failed = [item.failed(LedgerError(f"{why}; no success {waited}")) for item in items if item.queued_at <= until]
         return failed, [item for item in items if item.queued_at > until]
 
-    @contextmanager
-    def _transaction(
-        self,
-        committing: list[bool] | None = None,
-        *,
-        fenced: bool = False,
-        durable: bool = True,
-        lock_s: float = driver.LOCK_TIMEOUT_S,
-        answer_s: float | None = None,
-    ) -> Iterator[Callable[[Sequence[Request]], list[Rows]]]:
-        """Give a function that executes requests in one transaction, and commit at the end.
-
-        All goes through one pipeline. A fenced transaction raises `_Buried` if this owner is buried.
-        """
-        db = self._connected()
-        db.answer_s, db.cancels = answer_s or self._answer_s, True
-        local = driver.transaction_settings(self._url, self._settings.lease, durable=durable, lock_s=lock_s)
-        mode = "READ ONLY" if self._settings.read_only else "READ WRITE"
-        try:
-            with db.pipeline() as pipeline:
-                db.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED {mode}".encode())
-                db.execute(driver.SETTINGS.encode(), local)
-                db.execute(leases.SIGN.encode(), {"me": self.owner})
-                fence = [db.execute(leases.FENCE.encode(), {"me": self.owner})] if fenced else []
-
-                def send(requests: Sequence[Request]) -> list[Rows]:
-                    cursors = [self._execute(db, request) for request in requests]
-                    pipeline.sync()  # only after it the server sees a transaction that stands idle, and may end it
-                    if fence and not fence.pop().fetchall():
-                        raise _Buried
-                    return [cursor.fetchall() if returns else [] for cursor, returns in cursors]
-
-                yield send
-                if committing is not None:
-                    committing.append(True)
-                db.cancels = False
-                commit = db.execute(b"COMMIT")
-            if commit.statusmessage != "COMMIT":  # a failed statement made it a rollback
-                raise psycopg.InternalError("the transaction was rolled back")
-        finally:
-            if not db.closed and db.info.transaction_status is not pq.TransactionStatus.IDLE:
-                with suppress(psycopg.Error):
-                    db.execute(b"ROLLBACK")
-
-    def _execute(self, db: driver.Connection, request: Request) -> "tuple[psycopg.Cursor[Row], bool]":
-        assert isinstance(request, Statement)
-        values = {**request.values, "me": self.owner}
-        return db.execute(request.sql.encode(), values, binary=True), request.returns_rows
-
-    @property
-    def _answer_s(self) -> float:
-        return driver.longest_silence_s(self._settings.lease)
-
     # The lease
 
-    def _enlist(self) -> int:
-        """Become an owner under a new number, which counts as a beat; return it."""
+    def _enlist(self) -> int | None:
+        """Become an owner under a new number, which counts as a beat.
+
+        If the server has failed over since the last one, write again what it has lost; return how many records.
+        """
         sent_at = self._settings.tenure.clock()
-        with self._transaction() as send:
-            (((owner,),),) = send([Statement(leases.ENLIST, self._settings.lease.owner_facts())])
-        self.owner = number = int(owner)
-        self._settings.tenure.on_beat(number, sent_at)
-        return number
+        written: int | None = None
+        with self._transaction(answer_s=None if self.owner is None else driver.LONG_ANSWER_S) as send:
+            facts = self._settings.lease.owner_facts()
+            (((owner, timeline),),) = send([Statement(leases.ENLIST.format(self._timeline_sql), facts)])
+            (((earlier, age_s),),) = send([Statement(NOTE_TIMELINE, {"timeline": timeline})])
+            if self.owner is not None and timeline != self._timeline:
+                call = Call(partial(write_again, known=self._known.all(), before=self.owner, timeline=timeline))
+                ((written, error),) = run_calls([call], PostgresTable(owner), send)
+                if error is not None:
+                    raise error
+        self.owner, self._timeline = int(owner), timeline
+        self._answers_at = self._settings.clock() + held_back_s(self._settings.lease, earlier, age_s)
+        self._settings.tenure.on_beat(self.owner, sent_at)
+        return written
 
     def _enlist_again(self) -> None:
-        """Go on under a new number after a burial. The jobs of the old one stay with those who have them now."""
-        owner = self._enlist()
+        """Go on under a new number after a burial or a fail-over. Jobs that others have now stay theirs."""
+        written = self._enlist()
+        if written is None:
+            self._known.disown_all()
+        assert self.owner is not None
         self._buried, self._watch = False, Watch(self._settings.lease)
-        self._settings.on_burial(owner)
+        self._settings.on_burial(self.owner, written)
+
+    @property
+    def _answers_calls(self) -> bool:
+        return self._settings.read_only or self._settings.clock() >= self._answers_at
 
     def _beat(self) -> None:
         sent_at = self._settings.tenure.clock()
         # Without a disk flush: a beat that a crash of the server forgets has done its work.
         with self._transaction(durable=False) as send:
-            mine, others = send([Statement(leases.BEAT), Statement(leases.OTHERS)])
+            beat = Statement(leases.BEAT.format(self._timeline_sql), {"timeline": self._timeline})
+            mine, others = send([beat, Statement(leases.OTHERS)])
         if not mine:
             self._buried = True  # also if the next line fails: it is tried again then
             self._enlist_again()
@@ -293,8 +279,11 @@ class PostgresConnection:
 
     def _bury(self, dead: Beat) -> None:
         """Bury an owner, unless it has beaten since, and release its jobs in the same transaction."""
-        values = {"dead": dead.owner, "count": dead.count}
-        releases = [Statement(sql_text, values, returns_rows=False) for sql_text in leases.RELEASES_OF_BURIED]
+        values = {"dead": dead.owner, "count": dead.count, "timeline": self._timeline}
+        releases = [
+            Statement(sql_text, values, returns_rows=False)
+            for sql_text in (leases.SEND_IN_DOUBT, *leases.RELEASES_OF_BURIED)
+        ]
         with self._transaction(fenced=True, answer_s=driver.LONG_ANSWER_S) as send:
             buried, *_ = send([Statement(leases.BURY, values), *releases])
         if not buried:
@@ -304,17 +293,3 @@ class PostgresConnection:
         """End what stands open at the server and waits for its client, so that it does not keep its owner's row."""
         with suppress(errors.InsufficientPrivilege), self._transaction(durable=False) as send:  # another user's
             send([Statement(statement, values, returns_rows=False)])
-
-    # The connection
-
-    def _connected(self) -> driver.Connection:
-        if self._db is None or self._db.closed:
-            settings = self._settings
-            self._db = driver.connect(self._url, settings.clock, self._answer_s, read_only=settings.read_only)
-        return self._db
-
-    def _disconnect(self) -> None:
-        db, self._db = self._db, None
-        if db is not None:
-            with suppress(Exception):
-                db.close()

@@ -3,9 +3,8 @@
 A server, and a user of it, may have settings of their own for locks, timeouts and writing; none of them counts here.
 """
 
-import logging
-from collections.abc import Callable, Generator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -48,9 +47,6 @@ SETTINGS = (
 )
 """The first statement of each transaction; its values are those of `transaction_settings`."""
 
-# The driver warns of what it could not undo on a broken connection. Such an error is retried or raised here.
-logging.getLogger("psycopg").addHandler(logging.NullHandler())
-
 
 def longest_silence_s(lease: Lease) -> float:
     """Return how long either end of a connection waits for the other: half a lease, so that there is time for another.
@@ -77,6 +73,10 @@ def transaction_settings(
 
 class NoAnswer(psycopg.OperationalError):
     """The server said nothing for too long, and the connection was closed."""
+
+
+class FailedOver(psycopg.Error):
+    """The server has failed over a moment ago: its owners write again what it has lost, before anything else."""
 
 
 class Connection(psycopg.Connection[Row]):
@@ -123,6 +123,20 @@ class Connection(psycopg.Connection[Row]):
             if self.cancels and capabilities.has_cancel_safe():
                 self.cancel_safe(timeout=CANCEL_S)
         self.close()
+
+
+@contextmanager
+def pipeline_of(db: Connection) -> Iterator[psycopg.Pipeline]:
+    """Give a pipeline, and leave it as if without an error: after one, the driver logs what it can't end any more."""
+    context = db.pipeline()
+    pipeline = context.__enter__()
+    try:
+        yield pipeline
+    except BaseException:
+        with suppress(psycopg.Error):
+            context.__exit__(None, None, None)
+        raise
+    context.__exit__(None, None, None)
 
 
 def connect(url: PostgresUrl, clock: Callable[[], float], answer_s: float, *, read_only: bool) -> Connection:

@@ -37,7 +37,7 @@ class Lease:
     silence_s: float = LEASE_S
 
     def __attrs_post_init__(self) -> None:
-        if not 0 < 3 * self.beat_s <= self.silence_s:
+        if not 0 < 3 * self.beat_s <= self.silence_s * (1 + 1e-9):  # 3 * 0.4 is more than 1.2
             raise ConfigurationError("a lease must be at least three beats long, or one lost beat would end it")
 
     def owner_facts(self) -> dict[str, object]:
@@ -125,15 +125,16 @@ class Tenure:
         return owner is not None and owner == self.owner and self.clock() < until
 
 
+# In the braces stands the SQL of the server's timeline: after a fail-over the number of an owner says nothing.
 ENLIST = (
-    "INSERT INTO owners (host, process, client, lease_s)"
-    " VALUES (%(host)s, %(process)s, %(client)s, %(lease_s)s) RETURNING id"
+    "INSERT INTO owners (host, process, client, lease_s, timeline)"
+    " VALUES (%(host)s, %(process)s, %(client)s, %(lease_s)s, {}) RETURNING id, timeline"
 )
 # Its row is locked until the commit: a burial waits for the flush, and then releases also what the flush wrote.
-FENCE = "SELECT id FROM owners WHERE id = %(me)s AND buried_by IS NULL FOR SHARE"
+FENCE = "SELECT id FROM owners WHERE id = %(me)s AND buried_by IS NULL AND {} = %(timeline)s FOR SHARE"
 BEAT = (
     "UPDATE owners SET beat = beat + 1, beat_at = clock_timestamp() WHERE id = %(me)s AND buried_by IS NULL"
-    " RETURNING id"
+    " AND {} = %(timeline)s RETURNING id"
 )
 OTHERS = "SELECT id, beat, lease_s FROM owners WHERE buried_by IS NULL AND id <> %(me)s"
 # No transaction waits for this lock, which is shared: it shows whose transaction a connection of the server runs.
@@ -157,6 +158,26 @@ BURY = (
     " WHERE id = %(dead)s AND beat = %(count)s AND buried_by IS NULL FOR UPDATE SKIP LOCKED) RETURNING id"
 )
 _IS_BURIED = "EXISTS (SELECT FROM owners WHERE id = %(dead)s AND buried_by = %(me)s)"
+# Of an owner that died across a fail-over: what waits at the new server may have been sent after its last beat that is
+# left. It then counts as sent, at the price of the dearest purchase that counts under the same names, if there is one.
+_LAST_BEAT = "(SELECT beat_at - make_interval(secs => lease_s) FROM owners WHERE id = %(dead)s)"
+SEND_IN_DOUBT = (
+    "WITH sent AS (UPDATE jobs AS j SET state = 'submitting', revision = revision + 1, owner = NULL,"
+    f" first_sent_at = coalesce(first_sent_at, {_LAST_BEAT}), sent_at = {_LAST_BEAT} WHERE state = 'pending'"
+    " AND (owner = %(dead)s OR id IN (SELECT job FROM fed_rows WHERE worker = %(dead)s AND delivered IS NULL))"
+    " AND EXISTS (SELECT FROM owners WHERE id = %(dead)s AND buried_by = %(me)s AND timeline <> %(timeline)s)"
+    " RETURNING id, generation, account, batch, budget, sent_at),"
+    " counts AS (SELECT id, generation, account, batch AS name FROM sent WHERE batch IS NOT NULL"
+    " UNION ALL SELECT s.id, s.generation, s.account, 'budget ' || CASE b.per WHEN 'day'"
+    " THEN to_char(s.sent_at AT TIME ZONE 'UTC', 'YYYY-MM-DD') ELSE 'all' END || ' ' || b.name"
+    " FROM sent AS s JOIN budgets AS b ON b.name = s.budget),"
+    " dearest AS (SELECT DISTINCT ON (batch) batch, price_class, credits, basis FROM charges"
+    " WHERE batch IN (SELECT name FROM counts) ORDER BY batch, credits DESC)"
+    " INSERT INTO charges (job, generation, account, batch, price_class, credits, basis)"
+    " SELECT c.id, c.generation, c.account, c.name, coalesce(d.price_class, ''), coalesce(d.credits, 0),"
+    " coalesce(d.basis, 'example') FROM counts AS c LEFT JOIN dearest AS d ON d.batch = c.name"
+    " ON CONFLICT (job, generation, batch) DO NOTHING"
+)
 RELEASES_OF_BURIED = (
     "UPDATE jobs SET owner = NULL WHERE owner = %(dead)s AND state IN ('pending', 'submitting', 'running')"
     f" AND {_IS_BURIED}",

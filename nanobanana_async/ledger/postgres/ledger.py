@@ -16,6 +16,7 @@ from nanobanana_async.ledger.postgres.feeding import Drawing, FeedingCalls
 from nanobanana_async.ledger.postgres.leases import Lease
 from nanobanana_async.ledger.postgres.overview import Overview, read_overview
 from nanobanana_async.ledger.postgres.owner import OwnerLedger
+from nanobanana_async.ledger.postgres.parts import missing_parts
 from nanobanana_async.ledger.postgres.pipeline import Call, Work
 from nanobanana_async.ledger.postgres.sharing import exchange_of, read_account
 from nanobanana_async.ledger.postgres.statements import PostgresTable
@@ -225,6 +226,10 @@ class PostgresLedger(FeedingCalls, OwnerLedger):
     async def batch_prefixes(self) -> list[str]:
         """Return the prefixes of the keys of all named batches."""
         return await self._submit(listing.batch_prefixes)
+
+    async def missing_parts(self) -> list[str]:
+        """Return what the schema lacks of its tables, columns, indexes and the like, such as "table jobs"."""
+        return await self._submit(missing_parts)
 
     async def hand_over(self, gateway: str, old: str, new: str) -> int:
         """Move all jobs of one account to another of the same gateway, after its API key changed; return how many.

@@ -10,6 +10,7 @@ from functools import partial
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.events import log
+from nanobanana_async.formatting import plural
 from nanobanana_async.ledger.postgres.leases import Lease, Tenure
 from nanobanana_async.ledger.postgres.outage import ServerOutage
 from nanobanana_async.ledger.postgres.settings import Settings
@@ -23,6 +24,11 @@ MAX_PATIENCE_S = 1e6
 _BURIED = (
     "this process gave no sign of life for longer than its lease, so its jobs went to other owners: it goes on as a new"
     " owner, and follows them"
+)
+
+_FAILED_OVER = (
+    "the server's timeline has moved (a standby was promoted, or a backup restored): {} that it had lost were written"
+    " again; nothing is bought until all hosts had the time for that"
 )
 
 
@@ -88,9 +94,9 @@ class OwnerLedger(WriterLedger):
                 "a PostgreSQL ledger needs the extra `postgres`: pip install 'nanobanana-async[postgres]'"
             ) from None
 
-        def on_burial(owner: int) -> None:
+        def on_burial(owner: int, written: int | None) -> None:
             with suppress(RuntimeError):  # the event loop is closed, so no session waits
-                loop.call_soon_threadsafe(self._buried, tenure, owner)
+                loop.call_soon_threadsafe(self._buried, tenure, owner, written)
 
         settings = Settings(
             url=self._url,
@@ -106,9 +112,14 @@ class OwnerLedger(WriterLedger):
         opened: WriterConnection = connection.connect(settings)
         return opened
 
-    def _buried(self, tenure: Tenure, owner: int) -> None:
+    def _buried(self, tenure: Tenure, owner: int, written: int | None) -> None:
         """Take note of the new number, and notify the session; called in the event loop."""
         tenure.owner = owner
-        log.warning("ledger.buried ledger %s: %s", self.location, _BURIED)
+        if written is None:
+            log.warning("ledger.buried ledger %s: %s", self.location, _BURIED)
+        else:
+            log.warning(
+                "ledger.failed_over ledger %s: %s", self.location, _FAILED_OVER.format(plural(written, "record"))
+            )
         if self._notify_burial is not None:
             self._notify_burial()

@@ -4,7 +4,7 @@ import psycopg
 from psycopg import errors
 
 from nanobanana_async.errors import LedgerError
-from nanobanana_async.ledger.postgres.driver import NoAnswer
+from nanobanana_async.ledger.postgres.driver import FailedOver, NoAnswer
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 
 # What the server or libpq says when a connection is refused -> what the user can do. Connections have no error codes.
@@ -37,6 +37,7 @@ _UNREACHABLE = "the server can't be reached: check that it runs, and host, port 
 
 _NO_WRITES = "the server takes no writes: it is a standby now, or was set to read-only"
 _ADVICE: dict[type[psycopg.Error], str] = {
+    FailedOver: "the server has failed over: calls wait until all hosts had the time to write again what it has lost",
     NoAnswer: "the server is overloaded, or a pooler or the network before it is stuck",
     errors.InsufficientPrivilege: (
         "this user may not use the tables: let their owner grant USAGE on the schema, and SELECT, INSERT, UPDATE and"
@@ -56,6 +57,7 @@ _ADVICE: dict[type[psycopg.Error], str] = {
 
 # A standby refuses BEGIN READ WRITE as a feature that is not supported, and writes as those of a read-only transaction.
 _TRANSIENT = (
+    FailedOver,
     psycopg.OperationalError,
     psycopg.InterfaceError,
     errors.ReadOnlySqlTransaction,
@@ -73,8 +75,8 @@ def is_transient(error: Exception) -> bool:
 
 def breaks_connection(error: Exception) -> bool:
     """Return whether the next try needs another connection, perhaps to another server."""
-    lock_errors = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable)
-    return is_transient(error) and not isinstance(error, lock_errors)
+    others = (errors.DeadlockDetected, errors.SerializationFailure, errors.LockNotAvailable, FailedOver)
+    return is_transient(error) and not isinstance(error, others)
 
 
 def to_ledger_error(error: Exception, url: PostgresUrl, *, connecting: bool = False) -> LedgerError:

@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib.resources import files
 
 from attrs import frozen
 from psycopg import errors, sql
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.ledger.postgres import driver
+from nanobanana_async.ledger.postgres.parts import script
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 
 CLIENT = 1
@@ -44,8 +44,7 @@ class Tables:
 @cache
 def current_tables() -> Tables:
     """Return the tables of this version of the library."""
-    script = files("nanobanana_async.ledger.postgres").joinpath("schema.sql").read_text(encoding="utf-8")
-    return Tables(script=script)
+    return Tables(script=script())
 
 
 def prepare(

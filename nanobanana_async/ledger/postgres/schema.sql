@@ -9,7 +9,14 @@ CREATE TABLE meta (
     min_client integer NOT NULL                 -- the oldest version of the library's ledger that may open them
 );
 
--- One row for each ledger that is open for writing. Its number is never given again, so it fences every write.
+-- The timelines of the server on which owners wrote: a new one begins when a standby is promoted or a backup restored. The
+-- last commits of the one before may be lost, so owners first write again what they know.
+CREATE TABLE timelines (
+    timeline text        PRIMARY KEY,           -- the server's system identifier and timeline; empty: it does not show it
+    since    timestamptz NOT NULL DEFAULT clock_timestamp() -- when the first owner came
+);
+
+-- One row for each ledger that is open for writing. Its number is never given again on a timeline, so it fences every write.
 CREATE TABLE owners (
     id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     host       text             NOT NULL,
@@ -17,6 +24,7 @@ CREATE TABLE owners (
     client     text             NOT NULL,       -- the version of the library
     opened_at  timestamptz      NOT NULL DEFAULT clock_timestamp(),
     lease_s    double precision NOT NULL,       -- how long it may be silent
+    timeline   text             NOT NULL DEFAULT '', -- when it was opened
     beat       bigint           NOT NULL DEFAULT 0,
     beat_at    timestamptz      NOT NULL DEFAULT clock_timestamp(), -- for people and lists; no owner is buried by it
     buried_by  bigint,                          -- the owner that found it silent; it never comes back

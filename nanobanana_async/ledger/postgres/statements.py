@@ -26,6 +26,7 @@ from nanobanana_async.ledger.postgres.columns import (
     recordset,
     utc,
 )
+from nanobanana_async.ledger.postgres.known import Known
 from nanobanana_async.ledger.postgres.pipeline import Statement, StatementRow, Work
 from nanobanana_async.policy.prices import Price
 
@@ -38,7 +39,7 @@ _INSERT_JOB = (
 )
 
 
-_TASK_HOLDER = (
+TASK_HOLDER = (
     "SELECT h.key FROM jobs AS h WHERE h.account = u.account AND h.task_id = u.task_id AND h.key <> u.key"
     " AND h.first_sent_at IS NOT NULL"
 )
@@ -50,7 +51,7 @@ def _compare_and_swap(columns: tuple[str, ...], also: tuple[str, ...] = ()) -> s
     return (
         f"UPDATE jobs AS j SET {changed}, owner = %(me)s FROM {recordset(*given)}"
         f" WHERE j.key = u.key AND j.revision = u.before AND (j.owner = %(me)s OR NOT j.{ACTIVE})"
-        f" AND (u.task_id IS NOT DISTINCT FROM j.task_id OR NOT EXISTS ({_TASK_HOLDER})) RETURNING j.key"
+        f" AND (u.task_id IS NOT DISTINCT FROM j.task_id OR NOT EXISTS ({TASK_HOLDER})) RETURNING j.key"
     )
 
 
@@ -77,7 +78,7 @@ _SELECT_BY_TASKS = (  # the newest, if two keys have the same task
     f"SELECT DISTINCT ON (j.task_id) {SELECTED} FROM jobs AS j"
     " WHERE j.account = %(account)s AND j.task_id = ANY(%(task_ids)s::text[]) ORDER BY j.task_id, j.id DESC"
 )
-_SELECT_TASK_HOLDER = f"SELECT u.key, ({_TASK_HOLDER} LIMIT 1) FROM {recordset('key', 'account', 'task_id')}"
+_SELECT_TASK_HOLDER = f"SELECT u.key, ({TASK_HOLDER} LIMIT 1) FROM {recordset('key', 'account', 'task_id')}"
 _COUNT_SLOTS_OF_OTHERS = (
     "SELECT count(*) FROM jobs WHERE account = %(account)s AND state IN ('submitting', 'running', 'uncertain')"
     " AND owner IS DISTINCT FROM %(me)s AND (%(since)s::timestamptz IS NULL"
@@ -111,17 +112,19 @@ class PostgresTable:
         self.owner = owner
         self.charges = Charges(owner)
         self._commit_in_doubt = self.commit_in_doubt = commit_in_doubt
+        self.written: dict[str, Known | None] = {}
+        """The records that were written or adopted, by key; None: the job was released."""
 
     def claim(self, record: JobRecord) -> Work[Claim]:
         """Insert a job as its owner, or return the stored record; an active job without an owner becomes ours."""
         (inserted,) = yield [StatementRow(_INSERT_JOB, {**identity_row(record), **progress_row(record)})]
         if inserted:
-            return Claim(record=record, is_new=True, is_ours=record.state in ACTIVE_STATES)
+            return self._note(Claim(record=record, is_new=True, is_ours=record.state in ACTIVE_STATES))
         found = yield from self._take_and_find(record.key)
         if found is None:
             raise LedgerError(f"job {record.key} was pruned by another host meanwhile: repeat", key=record.key)
         if self._commit_in_doubt and found == (record, self.owner):
-            return Claim(record=record, is_new=True, is_ours=record.state in ACTIVE_STATES)
+            return self._note(Claim(record=record, is_new=True, is_ours=record.state in ACTIVE_STATES))
         return self._claim_of(*found)
 
     def advance(self, before: JobRecord, after: JobRecord) -> Work[None]:
@@ -134,6 +137,7 @@ class PostgresTable:
     ) -> Work[Allowance]:
         """Replace `before` by a row that is about to be sent, and add its charges, if they fit."""
         if self._commit_in_doubt and (yield from self._is_stored(after)):
+            self.written[after.key] = Known(record=after, owned=True)
             return (yield from self.charges.reserved_before(after))
         counts = yield from self.charges.counts_of(after, max_credits)
         allowance = yield from self.charges.allowance(after, price, counts)
@@ -153,10 +157,10 @@ class PostgresTable:
         else:
             request = StatementRow(_UPDATE_ALL, {**row, **identity_row(after)})
         (swapped,) = yield [request]
-        if swapped:
-            return True
-        if self._commit_in_doubt and (yield from self._is_stored(after)):
-            return False
+        if swapped or (self._commit_in_doubt and (yield from self._is_stored(after))):
+            reserved = None if charges is None else charges[CHARGES]
+            self.written[after.key] = Known(record=after, owned=after.state in ACTIVE_STATES, charges=reserved)
+            return bool(swapped)
         raise (yield from self._why_refused(before, after))
 
     def _why_refused(self, before: JobRecord, after: JobRecord) -> Work[LedgerError]:
@@ -189,11 +193,17 @@ class PostgresTable:
         return (record_of(found[0][:-1]), found[0][-1]) if found else None
 
     def _claim_of(self, record: JobRecord, owner: int | None) -> Claim:
-        return Claim(record=record, is_ours=owner == self.owner and record.state in ACTIVE_STATES)
+        return self._note(Claim(record=record, is_ours=owner == self.owner and record.state in ACTIVE_STATES))
+
+    def _note(self, claim: Claim) -> Claim:
+        if claim.is_new or claim.is_ours:
+            self.written[claim.record.key] = Known(record=claim.record, owned=claim.is_ours)
+        return claim
 
     def release(self, key: str) -> Work[None]:
         """Give up ownership of a job that is ours."""
         yield [StatementRow(_RELEASE, {"key": as_text(key)})]
+        self.written[key] = None
 
     def find(self, key: str) -> Work[JobRecord | None]:
         """Return the job with this key."""
