@@ -37,9 +37,11 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 async def test_generate_goes_on_with_the_other_account_if_one_has_a_dead_key(
     tmp_path: Path, keys: dict[str, str]
 ) -> None:
-    async with Emulator(api_keys={TWO}, image_scale=0.05) as emulator:
+    async with Emulator(api_keys=frozenset({TWO}), image_scale=0.05) as emulator:
         options = ("--config", str(profiles(tmp_path, emulator.url)), "--profile", "both")
-        said = await nanobanana(*options, "generate", "a fox", "a hare", environ=environment(**keys), folder=tmp_path)
+        said = await nanobanana(
+            *options, "generate", "a fox", "a hare", environ=environment(None, **keys), folder=tmp_path
+        )
         assert emulator.stats().creates_accepted == 2
     assert said.code == 0, said.err
     assert len(said.out.splitlines()) == 2
@@ -47,7 +49,7 @@ async def test_generate_goes_on_with_the_other_account_if_one_has_a_dead_key(
 
 async def test_batch_names_the_account_of_each_row_and_its_page_both(batch: Command, keys: dict[str, str]) -> None:
     file = batch.prompts(6)
-    async with emulated(batch, api_keys={TWO}) as emulator:
+    async with emulated(batch, api_keys=frozenset({TWO})) as emulator:
         options = ("--config", str(profiles(batch.folder, emulator.url)), "--profile", "both")
         batch.patch.setenv("NANOBANANA_CONFIG", options[1])
         batch.patch.setenv("NANOBANANA_PROFILE", "both")
@@ -66,10 +68,10 @@ async def test_batch_names_the_account_of_each_row_and_its_page_both(batch: Comm
 
 
 async def test_balance_is_printed_for_each_account(tmp_path: Path, keys: dict[str, str]) -> None:
-    async with Emulator(api_keys={ONE, TWO}, credits=12) as emulator:
+    async with Emulator(api_keys=frozenset({ONE, TWO}), credits=12) as emulator:
         options = ("--config", str(profiles(tmp_path, emulator.url)), "--profile", "both")
-        plain = await nanobanana(*options, "balance", environ=environment(**keys))
-        as_json = await nanobanana(*options, "balance", "--json", environ=environment(**keys))
+        plain = await nanobanana(*options, "balance", environ=environment(None, **keys))
+        as_json = await nanobanana(*options, "balance", "--json", environ=environment(None, **keys))
     assert (plain.code, plain.out) == (0, "apimall:one\t12\napimall:two\t12\n")
     assert [json.loads(line)["account"] for line in as_json.out.splitlines()] == ["apimall:one", "apimall:two"]
     assert ONE not in plain.out + plain.err + as_json.out
@@ -77,17 +79,17 @@ async def test_balance_is_printed_for_each_account(tmp_path: Path, keys: dict[st
 
 async def test_command_for_one_account_says_which_profiles_to_choose(tmp_path: Path, keys: dict[str, str]) -> None:
     options = ("--config", str(profiles(tmp_path, "http://127.0.0.1:9")), "--profile", "both")
-    said = await nanobanana(*options, "jobs", "resume", environ=environment(**keys))
+    said = await nanobanana(*options, "jobs", "resume", environ=environment(None, **keys))
     assert said.code == 2
     assert "pass --profile one or --profile two" in said.complaint
-    said = await nanobanana(*options, "generate", "a fox", "--gateway", "apimall", environ=environment(**keys))
+    said = await nanobanana(*options, "generate", "a fox", "--gateway", "apimall", environ=environment(None, **keys))
     assert said.code == 2
     assert "does not go with the accounts of profile both" in said.complaint
 
 
 async def test_config_prints_each_account_without_its_key(tmp_path: Path, keys: dict[str, str]) -> None:
     options = ("--config", str(profiles(tmp_path, "http://127.0.0.1:9")), "--profile", "both")
-    said = await nanobanana(*options, "config", environ=environment(**keys))
+    said = await nanobanana(*options, "config", environ=environment(None, **keys))
     assert said.code == 0
     assert "account\tone\t" in said.out
     assert "api_key_variable\tTWO_KEY\t" in said.out
@@ -114,7 +116,7 @@ async def test_accounts_that_can_not_work_are_refused(
     tmp_path: Path, keys: dict[str, str], more: str, why: str
 ) -> None:
     path = profiles(tmp_path, "http://127.0.0.1:9", more)
-    said = await nanobanana("--config", str(path), "balance", environ=environment(**keys))
+    said = await nanobanana("--config", str(path), "balance", environ=environment(None, **keys))
     assert said.code == 2
     assert why in said.complaint
 
@@ -134,7 +136,7 @@ async def test_server_gets_all_accounts(
     monkeypatch.setattr(Session, "__del__", lambda self: None)
     options = ("--config", str(profiles(tmp_path, "http://127.0.0.1:9")), "--profile", "both")
     arguments = ("serve", "--port", "0") if command == "serve" else ("mcp", "-o", "images", "--max-credits", "5")
-    await nanobanana(*options, *arguments, environ=environment(**keys), folder=tmp_path)
+    await nanobanana(*options, *arguments, environ=environment(None, **keys), folder=tmp_path)
     assert seen == [("apimall:one", "apimall:two")]
 
 
