@@ -2,8 +2,9 @@
 
 import os
 import ssl
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -12,7 +13,7 @@ from nanobanana_async.config import Timeouts
 from nanobanana_async.engine.adoption import Adopt, which_to_adopt
 from nanobanana_async.engine.lifecycle import SessionComponents
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.events import EventEmitter, Observer, ObserverFactory, log
+from nanobanana_async.events import Event, EventEmitter, Observer, ObserverFactory, log
 from nanobanana_async.gateways.base import is_loopback
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.gateways.secret import Secret
@@ -33,7 +34,6 @@ from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.location import ledger_at
 from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.ledger.postgres.url import PostgresUrl
-from nanobanana_async.loop_guard import LoopGuard
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.named_budget import Budget
 from nanobanana_async.policy.polling import PollPolicy
@@ -81,7 +81,7 @@ def make_components(
     references: ReferencePublisher | None,
     adopt: Adopt | None,
     adopt_every_s: float,
-    guard: LoopGuard | None = None,
+    shares_with: SessionComponents | None = None,
     log_account: str | None = None,
 ) -> SessionComponents:
     """Return the components of a session; raise `ConfigurationError`, which says what to pass, for a wrong setting."""
@@ -111,13 +111,15 @@ def make_components(
         download_headers=download_headers,
     )
     chosen_ledger = to_ledger(ledger)
-    shared = {} if guard is None else {"guard": guard}
+    shared: dict[str, Any] = {}
+    if shares_with is not None:
+        shared = {"guard": shares_with.guard, "callback_urls": shares_with.callback_urls}
     return SessionComponents(
         gateway=gateway,
         ledger=chosen_ledger,
         transport=transport,
         downloads=downloads,
-        emit=EventEmitter(_as_observers(observers), account=log_account),
+        emit=EventEmitter(as_observers(observers), account=log_account),
         concurrency=concurrency,
         polling=polling or PollPolicy(),
         retry=retry or RetryPolicy(),
@@ -157,15 +159,16 @@ def _as_budgets(budgets: object) -> Mapping[str, Budget]:
     return given
 
 
-def _as_observers(observers: object) -> tuple[Observer, ...]:
+def as_observers(observers: object) -> tuple[Callable[[Event], None], ...]:
+    """Return the functions that observe a session: one of each factory, for all accounts of the session."""
     wanted = "a list of functions that take an event, such as [print]"
     check_kind("observers", observers, Iterable, wanted)
-    found: list[Observer] = []
+    found: list[Callable[[Event], None]] = []
     for index, observer in enumerate(observers if isinstance(observers, Iterable) else ()):
         if isinstance(observer, type) or not (callable(observer) or isinstance(observer, ObserverFactory)):
             what = f"the class {observer.__name__}" if isinstance(observer, type) else kind_of(observer)
             raise ConfigurationError(f"observers must be {wanted}; number {index + 1} is {what}")
-        found.append(observer)
+        found.append(observer.observer() if isinstance(observer, ObserverFactory) else observer)
     return tuple(found)
 
 

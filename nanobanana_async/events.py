@@ -155,6 +155,7 @@ class LimitsChanged:
     creates_paused: bool  # while the gateway asks for a pause or is down
     slots_held: int  # job slots in use
     throttled: int  # 429s to creates
+    account: str = ""  # whose limits they are
 
 
 Event = (
@@ -235,7 +236,7 @@ def log_event(event: Event, account: str | None = None) -> None:
 
 def _log_facts(event: Event) -> dict[str, Any]:
     if isinstance(event, LimitsChanged):
-        return asdict(event)
+        return asdict(event, filter=lambda fact, _: fact.name != "account")  # logged if the session has several
     record = event.record
     facts: dict[str, Any] = {"job": record.key, "state": record.state.value, "task_id": record.task_id}
     match event:
@@ -305,9 +306,8 @@ def _error_without_body(error: Exception) -> str:
 class EventEmitter:
     """Pass each event to every observer; an observer that raises is logged and does not affect the job."""
 
-    def __init__(self, observers: tuple[Observer, ...] = (), *, account: str | None = None) -> None:
-        session_observers = (each.observer() if isinstance(each, ObserverFactory) else each for each in observers)
-        self._observers: tuple[Callable[[Event], None], ...] = (partial(log_event, account=account), *session_observers)
+    def __init__(self, observers: tuple[Callable[[Event], None], ...] = (), *, account: str | None = None) -> None:
+        self._observers: tuple[Callable[[Event], None], ...] = (partial(log_event, account=account), *observers)
 
     def __call__(self, event: Event) -> None:
         """Call all observers in order."""

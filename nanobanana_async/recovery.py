@@ -34,7 +34,8 @@ async def attach_task(engine: Engine, task_id: str, key: str | None, request: Im
             if (tracked := await engine.find(known.key)) is not None:
                 engine.keep_for_handle(tracked)
                 return Job(engine, tracked)
-    check_one_account(engine, "attach a task that the ledger does not know")
+    if len(engine.members) > 1:
+        raise ConfigurationError("attach a task that the ledger does not know in a session with its account alone")
     record = engine.new_attached_record(task_id, key_for_task(task_id) if key is None else key, request)
     seen = await JobResolver(engine).query_before_attach(record)
     return await handle_once_stored(engine, engine.attach(record, seen))
@@ -77,12 +78,6 @@ async def reconcile_jobs(engine: Engine) -> list[Job]:
     """Find out which UNCERTAIN jobs were bought; see `Session.reconcile`."""
     asked = [each for each in engine.members if isinstance(each.gateway, HasHistory)] or engine.members
     return _handles_of(engine, [job for each in asked for job in await Reconciler(each).reconcile()])
-
-
-def check_one_account(engine: Engine, what: str) -> None:
-    """Raise `ConfigurationError` if the session has several accounts, since it would be unknown which is meant."""
-    if len(engine.members) > 1:
-        raise ConfigurationError(f"{what} in a session with one account: this one has several")
 
 
 def _check_open(engine: Engine) -> None:

@@ -35,10 +35,10 @@ from nanobanana_async.policy.named_budget import Budget
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.purchases import Purchases
-from nanobanana_async.recovery import attach_task, check_one_account, reconcile_jobs, resolve_job, resume_jobs
+from nanobanana_async.recovery import attach_task, reconcile_jobs, resolve_job, resume_jobs
 from nanobanana_async.references import ReferencePublisher
-from nanobanana_async.session_accounts import Prefer, make_session_parts, to_gateways
-from nanobanana_async.stats import SessionStats, collect_stats, sum_stats
+from nanobanana_async.session_accounts import Prefer, account_named, make_session_parts, to_gateways
+from nanobanana_async.stats import SessionStats, stats_by_account, sum_stats
 from nanobanana_async.validators import check_kind, check_switch
 from nanobanana_async.values import as_key_text, validate_row_key
 
@@ -96,7 +96,7 @@ class Session(Purchases, NoPlainWith):
         if isinstance(gateways, ConfigurationError):
             del gateway  # it may be an API key
             raise gateways
-        self.gateway = gateways[0]
+        self.gateway, self.gateways = gateways[0], gateways
         self._components, self._session_task = make_session_parts(
             gateways,
             prefer,
@@ -119,7 +119,7 @@ class Session(Purchases, NoPlainWith):
             adopt_every_s=adopt_every_s,
         )
         self._callback_urls = self._components.callback_urls
-        self._balance: BalanceReader | None = None
+        self._balances: dict[str, BalanceReader] = {}
 
     def __repr__(self) -> str:
         if "_session_task" not in self.__dict__:  # a traceback or debugger may show a session whose constructor raised
@@ -261,19 +261,22 @@ class Session(Purchases, NoPlainWith):
         saved: list[Path | str] = list(await saver.save(result, as_target("target", target), stem, sidecar=sidecar))
         return saved
 
-    async def balance(self) -> Decimal:
+    async def balance(self, account: str | None = None) -> Decimal:
         """Return the credits that the API may spend, as the gateway states them now.
 
-        One request, which counts in the account's budget of requests; network trouble is retried for some seconds.
-        Raises `ConfigurationError` for a gateway that states no balance, and errors as a poll does.
+        `account` names one of several, by its own name or as in `accounts`. One request, which counts in the account's
+        budget of requests; network trouble is retried for some seconds. Raises `ConfigurationError` for a gateway that
+        states no balance, and errors as a poll does.
         """
         engine = self._require_engine()
-        check_one_account(engine, "read the balance")
-        if self._balance is None:
-            parts = self._components
+        gateway = account_named(self.gateways, account)
+        if (reader := self._balances.get(gateway.account)) is None:
+            at = self.gateways.index(gateway)
+            parts, home = self._session_task.parts[at], engine.members[at]
             query_s = parts.timeouts.query_s
-            self._balance = BalanceReader(self.gateway, parts.transport, engine, parts.retry, query_s=query_s)
-        return await self._balance.read()
+            reader = BalanceReader(gateway, parts.transport, home, parts.retry, query_s=query_s)
+            self._balances[gateway.account] = reader
+        return await reader.read()
 
     def stats(self) -> SessionStats:
         """Return a snapshot of limits, requests, jobs and credits; with several accounts, their sums."""
@@ -281,7 +284,7 @@ class Session(Purchases, NoPlainWith):
 
     def accounts(self) -> dict[str, SessionStats]:
         """Return the `stats` of each account, by its identifier in ledgers."""
-        return {each.account: collect_stats(each) for each in self._require_engine(closed_too=True).members}
+        return stats_by_account(self._require_engine(closed_too=True))
 
     def _require_engine(self, *, closed_too: bool = False) -> Engine:
         self._components.guard.check()

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from nanobanana_async.config import gateway_from_env
-from nanobanana_async.connections import make_components, wrong_gateway_error
+from nanobanana_async.connections import as_observers, make_components, wrong_gateway_error
 from nanobanana_async.engine.accounts_lifecycle import AccountsLifecycle
 from nanobanana_async.engine.lifecycle import SessionComponents, SessionLifecycle
 from nanobanana_async.engine.routed_engine import one_gateway_error
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.ledger.base import SharesAccount
+from nanobanana_async.validators import check_kind
 
 Prefer = Literal["wait"] | Sequence[Gateway | str]
 """Which account gets a job first: the one where it should end first, or the first of these with a free slot."""
@@ -52,17 +53,14 @@ def make_session_parts(
             raise one_gateway_error("max_credits")
         if settings["budgets"]:
             raise one_gateway_error("a budget")
-    if settings["references"] is not None:
-        raise ConfigurationError(
-            "references= needs a session with one account: with several, reference images are URLs"
-        )
+    settings["observers"] = as_observers(settings["observers"])
     first: SessionComponents | None = None
     made: list[SessionComponents] = []
     for gateway, transport in zip(gateways, transports, strict=True):
-        settings["guard"] = None if first is None else first.guard
         parts = make_components(
             gateway,
             http=transport,
+            shares_with=first,
             log_account=gateway.account,
             **settings,
         )
@@ -96,6 +94,17 @@ def _to_order(gateways: tuple[Gateway, ...], prefer: object) -> list[str]:
             raise ConfigurationError(f"{wanted}; {what} is not in this session, which has {known}")
         order += [account for account in found if account not in order]
     return order + [account for account in accounts if account not in order]
+
+
+def account_named(gateways: tuple[Gateway, ...], name: str | None) -> Gateway:
+    """Return the account of a session with this name; without a name, the only one. Raises `ConfigurationError`."""
+    check_kind("account", name, (str, type(None)), "the name of an account, as text")
+    found = gateways if name is None else [gateway for gateway in gateways if name in _names_of(gateway)]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(gateway.account for gateway in gateways)
+    why = "the session has several accounts" if name is None else f"{name!r} names {len(found)} of its accounts"
+    raise ConfigurationError(f"{why}: pass account=, one of {known}")
 
 
 def _names_of(gateway: Gateway) -> tuple[str, ...]:

@@ -31,6 +31,10 @@ class SessionStats:
     """Why the last request got no usable answer, or the ledger's server can't be reached; None while both answer."""
     paused_until: datetime | None = None
     """When the gateway takes requests again, by its own words, if the budget of a day or of hours is used up."""
+    rests_for_s: float | None = None
+    """How long one of several accounts gets no new jobs, since it has refused to buy one; None: it gets some."""
+    rests_because: str | None = None
+    """What it said then."""
     slots_held: int
     """Job slots in use: by jobs accepted or possibly accepted, and not known to have ended."""
     queued: int
@@ -73,6 +77,7 @@ class SessionStats:
                 None if self.paused_until is None else f"a daily budget, until {moment(self.paused_until)}",
             ),
             ("no answer", self.outage),
+            ("rests", None if self.rests_for_s is None else f"for {duration(self.rests_for_s)}: {self.rests_because}"),
             ("creates", "paused: the gateway asked for it" if self.creates_paused and not self.outage else None),
             ("throttled (429)", self.throttled),
             ("polls", self.polls),
@@ -82,16 +87,24 @@ class SessionStats:
         return card(None, (), table(row for row in rows if row[1] is not None))
 
 
-def collect_stats(engine: Engine) -> SessionStats:
-    """Return a snapshot of the session of this engine."""
+def stats_by_account(engine: Engine) -> dict[str, SessionStats]:
+    """Return a snapshot of each account of the session of this engine."""
+    return {each.account: _collect_stats(each) for each in engine.members}
+
+
+def _collect_stats(engine: Engine) -> SessionStats:
     store = engine.store
-    limits, learned = engine.slots.snapshot(engine.clock()), engine.estimates.best_known_durations
+    now = engine.clock()
+    limits, learned = engine.slots.snapshot(now), engine.estimates.best_known_durations
+    rest = None if engine.rest is None or engine.rest.until <= now else engine.rest
     return SessionStats(
         job_limit=limits.job_limit,
         creates_per_s=limits.creates_per_s,
         limit_kind=limits.limit_kind,
         creates_paused=limits.creates_paused,
         paused_until=engine.poller.used_up_budgets.until,
+        rests_for_s=None if rest is None else rest.until - now,
+        rests_because=None if rest is None else rest.error.message,
         outage=_outage(engine),
         slots_held=limits.slots_held,
         queued=engine.scheduler.dispatcher.unsent_count,
@@ -108,6 +121,17 @@ def collect_stats(engine: Engine) -> SessionStats:
         credits_spent=store.credits.spent,
         credits_remaining=store.credits.remaining,
     )
+
+
+def why_paused(stats: SessionStats) -> str | None:
+    """Return why an account sends no creates now; None if it does."""
+    if stats.paused_until is not None:
+        return f"the account's daily budget is used up; goes on at {moment(stats.paused_until)}"
+    if stats.outage:
+        return stats.outage
+    if stats.rests_for_s is not None:
+        return f"rests for {duration(stats.rests_for_s, tenths=False)}: {stats.rests_because}"
+    return "paused by the gateway" if stats.creates_paused else None
 
 
 def sum_stats(accounts: Sequence[SessionStats]) -> SessionStats:

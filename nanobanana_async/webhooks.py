@@ -8,9 +8,8 @@ from contextlib import suppress
 from aiohttp import web
 
 from nanobanana_async.asgi import Message, Receive, Send, lifespan, path_of
-from nanobanana_async.engine.accounts_lifecycle import AccountsLifecycle
 from nanobanana_async.engine.callback_urls import ACCOUNT_PATH, CALLBACK_PATH
-from nanobanana_async.errors import ConfigurationError, NanoBananaError
+from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.events import log
 from nanobanana_async.reference_host import ReferenceHost
 from nanobanana_async.session import Session
@@ -47,8 +46,6 @@ class CallbackReceiver:
 
     def __init__(self, session: Session, *, public_url: str, secret: bytes | str | None = None) -> None:
         check_kind("session", session, Session, "a Session")
-        if isinstance(session._session_task, AccountsLifecycle):
-            raise ConfigurationError("receive callbacks in a session with one account: this one has several")
         self._callbacks = session._callback_urls
         self._path = path_of(public_url)
         session._callback_urls.enable(public_url, secret.encode() if isinstance(secret, str) else secret)
@@ -70,7 +67,7 @@ class CallbackReceiver:
         return [web.route("*", f"{self._path}{CALLBACK_PATH}/{{call:.*}}", self._handle_aiohttp)]
 
     async def unregister(self) -> int:
-        """Remove the webhooks that sessions on this ledger registered for the account; return how many.
+        """Remove the webhooks that sessions on this ledger registered for the accounts; return how many.
 
         This session, which must be open, registers none again. A gateway with a URL per job has none to remove.
         """

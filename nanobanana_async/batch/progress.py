@@ -10,7 +10,7 @@ from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.escaping import one_line
 from nanobanana_async.events import log
 from nanobanana_async.formatting import number
-from nanobanana_async.stats import collect_stats
+from nanobanana_async.stats import SessionStats, stats_by_account, sum_stats
 
 REDRAW_S, REFRESH_S = 0.2, 1.0
 
@@ -78,11 +78,18 @@ class ProgressBar:
             log.warning("progress.failed error=%s", repr(error))
 
     def _postfix(self) -> str:
-        stats = collect_stats(self._engine)
-        slots = (
-            f"{stats.slots_held} slots" if stats.job_limit is None else f"{stats.slots_held} of {stats.job_limit} slots"
+        accounts = stats_by_account(self._engine)
+        slots = ", ".join(
+            f"{f'{one_line(account)} ' if len(accounts) > 1 else ''}{_slots(stats)}"
+            for account, stats in accounts.items()
         )
-        return f"{self._counts.failed} failed, {slots}, {number(stats.credits_spent)} credits spent"
+        spent = sum_stats(list(accounts.values())).credits_spent
+        return f"{self._counts.failed} failed, {slots}, {number(spent)} credits spent"
+
+
+def _slots(stats: SessionStats) -> str:
+    known = f"{stats.slots_held} slots" if stats.job_limit is None else f"{stats.slots_held} of {stats.job_limit} slots"
+    return known if stats.rests_for_s is None else f"{known}, rests"
 
 
 def _tqdm() -> Any:

@@ -3,6 +3,7 @@
 import asyncio
 import json as json_format
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from decimal import Decimal
 from typing import Protocol
@@ -10,7 +11,7 @@ from typing import Protocol
 from attrs import frozen
 
 from nanobanana_async import Gateway, NanoBananaError, Session
-from nanobanana_async.cli.find_gateway import find_gateway
+from nanobanana_async.cli.find_gateway import find_gateway, find_gateways
 from nanobanana_async.cli.options import BaseUrl, Flag, GatewayFinder, GatewayName
 from nanobanana_async.formatting import credit_count, plain_number
 from nanobanana_async.gateways.capabilities import HasBalance
@@ -28,6 +29,8 @@ class BalanceCommand:
     def balance(self, *, gateway: GatewayName = None, base_url: BaseUrl = None, json: Flag = False) -> int:
         """Print the credits that the API may spend, as the gateway states them; in a pipe the number alone.
 
+        With a profile of several accounts it prints a line for each.
+
         Examples:
 
         nanobanana balance
@@ -41,22 +44,23 @@ class BalanceCommand:
         base_url
             The gateway's URL, if not the usual one.
         json
-            Print a JSON object with gateway, account and credits.
+            Print a JSON object with gateway, account and credits, one for each account.
         """
-        selected = self.find_gateway(gateway, base_url)
-        balance = asyncio.run(read_balance(selected))
-        if json:
-            facts = {"gateway": selected.name, "account": selected.account, "credits": json_number(balance)}
-            print(json_format.dumps(facts))
-        else:
-            print(credit_count(balance) if sys.stdout.isatty() else plain_number(balance))
+        selected = find_gateways(self.find_gateway, gateway, base_url)
+        for each, balance in zip(selected, asyncio.run(read_balances(selected)), strict=True):
+            if json:
+                facts = {"gateway": each.name, "account": each.account, "credits": json_number(balance)}
+                print(json_format.dumps(facts))
+            else:
+                shown = credit_count(balance) if sys.stdout.isatty() else plain_number(balance)
+                print(shown if len(selected) == 1 else f"{each.account}\t{shown}")
         return 0
 
 
-async def read_balance(gateway: Gateway) -> Decimal:
-    """Return the balance of an account, in a session of its own."""
-    async with Session(gateway, trust_env=True) as session:
-        return await session.balance()
+async def read_balances(gateways: Sequence[Gateway]) -> list[Decimal]:
+    """Return the balances of accounts, in a session of their own."""
+    async with Session(gateways, trust_env=True) as session:
+        return [await session.balance(gateway.account) for gateway in gateways]
 
 
 class ShowsBalance(Protocol):
@@ -75,7 +79,7 @@ async def watch_balance(session: Session, display: ShowsBalance) -> None:
         if session.stats().credits_remaining is not None:
             return
         with suppress(NanoBananaError):  # it is only shown
-            display.balance = await session.balance()
+            display.balance = sum([await session.balance(each.account) for each in session.gateways], Decimal(0))
 
 
 balance = BalanceCommand(find_gateway).balance

@@ -4,7 +4,8 @@ import getpass
 import os
 import sys
 
-from nanobanana_async.cli.options import Name
+from nanobanana_async.cli.options import GatewayFinder, Name
+from nanobanana_async.cli.settings.sources import current
 from nanobanana_async.commands import command_line
 from nanobanana_async.config import gateway_from_env
 from nanobanana_async.errors import ConfigurationError
@@ -12,6 +13,11 @@ from nanobanana_async.gateways import registry
 from nanobanana_async.gateways.contract import Gateway
 
 _KEY_VARIABLES = tuple(kind.key_variable for kind in registry.GATEWAYS.values())
+
+
+def find_gateways(find: GatewayFinder, name: Name | None, base_url: str | None) -> tuple[Gateway, ...]:
+    """Return the accounts of the chosen profile, if it names several, or else the gateway that `find` returns."""
+    return current().gateways() or (find(name, base_url),)
 
 
 def find_gateway(name: Name | None, base_url: str | None) -> Gateway:

@@ -66,9 +66,10 @@ class GenerateOptions:
 class GenerateRun:
     """One run of the command."""
 
-    def __init__(self, options: GenerateOptions, gateway: Gateway, console: Console) -> None:
+    def __init__(self, options: GenerateOptions, gateways: Sequence[Gateway], console: Console) -> None:
         self._options = options
-        self._gateway = gateway
+        self._gateways = gateways
+        self._gateway = gateways[0]  # others have the same name and address
         self._display = JobsDisplay(len(options.requests), console)
         rehearsal = options.ledger is None
         self._signals = StopSignals(
@@ -102,7 +103,7 @@ class GenerateRun:
     async def _work(self) -> None:
         options = self._options
         session = Session(
-            self._gateway,
+            self._gateways,
             ledger=self._ledger,
             concurrency=options.concurrency,
             observers=[self._display],

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from nanobanana_async import ConcurrencyPolicy, ConfigurationError, Gateway, ImageRequest
 from nanobanana_async.cli.display import shorten
-from nanobanana_async.cli.find_gateway import find_gateway
+from nanobanana_async.cli.find_gateway import find_gateway, find_gateways
 from nanobanana_async.cli.generate import GenerateOptions, GenerateRun
 from nanobanana_async.cli.jobs.actions import open_read_only
 from nanobanana_async.cli.jobs.consent import confirm, print_note
@@ -169,9 +169,9 @@ class GenerateCommand:
             fetch_options=fetch_options(ledger, gateway, base_url),
         )
         asyncio.run(check_output(output, create=False))
-        selected = None if gateway == "emulator" else self.find_gateway(gateway, base_url)
+        selected = None if gateway == "emulator" else find_gateways(self.find_gateway, gateway, base_url)
         if (sentence := _about_single_words(requests)) and selected is not None and sys.stdin.isatty():
-            asyncio.run(_check(options, selected))  # what is refused anyway needs no answer
+            asyncio.run(_check(options, selected[0]))  # what is refused anyway needs no answer
             if not confirm(sentence, yes=False):
                 return CANCELLED
         elif sentence:
@@ -205,16 +205,16 @@ async def _check(options: GenerateOptions, gateway: Gateway) -> None:
             pass
 
 
-async def _run(options: GenerateOptions, gateway: Gateway | None) -> int:
-    """Buy what the options say; without a gateway, at an emulated one."""
+async def _run(options: GenerateOptions, gateways: Sequence[Gateway] | None) -> int:
+    """Buy what the options say with one account of a gateway or several; without any, at an emulated one."""
     console = Console(stderr=True)
-    if gateway is None:
+    if gateways is None:
         from nanobanana_async.emulator import Emulator  # takes longer to import than the rest of the command
 
         async with Emulator(seed=secrets.randbits(32)) as emulator:  # task ids that no earlier emulator had
-            return await _run(options, emulator.apimall())
-    await _check_requests(options, gateway)
-    return await GenerateRun(options, gateway, console).run()
+            return await _run(options, [emulator.apimall()])
+    await _check_requests(options, gateways[0])
+    return await GenerateRun(options, gateways, console).run()
 
 
 generate = GenerateCommand(find_gateway).generate

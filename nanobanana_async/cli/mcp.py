@@ -14,7 +14,7 @@ from attrs import frozen
 from cyclopts import Parameter
 
 from nanobanana_async import ConcurrencyPolicy, ConfigurationError, Session
-from nanobanana_async.cli.find_gateway import find_gateway
+from nanobanana_async.cli.find_gateway import find_gateway, find_gateways
 from nanobanana_async.cli.options import (
     DEFAULT_LEDGER,
     BaseUrl,
@@ -108,7 +108,8 @@ class McpCommand:
         )
         limits = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
         store = ledger_at(ledger)
-        session = Session(self.find_gateway(gateway, base_url), ledger=store, concurrency=limits, trust_env=True)
+        gateways = find_gateways(self.find_gateway, gateway, base_url)
+        session = Session(gateways, ledger=store, concurrency=limits, trust_env=True)
         make_ledger_folder(ledger)
         return asyncio.run(_run(session, store, options, allow_folder or ()))
 

@@ -12,7 +12,7 @@ from attrs import frozen
 from cyclopts import Parameter
 
 from nanobanana_async import ConcurrencyPolicy, ConfigurationError, Session
-from nanobanana_async.cli.find_gateway import find_gateway
+from nanobanana_async.cli.find_gateway import find_gateway, find_gateways
 from nanobanana_async.cli.options import (
     DEFAULT_LEDGER,
     BaseUrl,
@@ -111,7 +111,7 @@ class ServeCommand:
         seconds = None if answer_within is None else as_number("--answer-within", answer_within, above=0)
         metrics = PrometheusMetrics()
         session = Session(
-            self.find_gateway(gateway, base_url),
+            find_gateways(self.find_gateway, gateway, base_url),
             ledger=ledger_at(ledger),
             concurrency=ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute),
             observers=[metrics.telemetry],

@@ -44,7 +44,7 @@ async def run(session: Session, app: Starlette, listening: socket.socket, tokens
             resuming = group.create_task(_resume_regularly(app.state.orders))
             serving = group.create_task(server.serve(sockets=[listening]))
             serving.add_done_callback(lambda _: stop.set())
-            _print_start(session.gateway, listening, tokens)
+            _print_start(session.gateways, listening, tokens)
             await stop.wait()
             server.should_exit = True
             resuming.cancel()
@@ -63,8 +63,10 @@ async def _resume_regularly(orders: Orders) -> None:
         await asyncio.sleep(RESUME_EVERY_S)
 
 
-def _print_start(gateway: Gateway, listening: socket.socket, tokens: Sequence[Token] | None) -> None:
+def _print_start(gateways: Sequence[Gateway], listening: socket.socket, tokens: Sequence[Token] | None) -> None:
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     who = "programs on this machine need no token" if tokens is None else plural(len(tokens), "token")
-    print(f"serving {gateway.name} at http://{shown}:{port}/v1 ({who}); Ctrl-C stops", file=sys.stderr, flush=True)
+    accounts = f" with {', '.join(each.account for each in gateways)}" if len(gateways) > 1 else ""
+    place = f"http://{shown}:{port}/v1"
+    print(f"serving {gateways[0].name}{accounts} at {place} ({who}); Ctrl-C stops", file=sys.stderr, flush=True)

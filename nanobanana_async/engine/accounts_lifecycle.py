@@ -16,7 +16,7 @@ class AccountsLifecycle(SessionLifecycle):
 
     def __init__(self, name: str, parts: Sequence[SessionComponents], order: Sequence[str], *, by_wait: bool) -> None:
         super().__init__(name, parts[0])
-        self._parts = tuple(parts)
+        self.parts = tuple(parts)
         self._order = tuple(order)
         self._by_wait = by_wait
 
@@ -29,7 +29,7 @@ class AccountsLifecycle(SessionLifecycle):
         engines: list[Engine] = []
         memories: list[AccountMemory] = []
         opened: set[int] = set()
-        for parts in self._parts:
+        for parts in self.parts:
             for part in (parts.transport, parts.downloads):
                 if id(part) not in opened:  # a fake transport may serve several accounts
                     opened.add(id(part))
@@ -46,5 +46,5 @@ class AccountsLifecycle(SessionLifecycle):
         """Leave everything that is open to the parent process; called in a child right after the fork."""
         super().leave_to_parent()
         if self._components.guard.forked:
-            for parts in self._parts[1:]:
+            for parts in self.parts[1:]:
                 parts.leave_to_parent()

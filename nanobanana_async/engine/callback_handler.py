@@ -65,8 +65,16 @@ class CallbackHandler:
                 log.warning("ledger.failed error=%s", error.message)
                 continue
             for key, task_id in notices:
-                if (job := self._engine.tracked.get(key)) is not None:
-                    self._receive_callback(job, task_id)
+                self._callbacks.receive_notice(key, task_id)
+
+    def follows(self, key: str) -> bool:
+        """Return whether the session follows the job with this account."""
+        return key in self._engine.tracked
+
+    def receive_notice(self, key: str, task_id: str | None) -> None:
+        """Handle a callback that another process got, if the session follows the job with this account."""
+        if (job := self._engine.tracked.get(key)) is not None:
+            self._receive_callback(job, task_id)
 
     def _task_id_in(self, body: bytes) -> str | None:
         try:

@@ -13,12 +13,15 @@ import re
 from collections.abc import Mapping
 from typing import Protocol
 
+from attrs import evolve
 from yarl import URL
 
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.loop_guard import LoopGuard
+from nanobanana_async.models import ImageRequest
 
 CALLBACK_PATH = "/callbacks"
 ACCOUNT_PATH = f"{CALLBACK_PATH}/account"
@@ -29,7 +32,15 @@ _ACCOUNT_PATH_PATTERN = re.compile(rf"{ACCOUNT_PATH}/([A-Za-z0-9_-]{{1,400}})/([
 
 
 class JobCallbacks(Protocol):
-    """Handles callbacks about one job."""
+    """Handles callbacks about the jobs of one account."""
+
+    def follows(self, key: str) -> bool:
+        """Return whether the session follows the job with this account."""
+        ...
+
+    def receive_notice(self, key: str, task_id: str | None) -> None:
+        """Handle a callback that another process got, if the session follows the job with this account."""
+        ...
 
     async def handle(self, key: str, body: bytes) -> bool:
         """Handle a callback to the URL of a job; return False when the session is closing."""
@@ -56,8 +67,10 @@ class CallbackUrls:
         self._guard = guard
         self._public_url: str | None = None
         self._secret: bytes | None = None
-        self._job_callbacks: JobCallbacks | None = None
-        self._account_callbacks: AccountCallbacks | None = None
+        self._job_callbacks: dict[str, JobCallbacks] = {}
+        """By account of the session."""
+        self._account_callbacks: dict[str, AccountCallbacks] = {}
+        """By account, of gateways with webhooks."""
         self.enabled = asyncio.Event()
         """Set once a receiver for callbacks exists."""
 
@@ -69,26 +82,51 @@ class CallbackUrls:
         self._public_url, self._secret = public_url.rstrip("/"), secret
         self.enabled.set()
 
-    def set_handlers(self, jobs: JobCallbacks, account: AccountCallbacks | None) -> None:
-        """Set what handles callbacks, and deliveries if the gateway has webhooks; called when the session opens."""
-        self._job_callbacks, self._account_callbacks = jobs, account
+    def set_handlers(self, account: str, jobs: JobCallbacks, deliveries: AccountCallbacks | None) -> None:
+        """Set what handles an account's callbacks, and its deliveries if the gateway has webhooks, when it opens."""
+        self._job_callbacks[account] = jobs
+        if deliveries is not None:
+            self._account_callbacks[account] = deliveries
 
     async def handle_verified(self, key: str, body: bytes) -> bool:
         """Handle a callback. Return False if that is not possible because the session is not open."""
         self._guard.check()
-        return self._job_callbacks is not None and await self._job_callbacks.handle(key, body)
+        handler = await self._handler_of(key)
+        return handler is not None and await handler.handle(key, body)
+
+    async def _handler_of(self, key: str) -> JobCallbacks | None:
+        """Return the handler of the account that has a job; any if the session does not have that account."""
+        handlers = self._job_callbacks
+        known: JobRecord | None = None
+        if len(handlers) > 1 and not any(each.follows(key) for each in handlers.values()):
+            known = await self._ledger.find(key)
+        following = [each for each in handlers.values() if each.follows(key)]  # read now: it may have moved meanwhile
+        own = [handlers[known.account]] if known is not None and known.account in handlers else []
+        return next(iter([*following, *own, *handlers.values()]), None)
+
+    def receive_notice(self, key: str, task_id: str | None) -> None:
+        """Handle a callback that another process got for a job of ours."""
+        for handler in self._job_callbacks.values():
+            handler.receive_notice(key, task_id)
 
     async def handle_delivery(self, account: str, headers: Mapping[str, str], body: bytes) -> bool:
         """Handle a delivery for an account. Return False if that is not possible in this session."""
         self._guard.check()
-        return self._account_callbacks is not None and await self._account_callbacks.handle(account, headers, body)
+        handler = self._account_callbacks.get(account) or next(iter(self._account_callbacks.values()), None)
+        return handler is not None and await handler.handle(account, headers, body)
 
     async def unregister(self) -> int:
-        """Remove the webhooks of the account that are ours; return how many."""
+        """Remove the webhooks of the session's accounts that are ours; return how many."""
         self._guard.check()
-        if self._job_callbacks is None:
+        if not self._job_callbacks:
             raise ConfigurationError("the session is not open: unregister before it is closed")
-        return 0 if self._account_callbacks is None else await self._account_callbacks.unregister()
+        return sum([await each.unregister() for each in self._account_callbacks.values()])
+
+    async def add_to(self, request: ImageRequest, gateway: Gateway, key: str) -> ImageRequest:
+        """Return the request with the URL of its job, if callbacks are received and the gateway calls such URLs."""
+        if not (self.enabled.is_set() and gateway.supports_callbacks) or request.callback_url:
+            return request
+        return evolve(request, callback_url=await self.make_url(key))
 
     def expects_callback_for(self, record: JobRecord) -> bool:
         """Whether the gateway is expected to send a callback when this job ends."""

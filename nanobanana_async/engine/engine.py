@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Hashable, Mapping
 from decimal import Decimal
 
-from attrs import evolve
-
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.claims import Claims
 from nanobanana_async.engine.estimates import JobEstimates
@@ -14,6 +12,7 @@ from nanobanana_async.engine.next_step import HoldSlots, Next, ScheduleAt
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import References
+from nanobanana_async.engine.route import Rest
 from nanobanana_async.engine.scheduler import Scheduler
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
@@ -53,7 +52,7 @@ class Engine:
         self.clock = asyncio.get_running_loop().time
         self.gateway, self.store, self.guard = gateway, store, guard
         self.account = gateway.account  # each reading of it hashes the key again, and makes another string
-        self._session_caps, self._callbacks = budgets, callbacks
+        self._session_caps, self.callbacks = budgets, callbacks
         self.slots, self.poller, self.submitter = slots, poller, submitter
         self.estimates, self.history, self.references = estimates, history, references
         self.claims = Claims(gateway, store, slots, poller, estimates, clock=self.clock)
@@ -65,6 +64,7 @@ class Engine:
         """The engines of the session: one for each account."""
         self.orphans_seen = asyncio.Event()
         """An exchange has found jobs that run and have no living owner."""
+        self.rest: Rest | None = None  # the account's last one; it may be over
 
     def home_of(self, job: TrackedJob) -> "Engine":
         """Return the engine of the job's account."""
@@ -145,9 +145,8 @@ class Engine:
         """
         key = validate_key(key)
         request = with_model(request, self.gateway.model)
-        calls_back = with_callback and self._callbacks.enabled.is_set() and self.gateway.supports_callbacks
-        if calls_back and not request.callback_url:
-            request = evolve(request, callback_url=await self._callbacks.make_url(key))
+        if with_callback:
+            request = await self.callbacks.add_to(request, self.gateway, key)
         self.gateway.check(request)
         if budget is not None:
             await self.store.set_budget(budget)

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from decimal import Decimal
 from typing import Literal
@@ -77,7 +77,7 @@ class SessionComponents:
     adopt: Literal["follow", "buy"] | None
     adopt_every_s: float
     guard: LoopGuard = field(default=Factory(_make_loop_guard, takes_self=True))
-    callback_urls: CallbackUrls = field(init=False, default=Factory(_make_callback_urls, takes_self=True))
+    callback_urls: CallbackUrls = field(default=Factory(_make_callback_urls, takes_self=True))
 
     def leave_to_parent(self) -> None:
         """Leave the sockets to the parent process; called in a forked child."""
@@ -158,7 +158,7 @@ class SessionComponents:
         handler = CallbackHandler(self.gateway, engine, self.callback_urls)
         engine.scheduler.background_tasks += [handler.keep_fetching_notices, Reconciler(engine).keep_reconciling]
         deliveries = self._make_deliveries(engine, handler, budget)
-        self.callback_urls.set_handlers(handler, deliveries)
+        self.callback_urls.set_handlers(engine.account, handler, deliveries)
         return engine
 
     def _make_deliveries(self, engine: Engine, handler: CallbackHandler, budget: SessionBudget) -> Deliveries | None:
@@ -179,8 +179,8 @@ class SessionLifecycle:
     """The task that opens the parts of a session and its engine, and closes them in reverse order."""
 
     def __init__(self, name: str, parts: SessionComponents) -> None:
-        self._name = name
-        self._components = parts
+        self._name, self._components = name, parts
+        self.parts: Sequence[SessionComponents] = (parts,)
         self._task: asyncio.Task[None] | None = None
         self.engine: Engine | None = None
         self.adoption: Adoption
@@ -266,7 +266,7 @@ class SessionLifecycle:
                 raise
             self._opened.set_exception(SessionClosed(_CLOSED_WHILE_OPENING) if self._closing.is_set() else failure)
         finally:
-            if self._abandoned:  # last, when all is closed: the user may turn warnings into errors
+            if self._abandoned:  # last: the user may turn warnings into errors
                 self._warn()
 
     async def _open_all(self, stack: AsyncExitStack) -> tuple[Engine, list[AccountMemory]]:

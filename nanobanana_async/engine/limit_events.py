@@ -1,5 +1,7 @@
 """Emit what is known about the account's limits when it has changed."""
 
+from attrs import evolve
+
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
 
@@ -7,7 +9,8 @@ from nanobanana_async.engine.store import JobStore
 class LimitEvents:
     """Emits `LimitsChanged` after creates."""
 
-    def __init__(self, slots: Slots, store: JobStore) -> None:
+    def __init__(self, slots: Slots, store: JobStore, account: str) -> None:
+        self._account = account
         self._slots = slots
         self._store = store
         self._last: tuple[object, ...] = ()
@@ -24,4 +27,4 @@ class LimitEvents:
         )
         if known != self._last:
             self._last = known
-            self._store.emit(standing)
+            self._store.emit(evolve(standing, account=self._account))

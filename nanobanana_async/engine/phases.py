@@ -57,9 +57,10 @@ PHASES: Mapping[Phase, frozenset[Phase]] = {
     _P.RECOVERING: frozenset(
         {_P.FOREIGN, _P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.DONE}
     ),
-    _P.PREPARING: frozenset({_P.FOREIGN, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
+    # PREPARING -> MOVING: its account's gateway does not take or answer its uploads.
+    _P.PREPARING: frozenset({_P.FOREIGN, _P.QUEUED, _P.MOVING, _P.WITHDRAWING, _P.DONE}),
     _P.QUEUED: frozenset({_P.FOREIGN, _P.MOVING, _P.IN_FLIGHT, _P.WITHDRAWING, _P.DONE}),
-    _P.MOVING: frozenset({_P.FOREIGN, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
+    _P.MOVING: frozenset({_P.FOREIGN, _P.PREPARING, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
     # SCHEDULED -> SCHEDULED: a poll is planned again, as durations are learned or when a callback came.
     # SCHEDULED -> RECOVERING: a job in doubt waits for its repeat, and the gateway's history shows its task.
     _P.SCHEDULED: frozenset({_P.FOREIGN, _P.SCHEDULED, _P.RECOVERING, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),

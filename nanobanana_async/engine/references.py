@@ -59,13 +59,20 @@ class References:
         self._threads = ThreadLimiter(8)  # most wait for a disk or an object store
         self._memory = ByteBudget(MOST_BYTES_IN_MEMORY)
         self._uploads = Uploads(gateway, store, uploader, publisher, self._threads, self._memory, clock=clock)
+        self.after_failure: Callable[[TrackedJob, NanoBananaError], NanoBananaError | None] = lambda job, error: error
+        """Called if an image can't be brought to the gateway; returns the job's error, or None if the job goes on."""
+        self.uploader = uploader
 
     def start(
         self, workers: WorkerPool, *, apply: Callable[[TrackedJob, Next], None], freed: Callable[[], None]
     ) -> None:
         """Run uploads in these workers; `apply` gets each job whose preparation has ended."""
         self._apply = apply
-        self._uploads.start(workers, uploaded=self.prepare, failed=apply, freed=freed)
+        self._uploads.start(workers, uploaded=self.prepare, failed=self._fail, freed=freed)
+
+    def _fail(self, job: TrackedJob, error: NanoBananaError) -> None:
+        if (unmoved := self.after_failure(job, error)) is not None:
+            self._apply(job, Finish(unmoved))
 
     async def identify(self, request: ImageRequest) -> tuple[ImageRequest, LocalImagesByDigest]:
         """Return the request with its local images in their stored form, and these images. See `local.identify`."""

@@ -2,11 +2,20 @@
 
 from collections.abc import Callable, Mapping
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.policy.retry import RetryDecision
+
+
+@frozen
+class Rest:
+    """A time in which an account gets no jobs that others can take, since it refused to buy anything."""
+
+    until: float
+    """In the event loop's time."""
+    error: NanoBananaError
 
 
 @define

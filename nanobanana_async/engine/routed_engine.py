@@ -5,14 +5,14 @@ from collections.abc import Hashable, Sequence
 from decimal import Decimal
 
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.references import has_local_images
+from nanobanana_async.engine.references import References
 from nanobanana_async.engine.routing import Router
 from nanobanana_async.engine.tracked_job import NO_SOURCES, TrackedJob
-from nanobanana_async.errors import ConfigurationError, InvalidRequest, TaskNotFound
+from nanobanana_async.errors import ConfigurationError, TaskNotFound
 from nanobanana_async.images.local import LocalImagesByDigest
 from nanobanana_async.jobs import JobRecord, Observation
 from nanobanana_async.keys import is_generated_key, validate_key
-from nanobanana_async.models import ImageRequest, with_model
+from nanobanana_async.models import ImageRequest, same_request, with_model
 from nanobanana_async.policy.budget import Cap, LedgerCap, MemoryCap
 from nanobanana_async.policy.named_budget import Budget
 from nanobanana_async.policy.prices import Prices
@@ -32,6 +32,20 @@ class JointPrices(Prices):
         )
 
 
+class JointReferences(References):
+    """Reads the local images of requests that any account may buy: each gateway must take them."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self._of_gateways = {engine.gateway.name: engine.references for engine in engines}
+
+    async def identify(self, request: ImageRequest) -> tuple[ImageRequest, LocalImagesByDigest]:
+        """Return the request with its local images in their stored form, and these images."""
+        found = request, NO_SOURCES
+        for references in self._of_gateways.values():
+            found = await references.identify(request)
+        return found
+
+
 def one_gateway_error(cap: str) -> ConfigurationError:
     """Return the error for a cap of credits over the accounts of several gateways."""
     return ConfigurationError(
@@ -47,7 +61,7 @@ class RoutedEngine(Engine):
         self.clock, self.guard, self.store = first.clock, first.guard, first.store
         self.gateway, self.account = first.gateway, first.account
         self.slots, self.poller, self.submitter = first.slots, first.poller, first.submitter
-        self.estimates, self.history, self.references = first.estimates, first.history, first.references
+        self.estimates, self.history, self.references = first.estimates, first.history, JointReferences(engines)
         self.claims, self.scheduler = first.claims, first.scheduler
         self.members, self.orphans_seen = tuple(engines), first.orphans_seen
         self.tracked = ChainMap(*(engine.scheduler.tracked for engine in engines))
@@ -77,11 +91,6 @@ class RoutedEngine(Engine):
         Raises `InvalidRequest`, before anything is stored, for a request that no account can take.
         """
         key = validate_key(key)
-        if has_local_images(request):
-            raise InvalidRequest(
-                "a session with several accounts takes reference images as URLs only: upload this one, or open a"
-                " session with one account"
-            )
         home = self.router.following(key)
         if home is None and not is_generated_key(key) and (known := await self.store.ledger.find(key)) is not None:
             home = self.router.following(key) or self.router.by_account.get(known.account)
@@ -89,7 +98,7 @@ class RoutedEngine(Engine):
             self._check_one_gateway("a budget")
         home = home or self.router.choose(request, priority)
         record = await home.new_record(
-            request, key, batch=batch, budget=budget, priority=priority, group=group, with_callback=False
+            request, key, batch=batch, budget=budget, priority=priority, group=group, with_callback=with_callback
         )
         self._asked[key] = request
         return record
@@ -105,7 +114,8 @@ class RoutedEngine(Engine):
     ) -> TrackedJob:
         """Let the account of the record buy the job, or return the job that an account has under its key."""
         asked = self._asked.pop(record.key, None)
-        if asked is not None and with_model(asked, self.router.home_of(record).gateway.model) != record.request:
+        model = self.router.home_of(record).gateway.model
+        if asked is None or record.request is None or not same_request(with_model(asked, model), record.request):
             asked = None  # of another call with this key
         home = self.router.following(record.key) or self.router.home_of(record)
         if home.account != record.account and asked is not None and home.account in self.router.by_account:

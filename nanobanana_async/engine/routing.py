@@ -17,33 +17,31 @@ from attrs import evolve
 
 from nanobanana_async.engine.credit_account import ASK_AGAIN_S
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.next_step import Enqueue, Finish, Next
+from nanobanana_async.engine.movable import (
+    ACCOUNT_REFUSALS,
+    NO_ANSWERS,
+    PLAIN_KINDS,
+    asked_of,
+    may_move,
+    none_takes_it,
+)
+from nanobanana_async.engine.next_step import Enqueue, Finish, Next, Prepare
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.references import has_local_images
-from nanobanana_async.engine.route import Route
+from nanobanana_async.engine.route import Rest, Route
 from nanobanana_async.engine.tracked_job import TrackedJob
-from nanobanana_async.errors import (
-    AccessDenied,
-    AuthenticationError,
-    InsufficientCredits,
-    InvalidRequest,
-    LedgerError,
-    NanoBananaError,
-)
+from nanobanana_async.engine.uploaded_image import NO_UPLOADS
+from nanobanana_async.errors import InvalidRequest, LedgerError, NanoBananaError
 from nanobanana_async.events import log
-from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import NotOurs
 from nanobanana_async.models import ImageRequest, with_model
-from nanobanana_async.policy.retry import FailureKind, RetryAction, RetryDecision
+from nanobanana_async.policy.retry import RetryAction, RetryDecision
 
 REST_S = 60.0
 """How long an account gets no creates after it has refused to buy anything. Then it is tried again."""
 MOST_COMPARED = 64
 """How many of the jobs that wait with an account are compared at a time."""
-
-ACCOUNT_REFUSALS = (AuthenticationError, InsufficientCredits, AccessDenied)
-PLAIN_KINDS = frozenset({FailureKind.REFUSED, FailureKind.THROTTLED, FailureKind.NOT_SENT})
-"""Failures of a create after which it was certainly not bought."""
 
 
 class Router:
@@ -57,10 +55,12 @@ class Router:
         self._several_gateways = len({engine.gateway.name for engine in engines}) > 1
         self._arriving: dict[str, deque[TrackedJob]] = {engine.account: deque() for engine in engines}
         """Jobs that were placed with an account, and are not in its queue yet."""
-        self._resting: dict[str, tuple[float, NanoBananaError]] = {}
-        """Account -> until when it gets no creates, and why."""
+        self._preparing: dict[str, list[TrackedJob]] = {engine.account: [] for engine in engines}
+        """Of these, those that wait for uploads of their reference images."""
         for engine in engines:
             engine.submitter.after_refusal = partial(self.after_refusal, engine)
+            engine.references.after_failure = partial(self._move_unprepared, engine)
+            engine.references.uploader.on_retry = self.balance
             engine.claims.follow_with_account = partial(self._follow_with_account, engine)
             engine.scheduler.dispatcher.on_admitted = self.balance
             engine.scheduler.dispatcher.ask_again_every_s = ASK_AGAIN_S
@@ -82,7 +82,7 @@ class Router:
         problems = {engine.account: self._why_not(engine, request) for engine in self.engines}
         able = [engine for engine in self.engines if problems[engine.account] is None]
         if not able:
-            raise self._none_takes_it(problems)
+            raise none_takes_it(problems)
         return min(able, key=lambda engine: self._rank(engine, request, priority))
 
     def expect(self, job: TrackedJob, engine: Engine, asked: ImageRequest | None) -> None:
@@ -106,12 +106,27 @@ class Router:
         by_account = isinstance(error, ACCOUNT_REFUSALS) and decision.action is RetryAction.REFUSE
         if not plain or not (by_account or decision.action is RetryAction.GIVE_UP):
             return decision, error
-        job.route.refusals = {**job.route.refusals, engine.account: error.for_job(job.key, safe_to_repeat=True)}
-        now = engine.clock()
-        if not (_may_move(job) and any(self._may_take(other, job, now) for other in self.engines)):
+        if self._next_account(engine, job, error) is None:
             return decision, self._explain(engine, job, error)
-        self._resting[engine.account] = (now + REST_S, job.route.refusals[engine.account])
+        self._let_rest(engine, error)
+        return evolve(decision, action=RetryAction.REQUEUE), error
+
+    def _next_account(self, engine: Engine, job: TrackedJob, error: NanoBananaError) -> Engine | None:
+        """Note that an account does not buy a job, and why; return the one that buys it best now, or None."""
+        job.route = job.route or Route()
+        job.route.refusals = {**job.route.refusals, engine.account: error.for_job(job.key, safe_to_repeat=True)}
+        request, priority, now = job.record.request, job.priority, engine.clock()
+        if request is None or not may_move(job):
+            return None
+        able = [other for other in self.engines if self._may_take(other, job, now)]
+        return min(able, key=lambda other: self._rank(other, request, priority), default=None)
+
+    def _let_rest(self, engine: Engine, error: NanoBananaError) -> None:
+        now = engine.clock()
+        before, engine.rest = engine.rest, Rest(now + REST_S, error)
         engine.slots.breaker.pause_for(now, REST_S)
+        if before is not None and now < before.until:
+            return
         log.warning(
             "account.rests account=%s for=%gs error=%s",
             engine.account,
@@ -119,7 +134,19 @@ class Router:
             type(error).__name__,
             extra={"event": "account.rests", "account": engine.account},
         )
-        return evolve(decision, action=RetryAction.REQUEUE), error
+
+    def _move_unprepared(self, engine: Engine, job: TrackedJob, error: NanoBananaError) -> NanoBananaError | None:
+        """Let another account buy a job whose image its own did not take; return the error if none can."""
+        by_account = isinstance(error, ACCOUNT_REFUSALS)
+        if not (by_account or isinstance(error, NO_ANSWERS)):
+            return error
+        target = self._next_account(engine, job, error)
+        if target is None:
+            return self._explain(engine, job, error)
+        if by_account:  # else it may be the storage that does not answer
+            self._let_rest(engine, error)
+        self._start_move(engine, target, job)
+        return None
 
     def balance(self) -> None:
         """Move jobs that wait with one account to others that would send them now."""
@@ -130,11 +157,11 @@ class Router:
                 return
             if source in roomy and len(roomy) == 1:
                 continue
-            for job in source.scheduler.dispatcher.waiting(MOST_COMPARED):
-                if not _may_move(job) or job.phase is not Phase.QUEUED or self._leaves_soon(source, job, now):
+            for job in self._waiting_with(source):
+                if not may_move(job) or self._leaves_soon(source, job, now):
                     continue
-                targets = (each for each in roomy if each is not source and self._has_room(each, job.weight, now))
-                target = next((each for each in targets if self._may_take(each, job, now)), None)
+                targets = (each for each in roomy if each is not source and self._sends_now(each, job, now))
+                target = next(targets, None)
                 if target is not None:
                     self._start_move(source, target, job)
                     roomy = [engine for engine in roomy if self._has_room(engine, 1, now)]
@@ -147,20 +174,27 @@ class Router:
         body = engine.references.body_to_store(request)
         return evolve(record, gateway=engine.gateway.name, account=engine.account, request=request, body=body)
 
+    def _waiting_with(self, source: Engine) -> list[TrackedJob]:
+        """Return jobs that wait to be sent by an account, or for uploads that its gateway does not answer."""
+        queued = source.scheduler.dispatcher.waiting(MOST_COMPARED)
+        unanswered = self._preparing_with(source) if source.poller.outage.error is not None else []
+        return [*(job for job in queued if job.phase is Phase.QUEUED), *unanswered[:MOST_COMPARED]]
+
     def _start_move(self, source: Engine, target: Engine, job: TrackedJob) -> None:
-        source.scheduler.dispatcher.take_out(job)
+        if job.phase is Phase.QUEUED:
+            source.scheduler.dispatcher.take_out(job)
         job.enter_phase(Phase.MOVING)
         self._arriving[target.account].append(job)
         target.scheduler.start_step(partial(self._move, source, target), job)
 
     async def _move(self, source: Engine, target: Engine, job: TrackedJob) -> Next:
         """Write that another account buys a job from now on. Its engine follows the job, also if the write fails."""
-        asked = _asked(job)
+        asked = asked_of(job)
         assert asked is not None
-        moved = self.record_for(target, job.record, asked)
         buyer = {"account": target.account, "gateway": target.gateway.name}
         try:
-            known = job.ledger_record
+            asked = await target.callbacks.add_to(asked, target.gateway, job.key)
+            known, moved = job.ledger_record, self.record_for(target, job.record, asked)
             await source.store.start_generation(job, known, moved.body, moved.request, job.record.budget, **buyer)
         except NotOurs:
             raise
@@ -175,7 +209,7 @@ class Router:
             target.account,
             extra={"event": "job.moved", "job": job.key, "account": target.account},
         )
-        return Enqueue()
+        return Prepare() if has_local_images(moved.request) else Enqueue()
 
     def _hand_on(self, source: Engine, target: Engine, job: TrackedJob) -> None:
         """Let another engine follow a job, which applies the next step."""
@@ -183,6 +217,7 @@ class Router:
             source.store.credits.mark_not_under_way(job)
             source.slots.release(job)
             source.estimates.forget(job)
+            job.uploads, job.uploads_renewed = NO_UPLOADS, False  # another account can't use them
             target.scheduler.dispatcher.assign_place(job)
             target.scheduler.tracked[job.key] = job
 
@@ -215,33 +250,44 @@ class Router:
         """Return whether an account would send one more job now, beside those that it has."""
         return not self._rests(engine, now) and engine.slots.has_room(weight, now, self._coming(engine) * weight)
 
+    def _sends_now(self, engine: Engine, job: TrackedJob, now: float) -> bool:
+        """Return whether an account would send a job of another account now, or upload its reference images."""
+        answers = job.phase is not Phase.PREPARING or engine.poller.outage.error is None
+        return answers and self._has_room(engine, job.weight, now) and self._may_take(engine, job, now)
+
     def _leaves_soon(self, source: Engine, job: TrackedJob, now: float) -> bool:
         """Return whether a job waits with its account for something else than a slot."""
+        if job.phase is Phase.PREPARING:
+            return False
         return not self._rests(source, now) and source.slots.has_room(job.weight, now, 0)
 
     def _coming(self, engine: Engine, priority: int | None = None) -> int:
         """Return how many jobs an account sends before a new one: of this priority, or of any."""
-        arriving = self._arriving[engine.account]
+        preparing, arriving = self._preparing_with(engine), self._arriving[engine.account]
+        return len(arriving) + len(preparing) + engine.scheduler.dispatcher.queue_length(priority)
+
+    def _preparing_with(self, engine: Engine) -> list[TrackedJob]:
+        """Return the jobs placed with an account that wait for uploads; forget those that arrive no longer."""
+        arriving, arrived = self._arriving[engine.account], self._preparing[engine.account]
         while arriving and arriving[0].phase not in (Phase.CLAIMING, Phase.MOVING):
-            arriving.popleft()
-        return len(arriving) + engine.scheduler.dispatcher.queue_length(priority)
+            arrived.append(arriving.popleft())
+        arrived[:] = [job for job in arrived if job.phase is Phase.PREPARING and engine.tracked.get(job.key) is job]
+        return arrived
 
     def _rests(self, engine: Engine, now: float) -> bool:
         """Return whether an account gets no jobs that others can take: it refused one, or its gateway is down.
 
         Its own jobs, which are repeated and polled, show when a gateway is back; without any it is tried again.
         """
-        if (rest := self._resting.get(engine.account)) is not None:
-            if now < rest[0]:
-                return True
-            del self._resting[engine.account]
+        if engine.rest is not None and now < engine.rest.until:
+            return True
         return engine.slots.breaker.is_half_open and bool(engine.tracked)
 
     def _may_take(self, engine: Engine, job: TrackedJob, now: float) -> bool:
         """Return whether an account may get a job: it has not refused it, and can take its request."""
-        asked = _asked(job)
+        asked = asked_of(job)
         refused = job.route is not None and engine.account in job.route.refusals
-        rests = self._resting.get(engine.account, (now, None))[0] > now
+        rests = engine.rest is not None and now < engine.rest.until
         return not (refused or rests or asked is None) and self._why_not(engine, asked) is None
 
     def _why_not(self, engine: Engine, request: ImageRequest | None) -> InvalidRequest | None:
@@ -257,16 +303,11 @@ class Router:
             return problem
         return None
 
-    def _none_takes_it(self, problems: dict[str, InvalidRequest | None]) -> InvalidRequest:
-        reasons = {account: problem.message for account, problem in problems.items() if problem is not None}
-        if len(set(reasons.values())) == 1:
-            return InvalidRequest(next(iter(reasons.values())))
-        listed = "; ".join(f"{account}: {reason}" for account, reason in reasons.items())
-        return InvalidRequest(f"no account of the session takes this request: {listed}")
-
     def _explain(self, engine: Engine, job: TrackedJob, error: NanoBananaError) -> NanoBananaError:
         """Return the error of the last account that refused a job, with the reasons of the others."""
-        reasons = {account: rest[1] for account, rest in self._resting.items()}
+        now = engine.clock()
+        resting = [(each.account, each.rest) for each in self.engines if each.rest is not None]
+        reasons = {account: rest.error for account, rest in resting if now < rest.until}
         reasons |= {} if job.route is None else job.route.refusals
         reasons.pop(engine.account, None)
         if not reasons:
@@ -275,20 +316,3 @@ class Router:
         listed = "; ".join(f"{account}: {reason.message}" for account, reason in reasons.items())
         explained.message = f"{error.message} (account {engine.account}); no other account buys it: {listed}"
         return explained
-
-
-def _asked(job: TrackedJob) -> ImageRequest | None:
-    """Return the request as its caller made it, if known; else as it is stored, with a model."""
-    asked = None if job.route is None else job.route.asked
-    return job.record.request if asked is None else asked
-
-
-def _may_move(job: TrackedJob) -> bool:
-    """Return whether a job was surely not bought, and another account may buy it."""
-    record = job.record
-    pending_at = record.revision + (record.state is JobState.SUBMITTING)  # its create was just refused, or it waits
-    plain = job.route is not None and job.route.unbought_revision == pending_at
-    if record.in_doubt or job.reopened or record.task_id is not None or has_local_images(record.request):
-        return False
-    unsent = record.state is JobState.PENDING and record.first_sent_at is None
-    return (unsent or plain) and job.may_buy and not job.withdraw_requested and record.request is not None

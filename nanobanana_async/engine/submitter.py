@@ -84,7 +84,7 @@ class Submitter:
         self._clock = clock
         self._answers = AnswerReader()
         self._jitter = random.Random()
-        self._limits = LimitEvents(slots, store)
+        self._limits = LimitEvents(slots, store, gateway.account)
         self.after_refusal: AfterRefusal = keep_decision
 
     async def submit(self, job: TrackedJob) -> Next:
@@ -231,7 +231,7 @@ class Submitter:
                     job.failures = 0
                     job.first_attempt_at = NEVER  # waiting for a slot does not use up `max_wait_s`
                 await self._store.transition(job, JobState.PENDING, attempts=attempts, first_sent_at=first_sent_at)
-                if decision.kind is FailureKind.REFUSED and job.uploads:
+                if self._references.may_have_lost_uploads(job, error):
                     await self._references.restart_with_new_uploads(job)
                 return ScheduleAt(due)
             case RetryAction.REFUSE:

@@ -58,6 +58,8 @@ class Uploader:
         self._clock = clock
         self._jitter = random.Random()
         self._threads = ThreadLimiter(4)
+        self.on_retry: Callable[[], None] = lambda: None
+        """Called before an upload is tried again."""
 
     async def upload(self, content: bytes, content_type: str, name: str, record: JobRecord) -> str:
         """Upload an image, again after failures that may pass; return its URL. `record` is of a job that waits."""
@@ -75,6 +77,7 @@ class Uploader:
                 wait_s = self._outage.limited_wait_s(error, self._retry.backoff_s(failures, self._jitter.random()))
                 wait_s = max(asked_s, wait_s)
                 log_failed_upload(record, error, wait_s=wait_s)
+            self.on_retry()
             await asyncio.sleep(wait_s)
 
     def _should_retry(self, error: NanoBananaError, failures: int, waited_s: float) -> bool:

@@ -2,13 +2,12 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from attrs import define, evolve, field
 
 from nanobanana_async.engine.byte_budget import ByteBudget
-from nanobanana_async.engine.next_step import Finish, Next
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.tracked_job import TrackedJob
@@ -47,9 +46,13 @@ class _Upload:
     source_errors: dict[LocalImage | None, InvalidRequest | DownloadError] = field(factory=dict)
     """The sources that no longer have the image, or whose store fails, and why."""
 
+    followed: Mapping[str, TrackedJob] = field(kw_only=True)
+    """The jobs of the account."""
+
     def waiting_jobs(self) -> list[TrackedJob]:
-        """Return the jobs that still wait: others were withdrawn."""
-        return [job for job in self.jobs.values() if job.phase is Phase.PREPARING]
+        """Return the jobs that still wait here: others were withdrawn, or another account buys them."""
+        jobs = self.jobs.values()
+        return [job for job in jobs if job.phase is Phase.PREPARING and self.followed.get(job.key) is job]
 
     def next_source(self) -> LocalImage | None:
         """Return a source that was not tried: equal images may lie in several files, and one of them may be gone."""
@@ -87,7 +90,7 @@ class Uploads:
         workers: WorkerPool,
         *,
         uploaded: Callable[[TrackedJob], None],
-        failed: Callable[[TrackedJob, Next], None],
+        failed: Callable[[TrackedJob, NanoBananaError], None],
         freed: Callable[[], None],
     ) -> None:
         """Run uploads in these workers; one of the first two callables gets each job whose upload has ended."""
@@ -116,7 +119,7 @@ class Uploads:
         """Let a job wait for an upload, which is started if it is not under way."""
         upload = self._ongoing.get(digest)
         if upload is None:
-            upload = self._ongoing[digest] = _Upload(digest)
+            upload = self._ongoing[digest] = _Upload(digest, followed=self._store.credits.tracked)
             self._workers.start_task("upload", partial(self._run_upload, upload))
         upload.jobs[job.key] = job
 
@@ -149,7 +152,7 @@ class Uploads:
         for job in upload.waiting_jobs():
             if failure is not None:
                 own = upload.source_errors.get(job.sources.get(upload.digest), failure)
-                self._failed(job, Finish(own.for_job(job.key, safe_to_repeat=True)))
+                self._failed(job, own.for_job(job.key, safe_to_repeat=True))
                 continue
             if made is not None:
                 job.uploads = {**job.uploads, upload.digest: made}

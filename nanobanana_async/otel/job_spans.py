@@ -108,15 +108,19 @@ class JobSpans:
         self._record_prompts = record_prompts
         self._jobs: dict[str, _LiveJob] = {}
         self._provider: Attributes = {}
+        self._gateways: dict[str, str] = {}
+        """Account -> its gateway."""
+        self._limits: dict[str, int] = {}
+        """Account -> its learned limit."""
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, JobTracked):
             self._provider = {PROVIDER_NAME: event.record.gateway}
+            self._gateways[event.record.account] = event.record.gateway
             self._jobs[event.record.key] = _LiveJob(event)
             return
         if isinstance(event, LimitsChanged):
-            if event.job_limit is not None:
-                self._instruments.limit.set(event.job_limit, self._provider)
+            self._limit_changed(event)
             return
         if isinstance(event, WriteRefused):
             self._instruments.writes_refused.add(1, self._provider)
@@ -124,6 +128,7 @@ class JobSpans:
         if (job := self._jobs.get(event.record.key)) is None:
             return
         job.record = event.record
+        self._gateways[job.record.account] = job.record.gateway  # it may have moved to another account
         if isinstance(event, JobReleased):
             self._end_span(job, event.error)
             return
@@ -146,6 +151,15 @@ class JobSpans:
                 pass
         if job.record.state is JobState.RUNNING and job.span is not None:
             self._hold_slots(job)
+
+    def _limit_changed(self, event: LimitsChanged) -> None:
+        """Set the limit of a gateway: the sum over the accounts of the session there."""
+        if event.job_limit is None:
+            return
+        self._limits[event.account] = event.job_limit
+        gateway = self._gateways.get(event.account)
+        limit = sum(each for account, each in self._limits.items() if self._gateways.get(account) == gateway)
+        self._instruments.limit.set(limit, {} if gateway is None else {PROVIDER_NAME: gateway})
 
     def _state_changed(self, job: _LiveJob, event: JobStateChanged) -> None:
         record, before = event.record, event.before

@@ -62,8 +62,8 @@ class Filters:
 
 def _facts(row: ReportRow) -> dict[str, str]:
     metadata = row.metadata if isinstance(row.metadata, dict) else {}
-    given: dict[str, Any] = {name: row.settings.get(name) for name in _SETTINGS} | metadata
-    ordered = {name: given[name] for name in (*metadata, *_SETTINGS)}
+    given: dict[str, Any] = {name: row.settings.get(name) for name in _SETTINGS} | {"account": row.account} | metadata
+    ordered = {name: given[name] for name in (*metadata, *_SETTINGS, "account")}
     short = (str, int, float, bool)
     texts = {str(name): str(value) for name, value in ordered.items() if isinstance(value, short)}
     return {name: text for name, text in texts.items() if text.strip() and len(text) <= _LONGEST}

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
 
-from attrs import frozen
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from nanobanana_async.formatting import duration, moment, number, period, plural
 from nanobanana_async.report.charts import charts_of
+from nanobanana_async.report.facts import account_facts, facts_of
 from nanobanana_async.report.filters import Filters
 from nanobanana_async.report.phrases import PHRASES, Advice
 from nanobanana_async.report.recorder import Recorder
@@ -27,6 +27,7 @@ from nanobanana_async.report.row import STATUSES, ReportRow, json_value
 from nanobanana_async.report.summary import Credits, Summary
 from nanobanana_async.report.thumbnails import find_thumbnail, is_url
 from nanobanana_async.report.timeline import BusyTimeAxis
+from nanobanana_async.stats import SessionStats
 
 MAX_CARDS = 10_000
 
@@ -54,13 +55,15 @@ def write_report(
     run: Recorder | None = None,
     advice: Callable[[ReportRow], Advice] | None = None,
     credits: Credits | None = None,  # noqa: A002 - the word of the gateways
+    accounts: Mapping[str, SessionStats] | None = None,
     max_cards: int = MAX_CARDS,
 ) -> None:
     """Write the report of rows as one HTML file, which replaces an older one atomically.
 
     The rows are iterated once and not kept. `run` adds the limit, refusals and detection delays of the run; `advice`
     returns what to do about a row that did not succeed; `credits` is what the batch has cost, where more is known than
-    the sum of the rows. The gallery shows the first
+    the sum of the rows; `accounts` is `Session.accounts()`: the page shows each account if there are several. The
+    gallery shows the first
     `max_cards` rows and up to as many further rows that did not succeed, because browsers are slow with more; counts
     and charts include all rows. Images for which `make_thumbnail` was called are shown by their thumbnails. The
     function blocks: call it in a thread.
@@ -84,23 +87,13 @@ def write_report(
             cards.seek(0)
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             with open(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-                file.writelines(_page(title, summary, filters, run, credits or summary.credits, cards))
+                file.writelines(_page(title, summary, filters, run, credits or summary.credits, accounts or {}, cards))
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-
-
-@frozen(kw_only=True)
-class Fact:
-    """A labelled value of the header, with a note and a CSS class."""
-
-    label: str
-    value: str
-    note: str = ""
-    tone: str = ""
 
 
 def _card(row: ReportRow, folder: Path, advice: Advice | None, filtered: dict[int, int]) -> str:
@@ -128,7 +121,13 @@ def _card(row: ReportRow, folder: Path, advice: Advice | None, filtered: dict[in
 
 
 def _page(
-    title: str, summary: Summary, filters: Filters, run: Recorder | None, cost: Credits | None, cards: IO[str]
+    title: str,
+    summary: Summary,
+    filters: Filters,
+    run: Recorder | None,
+    cost: Credits | None,
+    accounts: Mapping[str, SessionStats],
+    cards: IO[str],
 ) -> Iterator[str]:
     charts, axis = charts_of(summary, run)
     style = Markup(f":root{{--frame:{summary.frame_ratio:.4f}}}\n{_text('page.css')}")
@@ -141,7 +140,7 @@ def _page(
             style=style,
             script=script,
             policy=_policy(style, script),
-            facts=_header(summary, cost, axis),
+            facts=[*facts_of(summary, cost, axis), *account_facts(summary, accounts)],
             charts=charts,
             run_facts=" · ".join(f"{chart.title.lower()} {chart.headline}" for chart in charts),
             statuses=[(status, summary.shown[status]) for status in STATUSES if summary.shown[status]],
@@ -166,26 +165,6 @@ def _policy(style: str, script: str) -> str:
 
 def _digest(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _header(summary: Summary, cost: Credits | None, axis: BusyTimeAxis) -> list[Fact]:
-    counts = summary.statuses
-    failed = [status for status in ("failed", "refused", "invalid") if counts[status]]
-    facts = [
-        None
-        if not summary.rows
-        else Fact(label="succeeded", value=f"{counts['succeeded']:,}", note=f"of {plural(summary.rows, 'row')}"),
-        Fact(label="images", value=f"{summary.images:,}") if summary.images != counts["succeeded"] else None,
-        Fact(label=", ".join(failed), value=f"{sum(counts[s] for s in failed):,}", tone="bad") if failed else None,
-        Fact(label="uncertain", value=f"{counts['uncertain']:,}", tone="doubt") if counts["uncertain"] else None,
-        Fact(label="unfinished", value=f"{counts['unfinished']:,}") if counts["unfinished"] else None,
-        None if cost is None else Fact(label="credits spent", value=number(cost.spent)),
-        Fact(label="credits reserved", value=number(cost.reserved)) if cost is not None and cost.reserved else None,
-        Fact(label=f"running time{' without pauses' if axis.cuts else ''}", value=duration(axis.busy_s))
-        if axis.busy_s
-        else None,
-    ]
-    return [fact for fact in facts if fact is not None]
 
 
 def _run_period(summary: Summary, axis: BusyTimeAxis) -> str:
@@ -246,6 +225,7 @@ def _script_data(row: ReportRow) -> dict[str, Any]:
         ("key", row.key),
         ("job key", row.job_key),
         ("task id", row.task_id),
+        ("account", row.account),
         *row.settings.items(),
     ]
     if row.credits is not None:

@@ -38,6 +38,8 @@ class Recorder:
         self.samples: list[LimitSample] = []
         self.started_at: datetime | None = None
         self.last_at: datetime | None = None
+        self._limits: dict[str, LimitsChanged] = {}
+        """The last limits of each account."""
         self._max_samples = max_samples
         self._utcnow = utcnow
         self._min_gap_s = 0.0
@@ -54,7 +56,8 @@ class Recorder:
         self.last_at = now
         match event:
             case LimitsChanged():
-                self._limits_changed(now, event)
+                self._limits[event.account] = event
+                self._limits_changed(now, *self._limits.values())
             case JobPolled(record=record):
                 if record.key in self._polled_at:
                     self._polled_at[record.key] = (self._polled_at[record.key][1], now)
@@ -88,13 +91,16 @@ class Recorder:
             gap_s = (last - before).total_seconds()
             self._delays[round(math.log10(gap_s) * _BINS_PER_DECADE)] += 1
 
-    def _limits_changed(self, now: datetime, event: LimitsChanged) -> None:
+    def _limits_changed(self, now: datetime, *accounts: LimitsChanged) -> None:
+        """Add a sample of the sums over the accounts. A limit is known if that of each is."""
+        limits = [each.job_limit for each in accounts if each.job_limit is not None]
+        rates = [each.creates_per_s for each in accounts if each.creates_per_s is not None]
         sample = LimitSample(
             at=now,
-            job_limit=event.job_limit,
-            creates_per_s=event.creates_per_s,
-            creates_paused=event.creates_paused,
-            throttled=event.throttled,
+            job_limit=sum(limits) if len(limits) == len(accounts) else None,
+            creates_per_s=sum(rates) if len(rates) == len(accounts) else None,
+            creates_paused=all(each.creates_paused for each in accounts),
+            throttled=sum(each.throttled for each in accounts),
         )
         if self.samples and (now - self.samples[-1].at).total_seconds() < self._min_gap_s:
             self.samples[-1] = _merged(self.samples[-1], sample)

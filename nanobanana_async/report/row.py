@@ -50,6 +50,8 @@ class ReportRow:
     credits: Decimal | None = None
     """After refunds; None if the gateway did not report them."""
     task_id: str | None = None
+    account: str | None = None
+    """The account that bought its job, by its identifier in ledgers."""
     error: str | None = None
     error_kind: str | None = None
     """The name of a class of `nanobanana_async.errors`."""

@@ -28,6 +28,8 @@ class Summary:
         self.statuses: Counter[str] = Counter()
         self.shown: Counter[str] = Counter()
         """Rows in the gallery, by status."""
+        self.accounts: Counter[str] = Counter()
+        """Rows that succeeded, by the account that bought their jobs."""
         self.images = 0
         self.price_sum: Decimal | None = None
         """Of the credits of the rows; None until a row has a price."""
@@ -44,6 +46,8 @@ class Summary:
         """Count a row."""
         self.rows += 1
         self.statuses[row.status] += 1
+        if row.account is not None:
+            self.accounts[row.account] += row.status == "succeeded"
         self.images += len(row.images)
         if row.images:
             self._shapes[str(row.settings.get("aspect_ratio"))] += 1

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from nanobanana_async import GenerationResult, Job, JobState, NanoBananaError, Session
+from nanobanana_async.engine.routed_engine import one_gateway_error
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.base import is_loopback
 from nanobanana_async.otel.prometheus import CONTENT_TYPE, PrometheusMetrics
@@ -52,7 +53,10 @@ def make_app(
     check_kind(
         "models", models, (list, tuple, Mapping, type(None)), "a list of names, or a mapping from names to models"
     )
-    names = (session.gateway.model,) if models is None else models
+    names = [gateway.model for gateway in session.gateways] if models is None else models
+    capped = any(token.max_credits is not None for token in tokens or ())
+    if capped and len({gateway.name for gateway in session.gateways}) > 1:
+        raise one_gateway_error("a token with max_credits")
     api = _Api(
         session=session,
         tokens=None if tokens is None else tuple(tokens),
@@ -187,8 +191,12 @@ class _Api:
 
     async def list_models(self, _: Request, __: Token) -> Response:
         """Return the models that requests may name."""
-        owner = self.session.gateway.name
-        models = [{"id": name, "object": "model", "created": 0, "owned_by": owner} for name in self.models]
+        owners = {gateway.model: gateway.name for gateway in reversed(self.session.gateways)}
+        first = self.session.gateway.name
+        models = [
+            {"id": name, "object": "model", "created": 0, "owned_by": owners.get(model, first)}
+            for name, model in self.models.items()
+        ]
         return json_response({"object": "list", "data": models})
 
     async def show_metrics(self, _: Request, __: Token) -> Response:

@@ -20,7 +20,6 @@ from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.models import ImageRequest, with_model
 from nanobanana_async.policy.budget import Cap
-from nanobanana_async.recovery import check_one_account
 from nanobanana_async.references import local_digests
 from nanobanana_async.serve.tokens import Token
 
@@ -88,10 +87,10 @@ class Orders:
     async def submit(self, token: Token, wanted: ImageRequest, attempt: Attempt) -> tuple[Job, Order]:
         """Store the job of a request, or find it, and return it with its order. Call `end` once it is answered."""
         engine = self.session._require_engine()
-        check_one_account(engine, "serve")
         request, sources = await engine.references.identify(wanted)
-        request = with_model(request, self.session.gateway.model)
-        self.session.gateway.check(request)
+        models = {gateway.model for gateway in self.session.gateways}
+        if len(models) == 1:  # else the account that buys it chooses the model
+            request = with_model(request, models.pop())
         if attempt.idempotency_key is not None:
             order = Order(f"{token.batch}{_digest('key', attempt.idempotency_key)}", attempt.retry_count)
         else:
@@ -109,15 +108,18 @@ class Orders:
     async def resume(self) -> None:
         """Follow unfinished jobs that have no owner; buy those of our tokens that no request may come back for."""
         await self.session.resume()
+        for gateway in self.session.gateways:
+            async for record in self.session._components.ledger.adoptable_jobs(gateway.account):
+                await self._buy_if_ordered(record)
+
+    async def _buy_if_ordered(self, record: JobRecord) -> None:
         engine = self.session._require_engine()
-        tokens = {token.batch: token for token in self.tokens}
-        async for record in self.session._components.ledger.adoptable_jobs(self.session.gateway.account):
-            token = tokens.get(record.batch or "")
-            # The content of a local image came with its request: only a retry has it again.
-            if token is None or record.request is None or local_digests(record.request.images):
-                continue
-            if record.state is JobState.PENDING and record.key not in engine.tracked:
-                await handle_once_stored(engine, engine.submit(record, *self._caps_of(token)))
+        token = next((each for each in self.tokens if each.batch == record.batch), None)
+        # The content of a local image came with its request: only a retry has it again.
+        if token is None or record.request is None or local_digests(record.request.images):
+            return
+        if record.state is JobState.PENDING and record.key not in engine.tracked:
+            await handle_once_stored(engine, engine.submit(record, *self._caps_of(token)))
 
     def end(self, order: Order, attempt: Attempt, *, answered: bool) -> None:
         """Record that a request is over; `answered` if it has an answer after which no retry should come."""

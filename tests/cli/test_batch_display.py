@@ -229,3 +229,20 @@ def test_outage_is_shown_with_its_reason_and_is_no_pause_of_the_gateway() -> Non
     assert "paused" not in text
     scene.display.tick(evolve(STATS, creates_paused=True))
     assert "paused by the gateway" in " ".join(scene.rendered(200))
+
+
+def test_each_of_several_accounts_has_a_line_with_its_slots_and_why_it_waits() -> None:
+    scene = Scene(300)
+    scene.display.accounts = {
+        "apimall:a": evolve(STATS, job_limit=5, slots_held=4),
+        "apimall:b": evolve(
+            STATS, job_limit=None, slots_held=0, queued=0, rests_for_s=42.3, rests_because="no credits"
+        ),
+    }
+    scene.display.tick(STATS)
+    lines = scene.rendered(200)
+    assert lines[1].endswith("12 running, limit 12")
+    assert lines[2] == "apimall:a: 4 running, limit 5, 3 waiting"
+    assert lines[3] == "apimall:b: 0 running, limit unknown, 0 waiting, rests for 42 s: no credits"
+    scene.display.accounts = {"apimall:a": STATS}
+    assert "apimall:a" not in " ".join(scene.rendered(200))

@@ -13,10 +13,12 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from nanobanana_async import errors
 from nanobanana_async.report import Advice, Credits, ReportRow, write_report
 from nanobanana_async.report.phrases import PHRASES
+from tests.cli.test_batch_display import STATS
 from tests.support.reports import made_rows, made_run, row, without_image
 
 HOSTILE = (
@@ -279,3 +281,23 @@ def test_own_key_of_a_row_is_on_its_card_and_the_job_key_in_its_details(tmp_path
     assert json.dumps(["key", "p01"]) in html.unescape(page)
     assert json.dumps(["job key", "5f1c0ffee"]) in html.unescape(page)
     assert html.unescape(page).count('["key", ') == 1
+
+
+def test_head_lists_what_each_of_several_accounts_bought_and_why_one_rests(tmp_path: Path) -> None:
+    rows = [row(index, account="apimall:a" if index < 3 else "apimall:b") for index in range(5)]
+    accounts = {
+        "apimall:a": evolve(STATS, job_limit=5, slots_held=4, queued=2),
+        "apimall:b": evolve(
+            STATS, job_limit=None, slots_held=0, queued=0, rests_for_s=42.3, rests_because="no <credits>"
+        ),
+    }
+    write_report(tmp_path / "index.html", rows, title="spring", accounts=accounts)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "<dt>apimall:a</dt><dd>3 <small>succeeded, limit 5, 4 running, 2 waiting</small></dd>" in page
+    assert "<dt>apimall:b</dt><dd>2 <small>succeeded, rests for 42 s: no &lt;credits&gt;</small></dd>" in page
+    assert "account: apimall:b (2)" in page  # a filter
+
+
+def test_only_account_of_a_batch_is_no_fact_of_its_head(tmp_path: Path) -> None:
+    write_report(tmp_path / "index.html", [row(account="apimall:a")], title="spring", accounts={"apimall:a": STATS})
+    assert "<dt>apimall:a" not in (tmp_path / "index.html").read_text(encoding="utf-8")

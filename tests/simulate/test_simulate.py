@@ -14,7 +14,7 @@ import pytest
 from attrs import evolve
 
 from nanobanana_async.engine import routing
-from nanobanana_async.engine.route import Route
+from nanobanana_async.engine.route import Rest, Route
 from nanobanana_async.engine.routing import Router
 from nanobanana_async.policy.retry import RetryAction, RetryDecision
 from tests.simulate import __main__ as command
@@ -113,7 +113,7 @@ def test_move_of_a_job_in_doubt_is_caught() -> None:
         job.route = job.route or Route()
         if not decision.in_doubt:
             return decision, error
-        self._resting[engine.account] = (engine.clock() + 60.0, error)
+        engine.rest = Rest(engine.clock() + 60.0, error)
         return evolve(decision, action=RetryAction.REQUEUE, in_doubt=False), error
 
     def may_always_move(job: Any) -> bool:
@@ -122,6 +122,6 @@ def test_move_of_a_job_in_doubt_is_caught() -> None:
     lost_is_refused = (Router, "after_refusal", take_for_a_refusal)
     found: set[str] = set()
     for seed in range(103, 108):
-        with patched([lost_is_refused, (routing, "_may_move", may_always_move)]):
+        with patched([lost_is_refused, (routing, "may_move", may_always_move)]):
             found |= {violation.rule for violation in play(seed, accounts=True).violations}
     assert found & {"double", "repeated without a key"}

@@ -1,7 +1,7 @@
 """Rows that have changed under their key since they were bought: they are bought again only if the user says so."""
 
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from attrs import evolve, fields, frozen
@@ -41,7 +41,9 @@ class RowChangeDetector:
         find: Callable[[str], Awaitable[JobRecord | None]],
         *,
         buy: bool,
+        ours: Collection[str] = (),
     ) -> None:
+        self._ours = {gateway.account, *ours}
         self._file = file
         self._gateway = gateway
         self._find = find
@@ -58,7 +60,7 @@ class RowChangeDetector:
         record = await self._find(row.key)
         if record is None or record.request is None or is_record_of_row(row, record, self._gateway):
             return row, None
-        if record.account != self._gateway.account and not record.never_accepted:
+        if record.account not in self._ours and not record.never_accepted:
             return row, None  # the batch reports that it belongs to another account
         wanted = with_model(row.request, self._gateway.model)
         text = f"changed {row.own_key} {canonical_request(wanted)}"

@@ -10,7 +10,7 @@ from attrs import frozen
 from cyclopts import Parameter
 from rich.console import Console
 
-from nanobanana_async import ConcurrencyPolicy, Gateway, ImageRequest
+from nanobanana_async import ConcurrencyPolicy, ImageRequest
 from nanobanana_async.cli.batch.checks import count_valid_rows
 from nanobanana_async.cli.batch.consent import may_buy
 from nanobanana_async.cli.batch.dry_run import show_dry_run
@@ -33,7 +33,7 @@ from nanobanana_async.cli.batch.run import Run
 from nanobanana_async.cli.batch.run_options import RunOptions
 from nanobanana_async.cli.batch.shared import check_shared_options, feed_and_work
 from nanobanana_async.cli.batch.sweeping import open_sweep, sweep_options
-from nanobanana_async.cli.find_gateway import find_gateway
+from nanobanana_async.cli.find_gateway import find_gateway, find_gateways
 from nanobanana_async.cli.options import (
     MAX_BUDGET_WAIT_S,
     ExtraOption,
@@ -242,7 +242,8 @@ class BatchCommand:
         max_budget_wait_s = as_number("--max-budget-wait", max_budget_wait, endless=True)
         concurrency = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
         keyless = gateway_without_key(gateway, base_url, folder or output) if dry_run and not emulated else None
-        selected = emulated_account() if gateway == "emulator" else keyless or self.find_gateway(gateway, base_url)
+        accounts = () if gateway == "emulator" or keyless else find_gateways(self.find_gateway, gateway, base_url)
+        selected = accounts[0] if accounts else keyless or emulated_account()
         crossed = {"aspect_ratio": aspect_ratio, "resolution": resolution}
         for_files = {"--format": format, "--comments": comments, "--strict": strict}
         swept = sweep_options(file, prompt, vary, vary_file, crossed, for_files, encoding=encoding, sheet=sheet)
@@ -280,6 +281,7 @@ class BatchCommand:
             run_options = RunOptions(
                 file=source,
                 total=total,
+                accounts=accounts,
                 folder=path,
                 ledger=ledger,
                 emulated=emulated,
@@ -302,17 +304,17 @@ class BatchCommand:
             if ledger is not None:
                 return asyncio.run(feed_and_work(run_options, selected, None if feed_only else output))
             with BatchFolder(path, owner) as held:
-                return asyncio.run(_run(run_options, None if emulated else selected, held))
+                return asyncio.run(_run(run_options, held))
 
 
-async def _run(options: RunOptions, gateway: Gateway | None, folder: BatchFolder) -> int:
+async def _run(options: RunOptions, folder: BatchFolder) -> int:
     console = Console(stderr=True)
-    if gateway is not None:
-        return await Run(options, gateway, folder, console).run()
+    if options.accounts:
+        return await Run(options, options.accounts, folder, console).run()
     from nanobanana_async.emulator import Emulator  # takes a fifth of a second to import
 
     async with Emulator(seed=secrets.randbits(32)) as emulator:  # task ids that no earlier emulator had
-        return await Run(options, emulator.apimall(), folder, console).run()
+        return await Run(options, [emulator.apimall()], folder, console).run()
 
 
 batch = BatchCommand(find_gateway).batch

@@ -5,7 +5,7 @@ The display keeps counts, not jobs: its cost does not depend on the number of ro
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 
 from rich.console import Console, Group, RenderableType
@@ -14,13 +14,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from nanobanana_async import RateLimited, SessionStats
+from nanobanana_async import RateLimited, Session, SessionStats
 from nanobanana_async.cli.display import LiveDisplay, shorten, unreachable_message, used_up_message
 from nanobanana_async.cli.options import in_cli_words
 from nanobanana_async.escaping import one_line
 from nanobanana_async.events import BudgetUsedUp, CreateFailed, Event, GatewayUnreachable, JobStateChanged, PollFailed
-from nanobanana_async.formatting import duration, moment, number, plural
+from nanobanana_async.formatting import duration, number, plural
 from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.stats import why_paused
 
 REDRAWS_A_SECOND = 4
 ROW_LINES_UP_TO = 200  # rows; a larger batch gets a status line every SUMMARY_S
@@ -59,6 +60,8 @@ class BatchDisplay(LiveDisplay):
         """What the run does while it does not buy; empty while it buys."""
         self.stats: SessionStats | None = None
         """The latest stats; rich draws in a thread, which must not call the session."""
+        self.accounts: Mapping[str, SessionStats] = {}
+        """Those of each account."""
         self.spent = Decimal(0)
         """Credits charged for the batch, earlier runs included, by its ledger."""
         self.balance: Decimal | None = None
@@ -129,6 +132,10 @@ class BatchDisplay(LiveDisplay):
         if self._prints_rows:
             why = "" if error is None else f": {error}"
             self.say(f"{self._progress()} {status}: {shorten(prompt)}{why}")
+
+    def show_session(self, session: Session) -> None:
+        """Take the stats of a session."""
+        self.stats, self.accounts = session.stats(), session.accounts()
 
     def tick(self, stats: SessionStats | None, running_progress: float = 0.0) -> None:
         """Update the stats, if there is a session, and what running rows have done; called several times a second."""
@@ -218,7 +225,7 @@ class BatchDisplay(LiveDisplay):
         return f"{self.done}/{self.total}" if self.total is not None else f"{self.done}"
 
     def _lines(self) -> list[Text]:
-        """Return two lines: the counts of rows and slots, then cost and time."""
+        """Return the counts of rows and slots, a line for each account if there are several, then cost and time."""
         rows = [Text(f"{self._progress()} rows", "bold")]
         rows += [
             Text(f"{self.counts[status]} {status}", style) for status, style in _STYLES.items() if self.counts[status]
@@ -226,16 +233,10 @@ class BatchDisplay(LiveDisplay):
         rows += [Text(f"{self.counts['unfinished']} unfinished", "yellow")] if self.counts["unfinished"] else []
         stats = self.stats
         if stats is not None:
-            limit = "limit unknown" if stats.job_limit is None else f"limit {stats.job_limit}"
-            rows.append(Text(f"{stats.slots_held} running, {limit}"))
+            rows.append(Text(_slots(stats)))
         facts = [Text(self._phase(), "yellow")] if self._phase() else []
-        if stats is not None and stats.paused_until is not None:
-            until = moment(stats.paused_until)
-            facts.append(Text(f"the account's daily budget is used up; goes on at {until}", "yellow"))
-        elif stats is not None and stats.outage:
-            facts.append(Text(shorten(in_cli_words(stats.outage), 200), "yellow"))
-        elif stats is not None and stats.creates_paused:
-            facts.append(Text("paused by the gateway", "yellow"))
+        if stats is not None and (why := why_paused(stats)) is not None:
+            facts.append(Text(shorten(in_cli_words(why), 200), "yellow"))
         cap = "" if self._max_credits is None else f" of {number(self._max_credits)}"
         facts.append(Text(f"{number(self.spent)}{cap} credits spent"))
         if self.reserved:
@@ -247,7 +248,9 @@ class BatchDisplay(LiveDisplay):
             facts.append(Text(f"{pace:.0f} rows a minute"))
         if (left_s := self.left_s()) is not None:
             facts.append(Text(f"about {duration(left_s, tenths=False)} left"))
-        return [Text(", ").join(rows), Text(", ").join(facts)]
+        accounts = self.accounts if len(self.accounts) > 1 else {}
+        each = [_account_line(account, found) for account, found in accounts.items()]
+        return [Text(", ").join(rows), *each, Text(", ").join(facts)]
 
     def _phase(self) -> str:
         """Return what the run does while it does not buy, and what is left to collect."""
@@ -272,3 +275,15 @@ class BatchDisplay(LiveDisplay):
             sentence = f"{duration(age_s, tenths=False)} ago: {self._problem[1]}"
             lines.append(Text(sentence, "dim", no_wrap=True, overflow="ellipsis"))
         return Group(*lines)
+
+
+def _slots(stats: SessionStats) -> str:
+    limit = "limit unknown" if stats.job_limit is None else f"limit {stats.job_limit}"
+    return f"{stats.slots_held} running, {limit}"
+
+
+def _account_line(account: str, stats: SessionStats) -> Text:
+    parts = [Text(f"{one_line(account)}: {_slots(stats)}"), Text(f"{stats.queued} waiting")]
+    if (why := why_paused(stats)) is not None:
+        parts.append(Text(shorten(in_cli_words(why), 200), "yellow"))
+    return Text(", ").join(parts)

@@ -3,14 +3,14 @@
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
 from nanobanana_async import Gateway, JobState, NanoBananaError
-from nanobanana_async.cli.balance import read_balance
+from nanobanana_async.cli.balance import read_balances
 from nanobanana_async.cli.batch.changed import RowChangeDetector, changed_sentence
 from nanobanana_async.cli.batch.costs import Costs
 from nanobanana_async.cli.batch.edited import Edits, find_edits
@@ -48,7 +48,7 @@ async def show_dry_run(options: RunOptions, gateway: Gateway, *, asks_balance: b
     changed: list[tuple[int, str, tuple[str, ...]]] = []
     settings = _Settings(options, gateway)
     digests: set[str] = set()
-    others = OtherAccounts(gateway, options.folder / LEDGER)
+    others = OtherAccounts(gateway, options.folder / LEDGER, options.ours)
     old_offsets = line_offsets(options.folder / RESULTS)
     path, edits = options.ledger or options.folder / LEDGER, Edits(options.file)
     async with AsyncExitStack() as stack:
@@ -65,7 +65,7 @@ async def show_dry_run(options: RunOptions, gateway: Gateway, *, asks_balance: b
             change = None
             if ledger is not None:
                 row, change = await RowChangeDetector(
-                    options.file, gateway, ledger.find, buy=options.buy_changed
+                    options.file, gateway, ledger.find, buy=options.buy_changed, ours=options.ours
                 ).current(row)
             record = None if ledger is None else await ledger.find(row.key)
             status = (
@@ -93,7 +93,7 @@ async def show_dry_run(options: RunOptions, gateway: Gateway, *, asks_balance: b
             _show(status, counts[status])
     _show("credits", costs)
     if asks_balance and counts["to buy"] and not others.message and isinstance(gateway, HasBalance):
-        await _show_balance(gateway)
+        await _show_balances(options.accounts or [gateway])
     if options.max_credits is not None:
         _show("max_credits", _cap_sentence(options, spent, costs, counts["to buy"]))
     if digests:
@@ -111,11 +111,13 @@ def _show(name: str, value: object) -> None:
     print(f"{name:<15} {value}" if sys.stdout.isatty() else f"{name}\t{value}")
 
 
-async def _show_balance(gateway: Gateway) -> None:
-    """Print the balance of the account, or why it can't be read: a dry run works without a network, too."""
+async def _show_balances(gateways: Sequence[Gateway]) -> None:
+    """Print the balance of each account, or why it can't be read: a dry run works without a network, too."""
     try:
         async with asyncio.timeout(BALANCE_S):
-            _show("balance", plain_number(await read_balance(gateway)))
+            for gateway, balance in zip(gateways, await read_balances(gateways), strict=True):
+                name = "balance" if len(gateways) == 1 else f"balance of {gateway.account}"
+                _show(name, plain_number(balance))
     except TimeoutError:
         print(f"nanobanana: the balance is unknown: no answer in {BALANCE_S:g} s", file=sys.stderr)
     except NanoBananaError as error:

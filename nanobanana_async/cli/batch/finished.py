@@ -1,6 +1,6 @@
 """Find the result of a row that ended in an earlier run, in the old results, the ledger and the folder."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,9 +39,10 @@ class FinishedRows:
         retry_failed: bool,
         buy_changed: bool,
         store: StoreUrl | None = None,
+        ours: Collection[str] = (),
     ) -> None:
-        self.other_accounts = OtherAccounts(gateway, folder / LEDGER)
-        self._changed = RowChangeDetector(file, gateway, ledger.find, buy=buy_changed)
+        self.other_accounts = OtherAccounts(gateway, folder / LEDGER, ours)
+        self._changed = RowChangeDetector(file, gateway, ledger.find, buy=buy_changed, ours=ours)
         self._folder = folder
         self._gateway = gateway
         self._ledger = ledger

@@ -9,6 +9,7 @@ from typing import Any
 from nanobanana_async import Gateway
 from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.jobs.actions import open_read_only
+from nanobanana_async.cli.settings.sources import current
 from nanobanana_async.gateways import registry
 from nanobanana_async.jobs import JobRecord
 
@@ -19,9 +20,11 @@ UNSENT_KEY = "sk-unsent-0123456789"
 def gateway_without_key(name: str | None, base_url: str | None, folder: object) -> Gateway | None:
     """Return the gateway whose key is not set, with the account that bought the jobs in the folder's ledger.
 
-    None if its key is set, or if the environment names a gateway that does not exist. Without a name it is the gateway
-    of the newest job there, or else API Mall.
+    None if its key is set, if a profile names several accounts, or if the environment names a gateway that does not
+    exist. Without a name it is the gateway of the newest job there, or else API Mall.
     """
+    if current().accounts:
+        return None
     chosen = name or os.environ.get("NANOBANANA_GATEWAY", "").strip().lower()
     kinds: dict[str, Any] = dict(registry.GATEWAYS)
     if chosen not in ("", *kinds):

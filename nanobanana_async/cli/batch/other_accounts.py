@@ -1,6 +1,7 @@
 """Find the rows of a batch whose jobs belong to another account, before anything is bought."""
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from nanobanana_async import ConfigurationError, Gateway
@@ -10,9 +11,13 @@ from nanobanana_async.jobs import JobRecord
 
 
 class OtherAccounts:
-    """Count the unfinished rows whose jobs another account may have bought; `ledger` is the file that has them."""
+    """Count the unfinished rows whose jobs another account may have bought; `ledger` is the file that has them.
 
-    def __init__(self, gateway: Gateway, ledger: Path) -> None:
+    `ours` are the accounts of the run, if there are several.
+    """
+
+    def __init__(self, gateway: Gateway, ledger: Path, ours: Collection[str] = ()) -> None:
+        self._ours = {gateway.account, *ours}
         self._gateway = gateway.name
         self._account = gateway.account
         self._ledger = ledger
@@ -20,7 +25,7 @@ class OtherAccounts:
 
     def add(self, record: JobRecord) -> bool:
         """Count the row if its job belongs to another account, which may have bought it; return whether it does."""
-        if record.account == self._account or (record.gateway == self._gateway and record.never_accepted):
+        if record.account in self._ours or (record.gateway == self._gateway and record.never_accepted):
             return False
         self._rows[record.gateway, record.account] += 1
         return True
@@ -41,4 +46,4 @@ class OtherAccounts:
         if gateway != self._gateway:
             return f"{belong}, at gateway {gateway} and not {self._gateway}: use that gateway"
         advice = account_advice(gateway, account, self._account, self._ledger)
-        return f"{belong}, {account}, and this run has account {self._account}. {advice}"
+        return f"{belong}, {account}, and this run has account {', '.join(sorted(self._ours))}. {advice}"

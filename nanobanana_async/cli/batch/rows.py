@@ -1,7 +1,7 @@
 """Build the result of a row from its ledger record and its outcome in this run."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,7 @@ def result_from_record(row: FileRow, record: JobRecord, gateway: Gateway) -> Res
         credits=record.credits,
         missing=tuple(f"image {index + 1}: {why}" for index, why in record.missing),
         task_id=record.task_id,
+        account=record.account,
         error=error,
         error_kind=error_kind,
         failure_kind=record.failure.failure_kind if record.state is JobState.FAILED and record.failure else None,
@@ -103,8 +104,10 @@ def result_from_record(row: FileRow, record: JobRecord, gateway: Gateway) -> Res
     return Result(row=report)
 
 
-def result_from_outcome(row: FileRow, outcome: Outcome, record: JobRecord | None, gateway: Gateway) -> Result:
-    """Return the result of a row that has just ended."""
+def result_from_outcome(
+    row: FileRow, outcome: Outcome, record: JobRecord | None, gateway: Gateway, ours: Collection[str] = ()
+) -> Result:
+    """Return the result of a row that has just ended; `ours` are the accounts of the run, if there are several."""
     if record is None or not is_record_of_row(row, record, gateway):
         result = Result(row=unfinished(row))
     else:
@@ -113,7 +116,7 @@ def result_from_outcome(row: FileRow, outcome: Outcome, record: JobRecord | None
     if error is None:
         return result
     if isinstance(error, IdempotencyConflict) and error.status is None:  # raised by the library: the row was never sent
-        other_account = record is not None and record.account != gateway.account
+        other_account = record is not None and record.account not in {gateway.account, *ours}
         return with_error(result, error, "unfinished" if other_account else "invalid")
     if outcome.result is not None or result.row.error is None:  # bought but not saved, or still running
         return with_error(result, error, "unfinished" if record is not None else "invalid")
@@ -137,10 +140,15 @@ def unfinished(row: FileRow) -> ReportRow:
 
 
 async def result_with_files(
-    row: FileRow, outcome: Outcome, record: JobRecord | None, gateway: Gateway, folder: Path
+    row: FileRow,
+    outcome: Outcome,
+    record: JobRecord | None,
+    gateway: Gateway,
+    folder: Path,
+    ours: Collection[str] = (),
 ) -> Result:
     """Return the result of a row that has just ended, with its saved files as they are in the folder."""
-    result = result_from_outcome(row, outcome, record, gateway)
+    result = result_from_outcome(row, outcome, record, gateway, ours)
     if not outcome.saved:
         return result
     try:

@@ -1,7 +1,7 @@
 """Run a batch: load finished rows, buy the rest, and write the result of each row as it ends."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import anyio
@@ -48,9 +48,10 @@ REPORT_S, REPORT_SHARE = 30.0, 20  # seconds between two reports, at least this 
 class Run:
     """Runs a batch in a locked folder."""
 
-    def __init__(self, options: RunOptions, gateway: Gateway, folder: BatchFolder, console: Console) -> None:
+    def __init__(self, options: RunOptions, gateways: Sequence[Gateway], folder: BatchFolder, console: Console) -> None:
         self._options = options
-        self._gateway = gateway
+        self._gateways = gateways
+        self._gateway = gateway = gateways[0]  # rows are the same at each account
         self._folder = folder.path
         clock = asyncio.get_running_loop().time
         self._stdout = StdoutLines()
@@ -86,7 +87,7 @@ class Run:
 
     async def _work(self) -> None:
         session = Session(
-            self._gateway,
+            self._gateways,
             ledger=self._ledger,
             concurrency=self._options.concurrency,
             observers=[self._display, self._report.recorder, self._summary.observe],
@@ -110,7 +111,7 @@ class Run:
         finally:
             self._display.phase = "closing"
             await session.aclose()
-            self._display.stats = session.stats()
+            self._display.show_session(session)
             await self._credits.read_final()
 
     async def _load_finished(self) -> None:
@@ -135,6 +136,7 @@ class Run:
             retry_failed=options.retry_failed,
             buy_changed=options.buy_changed,
             store=options.store,
+            ours=options.ours,
         )
         await finished.begin(old_offsets)
         self._results.begin()
@@ -220,7 +222,7 @@ class Run:
     async def _write_result(self, outcome: Outcome) -> None:
         row: FileRow = outcome.metadata
         record = await self._ledger.find(row.key)
-        result = await result_with_files(row, outcome, record, self._gateway, self._folder)
+        result = await result_with_files(row, outcome, record, self._gateway, self._folder, self._options.ours)
         result = self._finished.with_earlier_images(result)
         self._results.add(result)
         self._report.add(result.row)
@@ -235,7 +237,8 @@ class Run:
         while True:
             with suppress(LedgerError):  # the batch reports it
                 await self._credits.refresh_display()
-            self._display.tick(session.stats(), batch.running_progress)
+            self._display.show_session(session)
+            self._display.tick(self._display.stats, batch.running_progress)
             await asyncio.sleep(TICK_S)
 
     async def _stop_on_signal(self, batch: Batch) -> None:

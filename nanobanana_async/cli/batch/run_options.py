@@ -1,11 +1,12 @@
 """What a run of a batch is to do."""
 
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 
 from attrs import field, frozen
 
-from nanobanana_async import ConcurrencyPolicy
+from nanobanana_async import ConcurrencyPolicy, Gateway
 from nanobanana_async.cli.batch.input_file import InputFile
 from nanobanana_async.images.object_store import StoreUrl
 from nanobanana_async.ledger.postgres.url import PostgresUrl
@@ -17,6 +18,8 @@ class RunOptions:
 
     file: InputFile
     total: int
+    accounts: Sequence[Gateway] = ()
+    """The accounts of the run; none in a rehearsal."""
     folder: Path
     ledger: PostgresUrl | None = None
     """The ledger that hosts share; None: the one in the folder."""
@@ -36,3 +39,8 @@ class RunOptions:
     ordered: bool = False
     delimiter: str = ","
     """What separates the cells of `results.csv`."""
+
+    @property
+    def ours(self) -> frozenset[str]:
+        """The identifiers of the accounts in ledgers."""
+        return frozenset(gateway.account for gateway in self.accounts)

@@ -94,9 +94,12 @@ class RunReport:
         self._report_version += 1
         path, title, rows = self._folder / REPORT, self._title, self._rows(self._report_version)
         cost = Credits(spent=self._display.spent, reserved=self._display.reserved)
+        accounts = self._display.accounts
 
         def write() -> None:
-            write_report(path, rows, title=title, run=self.recorder, advice=self._advice, credits=cost)
+            write_report(
+                path, rows, title=title, run=self.recorder, advice=self._advice, credits=cost, accounts=accounts
+            )
 
         self.written = False
         try:

@@ -52,6 +52,8 @@ async def feed_and_work(options: RunOptions, gateway: Gateway, output: Target | 
     ledger = options.ledger
     if ledger is None:
         raise ConfigurationError("no ledger that hosts share")
+    if len(options.accounts) > 1:
+        raise ConfigurationError("a ledger that hosts share takes one account: choose its profile, or no --ledger")
     name = options.file.batch
     _refuse_local_images(options, gateway)
     print(f"feeding {plural(options.total, 'row')} of batch {name} into {ledger}", file=sys.stderr)

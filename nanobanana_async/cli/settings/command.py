@@ -87,6 +87,11 @@ def _file_rows(chosen: Chosen) -> Iterator[Row]:
 
 def _connection_rows(file: SettingsFile | None) -> Iterator[Row]:
     """Yield what is said about gateway and account. The API key itself is never printed."""
+    if file is not None and file.accounts:
+        for account in file.accounts:
+            for name, value in account.values.items():
+                yield name, _shown(value), account.source
+        return
     layer = None if file is None else connection_in(file, None)
     for name, variable in CONNECTION_VARIABLES.items():
         value = os.environ.get(variable)

@@ -35,6 +35,9 @@ CONNECTION: Mapping[str, tuple[str, tuple[type, ...]]] = {
 }
 """What belongs to one account of one gateway: these are taken from one table, all or none."""
 
+ACCOUNTS = "accounts"
+"""In a profile: the other profiles whose accounts its commands use together."""
+
 NETWORK: Mapping[str, tuple[str, tuple[type, ...]]] = {
     "allow_networks": _LIST,
     "proxy": _TEXT,
@@ -94,6 +97,8 @@ class SettingsFile:
 
     path: Path
     layers: Sequence[Layer]
+    accounts: Sequence[Layer] = ()
+    """The connections of the accounts that the chosen profile names, in their order."""
 
     @property
     def connection(self) -> Layer | None:
@@ -114,14 +119,16 @@ def read(path: Path, profile: str | None) -> SettingsFile:
     """Return the settings in a file; raise `ConfigurationError`, which names the file and the key."""
     document = load(path)
     profiles = _profiles(path, document)
-    layers = []
-    if profile is not None:
-        if profile not in profiles:
-            raise ConfigurationError(f"{path}: {_unknown('profile', profile, profiles)}")
-        layers = _layers(path, f"profile.{profile}", profiles[profile])
+    layers: list[Layer] = []
+    accounts: list[Layer] = []
+    if profile is not None and profile not in profiles:
+        raise ConfigurationError(f"{path}: {_unknown('profile', profile, profiles)}")
     for name, table in profiles.items():  # a mistake in another profile is found before it is chosen
-        _layers(path, f"profile.{name}", table)
-    return SettingsFile(path, [*layers, *_layers(path, "", document)])
+        of_profile = _layers(path, f"profile.{name}", table)
+        of_accounts = _accounts(path, name, profiles)
+        if name == profile:
+            layers, accounts = of_profile, of_accounts
+    return SettingsFile(path, [*layers, *_layers(path, "", document)], accounts)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -152,6 +159,32 @@ def _profiles(path: Path, document: dict[str, Any]) -> dict[str, Any]:
     return profiles
 
 
+def _accounts(path: Path, profile: str, profiles: Mapping[str, dict[str, Any]]) -> list[Layer]:
+    """Return the connections of the accounts that a profile names: other profiles, each with the key of one account."""
+    names = profiles[profile].get(ACCOUNTS)
+    if names is None:
+        return []
+    source = f"{path} [profile.{profile}]"
+    texts = [each for each in names if isinstance(each, str)] if isinstance(names, list) else []
+    if len(texts) < 2 or len(set(texts)) < len(names):
+        raise ConfigurationError(f'{source}: accounts must name two or more other profiles, such as ["one", "two"]')
+    if both := [name for name in CONNECTION if name in profiles[profile]]:
+        raise ConfigurationError(f"{source}: {both[0]} belongs into the profiles that accounts names")
+    layers: list[Layer] = []
+    for each in texts:
+        if each not in profiles:
+            raise ConfigurationError(f"{source}: {_unknown('profile', each, profiles)}")
+        values = {name: value for name, value in profiles[each].items() if name in CONNECTION}
+        if "gateway" not in values or not {"api_key_file", "api_key_variable"} & values.keys():
+            why = "must name its gateway and, by api_key_file or api_key_variable, its own API key"
+            raise ConfigurationError(f"{path} [profile.{each}] {why}: profile {profile} names it in accounts")
+        layers.append(Layer(f"{path} [profile.{each}]", values, None, True))
+    if len({(each.values["gateway"], each.values.get("base_url", "").rstrip("/")) for each in layers}) > 1:
+        why = "a credit of another is worth something else"
+        raise ConfigurationError(f"{source}: accounts must have the same gateway and base_url, since {why}")
+    return layers
+
+
 def _layers(path: Path, name: str, table: dict[str, Any]) -> list[Layer]:
     """Return the layers of the top of the file or of a profile: the tables of commands first."""
     source = f"{path} [{name}]" if name else str(path)
@@ -163,7 +196,7 @@ def _layers(path: Path, name: str, table: dict[str, Any]) -> list[Layer]:
                 raise ConfigurationError(f"{source}: {command} must be a table, not {shown(table[command])}")
             _check(inner, table[command], OPTIONS, command)
             layers.append(Layer(inner, table[command], command, bool(name)))
-    tables = {*TABLES} if name else {*TABLES, "profile"}
+    tables = {*TABLES, ACCOUNTS} if name else {*TABLES, "profile"}
     values = {key: value for key, value in table.items() if key not in tables}
     _check(source, values, {**CONNECTION, **NETWORK, **OPTIONS})
     _check_connection(source, values)
@@ -226,6 +259,8 @@ def _why_refused(name: str, known: Collection[str], command: str | None) -> str:
         return f"output is no setting of {command}, since each batch needs a folder of its own: pass -o"
     if word in PER_RUN:
         return f"{name} is no setting, since it decides about one run: pass --{word.replace('_', '-')} to the command"
+    if word == ACCOUNTS:
+        return "accounts belongs into a profile: it names other profiles, each with the gateway and key of an account"
     if command is not None and (name in CONNECTION or name in NETWORK):
         return f"{name} is for all commands: write it above the tables, or into a profile"
     return _unknown("setting", name, [*known, *(TABLES if command is None else ())])

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -16,11 +16,16 @@ from cyclopts.config import Dict
 from nanobanana_async.cli.settings.file import BATCHES, OPTIONS, Layer, SettingsFile, chosen_path, read
 from nanobanana_async.cli.settings.private import read_key_file
 from nanobanana_async.commands import SETTINGS_OPTIONS
+from nanobanana_async.config import gateway_from_env
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.gateways.registry import GATEWAYS
 
 COMMANDS = ("balance", "batch", "generate", "jobs", "mcp", "serve", "webhooks", "worker")
 """The commands that the file is for: the demo and the emulator have nothing to do with an account."""
+
+SEVERAL_ACCOUNTS = ("balance", "batch", "generate", "mcp", "serve")
+"""Those that can use several accounts together."""
 
 CONNECTION_VARIABLES = {
     "gateway": "NANOBANANA_GATEWAY",
@@ -55,6 +60,8 @@ class FileSettings:
     chosen: Chosen
     origins: dict[str, str] = field(factory=dict)
     """The tables of the settings that the file has set, by their names."""
+    accounts: Sequence[Layer] = ()
+    """The connections of the accounts that the command uses together; none: it has one account."""
 
     def __call__(self, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         file = self.chosen.file
@@ -72,15 +79,14 @@ class FileSettings:
         if option is None:
             return
         typed = next((token.value for token in option.tokens if token.source == "cli"), None)
+        if file.accounts:
+            self._connect_accounts(file, commands[0], typed, arguments)
+            return
         layer = connection_in(file, typed)
         if layer is None:
             return
         if layer.in_profile:
-            for each in arguments:
-                if each.names and {"--gateway", "--base-url"} & set(each.names):
-                    each.tokens[:] = [token for token in each.tokens if token.source != "env"]
-            for variable in CONNECTION_VARIABLES.values():
-                os.environ.pop(variable, None)
+            _forget_environment(arguments)
         tokens = [token for each in arguments if "--base-url" in each.names for token in each.tokens]
         if not layer.in_profile and all(token.source != "cli" for token in tokens):
             _refuse_mixed_accounts(layer)
@@ -90,6 +96,29 @@ class FileSettings:
             if name in layer.values:
                 self._set_variable(layer, name, CONNECTION_VARIABLES[name], _as_text(layer.values[name]))
         _take_key(layer)
+
+    def _connect_accounts(
+        self, file: SettingsFile, command: str, typed: str | None, arguments: ArgumentCollection
+    ) -> None:
+        """Select the accounts of the profile, unless the command line selects the emulator."""
+        if typed == "emulator":
+            return
+        profile = self.chosen.profile
+        if command not in SEVERAL_ACCOUNTS:
+            names = [each.source.rpartition("[profile.")[2].removesuffix("]") for each in file.accounts]
+            choices = " or ".join(f"--profile {name}" for name in names)
+            raise ConfigurationError(f"profile {profile} has several accounts, and {command} needs one: pass {choices}")
+        for each in arguments:
+            typed_here = {"--gateway", "--base-url"}.intersection(each.names)
+            if typed_here and any(token.source == "cli" for token in each.tokens):
+                what = f"{typed_here.pop()} does not go with the accounts of profile {profile}"
+                raise ConfigurationError(f"{what}: leave it out, or choose another profile")
+        _forget_environment(arguments)
+        self.accounts = file.accounts
+
+    def gateways(self) -> tuple[Gateway, ...]:
+        """Return the accounts that the command uses together; none if it has one account."""
+        return tuple(map(_gateway_of, self.accounts))
 
     def _fill(
         self, layer: Layer, values: dict[str, Any], app: App, commands: tuple[str, ...], arguments: ArgumentCollection
@@ -192,14 +221,42 @@ def _refuse_mixed_accounts(layer: Layer) -> None:
 def _take_key(layer: Layer) -> None:
     """Set the variable of the API key, unless the environment has it and no profile was chosen."""
     variable = GATEWAYS[layer.values["gateway"]].key_variable
-    if not layer.in_profile and os.environ.get(variable, "").strip():
-        return
+    if layer.in_profile or not os.environ.get(variable, "").strip():
+        _copy_key(layer, os.environ)
+
+
+def _copy_key(layer: Layer, environ: MutableMapping[str, str]) -> None:
+    """Write the API key that a layer names into an environment, if it names one."""
+    variable = GATEWAYS[layer.values["gateway"]].key_variable
     if (name := layer.values.get("api_key_variable")) is not None:
         if not os.environ.get(name, "").strip():
             raise ConfigurationError(f"{layer.source}: api_key_variable names {name}, which is not set")
-        os.environ[variable] = os.environ[name]
+        environ[variable] = os.environ[name]
     elif (path := layer.values.get("api_key_file")) is not None:
-        os.environ[variable] = read_key_file(layer.source, path)
+        environ[variable] = read_key_file(layer.source, path)
+
+
+def _gateway_of(layer: Layer) -> Gateway:
+    """Return the gateway of one of several accounts, with its own key."""
+    return gateway_from_env(_environment_of(layer))  # no variable holds the key: tracebacks with locals would show it
+
+
+def _environment_of(layer: Layer) -> dict[str, str]:
+    environ = {name: value for name, value in os.environ.items() if name == OTHER_VARIABLES["expected_job_s"]}
+    for name, variable in CONNECTION_VARIABLES.items():
+        if name in layer.values:
+            environ[variable] = _as_text(layer.values[name])
+    _copy_key(layer, environ)
+    return environ
+
+
+def _forget_environment(arguments: ArgumentCollection) -> None:
+    """Forget what the environment says about the account: a profile was chosen that names it."""
+    for each in arguments:
+        if each.names and {"--gateway", "--base-url"} & set(each.names):
+            each.tokens[:] = [token for token in each.tokens if token.source != "env"]
+    for variable in CONNECTION_VARIABLES.values():
+        os.environ.pop(variable, None)
 
 
 def _as_text(value: Any) -> str:
