@@ -21,6 +21,7 @@ from nanobanana_async.serve.bodies import Body, BodyReceiver, read_form, read_js
 from nanobanana_async.serve.fields import ResponseFormat, wanted_of
 from nanobanana_async.serve.orders import Attempt, Order, Orders
 from nanobanana_async.serve.tokens import LOCAL, Token, check_tokens, find_token
+from nanobanana_async.session import engine_of
 from nanobanana_async.validators import as_timeout, check_kind
 
 MAX_FORM_BYTES = 64 << 20
@@ -199,7 +200,7 @@ class _Api:
     async def health(self, _: Request) -> Response:
         """Return 200 while jobs can be taken."""
         try:
-            self.session._require_engine()
+            engine_of(self.session)
         except NanoBananaError:
             return json_response({"status": "stopping"}, 503)
         return json_response({"status": "ok"})

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nanobanana_async import BatchStopped, FeedReport, GenerationResult, JobState, Outcome
+from nanobanana_async import BatchStopped, Budget, FeedReport, GenerationResult, JobState, Outcome
 from nanobanana_async.errors import (
     ConfigurationError,
     CreditLimitReached,
@@ -380,3 +380,19 @@ async def test_images_that_could_not_be_saved_are_saved_by_the_next_worker(
             assert len(await all_of(process.session.work("spring", save_to=tmp_path))) == rows
     assert sorted(names) == sorted(["0001-a-fox", "0002-an-owl", names[0]])
     assert gateway.sold == ["a fox", "an owl"]
+
+
+@virtually
+async def test_budget_of_a_feed_counts_its_rows_on_each_worker() -> None:
+    shared, gateway = SharedLedger(), PromptGateway()
+    budget = Budget(name="alice", max_credits=80)
+    await fed(shared, PROMPTS[:12], budget=budget)
+    async with host(shared, gateway) as process:
+        outcomes, stopped = await until_stopped(process.session.work("spring"))
+        assert (len(gateway.sold), len([each for each in outcomes if each.ok])) == (10, 10)
+        assert isinstance(stopped.cause, CreditLimitReached)
+        assert (stopped.cause.budget, stopped.cause.left) == ("alice", 0)
+        await process.session.budgets()
+    await fed(shared, PROMPTS[:12], budget=Budget(name="alice", max_credits=800))
+    assert len(await worked(shared, gateway)) == 2
+    assert len(gateway.sold) == 12

@@ -19,7 +19,7 @@ from nanobanana_async.commands import SETTINGS_OPTIONS
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.registry import GATEWAYS
 
-COMMANDS = ("balance", "batch", "generate", "jobs", "mcp", "serve", "webhooks", "worker")
+COMMANDS = ("balance", "batch", "budgets", "generate", "jobs", "mcp", "serve", "webhooks", "worker")
 """The commands that the file is for: the demo and the emulator have nothing to do with an account."""
 
 CONNECTION_VARIABLES = {
