@@ -92,11 +92,12 @@ class Service:
 
         At the end it is closed: jobs that were not sent are withdrawn, and those that run stay in the ledger.
         """
-        async with session, anyio.create_task_group() as group:
+        async with session:
             if options.budget is not None:  # before any call, since it may count in another way in this ledger
                 await ledger.set_budget(options.budget)
-            yield cls(session, ledger, options, group)
-            group.cancel_scope.cancel()
+            async with anyio.create_task_group() as group:
+                yield cls(session, ledger, options, group)
+                group.cancel_scope.cancel()
 
     async def aclose(self) -> None:
         """Stop buying, and store the answers of creates in flight."""

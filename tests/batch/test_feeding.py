@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -391,7 +392,7 @@ async def test_budget_of_a_feed_counts_its_rows_on_each_worker() -> None:
         outcomes, stopped = await until_stopped(process.session.work("spring"))
         assert (len(gateway.sold), len([each for each in outcomes if each.ok])) == (10, 10)
         assert isinstance(stopped.cause, CreditLimitReached)
-        assert (stopped.cause.budget, stopped.cause.left) == ("alice", 0)
+        assert (stopped.cause.budget, stopped.cause.left) == ("alice", Decimal(0))
         await process.session.budgets()
     await fed(shared, PROMPTS[:12], budget=Budget(name="alice", max_credits=800))
     assert len(await worked(shared, gateway)) == 2

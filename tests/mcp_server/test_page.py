@@ -35,7 +35,7 @@ def documents() -> Iterator[dict[str, Any]]:
 
 def servers() -> dict[str, dict[str, Any]]:
     """Return how each client starts the command, by the name of the client's table."""
-    found = {
+    found: dict[str, dict[str, Any]] = {
         table: document[table]["nanobanana"]
         for document in documents()
         for table in ("mcpServers", "servers", "mcp_servers")

@@ -541,7 +541,7 @@ async def budgets_are_read_by_name(ledger: Ledger) -> None:
     await about_to_be_sent(ledger, "b-1", EIGHT, budget="alice")
     assert [state.name for state in await ledger.budgets(NOON)] == ["alice", "bob", "daily"]
     found = await ledger.budgets(NOON, ["daily", "alice", "no such budget"])
-    assert [(state.name, state.left) for state in found] == [("alice", 12), ("daily", 20)]
+    assert [(state.name, state.left) for state in found] == [("alice", Decimal(12)), ("daily", Decimal(20))]
     assert list(await ledger.budgets(NOON, [])) == []
 
 
