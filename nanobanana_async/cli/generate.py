@@ -120,6 +120,8 @@ class GenerateRun:
         except OSError as error:
             raise _unwritable(options.ledger, error) from None
         try:
+            if self._ledger is not None and options.turn.budget is not None:
+                await self._ledger.set_budget(options.turn.budget)  # raises if it counts in another way there
             self._keys = await self._name_jobs()
             if not self._signals.stop_requested.is_set():
                 await self._buy(session)

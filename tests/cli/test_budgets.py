@@ -39,8 +39,11 @@ async def test_runs_of_generate_share_a_budget_which_the_command_shows(tmp_path:
         bought = [await nanobanana("generate", prompt, *turn, environ=environ) for prompt in ("a fox", "an owl")]
         refused = await nanobanana("generate", "a hen", *turn, environ=environ)
         raised = await nanobanana("generate", "a hen", "--budget=ann=40/day", environ=environ)
+        other = await nanobanana("generate", "a crow", "a hen", "--budget", "ann=40", environ=environ)
         assert emulator.stats().creates_accepted == 3
-    assert [said.code for said in (*bought, refused, raised)] == [0, 0, 1, 0]
+    assert [said.code for said in (*bought, refused, raised, other)] == [0, 0, 1, 0, 2]
+    assert "budget ann counts each day for itself in this ledger, not all that was ever spent" in other.complaint
+    assert other.complaint.endswith(": write NAME=CREDITS/day, or use another name")
     assert "budget ann: its cap is 20, 16 are spent, and a job " in refused.err
     assert "; 4 are left; it counts from 0 again at " in refused.err
     assert "; raise it to buy more" in refused.err
@@ -65,6 +68,7 @@ async def test_batch_stops_at_its_budget_and_goes_on_with_a_larger_one(batch: Co
         assert "budget spring: its cap is 20, 16 are spent" in stopped.err
         dry = await batch(file, "--dry-run", option, "spring=30")
         assert "budget\tspring has 14 of 30 left\n" in dry.out
+        assert (await batch(file, option, "spring=40/day")).code == 2
         assert (await batch(file, option, "spring=40")).code == 0
         assert emulator.stats().creates_accepted == 4
     assert {record.group_name for record in await records_in(batch.out / "jobs.sqlite")} == {"ann"}  # the first stays

@@ -101,6 +101,8 @@ class Run:
         except LedgerError as error:
             raise ConfigurationError(str(error)) from None
         try:
+            if self._options.turn.budget is not None:
+                await self._ledger.set_budget(self._options.turn.budget)  # raises if it counts in another way there
             await self._load_finished()
             if not self._signals.stop_requested.is_set():
                 await self._buy(session)
