@@ -35,7 +35,7 @@ from nanobanana_async.ledger.location import ledger_at
 from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
-from nanobanana_async.policy.named_budget import Budget
+from nanobanana_async.policy.named_budget import Budget, check_names_apart
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.prices import parse_credits
 from nanobanana_async.policy.retry import RetryPolicy
@@ -152,10 +152,7 @@ def _as_budgets(budgets: object) -> Mapping[str, Budget]:
     for group, budget in given.items():
         check_kind("a key of budgets", group, (str,), "the name of a group, as text")
         check_kind(f"budgets[{group!r}]", budget, (Budget,), 'a Budget, such as Budget(name="alice", max_credits=100)')
-    by_name: dict[str, Budget] = {}
-    for budget in given.values():
-        if by_name.setdefault(budget.name, budget) != budget:
-            raise ConfigurationError(f"budgets has two different ones with the name {budget.name!r}: name them apart")
+    check_names_apart("budgets", given.values())
     return given
 
 

@@ -293,3 +293,13 @@ class Session(Purchases, NoPlainWith):
         if self._session_task.engine is None:
             raise ConfigurationError("the session is not open: use 'async with Session(...)', or await session.open()")
         return self._session_task.engine
+
+
+def engine_of(session: Session) -> Engine:
+    """Return the engine of an open session, for the parts of this package that stand on a session."""
+    return session._require_engine()
+
+
+def budget_of_call(session: Session, budget: Budget | None, group: str) -> Budget | None:
+    """Return the budget of a call in a group: its own, or the one that the session gives the group."""
+    return session._budget_of(budget, group)

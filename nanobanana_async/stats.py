@@ -1,11 +1,12 @@
 """A snapshot of a session: limits, requests, jobs and credits."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import TypeVar
 
-from attrs import frozen
+from attrs import field, frozen
 
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.formatting import duration, moment, number
@@ -13,6 +14,9 @@ from nanobanana_async.jobs import JobState
 from nanobanana_async.notebook_html import card, table
 
 Number = TypeVar("Number", int, float, Decimal)
+
+SHOWN_GROUPS = 5
+"""How many of the groups that wait a notebook shows, those with the most jobs."""
 
 
 @frozen(kw_only=True)
@@ -39,6 +43,8 @@ class SessionStats:
     """Job slots in use: by jobs accepted or possibly accepted, and not known to have ended."""
     queued: int
     """Stored jobs that wait for a slot."""
+    queued_by_group: Mapping[str, int] = field(factory=dict)
+    """The same by group; of a named batch without one by what its keys begin with, of all other jobs under ""."""
     requests_in_flight: int
     """HTTP requests in flight."""
     polls: int  # polls so far
@@ -70,7 +76,7 @@ class SessionStats:
         rows = [
             ("jobs ended", ", ".join(f"{count} {how}" for how, count in ended.items() if count) or None),
             ("job slots", f"{self.slots_held} of {self.job_limit or 'an unknown limit'}"),
-            ("waiting for a slot", self.queued),
+            ("waiting for a slot", self._queued_text()),
             ("creates a second", None if self.creates_per_s is None else f"{self.creates_per_s:.2g}"),
             (
                 "used up",
@@ -86,6 +92,14 @@ class SessionStats:
         ]
         return card(None, (), table(row for row in rows if row[1] is not None))
 
+    def _queued_text(self) -> str:
+        named = [(group or "no group", count) for group, count in self.queued_by_group.items()]
+        shown = [f"{group} {count:,}" for group, count in named[:SHOWN_GROUPS]]
+        if len(named) < 2:
+            return f"{self.queued:,}"
+        more = f", {len(named) - SHOWN_GROUPS:,} more groups" if len(named) > SHOWN_GROUPS else ""
+        return f"{self.queued:,} ({', '.join(shown)}{more})"
+
 
 def stats_by_account(engine: Engine) -> dict[str, SessionStats]:
     """Return a snapshot of each account of the session of this engine."""
@@ -93,7 +107,7 @@ def stats_by_account(engine: Engine) -> dict[str, SessionStats]:
 
 
 def _collect_stats(engine: Engine) -> SessionStats:
-    store = engine.store
+    store, queued = engine.store, engine.scheduler.dispatcher.count_unsent()
     now = engine.clock()
     limits, learned = engine.slots.snapshot(now), engine.estimates.best_known_durations
     rest = None if engine.rest is None or engine.rest.until <= now else engine.rest
@@ -107,7 +121,8 @@ def _collect_stats(engine: Engine) -> SessionStats:
         rests_because=None if rest is None else rest.error.message,
         outage=_outage(engine),
         slots_held=limits.slots_held,
-        queued=engine.scheduler.dispatcher.unsent_count,
+        queued=queued.total(),
+        queued_by_group=dict(queued.most_common()),
         requests_in_flight=engine.scheduler.workers.requests_in_flight,
         polls=engine.poller.polls,
         throttled=limits.throttled,
@@ -145,6 +160,9 @@ def sum_stats(accounts: Sequence[SessionStats]) -> SessionStats:
     kinds = {each.limit_kind for each in accounts}
     counts = ("slots_held", "queued", "requests_in_flight", "polls", "throttled", "succeeded", "failed", "refused")
     sums = {name: sum(getattr(each, name) for each in accounts) for name in (*counts, "uncertain", "withdrawn")}
+    by_group: Counter[str] = Counter()
+    for each in accounts:
+        by_group.update(each.queued_by_group)
     return SessionStats(
         job_limit=_sum_if_known([each.job_limit for each in accounts]),
         creates_per_s=_sum_if_known([each.creates_per_s for each in accounts]),
@@ -156,6 +174,7 @@ def sum_stats(accounts: Sequence[SessionStats]) -> SessionStats:
         job_duration_sigma=most.job_duration_sigma,
         credits_spent=sum((each.credits_spent for each in accounts), Decimal(0)),
         credits_remaining=_sum_if_known([each.credits_remaining for each in accounts]),
+        queued_by_group=dict(by_group.most_common()),
         **sums,
     )
 

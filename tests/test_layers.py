@@ -266,6 +266,24 @@ def imports_of_root(package: Path) -> list[str]:
     return [module for node in at_run_time for _, module, _ in imported(ast.Module([node], []))]
 
 
+def private_uses_of_sessions(package: Path) -> list[str]:
+    """Return each use of a private part of a session outside of its own files: `session.engine_of` is the way."""
+    return [
+        f"{path}:{node.lineno}: {ast.unparse(node)}"
+        for path, room, tree in parsed(package)
+        if room not in {"session", "purchases", "webhooks"}
+        for node in nodes_of(tree)
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and ast.unparse(node.value).rpartition(".")[2] in {"session", "_session"}
+    ]
+
+
+def test_no_file_uses_private_parts_of_a_session() -> None:
+    assert private_uses_of_sessions(PACKAGE) == []
+
+
 def test_every_import_goes_downwards() -> None:
     assert wrong_imports(PACKAGE) == []
 
@@ -372,6 +390,7 @@ def test_other_violations_are_found(tmp_path: Path) -> None:
         batch="from aiohttp import ClientTimeout, ServerTimeoutError",
         jobs="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    x = 1",
         models="\n" * (MAX_LINES + 1),
+        serve="self.session._engine\nself._session.stats()\nsession.__dict__",
     )
     lazy = "if TYPE_CHECKING:\n    from house.jobs import Job\nfrom house.errors import JobError"
     (package / "__init__.py").write_text(lazy, encoding="utf-8")
@@ -381,5 +400,6 @@ def test_other_violations_are_found(tmp_path: Path) -> None:
         "session.py:3: names aiohttp.ClientError",
     ]
     assert hidden_cycles(package) == ["jobs.py:2: TYPE_CHECKING"]
+    assert private_uses_of_sessions(package) == ["serve.py:1: self.session._engine"]
     assert long_files(package) == [f"models.py: {MAX_LINES + 1} lines"]
     assert imports_of_root(package) == ["house.errors"]

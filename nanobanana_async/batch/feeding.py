@@ -158,7 +158,7 @@ class Feeding:
     async def _begin_again(self, known: JobRecord, wanted: JobRecord) -> None:
         """Start the next generation of a job, for a worker to buy."""
         now = self._engine.store.utcnow()
-        after = known.next_generation(body=wanted.body, request=wanted.request, created_at=now)
+        after = known.next_generation(body=wanted.body, request=wanted.request, budget=wanted.budget, created_at=now)
         try:
             await self._ledger.advance(known, after)
         except LedgerError:
@@ -182,6 +182,7 @@ class Feeding:
                 row.request,
                 row.key,
                 batch=self._prefix,
+                budget=self._options.budget,
                 priority=self._options.priority,
                 group=self._options.group,
                 with_callback=False,

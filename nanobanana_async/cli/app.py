@@ -139,6 +139,7 @@ for _name, _attribute in {
     "serve": "serve:serve",
     "mcp": "mcp:mcp",
     "balance": "balance:balance",
+    "budgets": "budgets:budgets",
     "jobs": "jobs.command:jobs",
     "hosts": "hosts:hosts",
     "ledger": "ledger:ledger",

@@ -31,6 +31,7 @@ from nanobanana_async.cli.options import DEFAULT_LEDGER, check_output, fetch_com
 from nanobanana_async.cli.purchase_notes import REHEARSAL, Continued, delivered_before_note, summary
 from nanobanana_async.cli.result_lines import ResultLines, missing_images_sentence
 from nanobanana_async.cli.signals import Interrupted, StopSignals
+from nanobanana_async.cli.turns import NO_TURN, TurnOptions
 from nanobanana_async.commands import resolve_advice
 from nanobanana_async.escaping import one_line
 from nanobanana_async.formatting import plural
@@ -57,6 +58,7 @@ class GenerateOptions:
     """None: in memory, for an emulator that ends with the command."""
     timeout: float | None = None
     concurrency: ConcurrencyPolicy = field(factory=ConcurrencyPolicy)
+    turn: TurnOptions = NO_TURN
     ordered: bool = False
     buy_again: bool = False
     fetch_options: Sequence[str] = ()
@@ -119,6 +121,8 @@ class GenerateRun:
         except OSError as error:
             raise _unwritable(options.ledger, error) from None
         try:
+            if self._ledger is not None and options.turn.budget is not None:
+                await self._ledger.set_budget(options.turn.budget)  # raises if it counts in another way there
             self._keys = await self._name_jobs()
             if not self._signals.stop_requested.is_set():
                 await self._buy(session)
@@ -160,7 +164,13 @@ class GenerateRun:
         async with (
             asyncio.TaskGroup() as group,
             session.generate_many(
-                rows, ordered=options.ordered, save_to=options.target, sidecar=options.sidecar
+                rows,
+                ordered=options.ordered,
+                save_to=options.target,
+                sidecar=options.sidecar,
+                budget=options.turn.budget,
+                priority=options.turn.priority,
+                group=options.turn.group,
             ) as batch,
         ):
             background = [group.create_task(self._stop_on_signal(batch))]

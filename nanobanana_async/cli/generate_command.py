@@ -33,6 +33,7 @@ from nanobanana_async.cli.options import (
     extra_of,
     fetch_options,
 )
+from nanobanana_async.cli.turns import NO_TURN, TurnOptions
 from nanobanana_async.formatting import plural
 from nanobanana_async.images.local import digest_local_images
 from nanobanana_async.images.target import Target
@@ -70,6 +71,7 @@ class GenerateCommand:
         extra: ExtraOption = None,
         max_jobs: MaxJobs = None,
         max_requests_per_minute: MaxRequestsPerMinute = None,
+        turn: TurnOptions = NO_TURN,
         timeout: Timeout = None,
         ordered: Flag = False,
         ledger: LedgerOption = DEFAULT_LEDGER,
@@ -164,6 +166,7 @@ class GenerateCommand:
             ledger=None if emulated else ledger,
             timeout=as_timeout("--timeout", timeout),
             concurrency=concurrency,
+            turn=turn,
             ordered=ordered,
             buy_again=buy_again,
             fetch_options=fetch_options(ledger, gateway, base_url),

@@ -28,6 +28,7 @@ from nanobanana_async.cli.options import (
     make_ledger_folder,
 )
 from nanobanana_async.cli.signals import INTERRUPTED, handle_signals
+from nanobanana_async.cli.turns import NO_TURN, TurnOptions
 from nanobanana_async.ledger.base import StoredLedger
 from nanobanana_async.ledger.location import ledger_at
 from nanobanana_async.mcp_server.references import to_allowed_folders
@@ -48,6 +49,7 @@ class McpCommand:
         *,
         output: Annotated[Path, FolderOption],
         max_credits: Decimal | None = None,
+        turn: TurnOptions = NO_TURN,
         allow_folder: Annotated[list[Path] | None, Parameter(negative=())] = None,
         batch: str = "mcp",
         expected_credits: Decimal | None = None,
@@ -70,8 +72,8 @@ class McpCommand:
         output
             The folder for the images. They may be used as reference images.
         max_credits
-            What may be spent in all, also by earlier and other servers with this ledger and batch name. It is required:
-            models call tools in loops.
+            What may be spent in all, also by earlier and other servers with this ledger and batch name. It, or
+            --budget, is required: models call tools in loops.
         allow_folder
             A folder whose files may be used as reference images; can be repeated. Links out of it are refused.
         batch
@@ -90,11 +92,11 @@ class McpCommand:
         ledger
             The ledger: a file, or postgresql://user@host/database.
         """
-        budget = parse_credits("--max-credits", max_credits)
-        if budget is None:
+        cap = parse_credits("--max-credits", max_credits)
+        if cap is None and turn.budget is None:
             raise ConfigurationError(
-                "mcp needs --max-credits, what may be spent in all, such as --max-credits 500, since models call tools"
-                " in loops"
+                "mcp needs --max-credits, what may be spent in all, such as --max-credits 500, or a budget, such as"
+                " --budget models=50/day, since models call tools in loops"
             )
         if not batch.strip():
             raise ConfigurationError("--batch must be a name")
@@ -102,9 +104,12 @@ class McpCommand:
             raise ConfigurationError("mcp needs the extra `mcp`: pip install 'nanobanana-async[mcp]'")
         options = ServiceOptions(
             folder=output.absolute(),
-            max_credits=budget,
             batch=batch,
+            max_credits=cap,
+            budget=turn.budget,
             expected_credits=parse_credits("--expected-credits", expected_credits),
+            priority=turn.priority,
+            group=turn.group,
         )
         limits = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
         store = ledger_at(ledger)

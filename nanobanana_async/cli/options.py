@@ -255,6 +255,8 @@ _PHRASES = (
     (re.compile(r"\bcall `session\.resolve`"), "use `jobs resolve`"),
     (re.compile(r"\bwith `session\.feed`"), "with `batch FILE --feed-only`"),
     (re.compile(r" \(Timeouts\.job_s\); await it again"), "; the same command waits again"),
+    (re.compile(r"\bpass per='day', or"), "write NAME=CREDITS/day, or"),
+    (re.compile(r"\bpass per=None, or"), "write NAME=CREDITS without /day, or"),
 )
 
 

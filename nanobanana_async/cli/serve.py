@@ -57,9 +57,10 @@ class ServeCommand:
         Each image is a job in the ledger, bought once however often a client retries. A client that leaves loses
         nothing: the job goes on, and its retry, or the same Idempotency-Key, gets the images.
 
-        Without tokens only programs on this machine are answered. Tokens are lines NAME:TOKEN or
-        NAME:TOKEN:MAX_CREDITS in a file, or in NANOBANANA_SERVE_TOKENS, separated by spaces. Behind a proxy that ends
-        silent requests, --answer-within 50 answers 503 before it does; the client's retry then waits for the same job.
+        Without tokens only programs on this machine are answered. Tokens are lines NAME:TOKEN in a file, or in
+        NANOBANANA_SERVE_TOKENS, separated by spaces, each with a budget and more if you like:
+        NAME:TOKEN:500/day:group=team:priority=5. Behind a proxy that ends silent requests, --answer-within 50 answers
+        503 before it does; the client's retry then waits for the same job.
 
         Examples:
 

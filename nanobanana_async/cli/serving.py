@@ -40,15 +40,17 @@ async def run(session: Session, app: Starlette, listening: socket.socket, tokens
     )
     server, stop = _Server(config), asyncio.Event()
     with handle_signals(stop.set), listening:
-        async with session, asyncio.TaskGroup() as group:
-            resuming = group.create_task(_resume_regularly(app.state.orders))
-            serving = group.create_task(server.serve(sockets=[listening]))
-            serving.add_done_callback(lambda _: stop.set())
-            _print_start(session.gateways, listening, tokens)
-            await stop.wait()
-            server.should_exit = True
-            resuming.cancel()
-            await session.aclose()  # ends the waiting of requests
+        async with session:
+            await app.state.orders.store_budgets()
+            async with asyncio.TaskGroup() as group:
+                resuming = group.create_task(_resume_regularly(app.state.orders))
+                serving = group.create_task(server.serve(sockets=[listening]))
+                serving.add_done_callback(lambda _: stop.set())
+                _print_start(session.gateways, listening, tokens)
+                await stop.wait()
+                server.should_exit = True
+                resuming.cancel()
+                await session.aclose()  # ends the waiting of requests
     return OK
 
 

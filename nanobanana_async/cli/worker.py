@@ -54,7 +54,7 @@ class WorkerCommand:
 
         `nanobanana batch FILE --ledger postgresql://...` feeds the rows. Each worker draws a few at a time, and takes
         over what a worker had drawn that was killed. It ends when all rows have ended, on all hosts. The cap of the
-        batch is the one that it was fed with.
+        batch, and budget, priority and group of its rows, are those that `batch` fed.
 
         If stdout is no terminal, it gets a JSON object a line for each row that ends here, with the fields of
         `results.jsonl`. A line is written before the row counts as delivered: after a kill another worker may write it

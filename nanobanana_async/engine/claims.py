@@ -224,10 +224,11 @@ class Claims:
         return IdempotencyConflict(why, key=known.key, safe_to_repeat=False)
 
     def _apply_claim(self, job: TrackedJob, claim: Claim, wanted: JobRecord | None = None) -> Next:
+        asked = job.record.budget  # of this caller, or of one that has joined it meanwhile
         if claim.record != job.ledger_record:  # else keep our record: it may be newer, if its last write failed
             self._store.replace_record(job, claim.record)
         if wanted is not None and claim.is_ours and claim.record.state is JobState.PENDING:
-            budget = wanted.budget or job.record.budget
+            budget = job.record.budget or asked
             # The request may have newer signatures in its URLs.
             job.record = evolve(job.record, request=wanted.request, body=wanted.body, budget=budget)
         if not claim.is_ours and not job.done:

@@ -1,6 +1,7 @@
 """The credits of a session: the prices it knows, what it has spent, and what its jobs reserve under caps."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 
@@ -12,11 +13,15 @@ from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.base import Allowance, Refusal
 from nanobanana_async.policy.budget import NEVER_ASK_AGAIN, Affordable, Cap, LedgerCap
+from nanobanana_async.policy.named_budget import BudgetState
 from nanobanana_async.policy.prices import ZERO_CREDITS, Price, Prices, charge_of, price_in, refusal_reason
 
-# How often the ledger is asked again while jobs of other processes may free credits. A budget is asked about as often
-# in any case: a new day may have begun, or another process may have given it more.
+# How often the ledger is asked again while jobs of other processes may free credits. Of the budgets that jobs wait for
+# it is read as often, all in one call: a new day may have begun, or another process may have given one more.
 ASK_AGAIN_S = 1.0
+
+# When a job asks again in any case: that the owner of the last job under the budget has died changes nothing in it.
+ASK_IN_ANY_CASE_S = 10.0
 
 
 @frozen
@@ -46,6 +51,8 @@ class CreditAccount:
         """Key -> the caps and the price of a job's reservation, until its charge is final."""
         self._budgets: dict[str, LedgerCap] = {}
         """Name -> the answers of the ledger about a budget."""
+        self.waits_for_budget = asyncio.Event()
+        """A job has to wait for a budget."""
 
     def cap_of_budget(self, name: str) -> LedgerCap:
         """Return the cap of the budget with this name, which the ledger counts."""
@@ -116,17 +123,33 @@ class CreditAccount:
         )
         answer, spent = Affordable.LATER if waits else Affordable.NEVER, allowance.other_charges
         if (budget := allowance.budget) is not None:
-            why = refusal_reason(price, limit=budget.max_credits, spent=spent, blocked=blocked)
             cap = self.cap_of_budget(budget.name)
             cap.left = budget.left_after(spent)
-            why = budget.explain_refusal(why, spent, wall_clock)
-            cap.on_refused(price, answer, why, ask_again_at=now + ASK_AGAIN_S)
+            why = budget.explain_refusal(price, spent, wall_clock, blocked=blocked)
+            cap.on_read(budget, budget.count_at(wall_clock), spent)
+            asks_at = now + (ASK_IN_ANY_CASE_S if waits else ASK_AGAIN_S)
+            cap.on_refused(price, answer, why, ask_again_at=asks_at)
+            if waits:
+                self.waits_for_budget.set()
             return
         for cap in job.budgets:
             if isinstance(cap, LedgerCap) and cap.max_credits is not None:
                 why = refusal_reason(price, limit=cap.max_credits, spent=spent, blocked=blocked)
                 asks_at = now + ASK_AGAIN_S if waits else NEVER_ASK_AGAIN
                 cap.on_refused(price, answer, why, ask_again_at=asks_at)
+
+    def awaited_budgets(self, now: float) -> list[str]:
+        """Return the names of the budgets that jobs wait for, without those that they ask about again by now."""
+        for cap in self._budgets.values():
+            if cap.is_awaited and now >= cap.ask_again_at:
+                cap.forget_refusals()
+        return [name for name, cap in self._budgets.items() if cap.is_awaited]
+
+    def on_budgets_read(self, states: Sequence[BudgetState], wall_clock: datetime) -> None:
+        """Let jobs ask the ledger again whose budget has changed since it refused them."""
+        for state in states:
+            counted_by, counted = state.budget.count_at(wall_clock), state.spent + state.reserved
+            self._budgets[state.name].on_read(state.budget, counted_by, counted, state.reserved)
 
     def on_transition(self, before: JobRecord, job: TrackedJob) -> Price | None:
         """Update prices, spending and reservations after a transition of the record.

@@ -7,7 +7,7 @@ relative to that of other classes.
 
 import enum
 import heapq
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 
@@ -70,10 +70,15 @@ class Dispatcher:
         self.ask_again_every_s = NEVER
         """How often a job asks again that waits for credits, if other accounts may free some."""
 
-    @property
-    def unsent_count(self) -> int:
-        """How many jobs wait to be sent for the first time."""
-        return len({job.key for job in self._pending if self._waits_to_be_sent(job) and not job.record.possibly_bought})
+    def count_unsent(self) -> Counter[str]:
+        """Count the jobs that wait to be sent for the first time, by group.
+
+        A batch without a group has the common prefix of its keys as a name, all other jobs without one the empty text.
+        """
+        unsent = {
+            job.key: job for job in self._pending if self._waits_to_be_sent(job) and not job.record.possibly_bought
+        }
+        return Counter(job.record.group_name or job.record.batch or "" for job in unsent.values())
 
     def usable_slots(self, now: float) -> int:
         """Return how many slots the jobs that wait to be sent for the first time would take soon, if they were free.

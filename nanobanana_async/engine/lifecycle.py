@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from decimal import Decimal
+from functools import partial
 from typing import Literal
 from weakref import WeakSet
 
@@ -32,6 +33,7 @@ from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.submitter import Submitter
 from nanobanana_async.engine.unseen_webhooks import UnseenWebhooks
 from nanobanana_async.engine.uploader import Uploader
+from nanobanana_async.engine.waiting_budgets import keep_reading_budgets
 from nanobanana_async.engine.wall_clock import WallClock, utcnow
 from nanobanana_async.errors import ConfigurationError, NanoBananaError, SessionClosed
 from nanobanana_async.events import EventEmitter
@@ -117,15 +119,8 @@ class SessionComponents:
             clock=clock,
         )
         references = References(self.gateway, store, uploader, self.publisher, clock=clock)
-        history = History(
-            self.gateway,
-            self.transport,
-            poller,
-            store,
-            slots.spacing,
-            query_s=self.timeouts.query_s,
-            clock=clock,
-        )
+        query_s = self.timeouts.query_s
+        history = History(self.gateway, self.transport, poller, store, slots.spacing, query_s=query_s, clock=clock)
         submitter = Submitter(
             self.gateway,
             self.transport,
@@ -157,6 +152,7 @@ class SessionComponents:
         exchange_if_shared(engine)
         handler = CallbackHandler(self.gateway, engine, self.callback_urls)
         engine.scheduler.background_tasks += [handler.keep_fetching_notices, Reconciler(engine).keep_reconciling]
+        engine.scheduler.background_tasks.append(partial(keep_reading_budgets, store, clock, engine.scheduler.tick))
         deliveries = self._make_deliveries(engine, handler, budget)
         self.callback_urls.set_handlers(engine.account, handler, deliveries)
         return engine

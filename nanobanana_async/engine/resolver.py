@@ -22,7 +22,6 @@ from nanobanana_async.errors import (
 )
 from nanobanana_async.jobs import JobRecord, JobState, Observation
 from nanobanana_async.keys import validate_task_id
-from nanobanana_async.policy.prices import format_amount
 from nanobanana_async.policy.retry import LATE_REPLICA_S, is_outage
 
 # The first and the longest wait between two queries about a task that the gateway does not know (yet).
@@ -44,8 +43,6 @@ class JobResolver:
             task_id = validate_task_id(task_id)
         job = await self._require_job(key)
         self._engine.check_resolvable(job, buy_again=buy_again)
-        if buy_again and job.record.budget is not None:
-            await self._check_budget(job)
         if job.record.state is not JobState.RUNNING:
             return await self._carry_out_decision(job, task_id, buy_again=buy_again)
         claim = await self._ledger.adopt(key)
@@ -86,6 +83,9 @@ class JobResolver:
             if job.record.revision != before:
                 why = f"job {key} changed to {job.record.state.value} meanwhile: check it, then resolve it again"
                 raise ConfigurationError(why)
+        if buy_again and job.record.budget is not None:
+            await self._check_budget(job, job.record.budget)
+            job = self._engine.tracked.get(key, job)  # another call may resolve it by now, which is refused below
         job = self._engine.resolve(job, task_id=task_id, buy_again=buy_again)
         while job.record.revision == before:
             await job.wait_for_change()
@@ -93,27 +93,23 @@ class JobResolver:
                 raise job.wait_error.for_job(key, safe_to_repeat=False)
         return job
 
-    async def _check_budget(self, job: TrackedJob) -> None:
+    async def _check_budget(self, job: TrackedJob, name: str) -> None:
         """Raise `CreditLimitReached` if the budget of a job has no room for another purchase of it.
 
-        Before anything is changed: a next generation that is refused when it is sent would have ended the doubt.
+        Before anything is changed, so that the job stays in doubt: its task may still be found. This is no promise:
+        another job may take what is left until this one is sent. Then the ledger refuses the create, which is what
+        keeps the budget; the job is WITHDRAWN, and what was reserved for its last purchase stays reserved.
         """
-        store, name = self._engine.store, job.record.budget
-        states = await self._ledger.budgets(store.utcnow())
-        state = next((each for each in states if each.name == name), None)
-        price = store.credits.price_of(job)
-        if state is None:
-            return
-        if price.is_estimate and state.reserved > 0:
-            why = "the price of jobs is not known, and one that is in doubt has an estimate reserved"
-        elif price.credits > state.left:
-            why = f"{format_amount(state.left)} are left, and a job for {format_amount(price.credits)} would pass it"
-        else:
-            return
-        advice = "nothing was changed; raise its max_credits, or resolve the job as not bought"
-        error = CreditLimitReached(f"budget {name}: {why}: {advice}")
-        error.budget, error.left = name, state.left
-        raise error.for_job(job.key, safe_to_repeat=True)
+        store = self._engine.store
+        now, price = store.utcnow(), store.credits.price_of(job)
+        for state in await self._ledger.budgets(now, [name]):
+            blocked = price.is_estimate and state.reserved > 0
+            if blocked or price.credits > state.left:
+                counted = state.spent + state.reserved
+                why = state.budget.explain_refusal(price, counted, now, blocked=blocked)
+                error = CreditLimitReached(f"{why}, or resolve the job as not bought: nothing was changed")
+                error.budget, error.left = name, state.left
+                raise error.for_job(job.key, safe_to_repeat=True)
 
     async def _require_job(self, key: str) -> TrackedJob:
         job = await self._engine.find(key)

@@ -176,8 +176,8 @@ class Ledger(Protocol):
         """Store a budget, in place of an earlier one of the name; raise `ConfigurationError` for another `per`."""
         ...
 
-    async def budgets(self, now: datetime) -> Sequence[BudgetState]:
-        """Return the state of each stored budget at a time, by name."""
+    async def budgets(self, now: datetime, names: Collection[str] | None = None) -> Sequence[BudgetState]:
+        """Return the state of each stored budget at a time, or of those of these names, by name; in one read."""
         ...
 
     async def callback_secret(self) -> bytes:
@@ -270,6 +270,10 @@ class StoredLedger(Ledger, Protocol):
         self, state: JobState | Collection[JobState] | None = None, limit: int | None = None
     ) -> AsyncIterator[JobRecord]:
         """Yield the jobs, newest first; only those in the given states, and at most `limit`."""
+        ...
+
+    async def jobs_between(self, first: str, last: str) -> Sequence[JobRecord]:
+        """Return the jobs whose keys lie between two keys, these included, in the order of their keys."""
         ...
 
     async def count_by_state(self) -> Counter[JobState]:

@@ -4,7 +4,7 @@ The statements run in the transaction of the job's transition, so that several p
 """
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -191,9 +191,14 @@ class Charges:
             raise no_budget_error(name)
         return _budget_of(found)
 
-    def budgets(self, now: datetime) -> list[BudgetState]:
-        """Return the state of each budget at a time, by name."""
-        budgets = [_budget_of(row) for row in self._execute(f"{_SELECT_BUDGETS} ORDER BY name").fetchall()]
+    def budgets(self, now: datetime, names: Collection[str] | None) -> list[BudgetState]:
+        """Return the state of each budget at a time, or of those of these names, by name."""
+        if names is None:
+            rows = self._execute(f"{_SELECT_BUDGETS} ORDER BY name").fetchall()
+        else:
+            of_name = f"{_SELECT_BUDGETS} WHERE name = ?"
+            rows = [row for name in sorted(names) for row in self._execute(of_name, (name,)).fetchall()]
+        budgets = [_budget_of(row) for row in rows]
         return [
             state_of(
                 budget,

@@ -3,7 +3,7 @@
 import hashlib
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 
@@ -153,9 +153,9 @@ class MemoryLedger:
         """Store a budget, in place of an earlier one of the name; raises `ConfigurationError` for another `per`."""
         self._charges.set_budget(budget)
 
-    async def budgets(self, now: datetime) -> Sequence[BudgetState]:
-        """Return the state of each budget at a time, by name."""
-        return self._charges.budgets(now)
+    async def budgets(self, now: datetime, names: Collection[str] | None = None) -> Sequence[BudgetState]:
+        """Return the state of each budget at a time, or of those of these names, by name."""
+        return self._charges.budgets(now, names)
 
     async def callback_secret(self) -> bytes:
         """Return 32 random bytes, the same as long as the ledger exists."""

@@ -1,7 +1,7 @@
 """The charges of named batches and budgets in memory: the same rules as `charges.py` has in SQL."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from decimal import Decimal
 
@@ -147,10 +147,12 @@ class MemoryCharges:
         check_same_period(self._budgets.get(budget.name, budget), budget)
         self._budgets[budget.name] = budget
 
-    def budgets(self, now: datetime) -> list[BudgetState]:
-        """Return the state of each budget at a time, by name."""
+    def budgets(self, now: datetime, names: Collection[str] | None) -> list[BudgetState]:
+        """Return the state of each budget at a time, or of those of these names, by name."""
         states = []
-        for _, budget in sorted(self._budgets.items()):
+        for name, budget in sorted(self._budgets.items()):
+            if names is not None and name not in names:
+                continue
             charges = self._charges[budget.count_at(now)]
             reserved = [charge.price.credits for charge in charges.open.values() if charge.is_reserved]
             states.append(state_of(budget, now, counted=charges.total, reserved=sum(reserved, ZERO_CREDITS)))

@@ -70,6 +70,7 @@ SELECT_UNCERTAIN_PAGE = (
 )
 SELECT_PAGE = f"SELECT id, {_ALL_COLUMNS} FROM jobs WHERE id < ?"
 SELECT_PAGE_OF_STATE = f"{SELECT_PAGE} AND state = ?"
+SELECT_BETWEEN = f"SELECT {_ALL_COLUMNS} FROM jobs WHERE key BETWEEN ? AND ? ORDER BY key"
 COUNT_BY_STATE = "SELECT state, count(*) FROM jobs GROUP BY state"
 SELECT_OWNER = f"SELECT owner FROM jobs WHERE key = ? AND NOT {_NOT_ACTIVE}"
 COUNT_ACTIVE_BY_OWNER = (
@@ -213,6 +214,10 @@ class JobTable:
             parameters = tuple(parameter for state in states for parameter in (before, state.value))
         rows = self.connection.execute(f"{pages} ORDER BY id DESC LIMIT ?", (*parameters, limit)).fetchall()
         return _next_page_start(rows, limit), [record_of(row[1:]) for row in rows]
+
+    def jobs_between(self, first: str, last: str) -> list[JobRecord]:
+        """Return the jobs whose keys lie between two keys, these included, in the order of their keys."""
+        return [record_of(row) for row in self.connection.execute(SELECT_BETWEEN, (first, last)).fetchall()]
 
     def count_by_state(self) -> Counter[JobState]:
         """Count the jobs by state."""

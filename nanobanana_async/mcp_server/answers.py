@@ -98,9 +98,15 @@ def _describe(request_id: str, record: JobRecord, files: Sequence[Path]) -> str:
 
 
 async def budget(service: Service) -> str:
-    """Return how much of the budget is spent."""
-    cap = service.options.max_credits
-    return f"{number(await service.spent())} of {credit_count(cap)} of the budget are spent or reserved"
+    """Return how much of the cap and of the budget is spent."""
+    sums: list[str] = []
+    if (cap := service.options.max_credits) is not None:
+        sums.append(f"{number(await service.spent())} of {credit_count(cap)} of the budget")
+    if (state := await service.budget()) is not None:
+        day = " of this day" if state.per == "day" else ""
+        counted = number(state.spent + state.reserved)
+        sums.append(f"{counted} of {credit_count(state.max_credits)}{day} of budget {one_line(state.name)}")
+    return f"{' and '.join(sums)} are spent or reserved"
 
 
 def error_text(service: Service, request_id: str, error: NanoBananaError) -> str:
@@ -108,14 +114,13 @@ def error_text(service: Service, request_id: str, error: NanoBananaError) -> str
     same_id = "call again with the same request_id: what was bought is not bought again"
     match error:
         case CreditLimitReached():
-            why = error.message.replace("expected_credits", "--expected-credits").replace(
-                "max_credits", "--max-credits"
-            )
-            advice = (
-                f"nothing was bought. The budget counts everything bought as batch {service.options.batch!r}; only the"
-                " user can raise it, with --max-credits of `nanobanana mcp`"
-            )
-            return one_line(f"the budget is reached: {why}; {advice}")
+            counts, option = f"everything bought as batch {service.options.batch!r}", "--max-credits"
+            if error.budget is not None:
+                counts, option = f"all that names {error.budget!r} in this ledger", "--budget"
+            why = error.message.replace("expected_credits", "--expected-credits")
+            why = why.replace("max_credits", "--max-credits")
+            advice = f"nothing was bought. The budget counts {counts}; only the user can raise it, with {option}"
+            return one_line(f"the budget is reached: {why}; {advice} of `nanobanana mcp`")
         case PromptBlocked() | JobFailed(kind="moderation"):
             return one_line(f"the prompt was refused: {error.message}; change it and use a new request_id")
         case JobFailed():

@@ -1,11 +1,13 @@
 """What the tools do: one job for each request id, however often it is asked for, in this process or in another one.
 
-The jobs are rows of a named batch, whose cap the ledger counts: so the budget holds across restarts, and for all
-servers that use this ledger and this name. A job runs in the service's task group: a call that ends leaves it alone.
+The jobs are rows of a named batch. The ledger counts the cap of the batch and the budget: so they hold across restarts,
+and for all servers that use this ledger and these names. A job runs in the service's task group: a call that ends
+leaves it alone.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from attrs import define, field, frozen
 
 from nanobanana_async import (
     BatchStopped,
+    Budget,
+    BudgetState,
     GenerationResult,
     IdempotencyConflict,
     ImageRequest,
@@ -48,9 +52,13 @@ class ServiceOptions:
     """What the models may spend, under which name, and where the images go."""
 
     folder: Path
-    max_credits: Decimal
     batch: str
+    max_credits: Decimal | None = None
+    """The cap of the batch. It, or a budget, is needed."""
+    budget: Budget | None = None
     expected_credits: Decimal | None = None
+    priority: int = 0
+    group: str | None = None
 
 
 @define(eq=False)
@@ -84,9 +92,12 @@ class Service:
 
         At the end it is closed: jobs that were not sent are withdrawn, and those that run stay in the ledger.
         """
-        async with session, anyio.create_task_group() as group:
-            yield cls(session, ledger, options, group)
-            group.cancel_scope.cancel()
+        async with session:
+            if options.budget is not None:  # before any call, since it may count in another way in this ledger
+                await ledger.set_budget(options.budget)
+            async with anyio.create_task_group() as group:
+                yield cls(session, ledger, options, group)
+                group.cancel_scope.cancel()
 
     async def aclose(self) -> None:
         """Stop buying, and store the answers of creates in flight."""
@@ -135,6 +146,13 @@ class Service:
         """Return the credits that were spent or are reserved under the name of the batch."""
         return await self.ledger.spent_or_reserved(self.options.batch)
 
+    async def budget(self) -> BudgetState | None:
+        """Return the state of the budget; None if there is only the cap of the batch."""
+        if self.options.budget is None:
+            return None
+        (state,) = await self.ledger.budgets(datetime.now(UTC), [self.options.budget.name])
+        return state
+
     def _with_files(self, records: Sequence[JobRecord]) -> list[tuple[str, JobRecord, Sequence[Path]]]:
         saved = SavedImages.read(self.options.folder)
         found: list[tuple[str, JobRecord, Sequence[Path]]] = []
@@ -176,7 +194,10 @@ class Service:
             batch=options.batch,
             save_to=options.folder,
             max_credits=options.max_credits,
+            budget=options.budget,
             expected_credits=options.expected_credits,
+            priority=options.priority,
+            group=options.group,
         ) as outcomes:
             async for outcome in outcomes:
                 purchase.result, purchase.saved, purchase.error = outcome.result, outcome.saved, outcome.error

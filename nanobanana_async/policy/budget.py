@@ -11,6 +11,7 @@ from decimal import Decimal
 
 from attrs import evolve, field, frozen
 
+from nanobanana_async.policy.named_budget import Budget
 from nanobanana_async.policy.prices import ZERO_CREDITS, Basis, Price, Prices, refusal_reason
 
 NEVER_ASK_AGAIN = float("inf")
@@ -138,6 +139,7 @@ class MemoryCap:
 class _Refused:
     answer: Affordable
     why: str
+    at_estimate: bool
 
 
 class LedgerCap:
@@ -155,13 +157,16 @@ class LedgerCap:
         """What was left of the budget when the ledger refused a job."""
         self.ask_again_at = NEVER_ASK_AGAIN
         """When to ask the ledger again, since other processes may have freed credits."""
+        self._seen: tuple[Budget, str, Decimal] | None = None
+        """What the ledger's refusals rest on."""
+        self._reserved: Decimal | None = None
         self._estimated: set[Hashable] = set()
         self._refusals: dict[str, _Refused] = {}
 
     def check(self, price: Price) -> Affordable:
         """Return whether asking the ledger for a job at this price can succeed."""
         refusal = self._refusals.get(price.price_class)
-        if refusal is not None:
+        if refusal is not None and (price.is_estimate or not refusal.at_estimate):
             return refusal.answer
         return Affordable.LATER if price.is_estimate and self._estimated else Affordable.NOW
 
@@ -171,8 +176,23 @@ class LedgerCap:
 
     def on_refused(self, price: Price, answer: Affordable, why: str, *, ask_again_at: float) -> None:
         """Record that the ledger refused a job."""
-        self._refusals[price.price_class] = _Refused(answer, why)
+        self._refusals[price.price_class] = _Refused(answer, why, price.is_estimate)
         self.ask_again_at = ask_again_at
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether jobs wait until it has room."""
+        return any(refusal.answer is Affordable.LATER for refusal in self._refusals.values())
+
+    def on_read(self, budget: Budget, counted_by: str, counted: Decimal, reserved: Decimal | None = None) -> None:
+        """Take what the ledger has of the budget; forget what it refused when it had something else.
+
+        `reserved` is the part of `counted` that is no more than reserved; None if that was not read.
+        """
+        seen, before = (budget, counted_by, counted), self._reserved
+        if seen != self._seen or (reserved is not None and before is not None and reserved != before):
+            self.forget_refusals()
+        self._seen, self._reserved = seen, reserved
 
     def forget_refusals(self) -> None:
         """Forget the refusals of the ledger."""

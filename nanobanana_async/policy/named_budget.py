@@ -1,5 +1,7 @@
 """Named budgets: a cap with a name, which a ledger counts for all calls that name it."""
 
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, Literal, get_args
@@ -8,7 +10,7 @@ from attrs import Attribute, field, frozen
 
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.escaping import plain_text
-from nanobanana_async.policy.prices import ZERO_CREDITS, format_amount, parse_credits
+from nanobanana_async.policy.prices import ZERO_CREDITS, Price, format_amount, parse_credits, refusal_reason
 from nanobanana_async.validators import shown
 
 Period = Literal["day"]
@@ -64,12 +66,16 @@ class Budget:
             return None
         return datetime.combine(now.astimezone(UTC).date() + timedelta(days=1), time(), UTC)
 
-    def explain_refusal(self, why: str, spent: Decimal, now: datetime) -> str:
-        """Return why a job is not bought under it, what is left, and what to do."""
+    def explain_refusal(self, price: Price, counted: Decimal, now: datetime, *, blocked: bool) -> str:
+        """Return why a job is not bought under it, what is left, and what to do.
+
+        `counted` is what counts under it already; `blocked` says that an estimate among that keeps the job back.
+        """
+        why = refusal_reason(price, limit=self.max_credits, spent=counted, blocked=blocked, cap="its cap")
         resets_at = self.resets_at(now)
         more = "" if resets_at is None else f"; it counts from 0 again at {resets_at:%Y-%m-%d %H:%M} UTC"
-        more += "; a budget of that name with a higher max_credits buys more"
-        return f"budget {self.name}: {why}; {format_amount(self.left_after(spent))} are left{more}"
+        left = format_amount(self.left_after(counted))
+        return f"budget {self.name}: {why}; {left} are left{more}; raise it to buy more"
 
     def left_after(self, counted: Decimal) -> Decimal:
         """Return what may still be reserved; 0 if more was spent than `max_credits` allows now."""
@@ -91,9 +97,38 @@ class BudgetState:
     """When it counts from 0 again; None for never."""
 
     @property
+    def budget(self) -> Budget:
+        """The budget as the ledger has it."""
+        return Budget(name=self.name, max_credits=self.max_credits, per=self.per)
+
+    @property
     def left(self) -> Decimal:
         """What may still be reserved; 0 if more was spent than `max_credits` allows now."""
         return max(ZERO_CREDITS, self.max_credits - self.spent - self.reserved)
+
+
+def parse_budget(setting: str, text: str) -> Budget:
+    """Return the budget that `NAME=CREDITS` or `NAME=CREDITS/day` says, as people write it in settings."""
+    name, _, amount = text.rpartition("=")
+    number, slash, per = amount.partition("/")
+    max_credits: Decimal | None = None
+    with suppress(ArithmeticError):
+        max_credits = Decimal(number)
+    if max_credits is None or not name or (slash and per.strip() != "day"):
+        raise ConfigurationError(
+            f"{setting} must be NAME=CREDITS or NAME=CREDITS/day, such as alice=500/day, not {shown(text)}"
+        )
+    return Budget(name=name, max_credits=max_credits, per="day" if slash else None)
+
+
+def check_names_apart(setting: str, budgets: Iterable[Budget]) -> None:
+    """Raise `ConfigurationError` if two different budgets have one name: the ledger could count only one of them."""
+    by_name: dict[str, Budget] = {}
+    for budget in budgets:
+        if by_name.setdefault(budget.name, budget) != budget:
+            raise ConfigurationError(
+                f"{setting}: there are two different ones with the name {budget.name!r}: name them apart"
+            )
 
 
 def state_of(budget: Budget, now: datetime, *, counted: Decimal, reserved: Decimal) -> BudgetState:

@@ -133,20 +133,24 @@ _ADVICE = {
 
 
 def refusal_reason(
-    price: Price, *, limit: Decimal, spent: Decimal, reserved: Decimal = ZERO_CREDITS, blocked: bool = False
+    price: Price,
+    *,
+    limit: Decimal,
+    spent: Decimal,
+    reserved: Decimal = ZERO_CREDITS,
+    blocked: bool = False,
+    cap: str = "max_credits",
 ) -> str:
-    """Return why a job is not bought under a cap."""
+    """Return why a job is not bought under a cap, which users know by this name."""
     cost = f"{'estimated at' if price.is_estimate else 'for'} {format_amount(price.credits)}"
     if blocked:
         return (
-            f"max_credits is {format_amount(limit)}, and a job {cost} is not bought: an earlier job was bought at an"
+            f"{cap} is {format_amount(limit)}, and a job {cost} is not bought: an earlier job was bought at an"
             " estimate, and its cost is still unknown; set expected_credits to what such jobs cost"
         )
     in_doubt = f", {format_amount(reserved)} are reserved for jobs in doubt" if reserved else ""
     spent_so_far = f"{format_amount(spent)} are spent{in_doubt}"
-    return (
-        f"max_credits is {format_amount(limit)}, {spent_so_far}, and a job {cost} would pass it{_ADVICE[price.basis]}"
-    )
+    return f"{cap} is {format_amount(limit)}, {spent_so_far}, and a job {cost} would pass it{_ADVICE[price.basis]}"
 
 
 def format_amount(amount: Decimal) -> str:

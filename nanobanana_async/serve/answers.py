@@ -12,7 +12,7 @@ from starlette.responses import Response
 from nanobanana_async import errors
 from nanobanana_async.errors import GatewayError, InvalidRequest, JobFailed, NanoBananaError
 from nanobanana_async.images.formats import detect
-from nanobanana_async.models import GenerationResult, to_json_types
+from nanobanana_async.models import GenerationResult, json_number, to_json_types
 
 _PARAMS = {
     "num_images": "n",
@@ -44,15 +44,17 @@ class ApiError(Exception):
         retry: bool = False,
         retry_after_s: float | None = None,
         key: str | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param, self.retry = status, message, code, param, retry
         self.kind = kind or ("invalid_request_error" if status < 500 else "server_error")
-        self.retry_after_s, self.key = retry_after_s, key
+        self.retry_after_s, self.key, self.facts = retry_after_s, key, facts or {}
 
     def envelope(self) -> dict[str, Any]:
         """Return the body of the answer."""
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": {**error, **self.facts}}
 
     def response(self) -> Response:
         """Return the answer."""
@@ -115,6 +117,9 @@ def api_error(error: NanoBananaError, key: str | None = None) -> ApiError:
             message = f"{param}: {message}"
     elif isinstance(error, errors.JobUnfinished):
         message += "; the same request, or GET /v1/jobs/ with its key, waits for it again"
+    facts: dict[str, Any] = {}
+    if isinstance(error, errors.CreditLimitReached) and error.budget is not None:
+        facts = {"budget": error.budget, "left": None if error.left is None else json_number(error.left)}
     after_s = error.retry_after_s if isinstance(error, GatewayError) else None
     return ApiError(
         found.status,
@@ -125,6 +130,7 @@ def api_error(error: NanoBananaError, key: str | None = None) -> ApiError:
         retry=found.retry,
         retry_after_s=after_s,
         key=error.key or key,
+        facts=facts,
     )
 
 

@@ -22,6 +22,7 @@ from nanobanana_async.serve.bodies import Body, BodyReceiver, read_form, read_js
 from nanobanana_async.serve.fields import ResponseFormat, wanted_of
 from nanobanana_async.serve.orders import Attempt, Order, Orders
 from nanobanana_async.serve.tokens import LOCAL, Token, check_tokens, find_token
+from nanobanana_async.session import engine_of
 from nanobanana_async.validators import as_timeout, check_kind
 
 MAX_FORM_BYTES = 64 << 20
@@ -54,9 +55,11 @@ def make_app(
         "models", models, (list, tuple, Mapping, type(None)), "a list of names, or a mapping from names to models"
     )
     names = [gateway.model for gateway in session.gateways] if models is None else models
-    capped = any(token.max_credits is not None for token in tokens or ())
-    if capped and len({gateway.name for gateway in session.gateways}) > 1:
-        raise one_gateway_error("a token with max_credits")
+    if (
+        any(token.budget is not None for token in tokens or ())
+        and len({gateway.name for gateway in session.gateways}) > 1
+    ):
+        raise one_gateway_error("a token with a budget")
     api = _Api(
         session=session,
         tokens=None if tokens is None else tuple(tokens),
@@ -207,7 +210,7 @@ class _Api:
     async def health(self, _: Request) -> Response:
         """Return 200 while jobs can be taken."""
         try:
-            self.session._require_engine()
+            engine_of(self.session)
         except NanoBananaError:
             return json_response({"status": "stopping"}, 503)
         return json_response({"status": "ok"})

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from attrs import define, field, frozen
@@ -19,9 +19,9 @@ from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.models import ImageRequest, with_model
-from nanobanana_async.policy.budget import Cap
 from nanobanana_async.references import local_digests
 from nanobanana_async.serve.tokens import Token
+from nanobanana_async.session import budget_of_call, engine_of
 
 REMEMBERED_S = 900.0
 """How long after its last attempt an order can be continued by a retry: OpenAI's clients wait for up to 600 s."""
@@ -81,12 +81,11 @@ class Orders:
     session: Session
     tokens: Sequence[Token]
     _orders: dict[str, list[Order]] = field(factory=dict)
-    _caps: dict[str, tuple[Cap, ...]] = field(factory=dict)
     _swept_at: float = 0.0
 
     async def submit(self, token: Token, wanted: ImageRequest, attempt: Attempt) -> tuple[Job, Order]:
         """Store the job of a request, or find it, and return it with its order. Call `end` once it is answered."""
-        engine = self.session._require_engine()
+        engine = engine_of(self.session)
         request, sources = await engine.references.identify(wanted)
         models = {gateway.model for gateway in self.session.gateways}
         if len(models) == 1:  # else the account that buys it chooses the model
@@ -97,29 +96,38 @@ class Orders:
             order = await self._order_of(token, request, attempt)
         order.waiting, order.last_request_at = order.waiting + 1, _now()
         try:
-            record = await engine.new_record(request, order.key, batch=token.batch)
-            while (tracked := engine.submit(record, *self._caps_of(token), sources=sources)).is_being_withdrawn:
+            record = await engine.new_record(
+                request,
+                order.key,
+                batch=token.batch,
+                budget=budget_of_call(self.session, token.budget, token.turn_group),
+                priority=token.priority,
+                group=token.turn_group,
+            )
+            while (tracked := engine.submit(record, sources=sources)).is_being_withdrawn:
                 await tracked.wait_for_change()
             return await handle_once_stored(engine, tracked), order
         except BaseException:
             self.end(order, attempt, answered=False)
             raise
 
+    async def store_budgets(self) -> None:
+        """Store the budgets of the tokens, so that their values hold, and a wrong one is found before any request."""
+        for budget in [token.budget for token in self.tokens if token.budget is not None]:
+            await engine_of(self.session).store.set_budget(budget)
+
     async def resume(self) -> None:
         """Follow unfinished jobs that have no owner; buy those of our tokens that no request may come back for."""
         await self.session.resume()
-        for gateway in self.session.gateways:
-            async for record in self.session._components.ledger.adoptable_jobs(gateway.account):
-                await self._buy_if_ordered(record)
-
-    async def _buy_if_ordered(self, record: JobRecord) -> None:
-        engine = self.session._require_engine()
-        token = next((each for each in self.tokens if each.batch == record.batch), None)
-        # The content of a local image came with its request: only a retry has it again.
-        if token is None or record.request is None or local_digests(record.request.images):
-            return
-        if record.state is JobState.PENDING and record.key not in engine.tracked:
-            await handle_once_stored(engine, engine.submit(record, *self._caps_of(token)))
+        engine = engine_of(self.session)
+        batches = {token.batch for token in self.tokens}
+        for member in engine.members:
+            async for record in engine.store.ledger.adoptable_jobs(member.account):
+                # The content of a local image came with its request: only a retry has it again.
+                if record.batch not in batches or record.request is None or local_digests(record.request.images):
+                    continue
+                if record.state is JobState.PENDING and record.key not in engine.tracked:
+                    await handle_once_stored(engine, engine.submit(record))
 
     def end(self, order: Order, attempt: Attempt, *, answered: bool) -> None:
         """Record that a request is over; `answered` if it has an answer after which no retry should come."""
@@ -127,13 +135,6 @@ class Orders:
         if answered:
             order.answered_after_s = _now() - order.last_request_at
         order.kept_until = _now() + min(attempt.remembered_s, _MOST_REMEMBERED_S)
-
-    def _caps_of(self, token: Token) -> tuple[Cap, ...]:
-        if token.max_credits is None:
-            return ()
-        if token.name not in self._caps:
-            self._caps[token.name] = (self.session._require_engine().make_cap(token.max_credits, token.batch),)
-        return self._caps[token.name]
 
     async def _order_of(self, token: Token, request: ImageRequest, attempt: Attempt) -> Order:
         """Return the order that a request continues, or a new one."""
@@ -143,31 +144,31 @@ class Orders:
             if (order := _continued(self._orders.get(prefix, ()), attempt.retry_count)) is not None:
                 order.attempt = attempt.retry_count
                 return order
-            stored = [record async for record in self._stored(prefix, attempt)]
+            stored = await self._stored(prefix, attempt)
             taken = {order.key for order in self._orders.get(prefix, ())}  # read now: other requests ran meanwhile
             # No client has the images of one that runs; those that ended last may not have been delivered.
             for record in sorted(stored, key=lambda record: record.ended_at or _NOT_ENDED, reverse=True):
                 if record.key not in taken:
                     return self._remember(prefix, record.key, attempt)
-        return self._remember(prefix, f"{prefix}{secrets.token_hex(8)}", attempt)
+        return self._remember(prefix, f"{self._key_at(prefix)}{secrets.token_hex(8)}", attempt)
 
     def _remember(self, prefix: str, key: str, attempt: Attempt) -> Order:
         order = Order(key, attempt.retry_count, kept_until=_now() + REMEMBERED_S)
         self._orders.setdefault(prefix, []).append(order)
         return order
 
-    async def _stored(self, prefix: str, attempt: Attempt) -> AsyncIterator[JobRecord]:
-        """Yield the jobs of earlier processes, and of others on this ledger, that a retry may continue."""
-        ledger = self.session._components.ledger
+    async def _stored(self, prefix: str, attempt: Attempt) -> Sequence[JobRecord]:
+        """Return the jobs of other processes on this ledger that a retry may continue, the newest first."""
+        ledger = engine_of(self.session).store.ledger
         if not isinstance(ledger, (SqliteLedger, PostgresLedger)):
-            return
+            return ()
         back_s = min(attempt.retry_count * attempt.remembered_s, _MOST_REMEMBERED_S)  # to the first attempt
-        oldest = self.session._require_engine().store.utcnow() - timedelta(seconds=back_s)
-        async for record in ledger.jobs():
-            if record.created_at < oldest:
-                return
-            if record.key.startswith(prefix):
-                yield record
+        return (await ledger.jobs_between(self._key_at(prefix, back_s), f"{prefix}~"))[::-1]
+
+    def _key_at(self, prefix: str, back_s: float = 0.0) -> str:
+        """Return what the keys of orders begin with that were made at a time: they sort by it, for `jobs_between`."""
+        when = engine_of(self.session).store.utcnow() - timedelta(seconds=back_s)
+        return f"{prefix}{int(when.timestamp() * 1000):012x}-"
 
     def _sweep(self) -> None:
         """Forget orders that no retry will continue."""

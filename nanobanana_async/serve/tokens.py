@@ -1,21 +1,26 @@
-"""The bearer tokens of the served API: each has a name, and perhaps a cap of credits."""
+"""The bearer tokens of the served API: each has a name, and perhaps a budget, a group and a priority."""
 
 import hashlib
 import hmac
 import re
 import secrets
 from collections.abc import Iterable, Sequence
-from decimal import Decimal
+from typing import Any
 
 from attrs import Attribute, field, frozen
 
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.keys import batch_key_prefix
-from nanobanana_async.policy.prices import parse_credits
+from nanobanana_async.policy.named_budget import Budget, check_names_apart, parse_budget
+from nanobanana_async.policy.turn_settings import check_group, check_priority
 from nanobanana_async.validators import check_kind
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TEXT = re.compile(r"[A-Za-z0-9_.~+/=-]{16,512}")
+_SETTINGS = (
+    "after NAME:TOKEN come settings with colons between: CREDITS or CREDITS/day, or budget=NAME=CREDITS or"
+    " budget=NAME=CREDITS/day; group=NAME; priority=NUMBER from -100 to 100; each once"
+)
 
 
 def _check_name(_: object, __: "Attribute[str]", name: object) -> None:
@@ -29,26 +34,35 @@ def _to_digest(text: object) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def _to_cap(credits_: Decimal | float | None) -> Decimal | None:
-    return parse_credits("max_credits", credits_)
+def _check_budget(_: object, __: "Attribute[Budget | None]", budget: object) -> None:
+    check_kind("budget", budget, (Budget, type(None)), 'a Budget, such as Budget(name="ann", max_credits=100)')
 
 
 @frozen
 class Token:
-    """A bearer token: `Token("ann", "...", max_credits=500)`. Only a digest of its text is kept.
+    """A bearer token: `Token("ann", "...", budget=Budget(name="ann", max_credits=500))`. Only a digest of it is kept.
 
-    The name identifies it in the ledger: under it a new text continues the jobs and the cap of the old one.
+    The name identifies it in the ledger: under it a new text continues the jobs of the old one. Budget, group and
+    priority are those of `Session.generate`.
     """
 
     name: str = field(validator=_check_name)
     digest: bytes = field(converter=_to_digest, repr=False)
-    max_credits: Decimal | None = field(default=None, converter=_to_cap, kw_only=True)
-    """The most credits that are ever spent under the name, on all hosts that share the ledger."""
+    budget: Budget | None = field(default=None, validator=_check_budget, kw_only=True)
+    """Which counts its jobs in the ledger, on all hosts and after restarts; tokens may share one."""
+    group: str | None = field(default=None, converter=check_group, kw_only=True)
+    """With which jobs its own share turns for a slot; None: its name is their group."""
+    priority: int = field(default=0, converter=check_priority, kw_only=True)
 
     @property
     def batch(self) -> str:
-        """What the keys of its jobs begin with: the ledger counts its credits as those of a batch."""
+        """What the keys of its jobs begin with."""
         return batch_key_prefix(f"serve {self.name}")
+
+    @property
+    def turn_group(self) -> str:
+        """The group of its jobs."""
+        return self.group or self.name
 
 
 LOCAL = Token("local", secrets.token_hex())
@@ -56,26 +70,47 @@ LOCAL = Token("local", secrets.token_hex())
 
 
 def parse_tokens(text: str) -> list[Token]:
-    """Return the tokens of lines `NAME:TOKEN` or `NAME:TOKEN:MAX_CREDITS`; a line that begins with # is a comment.
+    """Return the tokens of lines `NAME:TOKEN` or `NAME:TOKEN:SETTING:...`; a line that begins with # is a comment.
 
-    Raises `ConfigurationError`, which names a line by its number and shows nothing of it.
+    A setting is `500` or `500/day` (a budget with the name of the token), `budget=team=500/day`, `group=team` or
+    `priority=5`. Raises `ConfigurationError`, which names a line by its number and shows nothing of it.
     """
     tokens: list[Token] = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        name, *rest = line.strip().split(":")
+        name, _, rest = line.strip().partition(":")
+        secret, *settings = rest.split(":")
         try:
-            cap = Decimal(rest[1]) if len(rest) == 2 else None
-            if len(rest) not in (1, 2):
-                raise ConfigurationError("a line is NAME:TOKEN or NAME:TOKEN:MAX_CREDITS")
-            tokens.append(Token(name, rest[0], max_credits=cap))
-        except ArithmeticError:
-            raise ConfigurationError(f"tokens, line {number}: MAX_CREDITS must be a number") from None
+            tokens.append(Token(name, secret, **_settings_of(name, settings)))
         except ConfigurationError as error:
             raise ConfigurationError(f"tokens, line {number}: {error.message}") from None
     check_tokens(tokens)
     return tokens
+
+
+def _settings_of(name: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a token; the error for a wrong one shows nothing of it, which may be part of a token."""
+    settings: dict[str, Any] = {}
+    try:
+        for text in texts:
+            setting, sign, value = text.partition("=")
+            if not sign:
+                setting, value = "budget", f"{name}={text}"
+            if setting in settings:
+                raise ConfigurationError(_SETTINGS)
+            match setting:
+                case "budget":
+                    settings[setting] = parse_budget(setting, value)
+                case "group":
+                    settings[setting] = check_group(value)
+                case "priority":
+                    settings[setting] = check_priority(int(value))
+                case _:
+                    raise ConfigurationError(_SETTINGS)
+    except ValueError:  # a `ConfigurationError` is one, too
+        raise ConfigurationError(_SETTINGS) from None
+    return settings
 
 
 def check_tokens(tokens: Sequence[Token]) -> None:
@@ -87,6 +122,7 @@ def check_tokens(tokens: Sequence[Token]) -> None:
     for facts in ([token.name for token in tokens], [token.digest for token in tokens]):
         if len(set(facts)) < len(facts):
             raise ConfigurationError("two tokens have the same name or text: each needs its own")
+    check_names_apart("the budgets of tokens", [token.budget for token in tokens if token.budget is not None])
 
 
 def find_token(tokens: Iterable[Token], authorization: str) -> Token | None:

@@ -4,12 +4,13 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nanobanana_async import BatchStopped, FeedReport, GenerationResult, JobState, Outcome
+from nanobanana_async import BatchStopped, Budget, FeedReport, GenerationResult, JobState, Outcome
 from nanobanana_async.errors import (
     ConfigurationError,
     CreditLimitReached,
@@ -428,3 +429,19 @@ async def test_hosts_that_generate_the_same_named_rows_share_them() -> None:
         assert creates >= 10  # each has bought a part of them
         assert [outcome.index for outcome in outcomes] == list(range(40))  # and gets all, those of the other too
         assert all(outcome.ok for outcome in outcomes)
+
+
+@virtually
+async def test_budget_of_a_feed_counts_its_rows_on_each_worker() -> None:
+    shared, gateway = SharedLedger(), PromptGateway()
+    budget = Budget(name="alice", max_credits=80)
+    await fed(shared, PROMPTS[:12], budget=budget)
+    async with host(shared, gateway) as process:
+        outcomes, stopped = await until_stopped(process.session.work("spring"))
+        assert (len(gateway.sold), len([each for each in outcomes if each.ok])) == (10, 10)
+        assert isinstance(stopped.cause, CreditLimitReached)
+        assert (stopped.cause.budget, stopped.cause.left) == ("alice", Decimal(0))
+        await process.session.budgets()
+    await fed(shared, PROMPTS[:12], budget=Budget(name="alice", max_credits=800))
+    assert len(await worked(shared, gateway)) == 2
+    assert len(gateway.sold) == 12

@@ -18,13 +18,16 @@ async def refusal(folder: Path, *options: str) -> str:
 
 
 async def test_budget_is_required(tmp_path: Path) -> None:
-    assert "mcp needs --max-credits, what may be spent in all" in await refusal(tmp_path)
+    complaint = await refusal(tmp_path)
+    assert "mcp needs --max-credits, what may be spent in all" in complaint
+    assert "or a budget, such as --budget models=50/day" in complaint
 
 
 async def test_wrong_settings_are_refused_before_anything_is_served(tmp_path: Path) -> None:
     budget = ("--max-credits", "100")
     assert "--max-credits must be" in await refusal(tmp_path, "--max-credits", "-1")
     assert "--batch must be a name" in await refusal(tmp_path, *budget, "--batch", " ")
+    assert "--batch must be a name" in await refusal(tmp_path, "--budget", "models=50/day", "--batch", " ")
     assert "there is no such folder" in await refusal(tmp_path, *budget, "--allow-folder", str(tmp_path / "none"))
     (tmp_path / "images").rmdir()
     (tmp_path / "images").write_text("a file")

@@ -56,6 +56,8 @@ def test_extra_option_without_a_name_of_its_own_is_refused(options: list[str], w
         ("[403] (ask for access, and check base_url)", "[403] (ask for access, and check --base-url)"),
         ("[404] (check the task id, and base_url)", "[404] (check the task id, and --base-url)"),
         ("check proxy= or HTTPS_PROXY", "check HTTPS_PROXY"),
+        ("pass per='day', or use another name", "write NAME=CREDITS/day, or use another name"),
+        ("pass per=None, or use another name", "write NAME=CREDITS without /day, or use another name"),
         ("with tls= or SSL_CERT_FILE", "with SSL_CERT_FILE"),
         (
             "allow_networks=['10.0.0.5/32'] or NANOBANANA_ALLOW_NETWORKS=10.0.0.5/32 allows it",

@@ -93,6 +93,21 @@ async def test_batch_feeds_and_works_and_the_same_command_continues(hosts: Hosts
 
 
 @slow
+async def test_budget_of_a_feed_holds_for_its_workers_beside_other_commands(hosts: Hosts) -> None:
+    turn = ("--budget", "ann=24/day", "--group", "ann", "--priority", "3")
+    fed = await hosts("batch", hosts.rows(5), "--feed-only", *turn)
+    assert fed.code == 0, fed.err
+    assert (await hosts("generate", "a crow", "--budget", "ann=24/day")).code == 0
+    stopped = await hosts.worker()
+    assert (stopped.code, hosts.bought) == (3, 3), stopped.err
+    assert "the buying stopped: budget ann: its cap is 24, 24 are spent" in stopped.err
+    shown = await hosts("budgets")
+    assert (shown.code, shown.out) == (0, "ann\t0\t24\t0\t24\tday\n")
+    again = await hosts("batch", hosts.rows(5), "-o", "out", "--budget", "ann=48/day")
+    assert (again.code, hosts.bought) == (0, 6), again.err
+
+
+@slow
 @pytest.mark.usefixtures("real_processes")
 async def test_first_signal_drains_a_worker_and_another_one_goes_on(hosts: Hosts) -> None:
     await hosts("batch", hosts.rows(30), "--feed-only")

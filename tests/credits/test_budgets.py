@@ -66,8 +66,7 @@ async def test_calls_with_one_budget_buy_what_it_has(make_ledger: Any) -> None:
         assert (caught.value.budget, job.state) == ("alice", JobState.WITHDRAWN)
         assert caught.value.left == 0
         assert str(caught.value) == (
-            "budget alice: max_credits is 40, 40 are spent, and a job for 8 would pass it; 0 are left;"
-            " a budget of that name with a higher max_credits buys more"
+            "budget alice: its cap is 40, 40 are spent, and a job for 8 would pass it; 0 are left; raise it to buy more"
         )
         assert (await bought(session, 3, word="hen"))[0] == 3  # no budget counts these
         states = await session.budgets()
@@ -235,7 +234,9 @@ async def test_purchase_by_hand_counts_under_the_budget_of_the_job() -> None:
         await bought(session, 1, budget=budget)
         gateway.faults.append(True)
         assert isinstance(await outcome(session, "a hen", idempotency_key="hen", budget=budget), JobUncertain)
-        with pytest.raises(CreditLimitReached, match=r"budget alice: 0 are left, and a job for 0\.5") as caught:
+        with pytest.raises(
+            CreditLimitReached, match=r"budget alice: its cap is 1, 1 are .* 0 are left; raise"
+        ) as caught:
             await session.resolve("hen", buy_again=True)
         assert (caught.value.budget, caught.value.left) == ("alice", Decimal(0))
         hen = await session.job("hen")
@@ -252,12 +253,104 @@ async def test_another_purchase_by_hand_counts_under_the_budget_of_the_job() -> 
     async with a_session("defapi", gateway.transport(), ledger=LedgerView(SharedLedger())) as session:
         gateway.faults.append(True)
         assert isinstance(await outcome(session, "a hen", idempotency_key="hen", budget=budget), JobUncertain)
-        with pytest.raises(CreditLimitReached, match="the price of jobs is not known"):
+        with pytest.raises(CreditLimitReached, match="an earlier job was bought at an estimate"):
             await session.resolve("hen", buy_again=True)
         await bought(session, 1)  # by which the price becomes known
         await (await session.resolve("hen", buy_again=True))
         assert await left(session) == 1
     assert gateway.sold == 3
+
+
+@virtually
+async def test_budget_that_another_job_takes_before_a_purchase_by_hand_is_not_passed() -> None:
+    """Between the check and the create, while the job waits for a slot."""
+    gateway, shared, budget = charging_gateway("defapi"), SharedLedger(), Budget(name="alice", max_credits=2)
+    one_slot = ConcurrencyPolicy(max_jobs=1, learn=False)
+    async with (
+        a_session("defapi", gateway.transport(), ledger=LedgerView(shared)) as theirs,
+        a_session("defapi", gateway.transport(), ledger=LedgerView(shared), concurrency=one_slot) as ours,
+    ):
+        await ours.generate("a crow")  # by which the price becomes known
+        gateway.faults.append(True)
+        assert isinstance(await outcome(ours, "a hen", idempotency_key="hen", budget=budget), JobUncertain)
+        await asyncio.sleep(200.0)  # the hen holds its slot no longer
+        before = await ours.submit("a slow owl")
+        await before.wait_for_task_id()
+        hen = await ours.resolve("hen", buy_again=True)
+        assert hen.state is JobState.PENDING
+        assert (await bought(theirs, 3, budget=budget))[0] == 3
+        with pytest.raises(CreditLimitReached, match="budget alice") as caught:
+            await hen
+        assert (caught.value.budget, caught.value.left, hen.state) == ("alice", Decimal(0), JobState.WITHDRAWN)
+        state = (await ours.budgets())["alice"]
+        assert [state.spent, state.reserved, state.left] == [1.5, 0.5, 0]  # reserved for the first hen
+        await ours.generate("a hen", idempotency_key="hen", budget=evolve(budget, max_credits=3))
+    assert [sale.prompt for sale in gateway.sales.values()].count("a hen") == 2
+
+
+@virtually
+async def test_groups_that_wait_for_budgets_read_these_together_once_a_second() -> None:
+    """Their budgets are used by long jobs of another session, of which one ends early without a charge."""
+    gateway, shared, names = ChargingGateway(job_s=10.0), SharedLedger(), [f"user {number}" for number in range(20)]
+    budgets = {name: Budget(name=name, max_credits=8) for name in names}
+    ours_ledger = LedgerView(shared)
+    async with (
+        a_session("apimall", gateway.transport(), ledger=LedgerView(shared), budgets=budgets) as theirs,
+        a_session("apimall", gateway.transport(), ledger=ours_ledger, budgets=budgets) as ours,
+    ):
+        await theirs.generate("a crow")
+        await ours.generate("a crow")
+        await theirs.submit("an owl [fail]", group=names[0])
+        await asyncio.sleep(1.0)
+        gateway.job_s = 60.0
+        for name in names[1:]:
+            await theirs.submit("an owl", group=name)
+        await asyncio.sleep(2.0)
+        hens = [await ours.submit("a hen", group=name) for name in names]
+        await asyncio.sleep(2.0)
+        calls, sold = ours_ledger.calls.copy(), gateway.sold
+        await asyncio.sleep(20.0)
+        seen = ours_ledger.calls - calls
+        assert gateway.sold == sold + 1  # that of the user whose owl was refunded
+        assert hens[0].state is JobState.RUNNING
+        assert 18 <= seen["budgets"] <= 21
+        assert seen["advance_and_reserve"] <= 2 * len(names) + 2  # in any case each asks every ten seconds
+        await asyncio.sleep(80.0)
+        assert {hen.state for hen in hens[1:]} == {JobState.WITHDRAWN}
+        calls = ours_ledger.calls.copy()
+        await asyncio.sleep(30.0)
+        assert (ours_ledger.calls - calls)["budgets"] == 0  # none waits
+
+
+@virtually
+async def test_job_that_waits_gets_the_value_that_another_session_gives_its_budget() -> None:
+    gateway, shared = ChargingGateway(job_s=100.0), SharedLedger()
+    async with (
+        a_session("apimall", gateway.transport(), ledger=LedgerView(shared)) as theirs,
+        a_session("apimall", gateway.transport(), ledger=LedgerView(shared)) as ours,
+    ):
+        await theirs.submit("an owl", budget=evolve(ALICE, max_credits=8))
+        await asyncio.sleep(1.0)
+        hen = await ours.submit("a hen", budget=evolve(ALICE, max_credits=8))
+        await asyncio.sleep(5.0)
+        assert hen.state is JobState.PENDING
+        await theirs.submit("a crow", budget=evolve(ALICE, max_credits=24))
+        await asyncio.sleep(3.0)
+        assert (hen.state, gateway.sold) == (JobState.RUNNING, 3)
+
+
+@virtually
+async def test_stored_job_keeps_its_budget_when_a_later_session_names_another() -> None:
+    gateway, shared, bob = ChargingGateway(), SharedLedger(), Budget(name="bob", max_credits=40)
+    async with a_session("apimall", gateway.transport(), ledger=LedgerView(shared)) as session:
+        engine, ledger = session._require_engine(), session._components.ledger
+        await ledger.claim(await engine.new_record(ImageRequest("a hen"), "hen", budget=ALICE))
+        await ledger.claim(await engine.new_record(ImageRequest("an owl"), "owl"))
+    async with a_session("apimall", gateway.transport(), ledger=LedgerView(shared)) as session:
+        await session.generate("a hen", idempotency_key="hen", budget=bob)
+        assert [await left(session), await left(session, "bob")] == [32, 40]
+        await session.generate("an owl", idempotency_key="owl", budget=bob)
+        assert [await left(session), await left(session, "bob")] == [32, 32]
 
 
 @virtually
@@ -301,7 +394,7 @@ async def test_newest_value_of_a_budget_holds_for_all_sessions() -> None:
         assert (await bought(theirs, 9, word="owl", budget=evolve(ALICE, max_credits=56)))[0] == 2
         await asyncio.sleep(2.0)
         assert (await bought(theirs, 9, word="hen", budget=evolve(ALICE, max_credits=64)))[0] == 1
-        with pytest.raises(CreditLimitReached, match="max_credits is 64, 64 are spent"):
+        with pytest.raises(CreditLimitReached, match="its cap is 64, 64 are spent"):
             await ours.generate("a crow", budget=ALICE)
     assert gateway.sold == 8
 

@@ -10,11 +10,13 @@ import pytest
 
 from nanobanana_async import ConcurrencyPolicy, Session
 from nanobanana_async.errors import ConfigurationError, NanoBananaError
+from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.policy.fair_queue import FLOOR
 from nanobanana_async.testing import FakeTransport, run_virtual
 from tests.batch.fakes import PromptGateway, all_of, slots
 from tests.support.fakes import RecordingLedger, apimall, now, virtually
 from tests.support.replies import refused
+from tests.support.shared_ledger import LedgerView, SharedLedger
 
 LIMIT = 10
 
@@ -250,3 +252,25 @@ async def test_batches_of_one_group_share_its_turns() -> None:
             all_of(session.generate_many([f"c{number}" for number in range(20)], group="y")),
         )
     assert abs(sum(prompt[0] == "c" for prompt in gateway.sold[:30]) - 15) <= 2
+
+
+@virtually
+async def test_stats_count_the_jobs_that_wait_by_group() -> None:
+    gateway, ledger = PromptGateway(job_s=5.0), LedgerView(SharedLedger())
+    async with apimall(FakeTransport(gateway.answer), concurrency=slots(1), ledger=ledger) as session:
+        await (await session.submit("first")).wait_for_task_id()
+        for group in ("ann", "ann", "ben", None):
+            await session.submit("a fox", group=group)
+        raised = await session.submit("an owl", group="ann", idempotency_key="owl")
+        await session.submit("an owl", idempotency_key="owl", priority=5)
+        spring = asyncio.Task(all_of(session.generate_many(["a hen", "a crow"], batch="spring")))
+        await asyncio.sleep(1.0)
+        stats = session.stats()
+        assert stats.queued_by_group == {"ann": 3, batch_key_prefix("spring"): 2, "ben": 1, "": 1}
+        assert next(iter(stats.queued_by_group)) == "ann"
+        assert stats.queued == 7
+        await asyncio.sleep(8.0)
+        assert session.stats().queued_by_group["ann"] == 2
+        assert (await raised).url
+        await spring
+        assert session.stats().queued_by_group.get("ann", 0) <= 1

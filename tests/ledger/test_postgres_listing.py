@@ -153,3 +153,13 @@ async def test_pruned_estimate_still_blocks_another_one(pair: Pair) -> None:
     await moved(one, first, JobState.FAILED, ended_at=NOON)
     assert await one.prune(NOON + timedelta(days=1)) == 1
     assert (await about_to_be_sent(one, "b-2", GUESS, 100))[1].refusal is Refusal.ESTIMATE
+
+
+async def test_jobs_are_found_by_the_range_of_their_keys(pair: Pair) -> None:
+    one, two = pair
+    for key in ("b-2", "a-9", "b-1", "B-1", "b-3", "c-1"):
+        await one.claim(job(key))
+    found = await two.jobs_between("b-", "b-~")
+    assert [record.key for record in found] == ["b-1", "b-2", "b-3"]
+    assert found[0] == await two.find("b-1")
+    assert [record.key for record in await two.jobs_between("b-2", "b-2")] == ["b-2"]

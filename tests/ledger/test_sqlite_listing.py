@@ -10,6 +10,7 @@ from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger import sqlite, stored
 from nanobanana_async.ledger.base import Upload
 from nanobanana_async.ledger.sqlite import SqliteLedger
+from nanobanana_async.ledger.statements import SELECT_BETWEEN
 from tests.ledger.test_sqlite_file import ledger_at
 from tests.support.ledger_contract import NOON, adopted, job, keys_left, running
 
@@ -125,3 +126,19 @@ async def test_read_only_ledger_changes_and_owns_nothing(path: Path) -> None:
                     await write
             await live.claim(job("later"))
             assert await reader.find("later") == job("later")
+
+
+async def test_jobs_are_found_by_the_range_of_their_keys(path: Path) -> None:
+    async with ledger_at(path) as ledger:
+        for key in ("b-2", "a-9", "b-1", "b-3", "c-1", "b"):
+            await ledger.claim(job(key))
+        found = await ledger.jobs_between("b-1", "b-2")
+        assert [record.key for record in found] == ["b-1", "b-2"]
+        assert found[0] == await ledger.find("b-1")
+        assert [record.key for record in await ledger.jobs_between("b-", "b-~")] == ["b-1", "b-2", "b-3"]
+        assert list(await ledger.jobs_between("d", "e")) == []
+        plan = await ledger._submit(
+            lambda table: table.connection.execute(f"EXPLAIN QUERY PLAN {SELECT_BETWEEN}", ("a", "b")).fetchall()
+        )
+        assert "USING INDEX" in str(plan)
+        assert "SCAN" not in str(plan)

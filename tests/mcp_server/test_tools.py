@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nanobanana_async import Budget, ConfigurationError
 from nanobanana_async.emulator import Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import error, reset
 from nanobanana_async.ledger.location import ledger_at
@@ -27,12 +28,18 @@ else:
 
 @contextlib.asynccontextmanager
 async def connected(
-    emulator: Emulator, folder: Path, name: GatewayName = "apimall", *, max_credits: int = 1000
+    emulator: Emulator,
+    folder: Path,
+    name: GatewayName = "apimall",
+    *,
+    max_credits: int | None = 1000,
+    budget: Budget | None = None,
 ) -> "AsyncIterator[mcp.Client]":
     """Open a server with a ledger and a folder, and connect a client to it."""
     from nanobanana_async.mcp_server.server import ImageServer  # it imports mcp too
 
-    options = ServiceOptions(folder=folder / "images", max_credits=Decimal(max_credits), batch="mcp")
+    cap = None if max_credits is None else Decimal(max_credits)
+    options = ServiceOptions(folder=folder / "images", batch="mcp", max_credits=cap, budget=budget, group="models")
     options.folder.mkdir(exist_ok=True)
     ledger = ledger_at(folder / "jobs.sqlite")
     async with Service.opened(quick(emulator, name, ledger=ledger), ledger, options) as service:
@@ -138,6 +145,25 @@ async def test_servers_with_one_ledger_share_jobs_and_budget(tmp_path: Path) -> 
     assert beyond.startswith("the budget is reached: --max-credits is 20, 16 are spent")
     assert [line.partition(":")[0] for line in listed.splitlines()[:2]] == ["hen", "owl"]
     assert listed.splitlines()[2] == "16 of 20 credits of the budget are spent or reserved"
+
+
+async def test_budget_of_a_day_holds_beside_the_cap_or_alone(tmp_path: Path) -> None:
+    daily = Budget(name="models", max_credits=20, per="day")
+    async with emulated() as emulator:
+        for cap, said in ((None, ""), (1000, "16 of 1,000 credits of the budget and ")):
+            async with connected(emulator, tmp_path, max_credits=cap, budget=daily) as client:
+                for animal in ("fox", "owl"):
+                    bought = await good(client, "generate_image", request_id=animal, prompt=animal, resolution="1K")
+                left = f"{said}16 of 20 credits of this day of budget models are spent or reserved"
+                assert bought.splitlines()[0].endswith(left)
+                beyond = await bad(client, "generate_image", request_id="hen", prompt="a hen", resolution="1K")
+                assert left in await good(client, "list_images")
+        assert emulator.stats().creates_accepted == 2
+        with pytest.raises(ConfigurationError, match="budget models counts each day"):
+            async with connected(emulator, tmp_path, budget=Budget(name="models", max_credits=20)):
+                pass
+    assert beyond.startswith("the budget is reached: budget models: its cap is 20, 16 are spent")
+    assert "only the user can raise it, with --budget of `nanobanana mcp`" in beyond
 
 
 async def test_job_that_may_have_been_bought_is_not_bought_again(tmp_path: Path) -> None:

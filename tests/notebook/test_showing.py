@@ -158,6 +158,13 @@ def test_stats_show_learned_values() -> None:
         assert words in text
 
 
+def test_stats_show_the_groups_that_wait_longest_first_and_count_the_rest() -> None:
+    assert "waiting for a slot9throttled" in page(stats(queued=9, queued_by_group={"ann": 9})).text
+    groups = {"<b>ann</b>": 4, "": 2, **{f"user {number}": 1 for number in range(4)}}
+    text = page(stats(queued=10, queued_by_group=groups)).text
+    assert "10 (<b>ann</b> 4, no group 2, user 0 1, user 1 1, user 2 1, 1 more groups)" in text
+
+
 @virtually
 async def test_a_job_shows_its_state_then_its_images_without_a_request() -> None:
     transport = FakeTransport(FakeGateway(job_s=2.0).answer)

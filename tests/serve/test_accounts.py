@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("python_multipart", reason="the extra serve is missing: pip install -e '.[serve]'")
 
-from nanobanana_async import ApiMall, ConfigurationError, DefApi, Session
+from nanobanana_async import ApiMall, Budget, ConfigurationError, DefApi, Session
 from nanobanana_async.emulator import Emulator
 from nanobanana_async.serve import Token, make_app
 from tests.serve.serving import client_of, served
@@ -58,8 +58,8 @@ async def test_retry_with_the_key_of_a_request_buys_nothing_more() -> None:
     assert listed == [("nano-banana-pro", "apimall")]
 
 
-def test_capped_token_over_two_gateways_is_refused() -> None:
+def test_token_with_a_budget_over_two_gateways_is_refused() -> None:
     session = Session([ApiMall(api_key=ONE, account="one"), DefApi(api_key=TWO, account="two")])
     with pytest.raises(ConfigurationError, match="accounts of one gateway"):
-        make_app(session, tokens=[Token("ann", "0123456789-abcdef", max_credits=5)])
+        make_app(session, tokens=[Token("ann", "0123456789-abcdef", budget=Budget(name="ann", max_credits=5))])
     make_app(session, tokens=[Token("ann", "0123456789-abcdef")])

@@ -6,18 +6,19 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import aiohttp
 import pytest
 
 pytest.importorskip("python_multipart", reason="the extra serve is missing: pip install -e '.[serve]'")
 
-from nanobanana_async import ApiMall, ConfigurationError, JobState, Session
+from nanobanana_async import ApiMall, Budget, ConfigurationError, JobState, Session
 from nanobanana_async.emulator import Fixed, RandomFault, Script, faults
 from nanobanana_async.otel.prometheus import PrometheusMetrics
 from nanobanana_async.serve import Token, make_app
 from nanobanana_async.serve.bodies import MAX_JSON_BYTES
+from nanobanana_async.session import engine_of
 from tests.serve.serving import client_of, listening, served
 from tests.support.images import make_image
 from tests.support.lazy import lazy
@@ -183,7 +184,7 @@ async def test_retry_after_a_restart_finds_the_job_in_the_ledger(tmp_path: Path)
 
 @pytest.mark.slow
 async def test_retry_at_another_server_waits_for_the_job_of_the_first(tmp_path: Path) -> None:
-    tokens, ledger = [Token("ann", ANN, max_credits=8)], tmp_path / "jobs.sqlite"
+    tokens, ledger = [Token("ann", ANN, budget=Budget(name="ann", max_credits=8))], tmp_path / "jobs.sqlite"
     async with (
         emulated(duration=Fixed(0.5)) as emulator,
         served(emulator, session=quick(emulator, ledger=ledger), tokens=tokens) as (first, _),
@@ -194,7 +195,7 @@ async def test_retry_at_another_server_waits_for_the_job_of_the_first(tmp_path: 
         with pytest.raises(openai.APITimeoutError):
             await impatient.images.generate(prompt="a fox")
         await client.images.generate(prompt="a fox", extra_headers=RETRY)
-        with pytest.raises(openai.RateLimitError, match="max_credits"):
+        with pytest.raises(openai.RateLimitError, match="budget ann: its cap is 8"):
             await client.images.generate(prompt="a fox")
     assert charged(emulator.stats(), 1)
 
@@ -240,11 +241,12 @@ async def test_tokens_see_only_their_own_jobs(caplog: pytest.LogCaptureFixture) 
 
 
 @pytest.mark.slow
-async def test_cap_of_a_token_holds_across_restarts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("per", [None, "day"])
+async def test_budget_of_a_token_holds_across_restarts(tmp_path: Path, per: Literal["day"] | None) -> None:
     async with emulated() as emulator:
         for allowed in (1, 1, 0):
             session = quick(emulator, ledger=tmp_path / "jobs.sqlite")
-            tokens = [Token("ann", ANN, max_credits=16)]
+            tokens = [Token("ann", ANN, budget=Budget(name="ann", max_credits=20, per=per))]
             async with (
                 served(emulator, session=session, tokens=tokens) as (url, _),
                 client_of(url, token=ANN) as client,
@@ -255,7 +257,59 @@ async def test_cap_of_a_token_holds_across_restarts(tmp_path: Path) -> None:
                 with pytest.raises(openai.RateLimitError) as caught:
                     await client.images.generate(prompt="a fox")
                 assert (caught.value.code, caught.value.type) == ("budget_exceeded", "insufficient_quota")
+                assert "budget ann: its cap is 20, 16 are spent" in str(caught.value)
+                assert isinstance(caught.value.body, dict)
+                assert (caught.value.body["budget"], caught.value.body["left"]) == ("ann", 4)
+                assert caught.value.response.headers["x-should-retry"] == "false"
     assert charged(emulator.stats(), 2)
+
+
+@pytest.mark.slow
+async def test_tokens_and_other_programs_share_a_budget_and_its_key_buys_once_it_is_raised(tmp_path: Path) -> None:
+    team, key = Budget(name="team", max_credits=16), {"Idempotency-Key": "order-1"}
+    async with emulated() as emulator:
+        session = quick(emulator, ledger=tmp_path / "jobs.sqlite", budgets={"crew": team})
+        tokens = [Token("ann", ANN, budget=team), Token("ben", BEN, group="crew", priority=5)]
+        async with (
+            served(emulator, session=session, tokens=tokens) as (url, opened),
+            client_of(url, token=ANN) as ann,
+            client_of(url, token=BEN) as ben,
+        ):
+            await ann.images.generate(prompt="a fox")
+            answer = await ben.images.with_raw_response.generate(prompt="an owl")
+            for client in (ann, ben):
+                with pytest.raises(openai.RateLimitError, match="budget team"):
+                    await client.images.generate(prompt="a hen", extra_headers=key)
+            record = await engine_of(opened).store.ledger.find(answer.headers["x-request-id"])
+            assert record is not None
+            assert (record.group_name, record.priority, record.budget) == ("crew", 5, "team")
+            await opened.generate("a crow", budget=Budget(name="team", max_credits=32))
+            with pytest.raises(openai.RateLimitError, match="budget team"):  # the token has 16 credits
+                await ann.images.generate(prompt="a hen", extra_headers=key)
+        raised = [Token("ann", ANN, budget=Budget(name="team", max_credits=32))]
+        session = quick(emulator, ledger=tmp_path / "jobs.sqlite")
+        async with served(emulator, session=session, tokens=raised) as (url, _), client_of(url, token=ANN) as ann:
+            await ann.images.generate(prompt="a hen", extra_headers=key)
+    assert charged(emulator.stats(), 4)
+
+
+@pytest.mark.slow
+async def test_orders_of_an_earlier_server_are_found_by_their_keys(tmp_path: Path) -> None:
+    """The retries are of two equal orders, beside jobs of other requests and of a time that no retry is from."""
+    ledger, headers = tmp_path / "jobs.sqlite", {"x-stainless-retry-count": "2"}
+    async with emulated() as emulator:
+        async with served(emulator, session=quick(emulator, ledger=ledger)) as (url, _), client_of(url) as client:
+            for prompt in ("a fox", "an owl", "a fox"):
+                await client.images.generate(prompt=prompt)
+        for remembered_s, bought in ((900.0, 3), (1e-6, 4)):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("nanobanana_async.serve.orders.REMEMBERED_S", remembered_s)
+                patch.setattr("nanobanana_async.serve.orders._RETRY_DELAY_S", 0.0)
+                session = quick(emulator, ledger=ledger)
+                async with served(emulator, session=session) as (url, _), client_of(url) as client:
+                    headers["x-stainless-read-timeout"] = "0"
+                    await client.images.generate(prompt="a fox", extra_headers=headers)
+            assert charged(emulator.stats(), bought)
 
 
 async def test_async_answer_names_the_job_and_failure_is_shown_there() -> None:

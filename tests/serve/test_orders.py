@@ -1,7 +1,6 @@
 """Which order a retry continues, how fields are mapped, and how tokens are read."""
 
 import re
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 
 pytest.importorskip("python_multipart", reason="the extra serve is missing: pip install -e '.[serve]'")
 
-from nanobanana_async import ConfigurationError
+from nanobanana_async import Budget, ConfigurationError
 from nanobanana_async.serve import Token, parse_tokens
 from nanobanana_async.serve.fields import SIZES, wanted_of
 from nanobanana_async.serve.orders import Attempt, Order, _continued
@@ -102,9 +101,16 @@ def test_page_has_the_table_of_sizes() -> None:
     assert {size: (ratio, resolution) for size, ratio, resolution in rows} == SIZES
 
 
-def test_tokens_are_read_with_their_caps() -> None:
-    ann, ben = parse_tokens(f"# people\nann:{SECRET}\n\nben:{SECRET}2:12.5\n")
-    assert (ann.name, ann.max_credits, ben.name, ben.max_credits) == ("ann", None, "ben", Decimal("12.5"))
+def test_tokens_are_read_with_their_settings() -> None:
+    ann, ben, cid, dan = parse_tokens(
+        f"# people\nann:{SECRET}\n\nben:{SECRET}2:12.5\n cid:{SECRET}3:9/day:group=the team:priority=-5\n"
+        f"dan:{SECRET}4:priority=7:budget=the team=80/day"
+    )
+    assert (ann.name, ann.budget, ann.turn_group, ann.priority) == ("ann", None, "ann", 0)
+    assert (ben.name, ben.budget, ben.turn_group) == ("ben", Budget(name="ben", max_credits=12.5), "ben")
+    assert cid.budget == Budget(name="cid", max_credits=9, per="day")
+    assert (cid.turn_group, cid.priority) == ("the team", -5)
+    assert (dan.budget, dan.priority) == (Budget(name="the team", max_credits=80, per="day"), 7)
     assert SECRET not in repr(ann)
     assert find_token([ann, ben], f"bearer {SECRET}2") == ben
     for header in ("", SECRET, f"Basic {SECRET}", "Bearer ", f"Bearer {SECRET}3"):
@@ -115,10 +121,19 @@ def test_tokens_are_read_with_their_caps() -> None:
     ("text", "said"),
     [
         ("", "no token"),
-        ("ann", "line 1: a line is NAME:TOKEN"),
-        (f"ann:{SECRET}:1:2", "line 1: a line is"),
-        (f"ann:{SECRET}:many", "MAX_CREDITS must be a number"),
-        (f"ann:{SECRET}:-1", "max_credits must be"),
+        ("ann", "line 1: a token must be 16"),
+        (f"ann:{SECRET}:1:2", "line 1: after NAME:TOKEN come settings"),
+        (f"ann:{SECRET}:many", "after NAME:TOKEN come settings"),
+        (f"ann:{SECRET}:-1", "CREDITS or CREDITS/day"),
+        (f"ann:{SECRET}:1/week", "after NAME:TOKEN come settings"),
+        (f"ann:{SECRET}:budget=20", "budget=NAME=CREDITS"),
+        (f"ann:{SECRET}:5:budget=team=20", "each once"),
+        (f"ann:{SECRET}:group=", "group=NAME"),
+        (f"ann:{SECRET}:priority=high", "priority=NUMBER from -100 to 100"),
+        (f"ann:{SECRET}:priority=101", "priority=NUMBER from -100 to 100"),
+        (f"ann:{SECRET}:{SECRET}", "after NAME:TOKEN come settings"),
+        (f"ann:{SECRET}:secret={SECRET}", "after NAME:TOKEN come settings"),
+        (f"ann:{SECRET}:budget=team=5\nben:{SECRET}2:budget=team=6", "two different ones with the name 'team'"),
         ("\nann:short", "line 2: a token must be 16"),
         (f"a n:{SECRET}", "the name of a token"),
         (f"ann:{SECRET}\nann:{SECRET}2", "same name"),
@@ -134,3 +149,16 @@ def test_wrong_tokens_are_refused_without_their_text(text: str, said: str) -> No
 
 def test_token_under_a_name_keeps_its_batch_with_a_new_text() -> None:
     assert Token("ann", SECRET).batch == Token("ann", f"{SECRET}2").batch != Token("ben", SECRET).batch
+
+
+@each_row(
+    ("settings", "said"),
+    [
+        ({"budget": 500}, "budget must be a Budget"),
+        ({"group": ""}, "group must be text"),
+        ({"priority": 1000}, "priority must be a whole number from -100 to 100"),
+    ],
+)
+def test_wrong_setting_of_a_token_is_named(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        Token("ann", SECRET, **settings)

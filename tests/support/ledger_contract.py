@@ -535,6 +535,17 @@ async def create_sent_again_on_the_next_day_counts_in_that_day_only(ledger: Ledg
 
 
 @scene
+async def budgets_are_read_by_name(ledger: Ledger) -> None:
+    for budget in (DAILY, ALICE, Budget(name="bob", max_credits=5)):
+        await ledger.set_budget(budget)
+    await about_to_be_sent(ledger, "b-1", EIGHT, budget="alice")
+    assert [state.name for state in await ledger.budgets(NOON)] == ["alice", "bob", "daily"]
+    found = await ledger.budgets(NOON, ["daily", "alice", "no such budget"])
+    assert [(state.name, state.left) for state in found] == [("alice", Decimal(12)), ("daily", Decimal(20))]
+    assert list(await ledger.budgets(NOON, [])) == []
+
+
+@scene
 async def newest_value_of_a_budget_holds_and_its_period_stays(ledger: Ledger) -> None:
     await ledger.set_budget(ALICE)
     await about_to_be_sent(ledger, "b-1", EIGHT, budget="alice")

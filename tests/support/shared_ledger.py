@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -293,8 +293,8 @@ class LedgerView(FeedingView):
     async def set_budget(self, budget: Budget) -> None:
         await self._run("set_budget", lambda: self.shared.charges.set_budget(budget))
 
-    async def budgets(self, now: datetime) -> Sequence[BudgetState]:
-        return await self._run("budgets", lambda: self.shared.charges.budgets(now))
+    async def budgets(self, now: datetime, names: Collection[str] | None = None) -> Sequence[BudgetState]:
+        return await self._run("budgets", lambda: self.shared.charges.budgets(now, names))
 
     async def callback_secret(self) -> bytes:
         return bytes(32)

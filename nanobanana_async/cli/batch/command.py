@@ -49,6 +49,7 @@ from nanobanana_async.cli.options import (
     extra_of,
 )
 from nanobanana_async.cli.shared_ledger import SharedLedgerOption
+from nanobanana_async.cli.turns import NO_TURN, TurnOptions
 from nanobanana_async.images.target import Target
 from nanobanana_async.policy.prices import parse_credits
 from nanobanana_async.validators import as_number
@@ -79,6 +80,7 @@ class BatchCommand:
         base_url: Annotated[str | None, Parameter(env_var="NANOBANANA_BASE_URL")] = None,
         max_credits: Decimal | None = None,
         expected_credits: Decimal | None = None,
+        turn: TurnOptions = NO_TURN,
         max_jobs: MaxJobs = None,
         max_requests_per_minute: MaxRequestsPerMinute = None,
         max_budget_wait: float = MAX_BUDGET_WAIT_S,
@@ -114,8 +116,7 @@ class BatchCommand:
         (several, in tables separated by spaces or |), task_type, extra (a JSON object, or columns extra.NAME), key
         (your name for the row) and metadata. AspectRatio or "Num Images" are recognised too. Other columns are copied
         into the results as metadata. Empty rows are skipped. The whole file is checked, with all reference images,
-        before anything is bought; messages number its lines, and the rows of a table as a spreadsheet does: the first
-        row is 1.
+        before anything is bought; messages number its lines, and the rows of a table as a spreadsheet does, from 1.
 
         The folder gets images/ (with metadata.jsonl, which describes each image), results.jsonl (a line for each row
         that has ended), results.csv (the same for spreadsheets), index.html (the same as a page, with the small images
@@ -289,6 +290,7 @@ class BatchCommand:
                 sidecar=sidecar,
                 max_credits=max_credits,
                 expected_credits=expected_credits,
+                turn=turn,
                 concurrency=concurrency,
                 max_budget_wait_s=max_budget_wait_s,
                 retry_failed=retry_failed,

@@ -29,6 +29,7 @@ from nanobanana_async.formatting import plain_number, plural
 from nanobanana_async.gateways.capabilities import HasBalance, HasUploads
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import StoredLedger
+from nanobanana_async.policy.named_budget import Budget
 from nanobanana_async.references import local_digests
 
 OK = 0
@@ -85,6 +86,7 @@ async def show_dry_run(options: RunOptions, gateway: Gateway, *, asks_balance: b
                 costs.add(row.request)
                 digests.update(local_digests(row.request.images))
         uploads = await _count_uploads(digests, gateway, ledger)
+        budget = await _budget_sentence(options.turn.budget, ledger)
     if changed:
         print(f"nanobanana: {one_line(changed_sentence(changed, options.file.unit))}", file=sys.stderr)
     _show("rows", options.total)
@@ -96,6 +98,8 @@ async def show_dry_run(options: RunOptions, gateway: Gateway, *, asks_balance: b
         await _show_balances(options.accounts or [gateway])
     if options.max_credits is not None:
         _show("max_credits", _cap_sentence(options, spent, costs, counts["to buy"]))
+    if budget:
+        _show("budget", budget)
     if digests:
         _show("local images", len(digests))
         _show("uploads", uploads)
@@ -135,6 +139,17 @@ async def _count_uploads(digests: set[str], gateway: Gateway, ledger: StoredLedg
         upload = await ledger.find_upload(gateway.account, digest)
         known += upload is not None and upload.left_s(now, gateway.upload_lifetime_s) > 0
     return len(digests) - known
+
+
+async def _budget_sentence(budget: Budget | None, ledger: StoredLedger | None) -> str:
+    """Return what a budget would have left, with the cap that this run gives it; empty without a budget."""
+    if budget is None:
+        return ""
+    now = datetime.now(UTC)
+    counted = [state.spent + state.reserved for state in await ledger.budgets(now, [budget.name])] if ledger else []
+    left = plain_number(budget.left_after(sum(counted, Decimal(0))))
+    day = " of this day in UTC" if budget.per == "day" else ""
+    return one_line(f"{budget.name} has {left} of {plain_number(budget.max_credits)} left{day}")
 
 
 def _row_status(row: FileRow, record: JobRecord | None, options: RunOptions, gateway: Gateway) -> str:

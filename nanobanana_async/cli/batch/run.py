@@ -102,6 +102,8 @@ class Run:
         except LedgerError as error:
             raise ConfigurationError(str(error)) from None
         try:
+            if self._options.turn.budget is not None:
+                await self._ledger.set_budget(self._options.turn.budget)  # raises if it counts in another way there
             await self._load_finished()
             if not self._signals.stop_requested.is_set():
                 await self._buy(session)
@@ -182,6 +184,9 @@ class Run:
                     save_to=self._folder / IMAGES if options.store is None else options.store,
                     sidecar=options.sidecar,
                     max_credits=options.max_credits,
+                    budget=options.turn.budget,
+                    priority=options.turn.priority,
+                    group=options.turn.group,
                     expected_credits=options.expected_credits,
                     retry_failed=options.retry_failed,
                     max_budget_wait_s=options.max_budget_wait_s,

@@ -8,6 +8,7 @@ from attrs import field, frozen
 
 from nanobanana_async import ConcurrencyPolicy, Gateway
 from nanobanana_async.cli.batch.input_file import InputFile
+from nanobanana_async.cli.turns import NO_TURN, TurnOptions
 from nanobanana_async.images.object_store import StoreUrl
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 
@@ -30,6 +31,7 @@ class RunOptions:
     sidecar: bool = False
     max_credits: Decimal | None = None
     expected_credits: Decimal | None = None
+    turn: TurnOptions = NO_TURN
     concurrency: ConcurrencyPolicy = field(factory=ConcurrencyPolicy)
     max_budget_wait_s: float | None = None
     retry_failed: bool = False

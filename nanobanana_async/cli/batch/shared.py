@@ -63,6 +63,9 @@ async def feed_and_work(options: RunOptions, gateway: Gateway, output: Target | 
                 _rows(options, gateway),
                 batch=name,
                 max_credits=options.max_credits,
+                budget=options.turn.budget,
+                priority=options.turn.priority,
+                group=options.turn.group,
                 expected_credits=options.expected_credits,
                 retry_failed=options.retry_failed,
             )

@@ -21,7 +21,7 @@ from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.gateways.registry import GATEWAYS
 
-COMMANDS = ("balance", "batch", "generate", "jobs", "mcp", "serve", "webhooks", "worker")
+COMMANDS = ("balance", "batch", "budgets", "generate", "jobs", "mcp", "serve", "webhooks", "worker")
 """The commands that the file is for: the demo and the emulator have nothing to do with an account."""
 
 SEVERAL_ACCOUNTS = ("balance", "batch", "generate", "mcp", "serve")

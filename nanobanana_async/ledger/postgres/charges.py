@@ -6,6 +6,7 @@ READ COMMITTED it would compare a sum from before the wait for the lock.
 """
 
 import json
+from collections.abc import Collection
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -16,7 +17,7 @@ from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.base import Allowance, Refusal
 from nanobanana_async.ledger.counts import Count, counts_of, no_budget_error
 from nanobanana_async.ledger.postgres.columns import as_text, from_text, recordset
-from nanobanana_async.ledger.postgres.pipeline import Statement, StatementRow, Work
+from nanobanana_async.ledger.postgres.pipeline import Rows, Statement, StatementRow, Work
 from nanobanana_async.policy.named_budget import Budget, BudgetState, state_of
 from nanobanana_async.policy.prices import Basis, Price, charge_of, from_billionths, price_in, to_billionths
 
@@ -260,15 +261,21 @@ class Charges:
             raise no_budget_error(name)
         return _budget_of(found[0])
 
-    def budgets(self, now: datetime) -> Work[list[BudgetState]]:
-        """Return the state of each budget at a time, by name."""
-        (rows,) = yield [Statement(f"{_SELECT_BUDGETS} ORDER BY name")]
-        states = []
-        for budget in map(_budget_of, rows):
-            counted = yield from self.spent_or_reserved(budget.count_at(now))
-            reserved = yield from self.reserved(budget.count_at(now))
-            states.append(state_of(budget, now, counted=counted, reserved=reserved))
-        return states
+    def budgets(self, now: datetime, names: Collection[str] | None) -> Work[list[BudgetState]]:
+        """Return the state of each budget at a time, or of those of these names, by name."""
+        statement = Statement(f"{_SELECT_BUDGETS} ORDER BY name")
+        if names is not None:
+            values = {"names": [as_text(name) for name in names]}
+            statement = Statement(f"{_SELECT_BUDGETS} WHERE name = ANY(%(names)s::text[]) ORDER BY name", values)
+        (rows,) = yield [statement]
+        budgets = [_budget_of(row) for row in rows]
+        counts = [{"batch": as_text(budget.count_at(now))} for budget in budgets]
+        both = (_SELECT_SPENDING, _SELECT_RESERVED)
+        sums: list[Rows] = yield [Statement(sql, each) for each in counts for sql in both]
+        return [
+            state_of(budget, now, counted=spent[0][0] if spent else Decimal(0), reserved=Decimal(reserved[0][0]))
+            for budget, spent, reserved in zip(budgets, sums[::2], sums[1::2], strict=True)
+        ]
 
     def _has_estimates(self, values: dict[str, Any], price: Price, unpriced: int) -> Work[bool]:
         """Return whether another charge of the batch or budget is an estimate.

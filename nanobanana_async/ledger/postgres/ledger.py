@@ -128,9 +128,9 @@ class PostgresLedger(FeedingCalls, OwnerLedger):
         """Store a budget, in place of an earlier one of the name; raises `ConfigurationError` for another `per`."""
         check_same_period(await self._submit(lambda table: table.charges.set_budget(budget), writes=True), budget)
 
-    async def budgets(self, now: datetime) -> Sequence[BudgetState]:
-        """Return the state of each budget at a time, by name: what is spent, reserved and left."""
-        return await self._submit(lambda table: table.charges.budgets(now))
+    async def budgets(self, now: datetime, names: Collection[str] | None = None) -> Sequence[BudgetState]:
+        """Return the state of each budget at a time, or of those of these names, by name."""
+        return await self._submit(lambda table: table.charges.budgets(now, names))
 
     async def callback_secret(self) -> bytes:
         """Return the 32 random bytes, stored in the database, that sign callback URLs."""
@@ -198,6 +198,10 @@ class PostgresLedger(FeedingCalls, OwnerLedger):
         """Yield the jobs, newest first; only those in the given states, and at most `limit`."""
         async for record in self._newest_first(listing.jobs_page, state, limit):
             yield record
+
+    async def jobs_between(self, first: str, last: str) -> Sequence[JobRecord]:
+        """Return the jobs whose keys lie between two keys, these included, in the order of their keys."""
+        return await self._submit(partial(listing.jobs_between, first=first, last=last))
 
     async def count_by_state(self) -> Counter[JobState]:
         """Count all jobs by state."""

@@ -46,6 +46,7 @@ _SELECT_JOBS = f"SELECT id, {SELECTED} FROM jobs AS j WHERE id < %(before)s ORDE
 _SELECT_JOBS_OF_STATE = (
     f"SELECT id, {SELECTED} FROM jobs AS j WHERE state = %(state)s AND id < %(before)s ORDER BY id DESC LIMIT %(limit)s"
 )
+_SELECT_BETWEEN = f"SELECT {SELECTED} FROM jobs AS j WHERE key BETWEEN %(first)s AND %(last)s ORDER BY key"
 _HAS_OWNER = f"SELECT 1 FROM jobs WHERE key = %(key)s AND {ACTIVE} AND owner IS NOT NULL AND owner NOT IN ({_SILENT})"
 _COUNT_UNOWNED = (
     f"SELECT state, count(*) FROM jobs WHERE {ACTIVE} AND NOT {WAITS}"
@@ -121,6 +122,12 @@ def jobs_page(table: PostgresTable, states: Collection[JobState] | None, before:
     answers: list[Rows] = yield requests
     newest = sorted((row for rows in answers for row in rows), key=lambda row: row[0], reverse=True)
     return _page(newest[:limit], limit)
+
+
+def jobs_between(table: PostgresTable, first: str, last: str) -> Work[list[JobRecord]]:
+    """Return the jobs whose keys lie between two keys, these included, in the order of their keys."""
+    (rows,) = yield [Statement(_SELECT_BETWEEN, {"first": as_text(first), "last": as_text(last)})]
+    return [record_of(row) for row in rows]
 
 
 def count_by_state(table: PostgresTable) -> Work[Counter[JobState]]:

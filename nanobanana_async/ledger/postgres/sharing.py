@@ -81,7 +81,7 @@ def _exchange(me: int, account: str, report: Report) -> Work[Allotment]:
 
 def _rows_in(aggregate: Any) -> list[Any]:
     """Return the rows of a JSON aggregate, which the driver may have read as JSON or as text."""
-    return aggregate if isinstance(aggregate, list) else json.loads(aggregate or "[]")  # type: ignore[no-any-return]
+    return aggregate if isinstance(aggregate, list) else json.loads(aggregate or "[]")
 
 
 def _share(row: list[object]) -> Share:
