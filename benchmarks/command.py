@@ -45,7 +45,7 @@ def _simulated(asked: argparse.Namespace) -> Section:
 
 
 def _accounts(asked: argparse.Namespace) -> Section:
-    return accounts.section(seeds=1 if asked.quick else asked.seeds, quick=asked.quick)
+    return accounts.section(seeds=1 if asked.quick else asked.seeds, quick=asked.quick, out=asked.out)
 
 
 def _accounts_real(asked: argparse.Namespace) -> Section:
