@@ -284,9 +284,9 @@ def _middle(runs: Sequence[Found]) -> Found:
     )
 
 
-def section(*, seeds: int, quick: bool, out: Path) -> Section:
+def section(*, seeds: int, quick: bool, only: str | None, out: Path) -> Section:
     """Run every account with each seed: cold, warm, and by hand."""
-    accounts = _accounts(quick)
+    accounts = [account for account in _accounts(quick) if (only or "") in account.title]
     plans = [(how, evolve(account, seed=seed)) for account in accounts for how in WAYS for seed in range(1, seeds + 1)]
     outcomes = iter(side_by_side(_run, plans))
     rows: list[Sequence[Cell]] = []

@@ -17,13 +17,14 @@ from pygments.lexers import PythonLexer
 
 from nanobanana_async.emulator import Emulator, LogNormal
 from tests.notebook.kernel import executed, html, kernel, nbformat
-from tests.screenshots.pages import chromium, opened, write_pngs
+from tests.screenshots.pages import chromium, opened, shows_images, write_pngs
 from tests.screenshots.terminal import Terminal, write_svg
 from tests.web.servers import ROOT, running, studio
 
 COLUMNS = 100
-SUBJECTS = {"a lighthouse": "16:9", "an old library": "3:4", "a greenhouse": "1:1", "a night train": "16:9"}
-SHELVES = {"in fog": "A", "at first light": "A", "under the northern lights": "B", "in a summer storm": "B"}
+SUBJECTS = ("a lighthouse", "an old library", "a greenhouse", "a night train", "a harbour", "a clock tower")
+SHELVES = {"in fog": "A", "at first light": "A", "in autumn": "B", "in a summer storm": "B", "in snow": "B"}
+RATIOS = ("16:9", "16:9", "1:1")
 TYPED_IN_STUDIO = (
     "a lighthouse in fog",
     "a paper boat on a quiet river",
@@ -65,7 +66,7 @@ class Making:
 
 async def demo(making: Making) -> None:
     """Show the whole output of `nanobanana demo`."""
-    screen = await Terminal(columns=COLUMNS, rows=34, folder=making.room).run("nanobanana demo")
+    screen = await Terminal(columns=COLUMNS, rows=31, folder=making.room).run("nanobanana demo")
     write_svg(screen, making.out / "demo.svg", columns=COLUMNS, title="nanobanana demo")
 
 
@@ -75,31 +76,31 @@ async def batch(making: Making) -> None:
     with table.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["prompt", "aspect_ratio", "shelf"])
-        for subject, mood in itertools.product(SUBJECTS, SHELVES):
-            rows.writerow([f"{subject} {mood}", SUBJECTS[subject], SHELVES[mood]])
-    terminal = Terminal(columns=COLUMNS, rows=12, folder=making.room)
-    typed = "nanobanana batch prompts.csv -o spring --gateway emulator --max-credits 200"
-    screen = await terminal.run(typed, shows=lambda shown: any(f"{done}/16 rows" in shown for done in range(6, 13)))
+        ratios = itertools.cycle(RATIOS)
+        for mood, subject in itertools.product(SHELVES, SUBJECTS):
+            rows.writerow([f"{subject} {mood}", next(ratios), SHELVES[mood]])
+    gateway = Emulator(job_limit=6, credits=1000, duration=LogNormal(median_s=2.0, sigma=0.25), image_scale=0.5)
+    async with gateway as emulator:
+        terminal = Terminal(columns=COLUMNS, rows=6, folder=making.room, emulator=emulator)
+        typed = "nanobanana batch prompts.csv -o spring --max-credits 400"
+        screen = await terminal.run(typed, shows=lambda shown: any(f"{done}/30 rows" in shown for done in range(18, 25)))
     write_svg(screen, making.out / "batch.svg", columns=COLUMNS, title="nanobanana batch")
     page = (making.room / "spring/index.html").as_uri()
-    async with opened(making.browser, page, width=1200, height=800) as gallery:
-        await gallery.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth)")
+    async with opened(making.browser, page, width=1200, height=868) as gallery:
+        await shows_images(gallery, 6)
         await write_pngs(gallery, making.out, "gallery")
 
 
 async def studio_page(making: Making) -> None:
     """Show the studio, in which some images are there and others are being made."""
-    emulator = Emulator(job_limit=3, duration=LogNormal(median_s=1.5), image_scale=0.5)
+    emulator = Emulator(job_limit=3, duration=LogNormal(median_s=2.5), image_scale=0.5)
     async with emulator, running(studio(making.room, emulator)) as server:
-        async with opened(making.browser, server.url, width=1200, height=800) as page:
+        async with opened(making.browser, server.url, width=1200, height=866) as page:
             for prompt in TYPED_IN_STUDIO:
                 await page.get_by_label("What do you want to see?").fill(prompt)
                 await page.keyboard.press("Enter")
                 await page.locator(".card").filter(has_text=prompt).wait_for()
-            await page.wait_for_function(
-                "[...document.querySelectorAll('.card img')].filter(image => image.complete && image.naturalWidth)"
-                f".length >= {len(TYPED_IN_STUDIO) - 3}"
-            )
+            await shows_images(page, len(TYPED_IN_STUDIO) - 3)
             await write_pngs(page, making.out, "studio")
 
 
@@ -119,7 +120,7 @@ async def notebook(making: Making) -> None:
     )
     page = making.room / "notebook.html"
     page.write_text(NOTEBOOK_PAGE.format(light=light, dark=dark, cells="".join(shown)), encoding="utf-8")
-    async with opened(making.browser, page.as_uri(), width=1040, height=1180) as opened_page:
+    async with opened(making.browser, page.as_uri(), width=1040, height=1290) as opened_page:
         await write_pngs(opened_page, making.out, "notebook")
 
 

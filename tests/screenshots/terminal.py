@@ -10,7 +10,7 @@ import shlex
 import struct
 import sys
 import termios
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from rich.style import Style
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
+from nanobanana_async.emulator import Emulator
 from tests.support.command import environment
 from tests.support.lazy import lazy
 
@@ -43,6 +44,8 @@ class Terminal:
     columns: int
     rows: int
     folder: Path
+    emulator: Emulator | None = None
+    """The gateway of the environment."""
 
     async def run(self, typed: str, shows: Callable[[str], bool] | None = None) -> Text:
         """Run a command to its end; return the last screen, or the first one of which `shows` is true."""
@@ -52,7 +55,7 @@ class Terminal:
         ours, theirs = os.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", self.rows, self.columns, 0, 0))
         process = await asyncio.create_subprocess_exec(
-            *shlex.split(typed), cwd=self.folder, env=_environ(), stdin=theirs, stdout=theirs, stderr=theirs
+            *shlex.split(typed), cwd=self.folder, env=self._environ(), stdin=theirs, stdout=theirs, stderr=theirs
         )
         os.close(theirs)
         found: Text | None = None
@@ -72,14 +75,13 @@ class Terminal:
             raise RuntimeError(f"`{typed}` ended with {code}, or never showed what was wanted:\n{last}")
         return found or _text(screen)
 
+    def _environ(self) -> dict[str, str]:
+        environ = environment(self.emulator, TERM="xterm-256color")
+        environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}"
+        return {name: value for name, value in environ.items() if name not in ("COLUMNS", "LINES", "NANOBANANA_LEDGER")}
 
-def _environ() -> dict[str, str]:
-    environ = environment(TERM="xterm-256color")
-    environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}"
-    return {name: value for name, value in environ.items() if name not in ("COLUMNS", "LINES", "NANOBANANA_LEDGER")}
 
-
-async def _pieces(terminal: int) -> Any:
+async def _pieces(terminal: int) -> AsyncIterator[bytes]:
     """Yield what is written to a terminal, each time up to a pause."""
     loop = asyncio.get_running_loop()
     written: asyncio.Queue[bytes] = asyncio.Queue()
