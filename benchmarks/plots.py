@@ -73,10 +73,14 @@ def draw_accounts(table: Table, path: Path) -> str:
             axis.plot([least, least], [which - 0.42, which + 0.42], color="black", linewidth=1.4)
     axis.plot([], [], color="black", linewidth=1.4, label="the least that polls within the budget allow")
     axis.set(yticks=range(len(names)), ylim=(len(names) - 0.4, -0.6), xlabel="time above the ideal, %")
+    axis.set_xlim(0, 1.08 * axis.get_xlim()[1])
     axis.set_yticklabels([name.replace(", median", "\nmedian") for name in names], fontsize=8)
     axis.legend(loc="lower right", fontsize=8)
     axis.grid(visible=True, axis="x", alpha=0.2)
-    axis.set_title("A session without knowledge (cold), on an earlier ledger (warm), and a loop that knows all limits", fontsize=9)
+    title = (
+        "a session without knowledge (cold), on the ledger of an earlier one (warm), and a loop that knows all limits"
+    )
+    axis.set_title(title, fontsize=9)
     return save(figure, path)
 
 
@@ -103,7 +107,8 @@ def draw_polls(title: str, found: Sequence[Wanted], fixed_s: Sequence[float], me
         name = "default" if each.target_s is None else f"{each.target_s:g} s"
         at = (each.polls, each.delay_s)
         axis.annotate(name, at, textcoords="offset points", xytext=(-7, -11), ha="right", color=OURS_COLOR, fontsize=8)
-    axis.set(xlabel="polls a job", ylabel="mean delay until an end is seen, s", xlim=(0, None), ylim=(0, None))
+    axis.set(xlabel="polls a job", ylabel="mean delay until an end is seen, s", xlim=(0, None))
+    axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
     axis.legend(loc="upper right", fontsize=8)
     axis.grid(visible=True, alpha=0.2)
     axis.set_title(title, fontsize=9)

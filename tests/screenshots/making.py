@@ -83,7 +83,9 @@ async def batch(making: Making) -> None:
     async with gateway as emulator:
         terminal = Terminal(columns=COLUMNS, rows=6, folder=making.room, emulator=emulator)
         typed = "nanobanana batch prompts.csv -o spring --max-credits 400"
-        screen = await terminal.run(typed, shows=lambda shown: any(f"{done}/30 rows" in shown for done in range(18, 25)))
+        screen = await terminal.run(
+            typed, shows=lambda shown: any(f"{done}/30 rows" in shown for done in range(18, 25))
+        )
     write_svg(screen, making.out / "batch.svg", columns=COLUMNS, title="nanobanana batch")
     page = (making.room / "spring/index.html").as_uri()
     async with opened(making.browser, page, width=1200, height=868) as gallery:

@@ -6,6 +6,7 @@ from playwright.sync_api import Browser, Page
 
 from nanobanana_async.report import ReportRow, write_report
 
+
 class Visit:
     """A browser page with its requests and console errors."""
 
