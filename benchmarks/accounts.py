@@ -8,12 +8,14 @@ import asyncio
 import heapq
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from attrs import evolve, frozen
 
 from benchmarks.ideal import Drawn, list_schedule_s, mean_of
+from benchmarks.plots import draw_accounts
 from benchmarks.pool import side_by_side
 from benchmarks.report import Cell, Check, Section, Table
 from benchmarks.simulating import RTT_S, simulate
@@ -282,9 +284,9 @@ def _middle(runs: Sequence[Found]) -> Found:
     )
 
 
-def section(*, seeds: int, quick: bool) -> Section:
+def section(*, seeds: int, quick: bool, only: str | None, out: Path) -> Section:
     """Run every account with each seed: cold, warm, and by hand."""
-    accounts = _accounts(quick)
+    accounts = [account for account in _accounts(quick) if (only or "") in account.title]
     plans = [(how, evolve(account, seed=seed)) for account in accounts for how in WAYS for seed in range(1, seeds + 1)]
     outcomes = iter(side_by_side(_run, plans))
     rows: list[Sequence[Cell]] = []
@@ -316,4 +318,5 @@ def section(*, seeds: int, quick: bool) -> Section:
                 checks.append(Check(what=f"{title}: refused", value=middle.refused, worst=worst, target=targets[1]))
     columns = ("account", "client", "bound", "makespan / ideal", "worst", "refused %", "polls a job", "mean delay s")
     title = f"Accounts as sold, on the virtual clock, round trip {RTT_S} s: medians of {seeds} seeds"
-    return Section(name="accounts", tables=[Table(title=title, columns=columns, rows=rows)], checks=checks)
+    table = Table(title=title, columns=columns, rows=rows)
+    return Section(name="accounts", tables=[table], checks=checks, plots=[draw_accounts(table, out / "accounts.png")])

@@ -45,7 +45,7 @@ def _simulated(asked: argparse.Namespace) -> Section:
 
 
 def _accounts(asked: argparse.Namespace) -> Section:
-    return accounts.section(seeds=1 if asked.quick else asked.seeds, quick=asked.quick)
+    return accounts.section(seeds=1 if asked.quick else asked.seeds, quick=asked.quick, only=asked.only, out=asked.out)
 
 
 def _accounts_real(asked: argparse.Namespace) -> Section:
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("part", nargs="?", choices=(*PARTS, "all"), default="all")
     parser.add_argument("--quick", action="store_true", help="few seeds, short jobs: minutes instead of half an hour")
     parser.add_argument("--full", action="store_true", help="simulated: a million jobs too")
-    parser.add_argument("--only", help="hosts: only the runs with these words in their title")
+    parser.add_argument("--only", help="accounts, hosts: only the runs with these words in their title")
     parser.add_argument("--seeds", type=int, default=5, help="how many fixed seeds (peers run once)")
     parser.add_argument("--out", type=Path, default=Path("benchmark-results"), help="for JSON and PNG files")
     asked = parser.parse_args()

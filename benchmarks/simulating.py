@@ -9,7 +9,7 @@ from attrs import frozen
 
 from benchmarks.ideal import Drawn, list_schedule_s
 from benchmarks.measured import Fleet, Measured, Served, utilisation
-from nanobanana_async import ApiMall, Ledger, Session
+from nanobanana_async import ApiMall, Ledger, PollPolicy, Session
 from nanobanana_async.emulator import (
     API_KEY,
     EmulatedRequest,
@@ -130,13 +130,14 @@ async def _watch(
     until_s: float | None,
     sample_s: float | None,
     ledger: Ledger | None,
+    polling: PollPolicy | None,
 ) -> Trace:
     loop = asyncio.get_running_loop()
     samples: list[Sample] = []
     well = 0
     transport = EmulatorTransport(simulator, api_key=API_KEY, latency_s=RTT_S)
     gateway = ApiMall(api_key=API_KEY, base_url="http://127.0.0.1")
-    async with Session(gateway, http=transport, ledger=ledger) as session:
+    async with Session(gateway, http=transport, ledger=ledger, polling=polling) as session:
         sampler = None if sample_s is None else loop.create_task(_sample(session, sample_s, samples))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(until_s):
@@ -166,9 +167,10 @@ def simulate(
     until_s: float | None = None,
     sample_s: float | None = None,
     ledger: Ledger | None = None,
+    polling: PollPolicy | None = None,
 ) -> Trace:
     """Run so many jobs, or until a moment; without `workers` everything is ordered at once."""
-    return run_virtual(_watch(WatchedSimulator(settings), jobs, workers, until_s, sample_s, ledger))
+    return run_virtual(_watch(WatchedSimulator(settings), jobs, workers, until_s, sample_s, ledger, polling))
 
 
 def measure(fleet: Fleet, *, workers: int | None = None) -> Measured:

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import runpy
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ RECIPES = {path.read_text(encoding="utf-8"): path.name for path in (ROOT / "docs
 """Programs that need more than the emulator: tests/engines runs them, and the page shows them as they are."""
 NOT_INSTALLED = {"aiogram", "discord", "django"}
 """Packages that the tests do not have: a block that imports one of them is compiled, not run."""
-_LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
+_LINK = re.compile(r"(?:\]\(|\bsrc(?:set)?=\")([^)#:\s\"]+)(?:#[^)]*)?[)\"]")
 _FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -168,10 +169,25 @@ def test_readme_has_each_command_in_its_own_block(command: str) -> None:
     assert f"\n```sh\n{command}\n```\n" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@each_row("page", PAGES)
+@each_row("page", [*PAGES, ROOT / "CHANGELOG.md", ROOT / "docs/examples/studio/README.md"])
 def test_links_lead_to_files(page: Path) -> None:
     links = _LINK.findall(page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="releases are built on Linux, whose sed this is")
+def test_release_makes_all_links_of_the_readme_absolute(tmp_path: Path) -> None:
+    workflow = (ROOT / ".github/workflows/release.yml").read_text(encoding="utf-8")
+    command = re.search(r"^ +run: \|\n((?: +.*\n)+?) +README\.md$", workflow, re.MULTILINE)
+    assert command is not None
+    readme = tmp_path / "README.md"
+    readme.write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
+    environ = {"PATH": os.environ["PATH"], "TAG": "v1.2.3", "GITHUB_REPOSITORY": "studio/images"}
+    subprocess.run(["bash", "-c", f"{command[1]} README.md"], cwd=tmp_path, env=environ, check=True, timeout=20)
+    text = readme.read_text(encoding="utf-8")
+    assert _LINK.findall(text) == []
+    assert "](https://raw.githubusercontent.com/studio/images/v1.2.3/docs/images/demo.svg)" in text
+    assert "](https://github.com/studio/images/blob/v1.2.3/docs/tutorial.md)" in text
 
 
 def test_architecture_names_existing_files() -> None:

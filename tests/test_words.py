@@ -38,8 +38,8 @@ _ROW = re.compile(r"^\| ([^|]+) \| (all|names) \| [^|]+ \|$", re.MULTILINE)
 _PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _WORD = re.compile(r"[A-Za-z_]+")
 _ESCAPE = re.compile(r"\\.")  # in source text the escape for a new line hides where the word after it begins
-_KEPT = re.compile(r"\bwire (?:format|key)s?\b", re.IGNORECASE)
-"""Phrases that contain a retired one and stay."""
+_KEPT = re.compile(r"\bwire (?:format|key)s?\b|</?picture>", re.IGNORECASE)
+"""Phrases that contain a retired one and stay, and an element of HTML."""
 
 
 @frozen

@@ -4,12 +4,12 @@ Its tests are skipped where Playwright or Chromium is missing; `NANOBANANA_TEST_
 `chromium`.
 """
 
-import os
-import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.support.chromium import FLAGS, MISSING, find_chromium
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -23,12 +23,9 @@ def browser() -> "Iterator[Browser]":
     pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install playwright")
     from playwright.sync_api import sync_playwright
 
-    from tests.support.browsing import FLAGS
-
-    named = os.environ.get("NANOBANANA_TEST_CHROMIUM")
-    executable = named or shutil.which("chromium") or shutil.which("chromium-browser")
+    executable = find_chromium()
     if executable is None:
-        pytest.skip("Chromium is missing: apt-get install chromium, or name it in NANOBANANA_TEST_CHROMIUM")
+        pytest.skip(MISSING)
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         yield launched

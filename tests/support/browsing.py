@@ -6,11 +6,6 @@ from playwright.sync_api import Browser, Page
 
 from nanobanana_async.report import ReportRow, write_report
 
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
-
 
 class Visit:
     """A browser page with its requests and console errors."""

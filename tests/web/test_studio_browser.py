@@ -3,9 +3,7 @@
 Skipped where Playwright or Chromium is missing; `NANOBANANA_TEST_CHROMIUM` names another browser than `chromium`.
 """
 
-import os
 import re
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from nanobanana_async.emulator import Emulator, EmulatorStats, Fixed, faults
+from tests.support.chromium import FLAGS, MISSING, find_chromium
 from tests.web.servers import Server, running, studio
 
 pytest.importorskip("playwright.async_api", reason="Playwright is missing: pip install playwright")
@@ -22,10 +21,6 @@ from playwright.async_api import Browser, Locator, Page, Route, async_playwright
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 HOSTILE = "<script>window.pwned = 1</script><img src=x onerror=\"window.pwned = 1\"> & 'x' {{ 7 * 7 }}"
 # What Chromium says of a server that is away, and nothing else.
 AWAY = re.compile(r"net::ERR_(CONNECTION_REFUSED|CONNECTION_RESET|INCOMPLETE_CHUNKED_ENCODING|EMPTY_RESPONSE)")
@@ -71,11 +66,9 @@ class Visit:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
     """One browser for the module: each test has a window of its own."""
-    executable = (
-        os.environ.get("NANOBANANA_TEST_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    )
+    executable = find_chromium()
     if executable is None:
-        pytest.skip("Chromium is missing: apt-get install chromium, or name it in NANOBANANA_TEST_CHROMIUM")
+        pytest.skip(MISSING)
     async with async_playwright() as playwright:
         launched = await playwright.chromium.launch(executable_path=executable, args=FLAGS)
         yield launched
