@@ -13,7 +13,7 @@ from attrs import define, field, frozen
 
 from benchmarks.children import Child
 from benchmarks.measured import jain, utilisation
-from tests.support.cut_proxy import CutProxy, cut_proxy
+from nanobanana_async.testing import FaultProxy
 from tests.support.postgres import Server, new_schema
 
 Gateway = Literal["apimall", "defapi"]
@@ -78,7 +78,7 @@ class Result:
 class _Run:
     plan: Plan
     server: Server
-    proxy: CutProxy
+    proxy: FaultProxy
     url: str
     schema: str = field(factory=new_schema)
     living: dict[int, "asyncio.Task[dict[str, Any]]"] = field(factory=dict)
@@ -164,9 +164,9 @@ class _Run:
                 os.kill(pid, signal.SIGCONT)
 
     async def _partition(self, _: random.Random) -> None:
-        self.proxy.is_open.clear()
+        self.proxy.pause()
         await asyncio.sleep(self.plan.lasts_s)
-        self.proxy.is_open.set()
+        self.proxy.resume()
 
     async def _crash(self, _: random.Random) -> None:
         await asyncio.to_thread(self.server.crash)
@@ -174,7 +174,7 @@ class _Run:
         await asyncio.to_thread(self.server.start)
 
     async def _cut(self, _: random.Random) -> None:
-        self.proxy.cut()
+        self.proxy.cut_all()
 
 
 @asynccontextmanager
@@ -196,7 +196,7 @@ async def run(plan: Plan, server: Server) -> Result:
     async with AsyncExitStack() as stack:
         gateway, url = await stack.enter_async_context(_account(plan))
         began_at = loop.time()
-        proxy = stack.enter_context(cut_proxy(f"{server.folder}/.s.PGSQL.{server.port}"))
+        proxy = stack.enter_context(FaultProxy(f"{server.folder}/.s.PGSQL.{server.port}"))
         work = _Run(plan, server, proxy, url)
         await work.feed()
         begun = loop.time()

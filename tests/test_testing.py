@@ -7,11 +7,19 @@ from datetime import timedelta
 
 import pytest
 
-from nanobanana_async import ApiMall, Session, TransportError, testing
+from nanobanana_async import ApiMall, Session, TransportError
 from nanobanana_async.emulator import EmulatorSettings, Fixed, GatewaySimulator
 from nanobanana_async.emulator.faults import Fault, Script, cut, late, reset, stall, wrong_length
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
-from nanobanana_async.testing import EPOCH, EmulatorTransport, FakeTransport, Reply, VirtualLoop, run_virtual
+from nanobanana_async.testing import (
+    EPOCH,
+    EmulatorTransport,
+    FakeTransport,
+    Reply,
+    VirtualLoop,
+    run_virtual,
+    virtual_time,
+)
 
 ASK = HttpRequest(method="GET", url="https://gateway.example/1")
 BUY = HttpRequest(method="POST", url="https://gateway.example", body=b"{}")
@@ -70,7 +78,7 @@ def test_timeouts_and_threads_work_on_virtual_time() -> None:
 
 
 def test_a_deadlock_is_named_and_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(testing, "DEADLOCK_S", 0.05)
+    monkeypatch.setattr(virtual_time, "DEADLOCK_S", 0.05)
 
     async def wait_for_ever() -> None:
         await asyncio.Event().wait()

@@ -31,6 +31,7 @@ _GZIP = b"\x1f\x8b\x08"  # no image begins so
 _MAX_GROWTH = 10  # images are compressed already: only a bomb grows by so much
 _RETRYABLE = frozenset({408, 425, 429})
 _CHUNK = 1 << 20  # a thread writes each chunk to the disk
+_ANY_HOST = frozenset({"user-agent", "accept"})  # other headers of the user are for the host of the link
 _MAX_WAIT_S = 30.0  # links expire, so a longer wait is not worth it
 
 
@@ -70,7 +71,7 @@ class ImageFetcher:
         self._idle_s = idle_s
         self._total_s = total_s
         self._max_bytes = max_bytes
-        self._headers = {**headers, "Accept-Encoding": "identity"}
+        self._headers = dict(headers)
         self._direct_sockets = self._public_sockets()
         self._proxy_sockets = SocketTracker()
         self._own_sockets = SocketTracker()
@@ -94,7 +95,7 @@ class ImageFetcher:
             connector=image_connector(lent, self._tls, sockets, self._resolver),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._connect_s, sock_read=self._idle_s),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers=self._headers,
+            headers={"Accept-Encoding": "identity", **self._headers_for(same_origin=False)},
             auto_decompress=False,  # aiohttp would not bound what a compressed answer grows to
             raise_for_status=False,
             trust_env=False,
@@ -122,8 +123,10 @@ class ImageFetcher:
         url = parse_link(link)
         try:
             async with asyncio.timeout(self._total_s):
+                origin = url.origin()
                 for _ in range(1 + MAX_REDIRECTS):
-                    target = await self._fetch_or_redirect(url, write)
+                    headers = self._headers_for(same_origin=url.origin() == origin)
+                    target = await self._fetch_or_redirect(url, write, headers)
                     if target is None:
                         return
                     url = target
@@ -147,11 +150,15 @@ class ImageFetcher:
         if not is_allowed_host(host, loopback=self._loopback, networks=self._networks, checked=direct):
             raise _not_public(host, host)
 
-    async def _fetch_or_redirect(self, url: URL, write: Write) -> URL | None:
+    def _headers_for(self, *, same_origin: bool) -> dict[str, str]:
+        """Return the headers of a download: another host than the link's gets none of those that the user added."""
+        return {name: value for name, value in self._headers.items() if same_origin or name.lower() in _ANY_HOST}
+
+    async def _fetch_or_redirect(self, url: URL, write: Write, headers: Mapping[str, str]) -> URL | None:
         """Download the image and return None, or return the target of a redirect."""
         session, proxy = self.session_and_proxy(url)
         try:
-            answer = await session.get(url, allow_redirects=False, proxy=proxy_url(proxy))
+            answer = await session.get(url, headers=headers, allow_redirects=False, proxy=proxy_url(proxy))
             try:
                 if answer.status in _REDIRECTS:
                     return _redirect_target(url, answer)

@@ -19,7 +19,7 @@ _CONNECTION = frozenset(
 
 
 def download_headers(given: Mapping[str, str] | None) -> dict[str, str]:
-    """Return the headers that every download sends; raise `ConfigurationError` for a header that must not be set."""
+    """Return the headers that downloads send; raise `ConfigurationError` for a header that must not be set."""
     headers = dict(_DEFAULTS)
     if given is not None and not isinstance(given, Mapping):
         raise ConfigurationError(f"download_headers must map names to values, not be {shown(given)}")

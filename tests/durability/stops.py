@@ -20,10 +20,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from nanobanana_async.testing import FaultProxy
 from tests.durability.emulator_process import ROOT, AccountSettings, opened
 from tests.durability.stop_worker import SELF_STOPS, Orders, StopAt, command
 from tests.durability.worker import GatewayName, prompt_of
-from tests.support.cut_proxy import cut_proxy
 from tests.support.postgres import PASSWORD, USER, Server, new_schema, running_server
 
 STOPPED_S, BURIED_WITHIN_S = 5.0, 20.0
@@ -56,7 +56,7 @@ def stop_once(server: Server, gateway: GatewayName, way: StopAt, seed: int) -> d
     rng, schema = random.Random(f"{gateway} {way} {seed}"), new_schema()
     with ExitStack() as stack:
         emulator = stack.enter_context(opened(AccountSettings(seed=seed, lost=0.0, median_s=JOB_S)))
-        proxy = stack.enter_context(cut_proxy(server.port))
+        proxy = stack.enter_context(FaultProxy(server.port))
         url = f"postgresql://{USER}@127.0.0.1:{proxy.port}/postgres" if way == "cut off" else server.url
         common: dict[str, Any] = {"gateway": gateway, "url": emulator.url, "schema": schema, "rows": ROWS}
         first = Orders(**common, ledger=url, seed=seed, stop_at=way)
@@ -98,7 +98,7 @@ def stop_once(server: Server, gateway: GatewayName, way: StopAt, seed: int) -> d
 
 
 def _disturb(
-    way: StopAt, host: "subprocess.Popen[str]", proxy: Any, server: Server, schema: str, rng: random.Random
+    way: StopAt, host: "subprocess.Popen[str]", proxy: FaultProxy, server: Server, schema: str, rng: random.Random
 ) -> None:
     """Stop a host, or its connection to the ledger, for longer than its lease."""
     if way in SELF_STOPS:
@@ -108,7 +108,7 @@ def _disturb(
             time.sleep(0.02)
         time.sleep(rng.uniform(0.0, 0.2))
     if way == "cut off":
-        proxy.is_open.clear()
+        proxy.pause()
     elif way == "random":
         host.send_signal(signal.SIGSTOP)
     time.sleep(STOPPED_S)
@@ -116,7 +116,7 @@ def _disturb(
     while time.perf_counter() < until and not _buried(server, schema):
         time.sleep(0.1)
     if way == "cut off":
-        proxy.is_open.set()
+        proxy.resume()
     else:
         host.send_signal(signal.SIGCONT)
 

@@ -1,18 +1,18 @@
-"""Cancelled callers: nothing that was sent is lost, nothing that was not sent is bought."""
+"""Cancelled callers: nothing that was sent is lost, nothing that was not sent is bought.
+
+`tests/faults/test_cancelling.py` cancels each call at each of its steps.
+"""
 
 import asyncio
-from collections.abc import Coroutine, Generator
 from typing import Any
 
 import pytest
 
-from nanobanana_async import ConcurrencyPolicy, JobState, JobUncertain, Session, SessionClosed, TransportError
-from nanobanana_async.gateways.contract import HttpRequest
-from nanobanana_async.testing import FakeTransport, Reply
+from nanobanana_async import ConcurrencyPolicy, JobState, SessionClosed
+from nanobanana_async.testing import FakeTransport
 from tests.support.fakes import FakeGateway, Opening, RecordingLedger, apimall, defapi, virtually
 
 ONE = ConcurrencyPolicy(max_jobs=1, learn=False)
-LOST = TransportError("the connection was reset", possibly_sent=True)
 
 
 async def cancelled(caller: "asyncio.Task[Any]") -> None:
@@ -147,74 +147,11 @@ async def test_cancel_withdraws_unsent_jobs_only() -> None:
     assert gateway.sold == 1
 
 
-class CancelledAtStep:
-    """Drives a coroutine inside a task, and cancels that task when the coroutine suspends for the n-th time."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], step: int) -> None:
-        self._coroutine = coroutine
-        self._step = step
-        self.steps = 0
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        task = asyncio.current_task()
-        assert task is not None
-        driven = self._coroutine.__await__()
-        for waited_for in driven:
-            self.steps += 1
-            if self.steps == self._step:
-                task.cancel()
-            yield waited_for
-
-
-async def _cancelled_at_step(session: Session, number: int, step: int) -> bool:
-    """Generate, cancelled at the n-th suspension; return whether that suspension was reached."""
-    driver = CancelledAtStep(session.generate(f"fox {number}", idempotency_key=f"order-{number}"), step)
-
-    async def drive() -> None:
-        await driver
-
-    caller = asyncio.Task(drive())
-    await asyncio.wait([caller])
-    assert caller.cancelled() or isinstance(caller.exception(), (JobUncertain, type(None)))
-    return caller.cancelled()
-
-
-def _flaky(gateway: FakeGateway) -> Any:
-    lost = list[bool]()
-
-    def answer(request: HttpRequest) -> Reply:
-        reply = gateway.answer(request)
-        if request.method == "POST" and len(lost) < 2:
-            lost.append(True)
-            return LOST
-        return reply
-
-    return answer
-
-
 def _balanced(gateway: FakeGateway, ledger: RecordingLedger) -> None:
     """Every charge is a job that the ledger knows as bought, and every such job is a charge."""
     states = list(ledger.states().values())
     assert gateway.sold == states.count(JobState.SUCCEEDED) + states.count(JobState.UNCERTAIN)
     assert set(states) <= {JobState.SUCCEEDED, JobState.UNCERTAIN, JobState.WITHDRAWN}
-
-
-@pytest.mark.parametrize("trouble", [False, True])
-@pytest.mark.parametrize("session_of", [apimall, defapi])
-@virtually
-async def test_cancel_at_any_await_agrees_with_the_ledger(session_of: Opening, trouble: bool) -> None:
-    for step in range(1, 30):
-        gateway, ledger = FakeGateway(), RecordingLedger(keep_ended=True)
-        transport = FakeTransport(_flaky(gateway) if trouble else gateway.answer)
-        async with session_of(transport, ledger=ledger, concurrency=ConcurrencyPolicy(max_jobs=2)) as session:
-            async with asyncio.TaskGroup() as group:
-                ended = [group.create_task(_cancelled_at_step(session, number, step)) for number in range(3)]
-            await asyncio.sleep(300.0)
-            assert (session.stats().slots_held, session.stats().queued, session.stats().requests_in_flight) == (0, 0, 0)
-        _balanced(gateway, ledger)
-        if not any(task.result() for task in ended):
-            return
-    pytest.fail("a generate has not so many steps")
 
 
 @pytest.mark.slow

@@ -5,8 +5,10 @@ import functools
 import gzip
 import json
 import random
+import sys
 import zlib
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from attrs import frozen
@@ -85,6 +87,20 @@ def _packed(content: bytes) -> bytes:
     return http(gzip.compress(content), "Content-Encoding: gzip")
 
 
+def _bomb(coding: str, content: bytes) -> bytes:
+    """Return an answer in a coding that was not asked for; aiohttp decodes br and zstd where their packages are."""
+    match coding:
+        case "br":
+            packed = import_module("brotli").compress(content, quality=5)
+        case "zstd":
+            packed = import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd").compress(
+                content
+            )
+        case _:
+            packed = zlib.compress(content)
+    return http(packed, f"Content-Encoding: {coding}")
+
+
 CASES: dict[str, Case] = {
     "insufficient_ x 8000": Case(answer=lambda: _refusal("insufficient_" * 8000)),
     "insufficient_ x 80000, to a create": Case(ask="create", answer=lambda: _refusal("insufficient_" * 80_000)),
@@ -129,6 +145,18 @@ CASES: dict[str, Case] = {
     "a raw answer of 900 KiB": Case(answer=_url(**{f"f{number}": "x" * 900 for number in range(1000)})),
     "a packed bomb of [],": Case(answer=lambda: _packed(b"[]," * (BULK // 3))),
     "a packed bomb of zeros, to a create": Case(ask="create", answer=lambda: _packed(bytes(BULK))),
+    "a deflate bomb of [],": Case(answer=lambda: _bomb("deflate", b"[]," * (BULK // 3))),
+    "a brotli bomb of [],": Case(answer=lambda: _bomb("br", b"[]," * (BULK // 3))),
+    "a zstd bomb of [],": Case(answer=lambda: _bomb("zstd", b"[]," * (BULK // 3))),
+    "a brotli bomb of zeros, to a create": Case(ask="create", answer=lambda: _bomb("br", bytes(BULK))),
+    "a zstd bomb of zeros, to a create": Case(ask="create", answer=lambda: _bomb("zstd", bytes(BULK))),
+    "an image that is a gzip bomb": Case(ask="image", answer=lambda: _packed(bytes(BULK))),
+    "an image that is a deflate bomb": Case(ask="image", answer=lambda: _bomb("deflate", bytes(BULK))),
+    "an image that is a brotli bomb": Case(ask="image", answer=lambda: _bomb("br", bytes(BULK))),
+    "an image that is a zstd bomb": Case(ask="image", answer=lambda: _bomb("zstd", bytes(BULK))),
+    "an image of 100 times its stated length": Case(
+        ask="image", answer=lambda: b"HTTP/1.1 200 OK\r\nContent-Length: 600000\r\n\r\n" + bytes(BULK)
+    ),
     "chunks of one byte": Case(answer=_tiny_chunks),
     "a hundred thousand headers": Case(answer=lambda: http(b"{}", *(f"X-{n}: {n}" for n in range(100_000)))),
     "a header of 60 MiB": Case(answer=lambda: http(b"{}", "X-A: " + "a" * BULK)),

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 
 GENEROUS_MS = 1000.0
 MEASURED = ["60 MiB of [],", "60 MiB behind an image", "a packed bomb of [],", "credits 0E-999999999999999999"]
+MEASURED += ["a brotli bomb of [],", "a zstd bomb of zeros, to a create", "an image that is a gzip bomb"]
 
 
 ALIKE = ("60 MiB inline, with escaped slashes", "60 MiB inline, as JSON in a string")

@@ -28,6 +28,21 @@ async def test_redirect_to_another_host_carries_nothing_along(status: int) -> No
     assert b"referer" not in head.lower()
 
 
+async def test_given_headers_go_to_the_host_of_the_link_only() -> None:
+    given = {"X-Token": "hidden", "Referer": "https://a.example/", "User-Agent": "mine"}
+    resolver = StaticResolver(other_example="127.0.0.1")
+    async with opened(resolver=resolver, headers=given) as downloader, Peer(saying(reply(IMAGE))) as there:
+        target = there.url.replace("127.0.0.1", "other.example")
+        async with Peer(saying(redirect("/b"), redirect(target))) as here:
+            assert await downloader.fetch(here.url) == IMAGE
+    for head in here.requests:
+        assert b"X-Token: hidden\r\n" in head
+        assert b"Referer: https://a.example/\r\n" in head
+    assert b"User-Agent: mine\r\n" in there.requests[0]
+    assert b"X-Token" not in there.requests[0]
+    assert b"Referer" not in there.requests[0]
+
+
 async def test_relative_redirect_is_followed() -> None:
     async with opened() as downloader, Peer(saying(redirect("../b%2fc.png?x=%7e"), reply(IMAGE))) as peer:
         assert await downloader.fetch(peer.url + "folder/a.png") == IMAGE

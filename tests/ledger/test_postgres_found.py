@@ -25,7 +25,8 @@ from nanobanana_async.ledger.postgres.schema import current_tables
 from nanobanana_async.ledger.postgres.settings import Settings
 from nanobanana_async.ledger.postgres.statements import PostgresTable
 from nanobanana_async.ledger.postgres.url import PostgresUrl
-from tests.support.cut_proxy import CutProxy, cut_proxy
+from nanobanana_async.testing import ConnectionFault, FaultProxy
+from nanobanana_async.testing.fault_proxy import Side
 from tests.support.ledger_contract import NOON, job, running
 from tests.support.postgres import (
     QUOTED_PASSWORD,
@@ -56,27 +57,27 @@ async def opened(
 
 
 @pytest.fixture
-def proxy(postgres: Server) -> Iterator[CutProxy]:
-    with cut_proxy(postgres.port) as proxy:
+def proxy(postgres: Server) -> Iterator[FaultProxy]:
+    with FaultProxy(postgres.port) as proxy:
         yield proxy
 
 
-def url_of(proxy: CutProxy) -> str:
+def url_of(proxy: FaultProxy) -> str:
     return f"postgresql://{USER}:{QUOTED_PASSWORD}@127.0.0.1:{proxy.port}/postgres?sslmode=disable"
 
 
 @pytest.mark.parametrize(
-    ("words", "forwards"),
-    [(b"COMMIT", False), (b"COMMIT", True), (b"INSERT INTO jobs", True), (b"UPDATE owners", True)],
+    ("words", "side"),
+    [(b"COMMIT", "request"), (b"COMMIT", "answer"), (b"INSERT INTO jobs", "answer"), (b"UPDATE owners", "answer")],
 )
 async def test_connection_that_falls_silent_is_replaced_before_the_lease_ends(
-    postgres: Server, proxy: CutProxy, words: bytes, *, forwards: bool
+    postgres: Server, proxy: FaultProxy, words: bytes, side: Side
 ) -> None:
     schema = new_schema()
     async with opened(url_of(proxy), schema) as ledger, opened(postgres.url, schema) as other:
-        proxy.fall_silent_at(words, forwards=forwards)
+        proxy.queue(ConnectionFault("stall", side=side, words=words))
         async with asyncio.timeout(30):
-            while not proxy.cuts:
+            while not proxy.struck:
                 await ledger.claim(job())
             await ledger.claim(job("after"))
         assert not (await other.claim(job())).is_ours
@@ -84,14 +85,14 @@ async def test_connection_that_falls_silent_is_replaced_before_the_lease_ends(
         assert postgres.execute("SELECT count(*), count(buried_by) FROM owners", schema=schema) == [(2, 0)]
 
 
-async def test_connection_that_falls_silent_during_the_opening_is_replaced(proxy: CutProxy) -> None:
-    proxy.fall_silent_at(b"pg_class")
+async def test_connection_that_falls_silent_during_the_opening_is_replaced(proxy: FaultProxy) -> None:
+    proxy.queue(ConnectionFault("stall", side="request", words=b"pg_class"))
     async with asyncio.timeout(30), opened(url_of(proxy), new_schema(), lease=LEASE) as ledger:
         assert (await ledger.claim(job())).is_ours
-    assert proxy.cuts
+    assert proxy.struck
 
 
-async def test_flush_cut_off_amid_a_large_answer_is_ended_by_the_server(postgres: Server, proxy: CutProxy) -> None:
+async def test_flush_cut_off_amid_a_large_answer_is_ended_by_the_server(postgres: Server, proxy: FaultProxy) -> None:
     schema = new_schema()
     async with opened(url_of(proxy), schema, lease=Lease(beat_s=0.5, silence_s=3)) as ledger:
         await ledger.claim(job())
@@ -102,10 +103,10 @@ async def test_flush_cut_off_amid_a_large_answer_is_ended_by_the_server(postgres
             yield from table.claim(job("b"))
             yield from table.find("order-1")
 
-        proxy.fall_silent_at(b"SELECT j.key", forwards=True)
+        proxy.queue(ConnectionFault("stall", words=b"SELECT j.key"))
         call = ledger._submit(claim_and_read, writes=True)
         async with asyncio.timeout(30):
-            while not proxy.cuts:  # noqa: ASYNC110 - the proxy sets no event
+            while not proxy.struck:  # noqa: ASYNC110 - the proxy sets no event
                 await asyncio.sleep(0.05)
             await asyncio.sleep(0.5)
             while True:  # an observer could bury it

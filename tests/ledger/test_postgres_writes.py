@@ -19,12 +19,15 @@ from nanobanana_async.ledger.postgres.columns import as_text, from_text
 from nanobanana_async.ledger.postgres.leases import Lease
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.postgres.pipeline import Call, Statement, StatementRow, Work, run_calls
+from nanobanana_async.testing import ConnectionFault, FaultProxy
 from tests.ledger.child import line
 from tests.ledger.postgres_child import CAP, EIGHT, ROWS, host
-from tests.support.cut_proxy import CutProxy, cut_proxy
 from tests.support.ledger_contract import NOON, job, keys_left, running, sent
 from tests.support.postgres import QUOTED_PASSWORD, SHORT, Server, new_schema
 from tests.support.rows import each_row
+
+LOST_COMMIT = ConnectionFault("cut", words=b"COMMIT")
+"""The server has committed, and its answer does not come."""
 
 STRANGE = ["\0", "a\0b", "half \ud83e", "json:", 'json:"x"', "größer 狐", "\\u0000", ""]
 
@@ -135,13 +138,13 @@ async def test_two_claims_of_one_key_in_one_flush_make_one_job(ledger: PostgresL
 
 
 @pytest.fixture
-def proxy(postgres: Server) -> Iterator[CutProxy]:
-    with cut_proxy(postgres.port) as proxy:
+def proxy(postgres: Server) -> Iterator[FaultProxy]:
+    with FaultProxy(postgres.port) as proxy:
         yield proxy
 
 
 @pytest.fixture
-async def cut(proxy: CutProxy) -> AsyncIterator[PostgresLedger]:
+async def cut(proxy: FaultProxy) -> AsyncIterator[PostgresLedger]:
     """A ledger behind the proxy. It beats once an hour, so that the next commit is that of the next call."""
     url = f"postgresql://postgres:{QUOTED_PASSWORD}@127.0.0.1:{proxy.port}/postgres?sslmode=disable"
     lease = Lease(beat_s=3600, silence_s=4 * 3600)
@@ -152,71 +155,73 @@ async def cut(proxy: CutProxy) -> AsyncIterator[PostgresLedger]:
 
 
 @pytest.mark.slow
-async def test_commit_whose_answer_was_lost_counts_as_done(cut: PostgresLedger, proxy: CutProxy) -> None:
+async def test_commit_whose_answer_was_lost_counts_as_done(cut: PostgresLedger, proxy: FaultProxy) -> None:
     first = job()
-    proxy.lose_answer_to(b"COMMIT")
+    proxy.queue(LOST_COMMIT)
     claim = await cut.claim(first)
     assert (claim.is_new, claim.is_ours, claim.record) == (True, True, first)
     after = first.transition_to(JobState.SUBMITTING, first_sent_at=NOON)
-    proxy.lose_answer_to(b"COMMIT")
+    proxy.queue(LOST_COMMIT)
     await cut.advance(first, after)
     assert await cut.find("order-1") == after
-    proxy.lose_answer_to(b"COMMIT")
+    proxy.queue(LOST_COMMIT)
     await cut.release("order-1")
     assert await keys_left(cut) == ["order-1"]
-    proxy.lose_answer_to(b"COMMIT")
+    proxy.queue(LOST_COMMIT)
     adopted = await cut.adopt("order-1")
     assert adopted == Claim(record=after, is_ours=True)
-    assert proxy.cuts == 4
+    assert proxy.struck == 4
 
 
 @pytest.mark.slow
-async def test_reservation_whose_answer_was_lost_is_not_made_twice(cut: PostgresLedger, proxy: CutProxy) -> None:
+async def test_reservation_whose_answer_was_lost_is_not_made_twice(cut: PostgresLedger, proxy: FaultProxy) -> None:
     first = job(batch=batch_key_prefix("b"))
     await cut.claim(first)
     after = first.transition_to(JobState.SUBMITTING, first_sent_at=NOON)
-    proxy.lose_answer_to(b"COMMIT")
+    proxy.queue(LOST_COMMIT)
     allowance = await cut.advance_and_reserve(first, after, EIGHT, Decimal(8))
     assert (allowance.refusal, allowance.price, allowance.other_charges) == (None, EIGHT, Decimal(0))
-    assert proxy.cuts == 1
+    assert proxy.struck == 1
     assert await cut.spent_or_reserved("b") == 8
     running_job = after.transition_to(JobState.RUNNING, task_id="t1", credits_used=Decimal(9))
-    proxy.lose_answer_to(b"COMMIT")
+    proxy.queue(LOST_COMMIT)
     await cut.advance(after, running_job)
     assert await cut.spent_or_reserved("b") == 9
 
 
 @pytest.mark.slow
-async def test_stale_write_is_refused_also_after_a_lost_answer(cut: PostgresLedger, proxy: CutProxy) -> None:
+async def test_stale_write_is_refused_also_after_a_lost_answer(cut: PostgresLedger, proxy: FaultProxy) -> None:
     first = job()
     await cut.claim(first)
     await cut.advance(first, first.transition_to(JobState.SUBMITTING, first_sent_at=NOON))
-    proxy.lose_answer_to(b"COMMIT")
+    proxy.queue(LOST_COMMIT)
     with pytest.raises(LedgerError, match="was changed by another owner"):
         await cut.advance(first, first.transition_to(JobState.WITHDRAWN))
-    assert proxy.cuts == 1
+    assert proxy.struck == 1
 
 
 @pytest.mark.slow
-async def test_flush_whose_request_was_lost_is_repeated(cut: PostgresLedger, proxy: CutProxy) -> None:
-    proxy.lose_answer_to(b"INSERT INTO jobs")
+async def test_flush_whose_request_was_lost_is_repeated(cut: PostgresLedger, proxy: FaultProxy) -> None:
+    proxy.queue(ConnectionFault("cut", words=b"INSERT INTO jobs"))
     async with asyncio.TaskGroup() as group:
         claims = [group.create_task(cut.claim(job(f"k{number}"))) for number in range(5)]
     assert all(claim.result().is_new for claim in claims)
-    assert proxy.cuts == 1
+    assert proxy.struck == 1
 
 
 @pytest.mark.slow
-async def test_flush_of_which_a_part_was_lost_is_ended_by_its_owner(postgres: Server, proxy: CutProxy) -> None:
+async def test_flush_of_which_a_part_was_lost_is_ended_by_its_owner(postgres: Server, proxy: FaultProxy) -> None:
     schema, records = new_schema(), [job(f"k{number}", body=b"x" * 10_000, model="unsent") for number in range(100)]
     url = f"postgresql://postgres:{QUOTED_PASSWORD}@127.0.0.1:{proxy.port}/postgres?sslmode=disable"
     ledger = PostgresLedger(url, schema=schema, patience_s=20, lease=SHORT)
     await ledger.open()
-    proxy.fall_silent_at(b"unsent")  # the connection stays, so that the server waits for the rest for ever
+    proxy.queue(
+        ConnectionFault("stall", side="request", words=b"unsent")
+    )  # the connection stays, so that the server waits for the rest for ever
     async with asyncio.TaskGroup() as group:
         claims = [group.create_task(ledger.claim(record)) for record in records]
     assert all(claim.result().is_new for claim in claims)
-    assert proxy.cuts == 1
+    assert proxy.struck == 1
     async with asyncio.timeout(20):
         while not ledger.surely_owns:  # noqa: ASYNC110 - the writer's thread sets no event
             await asyncio.sleep(0.05)

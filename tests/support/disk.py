@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from nanobanana_async import testing
 from nanobanana_async.engine import poller, submitter
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobRecord
@@ -18,6 +17,7 @@ from nanobanana_async.ledger import sqlite, writer
 from nanobanana_async.ledger.columns import record_of
 from nanobanana_async.ledger.connection import LedgerConnection, run_in_transaction
 from nanobanana_async.ledger.statements import SELECT_BY_KEY, JobTable
+from nanobanana_async.testing import virtual_time
 from tests.support.machine import Machine, Process, this_process
 from tests.support.mutations import patched
 
@@ -195,7 +195,7 @@ def deterministic(seed: int, disk: Disk) -> AbstractContextManager[None]:
             (sqlite, "Writer", disk.writer),
             (submitter, "random", chance),
             (poller, "random", chance),
-            (testing, "DEADLOCK_S", 0.01),  # no other thread is waited for: without a timer nothing can happen
+            (virtual_time, "DEADLOCK_S", 0.01),  # no other thread is waited for: without a timer nothing can happen
         ]
     )
 

@@ -1,0 +1,17 @@
+"""Ten minutes without an answer: little load meanwhile, and the slots are full again soon after it."""
+
+import pytest
+
+from tests.faults.outage import KINDS, measure
+from tests.support.loopback import BOTH, GatewayName
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_log")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", BOTH)
+def test_outage_costs_a_tenth_of_the_load_and_slots_fill_within_a_backoff(name: GatewayName, kind: str) -> None:
+    found = measure(name, kind)
+    assert found["requests in ten minutes without the outage"] > 1000
+    assert found["load"] <= 0.1
+    assert found["slots filled one longest backoff after it"] >= 0.95
