@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from _pytest.config import _prepareconfig
+from hypothesis.internal.charmap import charmap
 
 from tests.support import forked
 
@@ -59,6 +60,8 @@ class _Collected:
     def pytest_runtestloop(self, session: pytest.Session) -> None:
         """Fork on orders; in each child become a worker, and end."""
         self.session = session
+        forked.import_all((*forked.CORE, *forked.COMMANDS))  # nor does each worker do this
+        charmap()
         self.capture = session.config.pluginmanager.getplugin("capturemanager")
         self.capture.stop_global_capturing()  # into files whose positions the children would share
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # those whom it concerns stop

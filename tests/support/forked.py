@@ -22,21 +22,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 ROOT = Path(__file__).parents[2]
 
 _COMMAND = "nanobanana_async"
-_CORE = (
+CORE = (
     *("nanobanana_async.session", "nanobanana_async.emulator", "nanobanana_async.ledger.postgres.driver"),
     # What they import when they use it:
-    *("PIL.GifImagePlugin", "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "PIL.WebPImagePlugin"),
+    *("PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageFont", "PIL.ImageOps", "nanobanana_async.emulator.painting"),
     *("anyio._backends._asyncio", "ctypes.util", "encodings.idna", "encodings.utf_8_sig", "gzip"),
     *("importlib.metadata", "importlib.resources.readers", "psycopg.pq", "sysconfig", "zoneinfo"),
 )
-_COMMANDS = tuple(
+COMMANDS = tuple(
     f"nanobanana_async.cli.{name}"
     for name in (
         "app",
@@ -50,10 +50,10 @@ _COMMANDS = tuple(
     )
 )
 _IMPORTED = {
-    _COMMAND: (*_CORE, *_COMMANDS),
-    "mcp": (*_CORE, "nanobanana_async.cli.app", "nanobanana_async.cli.mcp", "nanobanana_async.mcp_server.server"),
-    "uvicorn": (*_CORE, "nanobanana_async.asgi", "starlette.applications", "uvicorn.main"),
-    "tests": _CORE,
+    _COMMAND: (*CORE, *COMMANDS),
+    "mcp": (*CORE, "nanobanana_async.cli.app", "nanobanana_async.cli.mcp", "nanobanana_async.mcp_server.server"),
+    "uvicorn": (*CORE, "nanobanana_async.asgi", "starlette.applications", "uvicorn.main"),
+    "tests": CORE,
 }
 """What the process imports from which the modules of one kind are forked."""
 
@@ -203,9 +203,17 @@ def serve() -> str:
 
         collected.serve(channel, json.loads(sys.argv[3]))
         sys.exit(1)  # there was an error before the tests could be collected
-    for name in _IMPORTED[kind]:
-        importlib.import_module(name)
+    import_all(_IMPORTED[kind])
     return _become(*fork_on_orders(channel))
+
+
+def import_all(names: Iterable[str]) -> None:
+    """Import modules, and what they import when they first read or write an image."""
+    for name in names:
+        importlib.import_module(name)
+    from PIL import Image
+
+    Image.init()  # all formats: a quarter of a second
 
 
 def fork_on_orders(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
