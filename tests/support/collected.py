@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 from _pytest.config import _prepareconfig
-from hypothesis.internal.charmap import charmap
 
 from tests.support import forked
 
@@ -60,6 +59,8 @@ class _Collected:
     def pytest_runtestloop(self, session: pytest.Session) -> None:
         """Fork on orders; in each child become a worker, and end."""
         self.session = session
+        from hypothesis.internal.charmap import charmap  # not earlier: pytest rewrites the assertions of plugins
+
         forked.import_all((*forked.CORE, *forked.COMMANDS))  # nor does each worker do this
         charmap()
         self.capture = session.config.pluginmanager.getplugin("capturemanager")
@@ -91,7 +92,7 @@ def serve(channel: socket, given: dict[str, Any]) -> None:
     _collected = _Collected(channel)
     try:
         config = _prepareconfig(given["arguments"], [_collected])
-        from xdist.remote import setup_config  # not earlier: pytest rewrites the assertions of plugins
+        from xdist.remote import setup_config  # not earlier either
 
         setup_config(config, None)
         config.workerinput = {"workerid": "collecting"}  # type: ignore[attr-defined] # so it writes no file of results
