@@ -63,7 +63,7 @@ def environment(emulator: Emulator | None = None, **variables: str) -> dict[str,
     environ["NANOBANANA_LEDGER"] = str(_ledgers() / f"{next(_NUMBERS)}.sqlite")
     if emulator is not None:
         environ |= {"NANOBANANA_BASE_URL": emulator.url, "NANOBANANA_GATEWAY": "apimall", "APIMALL_API_KEY": API_KEY}
-        environ |= {"NANOBANANA_EXPECTED_JOB_S": "0.1"}
+        environ |= {"NANOBANANA_EXPECTED_JOB_S": "0.5"}
     return environ | variables
 
 
