@@ -1,11 +1,9 @@
 """Fixtures for the whole suite."""
 
-import atexit
 import gc
 import inspect
 import logging
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -18,7 +16,8 @@ from aiohttp import ClientResponse
 from aioresponses import aioresponses as AioResponses  # noqa: N812
 from hypothesis import settings
 
-from tests.support import forked
+from nanobanana_async.emulator.settings import EmulatorSettings
+from tests.support import collected, forked
 
 pytest_plugins = ["nanobanana_async.emulator.fixtures", "tests.support.postgres_fixtures"]
 
@@ -33,12 +32,8 @@ forked.install()
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# The command line's ledger without --ledger: never the one of the person who runs the tests.
-os.environ["XDG_STATE_HOME"] = _STATE = tempfile.mkdtemp(prefix="nanobanana-state-")
-atexit.register(shutil.rmtree, _STATE, ignore_errors=True)
-
-# Nor the settings file of that person.
-os.environ["XDG_CONFIG_HOME"] = os.path.join(_STATE, "config")
+_IN_REAL_TIME = {"cli", "end_to_end", "http", "images", "mcp_server", "notebook", "secrecy", "serve", "store"}
+"""Folders whose tests run in real time with default settings."""
 
 # Hypothesis fails an example that takes 200 ms, as any example may on a machine with other work.
 # Forty examples at first sight of a test show what a hundred do; each run draws others.
@@ -57,11 +52,45 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Fork the workers from one process that collects the tests."""
+    collected.prepare(config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_getremotemodule() -> str | None:
+    """Return what a worker executes."""
+    return collected.REMOTE if collected.is_prepared() else None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the files with slow tests first: at the end of the run no worker has a long one alone."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (_group_of(item.nodeid) is None, item.path not in slow))
+
+
+_TOGETHER = ("tests/store/",)
+"""Folders whose files share a server that takes seconds to start: one worker runs them."""
+
+
+def _group_of(nodeid: str) -> str | None:
+    return next((folder for folder in _TOGETHER if nodeid.startswith(folder)), None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distribute whole files, and some folders whole."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group_of(nodeid) or super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 class _NothingToWrite:
@@ -90,11 +119,22 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[AioResponses]:
         yield scripted
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_state() -> Iterator[None]:
+    """Keep the ledger of commands without --ledger, and their settings, apart from those of who runs the tests."""
+    with tempfile.TemporaryDirectory(prefix="nanobanana-state-", ignore_cleanup_errors=True) as folder:
+        os.environ["XDG_STATE_HOME"] = folder
+        os.environ["XDG_CONFIG_HOME"] = os.path.join(folder, "config")
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _early_polls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Poll jobs of unknown duration early, in the folders whose tests run in real time with default settings."""
-    if {"cli", "http", "notebook", "secrecy"} & set(request.path.parts):
+def _no_waste_of_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where tests run in real time, poll early, and paint small images: a large one takes a quarter of a second."""
+    if _IN_REAL_TIME & set(request.path.parts):
         monkeypatch.setattr("nanobanana_async.policy.poll_schedule.FEW_SECONDS_S", 0.1)
+        monkeypatch.setattr("nanobanana_async.policy.poll_schedule.LEAST_DELAY_S", 0.05)
+        monkeypatch.setitem(EmulatorSettings.__init__.__kwdefaults__, "image_scale", 0.1)
 
 
 @pytest.fixture

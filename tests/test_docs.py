@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from attrs import frozen
 
-from nanobanana_async.emulator import API_KEY, Emulator
+from nanobanana_async.emulator import API_KEY, Emulator, Fixed
 from nanobanana_async.engine.phases import PHASES
 from nanobanana_async.jobs import TRANSITIONS
 from tests.support.rows import each_row
@@ -51,7 +51,8 @@ class Block:
         if "def test_" in self.code:
             scope = "asyncio_default_fixture_loop_scope=function"
             fixtures = "nanobanana_async.emulator.fixtures"
-            return ["-m", "pytest", "-q", "-p", fixtures, "-o", "asyncio_mode=auto", "-o", scope, "."]
+            plugins = ["-p", "pytest_asyncio.plugin", "-p", fixtures]
+            return ["-m", "pytest", "-q", *plugins, "-o", "asyncio_mode=auto", "-o", scope, "."]
         return None
 
     @property
@@ -95,7 +96,7 @@ def test_block_compiles(block: Block) -> None:
 async def test_program_runs_against_the_emulator(block: Block, tmp_path: Path) -> None:
     for package in block.needs:
         pytest.importorskip(package, reason=f"{package} is missing: pip install {package}")
-    async with Emulator(job_limit=5) as emulator:
+    async with Emulator(job_limit=5, duration=Fixed(0.1), image_scale=0.1) as emulator:
         await run(block, tmp_path, emulator)
         assert emulator.stats().double_charges == 0
 
@@ -109,7 +110,7 @@ def test_page_of_engines_has_the_recipes_as_they_are() -> None:
 @pytest.mark.slow
 async def test_readme_program_buys_nothing_when_run_again(tmp_path: Path) -> None:
     (block,) = (each for each in RUNNABLE if each.name.startswith("README") and "generate_many" in each.code)
-    async with Emulator(job_limit=5) as emulator:
+    async with Emulator(job_limit=5, duration=Fixed(0.1), image_scale=0.1) as emulator:
         outputs = [await run(block, tmp_path, emulator) for _ in range(2)]
         assert sorted(job.prompt for job in emulator.jobs()) == [
             "a harbour at dawn",
@@ -130,9 +131,10 @@ async def run(block: Block, folder: Path, emulator: Emulator) -> str:
     environ = os.environ | {
         "NANOBANANA_GATEWAY": "apimall",
         "NANOBANANA_BASE_URL": emulator.url,
-        "NANOBANANA_EXPECTED_JOB_S": "0.5",
+        "NANOBANANA_EXPECTED_JOB_S": "0.1",
         "APIMALL_API_KEY": API_KEY,
         "PYTHONWARNINGS": "error",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
     if not block.changes_process:
         with pytest.MonkeyPatch.context() as patch:

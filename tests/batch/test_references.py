@@ -23,9 +23,9 @@ PNG = plain_png(ImageSpec("a cat", 0, 0, 8, 8, True))
 
 @pytest.mark.slow
 @virtually
-async def test_thousand_rows_with_one_image_read_and_upload_it_once(tmp_path: Path) -> None:
+async def test_hundreds_of_rows_with_one_image_read_and_upload_it_once(tmp_path: Path) -> None:
     (cat := tmp_path / "cat.png").write_bytes(PNG)
-    rows = [{"prompt": f"fox {number}", "images": [cat]} for number in range(1000)]
+    rows = [{"prompt": f"fox {number}", "images": [cat]} for number in range(300)]
     simulator = GatewaySimulator(EmulatorSettings(job_limit=50))
     simulator.base_url = "https://gateway.apimall.ai"
     transport = EmulatorTransport(simulator, api_key=API_KEY)
@@ -34,9 +34,9 @@ async def test_thousand_rows_with_one_image_read_and_upload_it_once(tmp_path: Pa
     gateway = ApiMall(api_key=API_KEY, upload_lifetime_s=math.inf)
     async with Session(gateway, http=transport) as session:
         async with session.generate_many(rows) as outcomes:
-            assert [outcome.error async for outcome in outcomes] == [None] * 1000
+            assert [outcome.error async for outcome in outcomes] == [None] * 300
         stats = simulator.stats(0.0)
-    assert (stats.creates_accepted, stats.double_charges) == (1000, 0)
+    assert (stats.creates_accepted, stats.double_charges) == (300, 0)
     assert stats.uploads == {hashlib.sha256(PNG).hexdigest(): 1}
     assert local._facts_of_file.cache_info().misses == 1
 

@@ -439,7 +439,7 @@ async def test_a_used_up_daily_budget_stops_the_batch_with_the_time_to_go_on(
 ) -> None:
     monkeypatch.setattr(long_pause, "MAX_RETRY_AFTER_S", 0.1)
     monkeypatch.setattr(long_pause, "MARGIN_S", 0.1)
-    async with emulated(batch, requests_per_day=12, rate_window="clock") as emulator:
+    async with emulated(batch, requests_per_day=12, rate_window="clock", duration=Fixed(30)) as emulator:
         said = await batch(batch.prompts(30), "--max-budget-wait", "0")
     assert said.code == 3
     assert "the account's daily budget of requests is used up; goes on at " in said.err

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from nanobanana_async.emulator import Emulator, Fixed
+from nanobanana_async.emulator import Emulator
 from tests.cli.batch_kills import images_of, lines_of
 from tests.support.command import environment, nanobanana, started
 
@@ -82,9 +82,11 @@ async def terminal(folder: Path, command: str, environ: dict[str, str]) -> Async
 
 
 @asynccontextmanager
-async def emulated(folder: Path, job_s: float) -> AsyncIterator[tuple[Emulator, dict[str, str]]]:
+async def emulated(folder: Path, job_s: float, *first: float) -> AsyncIterator[tuple[Emulator, dict[str, str]]]:
+    """Run an emulator whose jobs take `job_s`, but the first ones what is given."""
+    durations = iter(first)
     (folder / "foxes.txt").write_text("".join(f"a fox {number}\n" for number in range(ROWS)))
-    async with Emulator(duration=Fixed(job_s), job_limit=6, image_scale=0.05) as emulator:
+    async with Emulator(duration=lambda _: next(durations, job_s), job_limit=6, image_scale=0.05) as emulator:
         yield emulator, environment(emulator, NANOBANANA_EXPECTED_JOB_S=str(job_s))
 
 
@@ -114,7 +116,7 @@ async def test_the_first_ctrl_c_stops_buying_and_collects_running_jobs(tmp_path:
 
 
 async def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
-    async with emulated(tmp_path, 5.0) as (emulator, environ):
+    async with emulated(tmp_path, 0.1, *[5.0] * 6) as (emulator, environ):
         async with terminal(tmp_path, f"{NANOBANANA} batch foxes.txt -o out", environ) as screen:
             await screen.shows(" running")
             while emulator.stats().creates_accepted < 2:  # noqa: ASYNC110 - it has no event

@@ -17,6 +17,11 @@ ASKING = answering(b"HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n")
 FORBIDDING = answering(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n")
 
 
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanobanana_async.engine.outage.HOPELESS_AFTER_S", 1.0)  # after how long: tests/engine
+
+
 async def generate(url: str, **variables: str) -> Said:
     """Generate an image at an address; the first line on stderr says that it is tried again."""
     environ = environment(APIMALL_API_KEY="ak-hidden", NANOBANANA_BASE_URL=url) | variables

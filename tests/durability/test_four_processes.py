@@ -12,7 +12,7 @@ pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork, and no SIGKILL"),
 ]
 
-ROWS = 180
+ROWS = 90
 
 
 def test_apimall_rows_are_bought_once_and_orphans_adopted() -> None:

@@ -61,7 +61,9 @@ def moved_away(path: Path) -> Iterator[None]:
     aside.replace(path)
 
 
-TROUBLES = pytest.mark.parametrize("trouble", [full_disk, locked, moved_away])
+TROUBLES = pytest.mark.parametrize(
+    ("name", "trouble"), [("apimall", full_disk), ("defapi", locked), ("apimall", moved_away)]
+)
 GATEWAYS = pytest.mark.parametrize("name", BOTH)
 
 
@@ -98,7 +100,6 @@ async def within(ledger: SqliteLedger, statement: str) -> None:
     await ledger._submit(run)
 
 
-@GATEWAYS
 @TROUBLES
 async def test_unwritable_new_job_is_not_sent(path: Path, name: GatewayName, trouble: Trouble) -> None:
     async with emulated(unique_by="prompt") as emulator, quick(emulator, name, ledger=quickly(path)) as session:
@@ -108,12 +109,11 @@ async def test_unwritable_new_job_is_not_sent(path: Path, name: GatewayName, tro
         await all_is_bought(session, emulator)
 
 
-@GATEWAYS
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("name", "before", "after"),
     [
-        ("PRAGMA max_page_count = 1", "PRAGMA max_page_count = 100000"),
-        ("PRAGMA query_only = ON", "PRAGMA query_only = OFF"),
+        ("apimall", "PRAGMA max_page_count = 1", "PRAGMA max_page_count = 100000"),
+        ("defapi", "PRAGMA query_only = ON", "PRAGMA query_only = OFF"),
     ],
     ids=["full", "read-only"],
 )
@@ -127,7 +127,6 @@ async def test_write_refused_by_sqlite_sends_nothing(path: Path, name: GatewayNa
         await all_is_bought(session, emulator)
 
 
-@GATEWAYS
 @TROUBLES
 async def test_waiting_job_is_not_sent_when_the_ledger_fails(path: Path, name: GatewayName, trouble: Trouble) -> None:
     one = ConcurrencyPolicy(max_jobs=1, learn=False)

@@ -20,7 +20,7 @@ from tests.support.ledger_contract import SCENES, Scene
 from tests.support.shared_ledger import LOST, FakeProcess, LedgerView, SharedLedger
 
 KEYS = ("a", "b", "c")
-SEEDS = 100
+SEEDS = 40
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=[scene.__name__ for scene in SCENES])

@@ -9,12 +9,12 @@ from nanobanana_async.events import Event, JobStateChanged
 from nanobanana_async.testing import FakeTransport
 from tests.support.fakes import FakeGateway, RecordingLedger, apimall, now, virtually, wire_key
 
-JOBS = 3000
+JOBS = 1000
 
 
 @pytest.mark.slow
 @virtually
-async def test_three_thousand_concurrent_generates_leave_nothing() -> None:
+async def test_a_thousand_concurrent_generates_leave_nothing() -> None:
     gateway, ledger = FakeGateway(job_s=2.0), RecordingLedger()
     transport = FakeTransport(gateway.answer)
     wide = ConcurrencyPolicy(max_jobs=300, learn=False, max_requests=64)

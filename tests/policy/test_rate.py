@@ -31,8 +31,7 @@ def sent_through(
 
 @pytest.mark.slow
 @waits
-@pytest.mark.parametrize("rtt_s", [0.01, 0.15])
-@pytest.mark.parametrize("burst", ["ten", "a minute's worth"])
+@pytest.mark.parametrize(("burst", "rtt_s"), [("ten", 0.01), ("a minute's worth", 0.15)])
 @pytest.mark.parametrize("rate", [0.2, 1.0, 5.0, 20.0, 50.0])
 def test_hidden_rate_is_used_in_full_with_few_429s(rate: float, burst: str, rtt_s: float, states_wait: bool) -> None:
     bucket = Bucket(rate, 10.0 if burst == "ten" else 60.0 * rate)
@@ -64,7 +63,7 @@ def test_fixed_window_limit_takes_at_most_twice_the_ideal_time(most: int, length
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rate", "to"), [(10.0, 20.0), (2.0, 4.0), (20.0, 5.0)])
+@pytest.mark.parametrize(("rate", "to"), [(2.0, 4.0), (20.0, 5.0)])
 def test_changed_rate_is_followed(rate: float, to: float) -> None:
     bucket = Bucket(rate, 10.0)
     client = Client(Gateway(limiter=bucket), draw=endless, until_s=900.0)

@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import contextlib
+import functools
 import io
 import itertools
 import os
@@ -19,9 +20,7 @@ from attrs import frozen
 from nanobanana_async.cli import app as cli
 from nanobanana_async.emulator import API_KEY, Emulator
 
-_LEDGERS = Path(tempfile.mkdtemp(prefix="nanobanana-ledgers-"))
 _NUMBERS = itertools.count()
-atexit.register(shutil.rmtree, _LEDGERS, ignore_errors=True)
 
 _OURS = ("APIMALL_", "DEFAPI_", "NANOBANANA_")
 
@@ -49,11 +48,19 @@ class Said:
         return line
 
 
+@functools.cache
+def _ledgers() -> Path:
+    """Return the folder of this process's ledgers."""
+    folder = tempfile.mkdtemp(prefix="nanobanana-ledgers-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
 def environment(emulator: Emulator | None = None, **variables: str) -> dict[str, str]:
     """Return the environment without our own variables, with a new ledger, and those of the emulator if given."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     environ |= {"PYTHONWARNINGS": "error", "COLUMNS": "200"}
-    environ["NANOBANANA_LEDGER"] = str(_LEDGERS / f"{next(_NUMBERS)}.sqlite")
+    environ["NANOBANANA_LEDGER"] = str(_ledgers() / f"{next(_NUMBERS)}.sqlite")
     if emulator is not None:
         environ |= {"NANOBANANA_BASE_URL": emulator.url, "NANOBANANA_GATEWAY": "apimall", "APIMALL_API_KEY": API_KEY}
         environ |= {"NANOBANANA_EXPECTED_JOB_S": "0.5"}

@@ -22,21 +22,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 ROOT = Path(__file__).parents[2]
 
 _COMMAND = "nanobanana_async"
-_CORE = (
+CORE = (
     *("nanobanana_async.session", "nanobanana_async.emulator", "nanobanana_async.ledger.postgres.driver"),
     # What they import when they use it:
-    *("PIL.GifImagePlugin", "PIL.JpegImagePlugin", "PIL.PngImagePlugin", "PIL.WebPImagePlugin"),
+    *("PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageFont", "PIL.ImageOps", "nanobanana_async.emulator.painting"),
     *("anyio._backends._asyncio", "ctypes.util", "encodings.idna", "encodings.utf_8_sig", "gzip"),
     *("importlib.metadata", "importlib.resources.readers", "psycopg.pq", "sysconfig", "zoneinfo"),
 )
-_COMMANDS = tuple(
+COMMANDS = tuple(
     f"nanobanana_async.cli.{name}"
     for name in (
         "app",
@@ -50,18 +50,23 @@ _COMMANDS = tuple(
     )
 )
 _IMPORTED = {
-    _COMMAND: (*_CORE, *_COMMANDS),
-    "mcp": (*_CORE, "nanobanana_async.cli.app", "nanobanana_async.cli.mcp", "nanobanana_async.mcp_server.server"),
-    "uvicorn": (*_CORE, "nanobanana_async.asgi", "starlette.applications", "uvicorn.main"),
-    "tests": _CORE,
+    _COMMAND: (*CORE, *COMMANDS),
+    "mcp": (*CORE, "nanobanana_async.cli.app", "nanobanana_async.cli.mcp", "nanobanana_async.mcp_server.server"),
+    "uvicorn": (*CORE, "nanobanana_async.asgi", "starlette.applications", "uvicorn.main"),
+    "tests": CORE,
 }
 """What the process imports from which the modules of one kind are forked."""
 
 # The interpreter, the C library and some packages read these only when they start.
 _READ_AT_START = ("AIOHTTP_", "COVERAGE_", "LANG", "LC_", "LD_", "MALLOC_", "PYTHON", "SSL_")
 _PROGRAM = "__import__('runpy')._run_module_as_main(__import__('tests.support.forked', fromlist=['serve']).serve())"
+_WORKER = ("-u", "-c", "import sys;exec(eval(sys.stdin.readline()))")
+"""The arguments with which execnet starts a worker of pytest."""
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2): a process whose parent has ended becomes a child of this one
 _OF_INTERPRETER = {signal.SIGPIPE, signal.SIGXFSZ} if os.name == "posix" else set()
+
+workers: dict[str, Any] | None = None
+"""What the process collects from which pytest's workers are forked; None: they are real ones. See `collected.py`."""
 
 _execute: Callable[..., None] | None = getattr(subprocess.Popen, "_execute_child", None)
 
@@ -107,7 +112,11 @@ def _fork_or_execute(self: "subprocess.Popen[Any]", *arguments: Any) -> None:
 def _kind_of(given: Mapping[str, Any]) -> str | None:
     """Return of which kind a process is that can be forked, else None."""
     words = given["args"]
-    if isinstance(words, str | bytes | os.PathLike) or len(words) < 3 or words[0] != sys.executable or words[1] != "-m":
+    if isinstance(words, str | bytes | os.PathLike) or len(words) < 3 or words[0] != sys.executable:
+        return None
+    if workers is not None and tuple(words[1:]) == _WORKER:
+        return "worker"
+    if words[1] != "-m":
         return None
     odd = ("preexec_fn", "pass_fds", "shell", "gid", "gids", "uid")
     as_usual = given["close_fds"] and given["umask"] < 0 and given.get("process_group", -1) in (-1, None)
@@ -142,11 +151,12 @@ class _Original:
             return cls._known[key]
 
     def __init__(self, kind: str, at_start: Mapping[str, str]) -> None:
+        self._kind = kind
         self._orders, theirs = socket.socketpair()
         plain = {name: value for name, value in os.environ.items() if not name.startswith(_READ_AT_START)}
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), kind],
+                [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), kind, json.dumps(workers)],
                 cwd=ROOT,
                 env={**plain, **at_start},
                 pass_fds=[theirs.fileno()],
@@ -159,6 +169,13 @@ class _Original:
         self._orders.close()
         self._process.wait()
 
+    def _ended(self) -> Exception:
+        if self._kind != "worker":
+            return RuntimeError("the process to fork from has ended: see its traceback above")
+        import pytest
+
+        return pytest.UsageError("the tests can't be collected: see above")
+
     def fork(self, orders: Mapping[str, Any], ends: list[int]) -> int:
         """Return the process id of a new child of ours with these orders, and these files as its standard streams."""
         content = json.dumps(orders).encode()
@@ -169,32 +186,52 @@ class _Original:
                 socket.send_fds(self._orders, [len(content).to_bytes(8, "big")], ends)
                 self._orders.sendall(content)
                 answer = self._orders.recv(8)
+            except ConnectionError:
+                answer = b""
             finally:
                 prctl(_SUBREAPER, 0, 0, 0, 0)
         if not answer:
-            raise RuntimeError("the process to fork from has ended: see its traceback above")
+            raise self._ended()
         return int.from_bytes(answer, "big")
 
 
 def serve() -> str:
     """In the original: fork on orders, until there are none. Return, in each child, the module that it is to run."""
     channel, kind = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
-    for name in _IMPORTED[kind]:
+    if kind == "worker":
+        from tests.support import collected
+
+        collected.serve(channel, json.loads(sys.argv[3]))
+        sys.exit(1)  # there was an error before the tests could be collected
+    import_all(_IMPORTED[kind])
+    return _become(*fork_on_orders(channel))
+
+
+def import_all(names: Iterable[str]) -> None:
+    """Import modules, and what they import when they first read or write an image."""
+    for name in names:
         importlib.import_module(name)
+    from PIL import Image
+
+    Image.init()  # all formats: a quarter of a second
+
+
+def fork_on_orders(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Fork on orders, until there are none. Return, in each child, its orders and its standard streams."""
     assert len(os.listdir("/proc/self/task")) == 1, "a thread would be lost in a fork"
     gc.collect()
     gc.freeze()  # no collection goes over what is shared, not even the last one of a child: it would copy it
     while True:
         length, ends, _, _ = socket.recv_fds(channel, 8, 3)
         if not length:
-            sys.exit()  # the tests have ended
+            os._exit(0)  # the tests have ended
         content = b""
         while len(content) < int.from_bytes(length, "big"):
             content += channel.recv(1 << 20)
         number = _fork_twice()
         if number is None:
             channel.detach()
-            return _become(json.loads(content), ends)
+            return json.loads(content), ends
         for end in ends:
             os.close(end)
         channel.sendall(number.to_bytes(8, "big"))
