@@ -170,6 +170,8 @@ def sum_stats(accounts: Sequence[SessionStats]) -> SessionStats:
         creates_paused=all(each.creates_paused for each in accounts),
         outage="; ".join(outages) if len(outages) == len(accounts) else None,
         paused_until=min(pauses) if len(pauses) == len(accounts) else None,
+        rests_for_s=None,  # an account rests only while another one buys
+        rests_because=None,
         job_duration_median_s=most.job_duration_median_s,
         job_duration_sigma=most.job_duration_sigma,
         credits_spent=sum((each.credits_spent for each in accounts), Decimal(0)),

@@ -47,20 +47,33 @@ class BalanceCommand:
             Print a JSON object with gateway, account and credits, one for each account.
         """
         selected = find_gateways(self.find_gateway, gateway, base_url)
+        problem: NanoBananaError | None = None
         for each, balance in zip(selected, asyncio.run(read_balances(selected)), strict=True):
-            if json:
+            if isinstance(balance, NanoBananaError):
+                if len(selected) > 1:
+                    balance.message = f"account {each.account}: {balance.message}"
+                problem = problem or balance
+            elif json:
                 facts = {"gateway": each.name, "account": each.account, "credits": json_number(balance)}
                 print(json_format.dumps(facts))
             else:
                 shown = credit_count(balance) if sys.stdout.isatty() else plain_number(balance)
                 print(shown if len(selected) == 1 else f"{each.account}\t{shown}")
+        if problem is not None:
+            raise problem
         return 0
 
 
-async def read_balances(gateways: Sequence[Gateway]) -> list[Decimal]:
-    """Return the balances of accounts, in a session of their own."""
+async def read_balances(gateways: Sequence[Gateway]) -> list[Decimal | NanoBananaError]:
+    """Return the balance of each account, or why it can't be read, in a session of their own."""
+    found: list[Decimal | NanoBananaError] = []
     async with Session(gateways, trust_env=True) as session:
-        return [await session.balance(gateway.account) for gateway in gateways]
+        for gateway in gateways:
+            try:
+                found.append(await session.balance(gateway.account))
+            except NanoBananaError as error:
+                found.append(error)
+    return found
 
 
 class ShowsBalance(Protocol):

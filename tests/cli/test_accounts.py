@@ -1,6 +1,7 @@
 """A profile of several accounts: which commands use it together, what they print, and what is refused."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,7 @@ async def test_batch_names_the_account_of_each_row_and_its_page_both(batch: Comm
         batch.patch.setenv("NANOBANANA_PROFILE", "both")
         said = await batch(file)
         assert said.code == 0, said.err
+        assert "nanobanana: account apimall:one: rests for" in said.err
         assert {line["account"] for line in batch.lines().values()} == {"apimall:two"}
         page = (batch.out / "index.html").read_text(encoding="utf-8")
         assert "apimall:one" in page
@@ -68,13 +70,29 @@ async def test_batch_names_the_account_of_each_row_and_its_page_both(batch: Comm
 
 
 async def test_balance_is_printed_for_each_account(tmp_path: Path, keys: dict[str, str]) -> None:
-    async with Emulator(api_keys=frozenset({ONE, TWO}), credits=12) as emulator:
+    async with Emulator(api_keys=frozenset({ONE, TWO}), credits=Decimal(12)) as emulator:
         options = ("--config", str(profiles(tmp_path, emulator.url)), "--profile", "both")
         plain = await nanobanana(*options, "balance", environ=environment(None, **keys))
         as_json = await nanobanana(*options, "balance", "--json", environ=environment(None, **keys))
     assert (plain.code, plain.out) == (0, "apimall:one\t12\napimall:two\t12\n")
     assert [json.loads(line)["account"] for line in as_json.out.splitlines()] == ["apimall:one", "apimall:two"]
     assert ONE not in plain.out + plain.err + as_json.out
+
+
+async def test_account_whose_balance_can_not_be_read_hides_no_other(batch: Command, keys: dict[str, str]) -> None:
+    file = batch.prompts(2)
+    async with emulated(batch, api_keys=frozenset({TWO}), credits=Decimal(12)) as emulator:
+        path = profiles(batch.folder, emulator.url)
+        said = await nanobanana(
+            "--config", str(path), "--profile", "both", "balance", environ=environment(None, **keys)
+        )
+        batch.patch.setenv("NANOBANANA_CONFIG", str(path))
+        batch.patch.setenv("NANOBANANA_PROFILE", "both")
+        dry = await batch(file, "--dry-run")
+    assert (said.code, said.out) == (1, "apimall:two\t12\n")
+    assert "account apimall:one: API key" in said.complaint
+    assert "balance of apimall:two\t12\n" in dry.out
+    assert "the balance of apimall:one is unknown" in dry.err
 
 
 async def test_command_for_one_account_says_which_profiles_to_choose(tmp_path: Path, keys: dict[str, str]) -> None:

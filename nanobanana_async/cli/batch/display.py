@@ -252,6 +252,12 @@ class BatchDisplay(LiveDisplay):
         each = [_account_line(account, found) for account, found in accounts.items()]
         return [Text(", ").join(rows), *each, Text(", ").join(facts)]
 
+    def account_problems(self) -> list[str]:
+        """Return which of several accounts send no creates at the end, and why."""
+        accounts = self.accounts.items() if len(self.accounts) > 1 else ()
+        paused = ((account, why_paused(stats)) for account, stats in accounts)
+        return [f"account {account}: {in_cli_words(why)}" for account, why in paused if why is not None]
+
     def _phase(self) -> str:
         """Return what the run does while it does not buy, and what is left to collect."""
         if not self.collecting:

@@ -119,13 +119,16 @@ async def _show_balances(gateways: Sequence[Gateway]) -> None:
     """Print the balance of each account, or why it can't be read: a dry run works without a network, too."""
     try:
         async with asyncio.timeout(BALANCE_S):
-            for gateway, balance in zip(gateways, await read_balances(gateways), strict=True):
-                name = "balance" if len(gateways) == 1 else f"balance of {gateway.account}"
-                _show(name, plain_number(balance))
+            balances = await read_balances(gateways)
     except TimeoutError:
         print(f"nanobanana: the balance is unknown: no answer in {BALANCE_S:g} s", file=sys.stderr)
-    except NanoBananaError as error:
-        print(f"nanobanana: the balance is unknown: {one_line(in_cli_words(error))}", file=sys.stderr)
+        return
+    for gateway, balance in zip(gateways, balances, strict=True):
+        name = "balance" if len(gateways) == 1 else f"balance of {gateway.account}"
+        if isinstance(balance, NanoBananaError):
+            print(f"nanobanana: the {name} is unknown: {one_line(in_cli_words(balance))}", file=sys.stderr)
+        else:
+            _show(name, plain_number(balance))
 
 
 async def _count_uploads(digests: set[str], gateway: Gateway, ledger: StoredLedger | None) -> int:

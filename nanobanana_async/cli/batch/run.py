@@ -302,6 +302,8 @@ class Run:
         interrupted = self._signals.cancelled or (self._signals.stop_requested.is_set() and left > 0)
         for line in self._summary.ending(display, left, interrupted=interrupted, reported=self._report.written):
             display.say(line)
+        for problem in display.account_problems():
+            display.say(f"nanobanana: {problem}")
         if interrupted:
             return INTERRUPTED
         if self._summary.stop_reason is not None or self._summary.overspent:
