@@ -37,7 +37,7 @@ _UNREACHABLE = "the server can't be reached: check that it runs, and host, port 
 
 _NO_WRITES = "the server takes no writes: it is a standby now, or was set to read-only"
 _ADVICE: dict[type[psycopg.Error], str] = {
-    FailedOver: "the server has failed over: calls wait until all hosts had the time to write again what it has lost",
+    FailedOver: "the server has failed over, and its hosts get the time to write again what it has lost",
     NoAnswer: "the server is overloaded, or a pooler or the network before it is stuck",
     errors.InsufficientPrivilege: (
         "this user may not use the tables: let their owner grant USAGE on the schema, and SELECT, INSERT, UPDATE and"
