@@ -96,14 +96,17 @@ async def batch(making: Making) -> None:
 async def studio_page(making: Making) -> None:
     """Show the studio, in which some images are there and others are being made."""
     emulator = Emulator(job_limit=3, duration=LogNormal(median_s=2.5), image_scale=0.5)
-    async with emulator, running(studio(making.room, emulator)) as server:
-        async with opened(making.browser, server.url, width=1200, height=866) as page:
-            for prompt in TYPED_IN_STUDIO:
-                await page.get_by_label("What do you want to see?").fill(prompt)
-                await page.keyboard.press("Enter")
-                await page.locator(".card").filter(has_text=prompt).wait_for()
-            await shows_images(page, len(TYPED_IN_STUDIO) - 3)
-            await write_pngs(page, making.out, "studio")
+    async with (
+        emulator,
+        running(studio(making.room, emulator)) as server,
+        opened(making.browser, server.url, width=1200, height=866) as page,
+    ):
+        for prompt in TYPED_IN_STUDIO:
+            await page.get_by_label("What do you want to see?").fill(prompt)
+            await page.keyboard.press("Enter")
+            await page.locator(".card").filter(has_text=prompt).wait_for()
+        await shows_images(page, len(TYPED_IN_STUDIO) - 3)
+        await write_pngs(page, making.out, "studio")
 
 
 async def notebook(making: Making) -> None:
