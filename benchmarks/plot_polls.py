@@ -1,7 +1,7 @@
 """Draw what polls cost on the virtual clock: `python -m benchmarks.plot_polls` writes a PNG.
 
-Each point is a run with another wanted delay, beside fixed intervals: a poll every h seconds sees an end h/2 late in the
-mean, and needs the mean duration / h polls a job.
+Each point is a run with another wanted delay, beside fixed intervals: a poll every h seconds sees an end h/2 late in
+the mean, and needs the mean duration / h polls a job.
 """
 
 import argparse

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from attrs import frozen
 from playwright.async_api import Browser
-from pygments import highlight
-from pygments.formatters import HtmlFormatter
-from pygments.lexers import PythonLexer
 
 from nanobanana_async.emulator import Emulator, LogNormal
 from tests.notebook.kernel import executed, html, kernel, nbformat
 from tests.screenshots.pages import chromium, opened, shows_images, write_pngs
 from tests.screenshots.terminal import Terminal, write_svg
+from tests.support.lazy import lazy
 from tests.web.servers import ROOT, running, studio
+
+pygments = lazy("pygments")
 
 COLUMNS = 100
 SUBJECTS = ("a lighthouse", "an old library", "a greenhouse", "a night train", "a harbour", "a clock tower")
@@ -96,14 +96,17 @@ async def batch(making: Making) -> None:
 async def studio_page(making: Making) -> None:
     """Show the studio, in which some images are there and others are being made."""
     emulator = Emulator(job_limit=3, duration=LogNormal(median_s=2.5), image_scale=0.5)
-    async with emulator, running(studio(making.room, emulator)) as server:
-        async with opened(making.browser, server.url, width=1200, height=866) as page:
-            for prompt in TYPED_IN_STUDIO:
-                await page.get_by_label("What do you want to see?").fill(prompt)
-                await page.keyboard.press("Enter")
-                await page.locator(".card").filter(has_text=prompt).wait_for()
-            await shows_images(page, len(TYPED_IN_STUDIO) - 3)
-            await write_pngs(page, making.out, "studio")
+    async with (
+        emulator,
+        running(studio(making.room, emulator)) as server,
+        opened(making.browser, server.url, width=1200, height=866) as page,
+    ):
+        for prompt in TYPED_IN_STUDIO:
+            await page.get_by_label("What do you want to see?").fill(prompt)
+            await page.keyboard.press("Enter")
+            await page.locator(".card").filter(has_text=prompt).wait_for()
+        await shows_images(page, len(TYPED_IN_STUDIO) - 3)
+        await write_pngs(page, making.out, "studio")
 
 
 async def notebook(making: Making) -> None:
@@ -118,7 +121,8 @@ async def notebook(making: Making) -> None:
                 if cell.id in ("one", "batch"):
                     shown.append(_cell(cell))
     light, dark = (
-        HtmlFormatter(style=style, nobackground=True).get_style_defs(".source") for style in ("default", "github-dark")
+        pygments.formatters.HtmlFormatter(style=style, nobackground=True).get_style_defs(".source")
+        for style in ("default", "github-dark")
     )
     page = making.room / "notebook.html"
     page.write_text(NOTEBOOK_PAGE.format(light=light, dark=dark, cells="".join(shown)), encoding="utf-8")
@@ -127,7 +131,9 @@ async def notebook(making: Making) -> None:
 
 
 def _cell(cell: Any) -> str:
-    source = highlight(cell.source, PythonLexer(), HtmlFormatter(nowrap=True))
+    source = pygments.highlight(
+        cell.source, pygments.lexers.PythonLexer(), pygments.formatters.HtmlFormatter(nowrap=True)
+    )
     number = escape(f"[{cell.execution_count}]")
     return (
         f'<section><div class="number">{number}</div><pre class="source">{source}</pre>'

@@ -57,12 +57,12 @@ async def shows_images(page: Page, count: int) -> None:
 
 async def write_pngs(page: Page, folder: Path, name: str) -> None:
     """Write what the window shows in both schemes, `NAME-light.png` and `NAME-dark.png`."""
-    shots: dict[str, bytes] = {}
+    shots: list[tuple[str, bytes]] = []
     for scheme in SCHEMES:
         await page.emulate_media(color_scheme=scheme)
-        shots[scheme] = await page.screenshot(animations="disabled", caret="hide")
-    for scheme, shot in shots.items():
+        shots.append((scheme, await page.screenshot(animations="disabled", caret="hide")))
+    for shown, shot in shots:
         image = Image.open(io.BytesIO(shot)).convert("RGB")
         # Dithered, which needs a palette that is there already: a sky of 256 colours would have bands.
         few = image.quantize(palette=image.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
-        few.save(folder / f"{name}-{scheme}.png", optimize=True)
+        few.save(folder / f"{name}-{shown}.png", optimize=True)

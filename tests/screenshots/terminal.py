@@ -28,8 +28,11 @@ from tests.support.lazy import lazy
 pyte = lazy("pyte")
 
 _FONTS = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
-SVG = _FONTS.replace("Fira Code, monospace", '"Fira Code", "DejaVu Sans Mono", Menlo, Consolas, monospace')
-"""rich's drawing of a terminal, without the fonts that it loads from another host."""
+_SIZE = 'viewBox="0 0 {width} {height}"'
+SVG = _FONTS.replace("Fira Code, monospace", '"Fira Code", "DejaVu Sans Mono", Menlo, Consolas, monospace').replace(
+    _SIZE, f'{_SIZE} width="{{width}}" height="{{height}}"'
+)
+"""rich's drawing of a terminal, with its size, and without the fonts that it loads from another host."""
 
 QUIET_S = 0.03
 """A screen is read when nothing was written for so long: a display is drawn in several pieces."""
