@@ -130,7 +130,12 @@ class FaultProxy:
 
     def cut_all(self) -> None:
         """Close all connections; new ones are accepted."""
-        self._call(lambda: [connection.close() for connection in self._connections])
+
+        def close() -> None:
+            for connection in self._connections:
+                connection.close()
+
+        self._call(close)
 
     def _call(self, action: Callable[[], object]) -> None:
         if self._portal is None:

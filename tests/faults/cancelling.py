@@ -1,9 +1,9 @@
 """Cancel each call at each of its steps, and count what is lost: `python -m tests.faults cancel`.
 
 A case is one call, one gateway, one way to cancel and one kind of step. On virtual time a step is a turn of the event
-loop or an `await`, over sockets (with the emulator, a ledger in a file and images in a folder, on asyncio's loop and on
-uvloop) an `await`. After each cancellation all must come to rest, and the call is made again: every job must have been
-bought exactly once.
+loop or an `await`. Over sockets (with the emulator, a ledger in a file and images in a folder, on asyncio's loop and on
+uvloop) the loop turns thousands of times meanwhile: there it is cancelled at turns ever further apart. After each
+cancellation all must come to rest, and the call is made again: every job must have been bought exactly once.
 """
 
 import asyncio
@@ -32,7 +32,9 @@ from tests.support.shared_ledger import LedgerView, SharedLedger
 LOST = TransportError("the connection was reset", possibly_sent=True)
 TWO = ConcurrencyPolicy(max_jobs=2, learn=False)
 Loop = Literal["virtual", "asyncio", "uvloop"]
-MOST_STEPS = 5000
+MOST_STEPS = 10**7
+GROWTH = 1.25
+"""How much later each turn is than the one before, over sockets."""
 
 
 @frozen(kw_only=True)
@@ -223,11 +225,19 @@ def run_step(case: Case, number: int) -> tuple[bool, list[str]]:
         return runner.run(_on_stage(case, number))
 
 
+def _numbers(case: Case, first: int, every: int) -> Iterator[int]:
+    if case.loop == "virtual" or case.step == "await":
+        yield from itertools.count(first, every)
+    number = first
+    while True:
+        yield number
+        number = max(number + 1, int(number * GROWTH**every))
+
+
 def run_case(case: Case, *, first: int = 1, every: int = 1) -> tuple[int, list[str]]:
     """Cancel a case at every k-th step; return how many cancellations there were, and what went wrong."""
     breaches: list[str] = []
-    for count in itertools.count():
-        number = first + count * every
+    for count, number in enumerate(_numbers(case, first, every)):
         try:
             reached, found = run_step(case, number)
         except Exception as error:
@@ -257,13 +267,15 @@ def virtual_cases() -> list[Case]:
 def socket_cases() -> list[Case]:
     """Return all cases over sockets; those on uvloop where it can be installed."""
     ways: tuple[Way, ...] = ("asyncio", "anyio")
+    steps: tuple[Step, ...] = ("turn", "await")
     loops: tuple[Loop, ...] = ("asyncio",) if sys.platform == "win32" else ("asyncio", "uvloop")
     return [
-        Case(call=name, gateway=gateway, way=way, step="await", loop=loop)
+        Case(call=name, gateway=gateway, way=way, step=step, loop=loop)
         for loop in loops
         for name in CALLS
         for gateway in BOTH
         for way in ways
+        for step in steps
     ]
 
 

@@ -84,9 +84,20 @@ async def cancelled_at(operation: Callable[[], Coroutine[Any, Any, Any]], number
 
     victim = asyncio.Task(run() if step == "turn" else _Stepped(run(), number, strike))
     loop = asyncio.get_running_loop()
-    if step == "turn":
-        assert isinstance(loop, SteppingLoop)
+    left = number
+
+    def tick() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            strike()
+        elif not victim.done():
+            loop.call_soon(tick)
+
+    if step == "turn" and isinstance(loop, SteppingLoop):
         loop.arm(number, strike)
+    elif step == "turn":
+        tick()
     await asyncio.wait([victim])
     if isinstance(loop, SteppingLoop):
         loop.arm(0, strike)

@@ -36,11 +36,11 @@ def test_call_cancelled_over_sockets_loses_and_repeats_nothing(call: str, loop: 
     if loop == "uvloop" and sys.platform == "win32":
         pytest.skip("uvloop has no form for Windows")
     cases = [each for each in socket_cases() if (each.call, each.loop, each.gateway) == (call, loop, "apimall")]
-    assert len(cases) == 2
+    assert len(cases) == 4
     for number, case in enumerate(cases):
-        cancellations, breaches = run_case(case, first=1 + 2 * number, every=4)
+        cancellations, breaches = run_case(case, first=1 + number, every=6)
         assert breaches == []
-        assert cancellations or number, f"{case} was never cancelled"
+        assert cancellations or case.step == "await", f"{case} was never cancelled"
 
 
 # Controls: calls with deliberate bugs
