@@ -12,7 +12,7 @@ from attrs import Attribute, field, frozen
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.policy.prices import parse_credits
-from nanobanana_async.validators import check_kind
+from nanobanana_async.validators import kind_of
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TEXT = re.compile(r"[A-Za-z0-9_.~+/=-]{16,512}")
@@ -23,9 +23,9 @@ def _check_name(_: object, __: "Attribute[str]", name: object) -> None:
         raise ConfigurationError("the name of a token must be 1 to 64 letters, digits and characters of _.-")
 
 
-def _to_digest(text: object) -> bytes:
+def _to_digest(text: object) -> bytes | ConfigurationError:
     if not isinstance(text, str) or not _TEXT.fullmatch(text):
-        raise ConfigurationError("a token must be 16 to 512 letters, digits and characters of _.~+/=-, without spaces")
+        return ConfigurationError("a token must be 16 to 512 letters, digits and characters of _.~+/=-, without spaces")
     return hashlib.sha256(text.encode()).digest()
 
 
@@ -33,7 +33,7 @@ def _to_cap(credits_: Decimal | float | None) -> Decimal | None:
     return parse_credits("max_credits", credits_)
 
 
-@frozen
+@frozen(repr=False)
 class Token:
     """A bearer token: `Token("ann", "...", max_credits=500)`. Only a digest of its text is kept.
 
@@ -41,9 +41,20 @@ class Token:
     """
 
     name: str = field(validator=_check_name)
-    digest: bytes = field(converter=_to_digest, repr=False)
+    digest: bytes = field(repr=False)
     max_credits: Decimal | None = field(default=None, converter=_to_cap, kw_only=True)
     """The most credits that are ever spent under the name, on all hosts that share the ledger."""
+
+    def __init__(self, name: str, text: str, *, max_credits: Decimal | float | None = None) -> None:
+        digest = _to_digest(text)
+        del text  # some tools show the locals of a traceback
+        if isinstance(digest, ConfigurationError):
+            raise digest
+        self.__attrs_init__(name, digest, max_credits=max_credits)  # type: ignore[attr-defined]
+
+    def __repr__(self) -> str:
+        # attrs' own raises for a token whose constructor raised, and tracebacks show such a one.
+        return f"Token({getattr(self, 'name', '...')!r}, max_credits={getattr(self, 'max_credits', None)!r})"
 
     @property
     def batch(self) -> str:
@@ -60,33 +71,47 @@ def parse_tokens(text: str) -> list[Token]:
 
     Raises `ConfigurationError`, which names a line by its number and shows nothing of it.
     """
+    tokens = _tokens_in(text)
+    del text  # some tools show the locals of a traceback
+    if isinstance(tokens, ConfigurationError):
+        raise tokens
+    if (fault := fault_of_tokens(tokens)) is not None:
+        raise fault
+    return tokens
+
+
+def _tokens_in(text: str) -> list[Token] | ConfigurationError:
+    """Return the tokens in a text, or the error in one of its lines: this frame holds them."""
     tokens: list[Token] = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         name, *rest = line.strip().split(":")
+        if len(rest) not in (1, 2):
+            return ConfigurationError(f"tokens, line {number}: a line is NAME:TOKEN or NAME:TOKEN:MAX_CREDITS")
         try:
-            cap = Decimal(rest[1]) if len(rest) == 2 else None
-            if len(rest) not in (1, 2):
-                raise ConfigurationError("a line is NAME:TOKEN or NAME:TOKEN:MAX_CREDITS")
-            tokens.append(Token(name, rest[0], max_credits=cap))
+            tokens.append(Token(name, rest[0], max_credits=Decimal(rest[1]) if len(rest) == 2 else None))
         except ArithmeticError:
-            raise ConfigurationError(f"tokens, line {number}: MAX_CREDITS must be a number") from None
+            return ConfigurationError(f"tokens, line {number}: MAX_CREDITS must be a number")
         except ConfigurationError as error:
-            raise ConfigurationError(f"tokens, line {number}: {error.message}") from None
-    check_tokens(tokens)
+            return ConfigurationError(f"tokens, line {number}: {error.message}")
     return tokens
 
 
-def check_tokens(tokens: Sequence[Token]) -> None:
-    """Raise `ConfigurationError` if there is no token, or one name or text is there twice."""
+def fault_of_tokens(tokens: Sequence[Token]) -> ConfigurationError | None:
+    """Return the error if there is no token, or one name or text is there twice, or a token is a mere text.
+
+    It is returned, not raised: this frame holds that text.
+    """
     for token in tokens:
-        check_kind("a token", token, Token, "a Token")
+        if not isinstance(token, Token):
+            return ConfigurationError(f"a token must be a Token, not {kind_of(token)}")
     if not tokens:
-        raise ConfigurationError("there is no token: write lines NAME:TOKEN")
+        return ConfigurationError("there is no token: write lines NAME:TOKEN")
     for facts in ([token.name for token in tokens], [token.digest for token in tokens]):
         if len(set(facts)) < len(facts):
-            raise ConfigurationError("two tokens have the same name or text: each needs its own")
+            return ConfigurationError("two tokens have the same name or text: each needs its own")
+    return None
 
 
 def find_token(tokens: Iterable[Token], authorization: str) -> Token | None:
