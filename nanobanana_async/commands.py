@@ -1,6 +1,7 @@
 """The commands that messages name: they begin as this program was started, and can be pasted into a shell."""
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -9,6 +10,9 @@ from contextvars import ContextVar
 from pathlib import Path
 
 _NAME = "nanobanana"
+_PASSWORD = re.compile(
+    r"(?P<user>\w://[^/\s:@]*:)[^@/\s]*(?=@)|(?P<name>\w*(?:password|secret)=)[^&\s]*", re.IGNORECASE
+)
 
 SETTINGS_OPTIONS: ContextVar[tuple[str, ...]] = ContextVar("settings options", default=())
 """The options that chose settings file and profile: a command in a message needs the same account."""
@@ -69,7 +73,13 @@ def same_command(option: str) -> str:
     started, *arguments = sys.argv
     if "-" in arguments or not (_is_module(started) or _is_script(started)):
         return ""
-    return " ".join((program(), *map(quoted, arguments), *([] if option in arguments else [option])))
+    shown = map(quoted, map(_without_password, arguments))
+    return " ".join((program(), *shown, *([] if option in arguments else [option])))
+
+
+def _without_password(argument: str) -> str:
+    """Return an argument with the password of a URL hidden: what is printed ends up in logs, unlike what is typed."""
+    return _PASSWORD.sub(lambda found: f"{found['user'] or found['name']}***", argument)
 
 
 def as_value(path: object) -> str:

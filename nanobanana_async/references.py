@@ -233,7 +233,7 @@ def text_to_reference(text: str, folder: Path) -> str | LocalImage:
         return read if isinstance(read, LocalImage) else text
     try:
         return LocalImage(folder / Path(text).expanduser())
-    except RuntimeError:  # "~name" of no user: it is shown as missing, like any other path
+    except (RuntimeError, ValueError):  # "~name" of no user, or no name: shown as missing, like any other path
         return LocalImage(folder / text)
 
 

@@ -27,6 +27,7 @@ from nanobanana_async.images.names import NameFacts, NameTemplate, default_name
 from nanobanana_async.images.target import SaveTarget, as_target
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.ledger.location import read_url
 from nanobanana_async.ledger.postgres.url import PostgresUrl
 from nanobanana_async.loop_guard import NoPlainWith
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest
@@ -96,11 +97,15 @@ class Session(Purchases, NoPlainWith):
         if isinstance(gateways, ConfigurationError):
             del gateway  # it may be an API key
             raise gateways
+        where = read_url(ledger)
+        del ledger  # a URL may hold a password
+        if isinstance(where, ConfigurationError):
+            raise where
         self.gateway, self.gateways = gateways[0], gateways
         self._components, self._session_task = make_session_parts(
             gateways,
             prefer,
-            ledger=ledger,
+            ledger=where,
             concurrency=concurrency,
             polling=polling,
             retry=retry,

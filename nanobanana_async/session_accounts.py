@@ -10,6 +10,7 @@ from nanobanana_async.engine.lifecycle import SessionComponents, SessionLifecycl
 from nanobanana_async.engine.routed_engine import one_gateway_error
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.ledger.base import SharesAccount
 from nanobanana_async.validators import check_kind
 
@@ -28,7 +29,9 @@ def to_gateways(gateway: object) -> tuple[Gateway, ...] | ConfigurationError:
     for each in given:
         if (problem := wrong_gateway_error(each)) is not None:
             return problem
-    accounts = [each.account for each in given] if len(given) > 1 else []
+        if not isinstance(each.api_key, Secret):  # before anything is asked of it that needs one
+            return ConfigurationError(f"the api_key of {each.name} must be a nanobanana_async.gateways.Secret")
+    accounts = [each.account for each in given]
     if twice := [account for account in accounts if accounts.count(account) > 1]:
         return ConfigurationError(f"account {twice[0]} is given twice: its limits are learned once, so pass it once")
     return given

@@ -136,7 +136,7 @@ def _as_local_path(name: str, value: object, wanted: str, hint: str) -> Path:
         raise ConfigurationError(f"{name} must be {wanted} on this machine, not the URL {shown(url)}; {hint}")
     try:
         return Path(path).expanduser()
-    except RuntimeError:  # `~name` of no user, or a process without a home
+    except (RuntimeError, ValueError):  # `~name` of no user, or no name; a process without a home
         raise ConfigurationError(f"{name} is {shown(path)}, and that home folder is not known: write it out") from None
 
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 from aiohttp import web
 
 from nanobanana_async.asgi import Message, Receive, Send, lifespan, path_of
-from nanobanana_async.engine.callback_urls import ACCOUNT_PATH, CALLBACK_PATH
-from nanobanana_async.errors import NanoBananaError
+from nanobanana_async.engine.callback_urls import ACCOUNT_PATH, CALLBACK_PATH, seal_secret
+from nanobanana_async.errors import ConfigurationError, NanoBananaError
 from nanobanana_async.events import log
 from nanobanana_async.reference_host import ReferenceHost
 from nanobanana_async.session import Session
@@ -45,10 +45,14 @@ class CallbackReceiver:
     """
 
     def __init__(self, session: Session, *, public_url: str, secret: bytes | str | None = None) -> None:
+        sealed = seal_secret(secret)
+        del secret  # some tools show the locals of a traceback
+        if isinstance(sealed, ConfigurationError):
+            raise sealed
         check_kind("session", session, Session, "a Session")
         self._callbacks = session._callback_urls
         self._path = path_of(public_url)
-        session._callback_urls.enable(public_url, secret.encode() if isinstance(secret, str) else secret)
+        session._callback_urls.enable(public_url, sealed)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""

@@ -29,6 +29,7 @@ from nanobanana_async.escaping import one_line
 from nanobanana_async.events import log
 from nanobanana_async.gateways.capabilities import MAX_WEBHOOKS_READ, HasWebhooks, Webhook
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse, Transport
+from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.policy.session_budget import SessionBudget
 
 # The waits between two attempts to register: the first, and the longest.
@@ -104,8 +105,9 @@ class Webhooks:
     async def register(self) -> None:
         """Register a webhook. The list shows which one it is."""
         url = await self._callbacks.make_account_url(self._account)
-        secret = await self._callbacks.account_secret(self._account)
-        self._gateway.read_webhook(await self._send(self._gateway.build_webhook(url, secret=secret)))
+        secret = Secret(await self._callbacks.account_secret(self._account))
+        response = await self._send(self._gateway.build_webhook(url, secret=secret.reveal()))
+        self._gateway.read_webhook(_hide(secret, response))
 
     async def remove(self, webhook_id: str) -> bool:
         """Remove a webhook; return False if there is none with this id."""
@@ -229,6 +231,16 @@ class AccountWebhook:
             )
             log.warning("webhook.hidden %s", why, extra={"event": "webhook.hidden"})
         self._is_unlisted = True
+
+
+def _hide(secret: Secret, response: HttpResponse) -> HttpResponse:
+    """Return an answer without the secret that the request named: a refusal may repeat it, and is logged."""
+    text = response.body.decode("latin-1")
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    if not any(map(secret.is_in, (text, *headers.values()))):
+        return response
+    hidden = {name: secret.hide(value) for name, value in headers.items()}
+    return HttpResponse(status=response.status, headers=hidden, body=secret.hide(text).encode("latin-1"))
 
 
 def _may_be_registered(error: NanoBananaError) -> bool:

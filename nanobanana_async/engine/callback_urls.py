@@ -18,6 +18,8 @@ from yarl import URL
 
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.gateways.secret import Secret
+from nanobanana_async.http.urls import parse_url
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.loop_guard import LoopGuard
@@ -66,7 +68,7 @@ class CallbackUrls:
         self._ledger = ledger
         self._guard = guard
         self._public_url: str | None = None
-        self._secret: bytes | None = None
+        self._secret: Secret | None = None
         self._job_callbacks: dict[str, JobCallbacks] = {}
         """By account of the session."""
         self._account_callbacks: dict[str, AccountCallbacks] = {}
@@ -74,11 +76,9 @@ class CallbackUrls:
         self.enabled = asyncio.Event()
         """Set once a receiver for callbacks exists."""
 
-    def enable(self, public_url: str, secret: bytes | None) -> None:
-        """Let the gateway call URLs below this one."""
+    def enable(self, public_url: str, secret: Secret | None) -> None:
+        """Let the gateway call URLs below this one; the secret is one of `seal_secret`."""
         self._guard.check()
-        if secret is not None and len(secret) < SHORTEST_SECRET:
-            raise ConfigurationError(f"secret must have at least {SHORTEST_SECRET} bytes, best random ones")
         self._public_url, self._secret = public_url.rstrip("/"), secret
         self.enabled.set()
 
@@ -184,13 +184,29 @@ class CallbackUrls:
 
     async def _make_token(self, purpose: str, length: int) -> str:
         if self._secret is None:
-            self._secret = await self._ledger.callback_secret()
-        return _base64url(hmac.digest(self._secret, purpose.encode(), hashlib.sha256)[:length])
+            self._secret = _sealed(await self._ledger.callback_secret())
+        return _base64url(
+            hmac.digest(self._secret.reveal().encode("latin-1"), purpose.encode(), hashlib.sha256)[:length]
+        )
+
+
+def seal_secret(secret: object) -> Secret | ConfigurationError | None:
+    """Return the user's secret so that no output shows it, or the error if it can't sign anything: it is not raised."""
+    if secret is None:
+        return None
+    raw = secret.encode(errors="surrogatepass") if isinstance(secret, str) else secret
+    if not isinstance(raw, bytes) or len(raw) < SHORTEST_SECRET:
+        return ConfigurationError(f"secret must have at least {SHORTEST_SECRET} bytes, best random ones")
+    return _sealed(raw)
+
+
+def _sealed(raw: bytes) -> Secret:
+    return Secret(raw.decode("latin-1"))
 
 
 def _parse_url(url: str) -> URL | None:
     try:
-        parsed = URL(url.strip())
+        parsed = parse_url(url.strip())
         _comparable_parts(parsed)  # host and port are parsed when they are read
     except ValueError:
         return None

@@ -31,7 +31,13 @@ class UnseenWebhooks:
             facts = json.loads(text or "{}")
             recent = abs(self._utcnow() - datetime.fromisoformat(facts["at"])) < PAUSE
             return int(facts["count"]) if recent else 0
-        except (ValueError, KeyError, TypeError):  # nothing is stored, or it was edited by hand
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            OverflowError,
+            RecursionError,
+        ):  # nothing is stored, or it was edited by hand
             return 0
 
     async def store_count(self, count: int) -> None:

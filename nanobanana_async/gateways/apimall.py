@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from attrs import field, frozen
 from cattrs.gen import make_dict_structure_fn, override
 
-from nanobanana_async.errors import InvalidRequest
+from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.gateways.apimall_files import MAX_UPLOAD_BYTES, build_upload, parse_upload
 from nanobanana_async.gateways.apimall_history import build_history, parse_history
 from nanobanana_async.gateways.apimall_webhooks import (
@@ -225,7 +225,11 @@ class ApiMall(GatewaySettings):
 
     def build_webhook(self, url: str, *, secret: str) -> HttpRequest:
         """Return the request that registers a webhook; raise `ConfigurationError` for a URL that is never called."""
-        return build_webhook(self.base_url, url, secret)
+        request = build_webhook(self.base_url, url, secret)
+        del secret  # some tools show the locals of a traceback
+        if isinstance(request, ConfigurationError):
+            raise request
+        return request
 
     def read_webhook(self, response: HttpResponse) -> Webhook:
         """Return the webhook that was registered, or raise the error that the answer holds."""

@@ -39,11 +39,14 @@ _TASK_IDS = ("task_id", "taskId", "job_id")
 _HEX_DIGEST = re.compile(r"(?:sha256=)?([0-9a-fA-F]{64})\Z")
 
 
-def build_webhook(base_url: str, url: str, secret: str) -> HttpRequest:
-    """Return the request that registers a webhook. The gateway calls https only; an emulator also this machine."""
+def build_webhook(base_url: str, url: str, secret: str) -> HttpRequest | ConfigurationError:
+    """Return the request that registers a webhook, or the error of its URL: this frame holds the secret.
+
+    The gateway calls https only; an emulator also this machine.
+    """
     parts = urlsplit(url)
     if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
-        raise ConfigurationError("API Mall calls https addresses only: let public_url begin with https://")
+        return ConfigurationError("API Mall calls https addresses only: let public_url begin with https://")
     return HttpRequest(
         method="POST",
         url=f"{base_url}/api/v1/webhooks",

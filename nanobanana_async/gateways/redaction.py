@@ -14,11 +14,12 @@ _PATTERNS = (
     (re.compile(r"\bbearer(?:\s|%20|\+)+(?!token\b|auth|scheme\b|realm\b)[^\s\"'<>(),;\\]+", re.I), "Bearer ***"),
     (re.compile(r"(?<![a-z0-9])([dspar]k[-_])[\w.-]{4,}", re.I), r"\1***"),
     (re.compile(r"(data:[\w;=.+\\/-]*,)[^\s\"'<>\\]{16,}", re.I), r"\1..."),
-    (re.compile(r"(https?:(?:\\?/){2})[^\s\"'<>/@]++@", re.I), r"\1***@"),
-    (re.compile(r"(https?:(?:\\?/){2}[^\s\"'<>?]++\?)[^\s\"'<>\\]+", re.I), r"\1..."),
+    (re.compile(r"(https?:(?:\\*/){2})[^\s\"'<>/@]++@", re.I), r"\1***@"),
+    (re.compile(r"(https?:(?:\\*/){2}[^\s\"'<>?]++\?)[^\s\"'<>\\]+", re.I), r"\1..."),
     (
         re.compile(
-            r"\b(authorization|x-api-key|api_?key)([\"']?\s*[:=]\s*[\"']?(?:basic\s+)?)(?!bearer)[^\s\"'<>,;&]+", re.I
+            r"\b(authorization|x-api-key|api_?key|secret_key|client_secret|password)([\"']?\s*[:=]\s*[\"']?(?:basic\s+)?)(?!bearer)[^\s\"'<>,;&]+",
+            re.I,
         ),
         r"\1\2***",
     ),

@@ -70,7 +70,8 @@ class Secret:
         """Compare in constant time, with another `Secret` only."""
         if not isinstance(other, Secret):
             return NotImplemented
-        return hmac.compare_digest(self.__word.encode(), other.reveal().encode())
+        ours, theirs = (word.encode(errors="surrogatepass") for word in (self.__word, other.reveal()))
+        return hmac.compare_digest(ours, theirs)
 
     def __hash__(self) -> int:
         return hash((Secret, self.__word))
@@ -83,8 +84,8 @@ class Secret:
 
     def __getstate__(self) -> NoReturn:
         raise TypeError(
-            "a gateway's API key and a proxy's password are not pickled: create the gateway or the session in the"
-            " process that uses it, for example with from_env()"
+            "a gateway's API key and the passwords of a proxy or a ledger are not pickled: create the gateway or the"
+            " session in the process that uses it, for example with from_env()"
         )
 
     def __reduce_ex__(self, _: object) -> NoReturn:

@@ -12,6 +12,7 @@ from nanobanana_async.escaping import plain_text
 from nanobanana_async.gateways.base import is_loopback
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.gateways.secret import Secret
+from nanobanana_async.http.urls import parse_url
 
 Tls = ssl.SSLContext | bool
 """A context, or True for the system's certificate authorities."""
@@ -82,7 +83,9 @@ class Proxies:
             self._of_scheme, self._no_proxy = found
 
     def __repr__(self) -> str:  # a proxy's URL may hold a password
-        return f"<Proxies {'of the user' if self._always else 'of the environment' if self._of_scheme else 'none'}>"
+        known = self.__dict__  # a traceback or debugger may show one whose constructor raised
+        kind = "of the user" if known.get("_always") else "of the environment" if known.get("_of_scheme") else "none"
+        return f"<Proxies {kind}>"
 
     def __bool__(self) -> bool:
         return self._always is not None or bool(self._of_scheme)
@@ -128,7 +131,7 @@ def to_proxy_secret(proxy: object, name: str = "proxy") -> Secret | Configuratio
         return proxy
     try:
         proxy = plain_text(proxy)
-        url = URL(proxy) if isinstance(proxy, str) else URL()
+        url = parse_url(proxy) if isinstance(proxy, str) else URL()
         if url.scheme in ("http", "https") and url.host and url.port:
             return Secret(str(proxy))
     except ValueError:

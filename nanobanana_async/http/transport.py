@@ -29,6 +29,7 @@ from nanobanana_async.http.lent import UnpooledLentConnector, lent_connector
 from nanobanana_async.http.sockets import SocketTracker
 from nanobanana_async.http.threads import ThreadedResolver
 from nanobanana_async.http.tls_and_proxies import Proxies, Tls, allowed_http_origin, proxy_url
+from nanobanana_async.http.urls import parse_url
 from nanobanana_async.loop_guard import cancel_requested
 
 _is_loopback = functools.lru_cache(maxsize=64)(is_loopback)
@@ -213,7 +214,7 @@ def leave_connector_to_parent(
 def _validated_url(text: str, plain: URL | None) -> URL:
     """Return the URL if the API key may be sent there, for http to `plain`; raise `ConfigurationError` otherwise."""
     try:
-        url = URL(text)
+        url = parse_url(text)
     except ValueError:
         raise ConfigurationError("the request's URL is invalid: check base_url") from None
     host = url.raw_host or ""
@@ -276,7 +277,7 @@ def _too_large(status: int, limit: int) -> UnexpectedResponse:
 
 def _host_of(location: str | None) -> str:
     try:
-        return (URL(location or "").raw_host or "")[:255]
+        return (parse_url(location or "").raw_host or "")[:255]
     except ValueError:
         return ""
 

@@ -17,6 +17,7 @@ from yarl import URL
 from nanobanana_async.errors import DownloadError, SaveError, SessionClosed
 from nanobanana_async.http.threads import ThreadLimiter
 from nanobanana_async.http.tls_and_proxies import Proxies, Tls
+from nanobanana_async.http.urls import parse_url
 from nanobanana_async.images.addresses import Networks
 from nanobanana_async.images.destination import Destination, FolderDestination, Saved
 from nanobanana_async.images.fetch import ImageFetcher, Write
@@ -268,7 +269,7 @@ def _loggable_url(url: str) -> str:
     if is_inline(url):
         return f"the inline image ({len(url)} characters)"
     try:
-        parsed = URL(url)
+        parsed = parse_url(url)
         return shorten(f"{parsed.origin()}{parsed.raw_path}")
     except ValueError:
         return "the link"

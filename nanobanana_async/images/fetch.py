@@ -17,6 +17,7 @@ from nanobanana_async.http.lent import image_connector, overrides_connecting
 from nanobanana_async.http.sockets import SocketTracker
 from nanobanana_async.http.tls_and_proxies import Proxies, Tls, proxy_url
 from nanobanana_async.http.transport import leave_connector_to_parent
+from nanobanana_async.http.urls import parse_url
 from nanobanana_async.images.addresses import AddressRefused, Networks, PublicSockets, advice_for, is_allowed_host
 from nanobanana_async.images.inline import FetchError
 
@@ -217,7 +218,7 @@ def parse_link(link: str) -> URL:
 
 
 def _parse_verbatim(text: str) -> URL:
-    return URL(text, encoded=text.isascii() and text.isprintable() and " " not in text)
+    return parse_url(text, encoded=text.isascii() and text.isprintable() and " " not in text)
 
 
 def _validated_url(url: URL) -> URL:

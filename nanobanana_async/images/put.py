@@ -5,7 +5,7 @@ import asyncio
 import aiohttp
 from yarl import URL
 
-from nanobanana_async.errors import ConfigurationError, TransportError, UnexpectedResponse
+from nanobanana_async.errors import ConfigurationError, NanoBananaError, TransportError, UnexpectedResponse
 from nanobanana_async.http.body import RequestBody
 from nanobanana_async.http.tls_and_proxies import proxy_url
 from nanobanana_async.images.fetch import ImageFetcher, parse_link
@@ -30,6 +30,7 @@ async def put_image(
         raise _unusable(error.reason) from None
     if url.scheme != "https" and not allow_http:
         raise _unusable(f"{url.raw_host} takes it by plain http only, and the gateway is https: others could read it")
+    failure: NanoBananaError
     try:
         async with asyncio.timeout(timeout_s):
             answer = await session.put(
@@ -42,18 +43,21 @@ async def put_image(
             )
             status = answer.status
             answer.close()
+        return _check_status(url, status)
+    except (ConfigurationError, TransportError, UnexpectedResponse):
+        raise
     except TimeoutError:
         why = f"{url.raw_host} did not take the upload within {timeout_s:g} s"
-        raise TransportError(why, possibly_sent=True) from None
+        failure = TransportError(why, possibly_sent=True)
     except Exception as error:
-        failure = fetcher.fetch_error(error, url)
-        if failure.retryable:
-            raise TransportError(f"the upload failed: {failure.reason}", possibly_sent=True) from None
-        raise _unusable(failure.reason) from None
+        found = fetcher.fetch_error(error, url)
+        failure = _unusable(found.reason)
+        if found.retryable:
+            failure = TransportError(f"the upload failed: {found.reason}", possibly_sent=True)
     except BaseException as interrupt:
         interrupt.__context__ = None  # the traceback of a cancellation holds aiohttp's frames, with a proxy's password
         raise interrupt.with_traceback(None) from None
-    _check_status(url, status)
+    raise failure  # here, so that aiohttp's error is not chained to it: that names the URL with its signature
 
 
 def _check_status(url: URL, status: int) -> None:

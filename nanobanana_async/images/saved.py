@@ -136,10 +136,10 @@ class SavedImages:
         with suppress(OSError), open(os.open(folder / NAME, os.O_RDONLY | _FLAGS), "rb") as file:
             for line in file:
                 facts = _facts(line)
-                with suppress(KeyError, TypeError):
+                with suppress(KeyError, TypeError, ValueError, RecursionError):
                     beginning = _make_line_prefix(facts["job_key"], facts["task_id"], facts["image"] - 1)
                     lines[beginning] = (facts["file_name"], facts["sha256"])
-                    if facts["key"] is not None:
+                    if isinstance(facts["key"], str) and isinstance(facts["file_name"], str):
                         rows.setdefault(facts["key"], {})[facts["file_name"]] = facts["job_key"]
         return cls(folder, lines, rows)
 
@@ -167,7 +167,7 @@ def has_content(path: Path, digest: str) -> bool:
             return False
         with os.fdopen(os.open(path, os.O_RDONLY | _FLAGS), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == digest
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the name, or half of a surrogate pair
         return False
 
 

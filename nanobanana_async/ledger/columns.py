@@ -16,6 +16,8 @@ from nanobanana_async.failures import Failure
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.models import ImageRequest, Reference
 
+_MOST_DIGITS = 18  # before the point: no amount has more
+
 T = TypeVar("T")
 Row = tuple[Any, ...]
 
@@ -136,22 +138,52 @@ def _structure_as(kind: type[T]) -> Callable[[str], T]:
     return lambda text: _CONVERTER.structure(json.loads(text), kind)
 
 
+def _read_time(text: str) -> datetime:
+    when = datetime.fromisoformat(text)
+    if when.tzinfo is None:  # it could not be compared with the others
+        raise ValueError(f"{text} has no time zone")
+    when.astimezone(UTC)  # near the years 1 and 9999 that fails
+    return when
+
+
+def read_credits(amount: str | Decimal) -> Decimal:
+    """Return an amount in a row; raise `ValueError` for what is none, such as NaN."""
+    credits_ = Decimal(amount)
+    if not credits_.is_finite() or credits_ < 0 or credits_.adjusted() > _MOST_DIGITS:
+        raise ValueError("it is no amount of credits")
+    return credits_
+
+
+def _read_candidates(text: str) -> tuple[Candidate, ...]:
+    found = _CONVERTER.structure(json.loads(text), list[Candidate])
+    if any(each.created_at.tzinfo is None for each in found):
+        raise ValueError("the time of a candidate has no time zone")
+    return tuple(found)
+
+
+def _read_images(text: str) -> tuple[str, ...]:
+    images = json.loads(text)
+    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+        raise ValueError("images is no list of links")
+    return tuple(images)
+
+
 READERS: Mapping[str, Callable[[Any], Any]] = {
     "request": _structure_as(ImageRequest),
-    "created_at": datetime.fromisoformat,
+    "created_at": _read_time,
     "state": JobState,
-    "first_sent_at": datetime.fromisoformat,
+    "first_sent_at": _read_time,
     "in_doubt": bool,
-    "sent_at": datetime.fromisoformat,
-    "lost_at": datetime.fromisoformat,
-    "conflict_at": datetime.fromisoformat,
-    "candidates": lambda text: tuple(_CONVERTER.structure(json.loads(text), list[Candidate])),
-    "running_since": datetime.fromisoformat,
-    "ended_at": datetime.fromisoformat,
-    "images": lambda text: tuple(json.loads(text)),
+    "sent_at": _read_time,
+    "lost_at": _read_time,
+    "conflict_at": _read_time,
+    "candidates": _read_candidates,
+    "running_since": _read_time,
+    "ended_at": _read_time,
+    "images": _read_images,
     "missing": lambda text: tuple((int(position), str(reason)) for position, reason in json.loads(text)),
-    "credits_used": Decimal,
-    "credits_refunded": Decimal,
+    "credits_used": read_credits,
+    "credits_refunded": read_credits,
     "failure": _structure_as(Failure),
 }
 """How the values of columns become those of a record."""

@@ -16,6 +16,8 @@ MEMORY_S = 120.0
 """How long the slots that an owner had count, when one more than the even share is given away."""
 KEPT_FOR_S = 30.0
 """How long an owner keeps a slot above the even share before it goes to the next: each move leaves it empty a while."""
+MOST_SLOTS = 1_000_000
+"""A state that grants more is damaged: no account has so many."""
 HUNGRY_LATELY_S = 60.0
 """The reserve is kept for so long after an interactive owner wanted more than it had."""
 
@@ -91,6 +93,9 @@ class AccountState:
         """Return a stored state with the shares of its living owners; a new one if the text can't be read."""
         try:
             state = cls() if text is None else _CONVERTER.structure(json.loads(text), cls)
+            state.shares = {}
+            if not 0 <= state.room(0.0, 0) <= MOST_SLOTS:
+                state = cls()
         except Exception:  # edited by hand, or written by another version
             state = cls()
         state.shares = shares

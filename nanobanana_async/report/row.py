@@ -5,14 +5,16 @@ import math
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from attrs import asdict, field, fields_dict, frozen
 
 from nanobanana_async.escaping import json_line
 from nanobanana_async.gateways.parsing import parse_decimal
 from nanobanana_async.models import json_number
+from nanobanana_async.validators import shown
 
+T = TypeVar("T")
 Status = Literal["succeeded", "failed", "refused", "uncertain", "unfinished", "invalid"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
@@ -20,6 +22,17 @@ MAX_NESTING = 100
 """Far below the recursion limits of Python's JSON encoder and decoder, for any depth of the calling stack."""
 
 _MAX_INT = 10**4000  # Python neither writes nor reads longer integers (`sys.set_int_max_str_digits`)
+
+
+_TEXT_OR_NONE = (str, type(None))
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("index", "number", "slots"), (int,)),
+    **dict.fromkeys(("job_key", "prompt"), (str,)),
+    **dict.fromkeys(("key", "task_id", "error", "error_kind", "failure_kind"), _TEXT_OR_NONE),
+    "settings": (dict,),
+}
+"""What the fields of a line must be, where nothing else checks them."""
+_FIRST_YEAR, _LAST_YEAR = 1970, 9000  # beyond them a time can't be shown in each time zone
 
 
 def _check_status(_: Any, __: Any, status: object) -> None:
@@ -96,11 +109,24 @@ class ReportRow:
             for name in ("created_at", "sent_at", "ended_at"):
                 known[name] = _moment(known.get(name))
             for name in ("images", "missing", "changed"):
-                known[name] = tuple(map(str, known.get(name) or ()))
+                known[name] = values_of(known, name, str)
             known["credits"] = _decimal(known.get("credits"))
+            for name, kinds in _KINDS.items():
+                if not isinstance(known.get(name, kinds[0]()), kinds):
+                    raise ValueError(f"{name} is {shown(known[name])}")
+            for name in ("settings", "metadata"):  # what can't be written again is not read
+                json_value(known.get(name))
             return cls(**known)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"not a row of results: {error}") from error
+
+
+def values_of(facts: Mapping[str, Any], name: str, kind: type[T]) -> tuple[T, ...]:
+    """Return a list of texts or numbers among the facts of a line; raise ValueError if it is none."""
+    values = facts.get(name) or []
+    if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
+        raise ValueError(f"{name} is {shown(values)}")
+    return tuple(values)
 
 
 def _moment(value: object) -> datetime | None:
@@ -109,6 +135,8 @@ def _moment(value: object) -> datetime | None:
     moment = datetime.fromisoformat(str(value))
     if moment.tzinfo is None:
         raise ValueError(f"{value} has no time zone")
+    if not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
+        raise ValueError(f"{value} is no time of a job")
     return moment
 
 

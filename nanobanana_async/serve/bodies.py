@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 from attrs import define, frozen
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
@@ -84,8 +84,8 @@ async def read_form(request: Request, max_bytes: int) -> Body:
                     raise refused(name, f"{name[:40]} is given twice")
                 else:
                     fields[name] = value
-    except MultiPartException as error:
-        raise ApiError(400, f"the form can't be read: {error.message}", code="invalid_form") from None
+    except HTTPException as error:  # Starlette makes it of its MultiPartException, in an application
+        raise ApiError(400, f"the form can't be read: {error.detail}", code="invalid_form") from None
     if not images:
         raise refused("image", "image is missing: an edit needs a reference image", code="missing_required_parameter")
     return Body(fields, tuple(images))

@@ -13,7 +13,7 @@ from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.policy.named_budget import Budget, check_names_apart, parse_budget
 from nanobanana_async.policy.turn_settings import check_group, check_priority
-from nanobanana_async.validators import check_kind
+from nanobanana_async.validators import check_kind, kind_of
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TEXT = re.compile(r"[A-Za-z0-9_.~+/=-]{16,512}")
@@ -28,9 +28,9 @@ def _check_name(_: object, __: "Attribute[str]", name: object) -> None:
         raise ConfigurationError("the name of a token must be 1 to 64 letters, digits and characters of _.-")
 
 
-def _to_digest(text: object) -> bytes:
+def _to_digest(text: object) -> bytes | ConfigurationError:
     if not isinstance(text, str) or not _TEXT.fullmatch(text):
-        raise ConfigurationError("a token must be 16 to 512 letters, digits and characters of _.~+/=-, without spaces")
+        return ConfigurationError("a token must be 16 to 512 letters, digits and characters of _.~+/=-, without spaces")
     return hashlib.sha256(text.encode()).digest()
 
 
@@ -38,7 +38,7 @@ def _check_budget(_: object, __: "Attribute[Budget | None]", budget: object) -> 
     check_kind("budget", budget, (Budget, type(None)), 'a Budget, such as Budget(name="ann", max_credits=100)')
 
 
-@frozen
+@frozen(repr=False, init=False)
 class Token:
     """A bearer token: `Token("ann", "...", budget=Budget(name="ann", max_credits=500))`. Only a digest of it is kept.
 
@@ -47,12 +47,25 @@ class Token:
     """
 
     name: str = field(validator=_check_name)
-    digest: bytes = field(converter=_to_digest, repr=False)
+    digest: bytes = field(repr=False)
     budget: Budget | None = field(default=None, validator=_check_budget, kw_only=True)
     """Which counts its jobs in the ledger, on all hosts and after restarts; tokens may share one."""
     group: str | None = field(default=None, converter=check_group, kw_only=True)
     """With which jobs its own share turns for a slot; None: its name is their group."""
     priority: int = field(default=0, converter=check_priority, kw_only=True)
+
+    def __init__(
+        self, name: str, text: str, *, budget: Budget | None = None, group: str | None = None, priority: int = 0
+    ) -> None:
+        digest = _to_digest(text)
+        del text  # some tools show the locals of a traceback
+        if isinstance(digest, ConfigurationError):
+            raise digest
+        self.__attrs_init__(name, digest, budget=budget, group=group, priority=priority)
+
+    def __repr__(self) -> str:
+        # attrs' own raises for a token whose constructor raised, and tracebacks show such a one.
+        return f"Token({getattr(self, 'name', '...')!r}, budget={getattr(self, 'budget', None)!r})"
 
     @property
     def batch(self) -> str:
@@ -75,6 +88,17 @@ def parse_tokens(text: str) -> list[Token]:
     A setting is `500` or `500/day` (a budget with the name of the token), `budget=team=500/day`, `group=team` or
     `priority=5`. Raises `ConfigurationError`, which names a line by its number and shows nothing of it.
     """
+    tokens = _tokens_in(text)
+    del text  # some tools show the locals of a traceback
+    if isinstance(tokens, ConfigurationError):
+        raise tokens
+    if (fault := fault_of_tokens(tokens)) is not None:
+        raise fault
+    return tokens
+
+
+def _tokens_in(text: str) -> list[Token] | ConfigurationError:
+    """Return the tokens in a text, or the error in one of its lines: this frame holds them."""
     tokens: list[Token] = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -84,8 +108,7 @@ def parse_tokens(text: str) -> list[Token]:
         try:
             tokens.append(Token(name, secret, **_settings_of(name, settings)))
         except ConfigurationError as error:
-            raise ConfigurationError(f"tokens, line {number}: {error.message}") from None
-    check_tokens(tokens)
+            return ConfigurationError(f"tokens, line {number}: {error.message}")
     return tokens
 
 
@@ -113,16 +136,24 @@ def _settings_of(name: str, texts: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def check_tokens(tokens: Sequence[Token]) -> None:
-    """Raise `ConfigurationError` if there is no token, or one name or text is there twice."""
+def fault_of_tokens(tokens: Sequence[Token]) -> ConfigurationError | None:
+    """Return the error if there is no token, or one name or text is there twice, or a token is a mere text.
+
+    It is returned, not raised: this frame holds that text.
+    """
     for token in tokens:
-        check_kind("a token", token, Token, "a Token")
+        if not isinstance(token, Token):
+            return ConfigurationError(f"a token must be a Token, not {kind_of(token)}")
     if not tokens:
-        raise ConfigurationError("there is no token: write lines NAME:TOKEN")
+        return ConfigurationError("there is no token: write lines NAME:TOKEN")
     for facts in ([token.name for token in tokens], [token.digest for token in tokens]):
         if len(set(facts)) < len(facts):
-            raise ConfigurationError("two tokens have the same name or text: each needs its own")
-    check_names_apart("the budgets of tokens", [token.budget for token in tokens if token.budget is not None])
+            return ConfigurationError("two tokens have the same name or text: each needs its own")
+    try:
+        check_names_apart("the budgets of tokens", [token.budget for token in tokens if token.budget is not None])
+    except ConfigurationError as error:
+        return ConfigurationError(error.message)
+    return None
 
 
 def find_token(tokens: Iterable[Token], authorization: str) -> Token | None:

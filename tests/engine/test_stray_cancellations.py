@@ -10,6 +10,7 @@ import pytest
 
 from nanobanana_async import JobState, LedgerError, NanoBananaError, RetryPolicy, Session
 from nanobanana_async.events import Event, JobStateChanged
+from nanobanana_async.gateways import Secret
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import Claim
@@ -173,7 +174,7 @@ class Miscounting(RecordingLedger):
 @virtually
 async def test_other_session_tasks_survive_a_cancelled_error(caplog: pytest.LogCaptureFixture) -> None:
     async with apimall(FakeTransport(FakeGateway(job_s=5.0).answer), ledger=Miscounting()) as session:
-        session._callback_urls.enable("https://app.example", b"s" * 16)
+        session._callback_urls.enable("https://app.example", Secret("s" * 16))
         await others_are_served(session)
         assert session.stats().succeeded == 3
     assert "ledger.failed" in caplog.text

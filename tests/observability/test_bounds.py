@@ -22,6 +22,7 @@ from nanobanana_async.events import (
     JobStateChanged,
     JobTracked,
 )
+from nanobanana_async.gateways import Secret
 from nanobanana_async.otel import Telemetry, names
 from nanobanana_async.testing import FakeTransport
 from tests.support.fakes import FakeGateway, apimall, virtually
@@ -129,7 +130,7 @@ async def test_a_job_is_logged_from_tracked_to_released(caplog: pytest.LogCaptur
         async with apimall(FakeTransport(in_turn([created()], [failing]))) as session:
             job = await session.submit("a fox")
             await job.wait_for_task_id()
-            session._callback_urls.enable("https://app.example", b"0123456789abcdef")
+            session._callback_urls.enable("https://app.example", Secret("0123456789abcdef"))
             assert await session._callback_urls.handle_verified(job.key, b"")
             with pytest.raises(Exception, match="failed"):
                 await job

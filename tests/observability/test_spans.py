@@ -19,6 +19,7 @@ from nanobanana_async import (
     Timeouts,
     TransportError,
 )
+from nanobanana_async.gateways import Secret
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.support.fakes import API_KEY, FakeGateway, RecordingLedger, apimall, defapi, virtually
@@ -392,7 +393,7 @@ async def test_a_callback_is_an_event_of_the_span() -> None:
     collector = TelemetryCollector()
     gateway = FakeGateway(job_s=30.0)
     async with defapi(FakeTransport(gateway.answer), observers=[collector.telemetry]) as session:
-        session._callback_urls.enable("https://app.example/hooks", b"0123456789abcdef")
+        session._callback_urls.enable("https://app.example/hooks", Secret("0123456789abcdef"))
         job = await session.submit(PROMPT)
         await asyncio.sleep(30.5)
         assert await session._callback_urls.handle_verified(job.key, b"{}")

@@ -54,7 +54,10 @@ class FolderOwner:
     @classmethod
     def from_json(cls, content: bytes) -> "FolderOwner":
         """Parse a marker file; raises ValueError for other content."""
-        facts = json.loads(content)
+        try:
+            facts = json.loads(content)
+        except RecursionError:
+            facts = None
         if isinstance(facts, dict) and isinstance(batch := facts.get("batch"), str):
             store, names = (text if isinstance(text := facts.get(name), str) else None for name in ("store", "names"))
             return cls(batch, bool(facts.get("emulated")), store, names)
@@ -212,7 +215,7 @@ def _read_marker(path: Path) -> FolderOwner | None:
         return None
     except OSError as error:
         raise ConfigurationError(f"{marker} can't be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ConfigurationError(f"{marker} was not written by this command: move it away") from None
 
 

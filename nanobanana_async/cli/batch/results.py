@@ -16,6 +16,7 @@ from attrs import evolve, frozen
 from nanobanana_async.escaping import json_line
 from nanobanana_async.images.object_store import ObjectUrl
 from nanobanana_async.report import ReportRow
+from nanobanana_async.report.row import values_of
 
 IMAGES = "images"
 RESULTS = "results.jsonl"
@@ -50,15 +51,15 @@ class Result:
         """Parse a line; raises ValueError for other content, such as a truncated line."""
         row = ReportRow.from_json(line)
         facts: dict[str, Any] = json.loads(line)
-        digests, sizes = facts.get("sha256") or (), facts.get("bytes") or ()
+        digests, sizes = values_of(facts, "sha256", str), values_of(facts, "bytes", int)
         if not len(row.images) == len(digests) == len(sizes):
             raise ValueError("not every image has a digest")
         return cls(
             row=row,
-            sha256=tuple(map(str, digests)),
-            sizes=tuple(map(int, sizes)),
+            sha256=digests,
+            sizes=sizes,
             saved_at=_to_time(facts.get("saved_at")),
-            earlier_images=tuple(map(str, facts.get("earlier_images") or ())),
+            earlier_images=values_of(facts, "earlier_images", str),
         )
 
     def files_intact(self, folder: Path) -> bool:
@@ -74,7 +75,7 @@ class Result:
             if not stat.S_ISREG(seen.st_mode) or seen.st_size != size:
                 return False
             return (self.saved_at is not None and seen.st_mtime <= self.saved_at.timestamp()) or _sha256(path) == digest
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a NUL in the path, or half of a surrogate pair
             return False
 
 
@@ -98,7 +99,8 @@ def with_files(result: Result, places: Iterable[Path | str], folder: Path, now: 
 
 def _to_time(text: object) -> datetime | None:
     """Return a time from its ISO form; None for anything else: then the files are hashed."""
-    return datetime.fromisoformat(text) if isinstance(text, str) else None
+    when = datetime.fromisoformat(text) if isinstance(text, str) else None
+    return when if when is not None and when.tzinfo is not None else None
 
 
 def _sha256(path: Path) -> str:

@@ -9,7 +9,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nanobanana_async.jobs import JobRecord
-from nanobanana_async.ledger.columns import COLUMNS, IDENTITY, PROGRESS, READERS, Row, identity_values, progress_values
+from nanobanana_async.ledger.columns import (
+    COLUMNS,
+    IDENTITY,
+    PROGRESS,
+    READERS,
+    Row,
+    identity_values,
+    progress_values,
+    read_credits,
+)
 from nanobanana_async.ledger.columns import record_of as _record_of
 
 _TIMES = ("created_at", "first_sent_at", "sent_at", "lost_at", "conflict_at", "running_since", "ended_at")
@@ -65,6 +74,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(_TEXTS, from_text),
     **dict.fromkeys(_TIMES, lambda when: when.astimezone(UTC)),
     **{column: READERS[column] for column in (*_JSON, "state")},
+    **dict.fromkeys(("credits_used", "credits_refunded"), read_credits),
     "body": bytes,
 }
 

@@ -41,8 +41,8 @@ def connect(settings: Settings, tables: Tables | None = None) -> "PostgresConnec
     try:
         return PostgresConnection(settings, tables or current_tables())
     except Exception as error:
-        # Without its cause: the driver's errors may show parts of the URL.
-        raise to_ledger_error(error, settings.url, connecting=True) from None
+        failure = to_ledger_error(error, settings.url, connecting=True)
+    raise failure  # here, so that no other is chained to it: the driver's errors and frames show the URL
 
 
 class PostgresConnection(Transactions):

@@ -8,6 +8,7 @@ from decimal import Decimal
 from functools import partial
 from typing import Any, TypeVar
 
+from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, Upload
@@ -53,7 +54,11 @@ class PostgresLedger(FeedingCalls, OwnerLedger):
         lease: Lease | None = None,
     ) -> None:
         self._drawing = Drawing()
-        super().__init__(PostgresUrl.parse(url, schema), read_only=read_only, patience_s=patience_s, lease=lease)
+        found = PostgresUrl.read(url, schema)
+        del url  # it may hold a password, and some tools show the locals of a traceback
+        if isinstance(found, ConfigurationError):
+            raise found
+        super().__init__(found, read_only=read_only, patience_s=patience_s, lease=lease)
 
     def __repr__(self) -> str:
         url = self.__dict__.get("_url")  # missing if __init__ raised

@@ -8,6 +8,7 @@ from urllib.parse import quote, unquote
 from attrs import field, frozen
 
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.gateways.secret import Secret
 
 SCHEMA = "nanobanana"
 """The PostgreSQL schema that holds the tables, if none is named."""
@@ -40,6 +41,10 @@ def is_postgres_url(value: object) -> bool:
     return isinstance(text, str) and _ALMOST.match(text) is not None
 
 
+def _as_secret(url: "str | Secret") -> Secret:
+    return url if isinstance(url, Secret) else Secret(url)
+
+
 @frozen
 class PostgresUrl:
     """The URL of a server as libpq reads it, and the schema of one application in its database.
@@ -47,15 +52,25 @@ class PostgresUrl:
     `?schema=NAME` in the URL names the schema, as the parameter does. `str` shows everything but the password.
     """
 
-    url: str = field(repr=False)
+    _url: Secret = field(alias="url", repr=False, converter=_as_secret)
     schema: str
 
     @classmethod
     def parse(cls, url: str, schema: str | None = None) -> "PostgresUrl":
         """Return the address in a text; raise `ConfigurationError`, which shows nothing of it, if it is none."""
-        found = _FORM.fullmatch(url.strip()) if isinstance(url, str) and "\0" not in url else None
-        if found is None or _NO_ESCAPE.search(url):
-            raise ConfigurationError(
+        found = cls.read(url, schema)
+        del url  # it may hold a password, and some tools show the locals of a traceback
+        if isinstance(found, ConfigurationError):
+            raise found
+        return found
+
+    @classmethod
+    def read(cls, url: object, schema: object = None) -> "PostgresUrl | ConfigurationError":
+        """Return the address in a text, or the error if it is none: this frame holds the password."""
+        text = url.strip() if isinstance(url, str) and "\0" not in url else ""
+        found = _FORM.fullmatch(text)
+        if found is None or _NO_ESCAPE.search(text):
+            return ConfigurationError(
                 "a PostgreSQL ledger needs a URL such as postgresql://user@host:5432/database, without the name of a"
                 " driver; special characters in it are written as %XX, such as %40 for @; keep the password in"
                 " ~/.pgpass or PGPASSWORD"
@@ -70,7 +85,15 @@ class PostgresUrl:
         if found["options"] is not None:
             text = text[: found.start("options") - 1] + ("?" + "&".join(kept) if kept else "")
         scheme = found["scheme"]  # libpq knows it in small letters only
-        return cls(scheme.lower() + text[len(scheme) :], _check_schema(SCHEMA if schema is None else schema))
+        checked = _check_schema(SCHEMA if schema is None else schema)
+        return (
+            checked if isinstance(checked, ConfigurationError) else cls(scheme.lower() + text[len(scheme) :], checked)
+        )
+
+    @property
+    def url(self) -> str:
+        """The URL with its password. Do not store it in a variable: some tools show the locals of a traceback."""
+        return self._url.reveal()
 
     def __str__(self) -> str:
         text = self.masked_url
@@ -116,10 +139,10 @@ def _hide(found: re.Match[str]) -> str:
     return f"{found[1]}={_HIDDEN}"
 
 
-def _check_schema(schema: object) -> str:
+def _check_schema(schema: object) -> str | ConfigurationError:
     size = len(schema.encode(errors="replace")) if isinstance(schema, str) and schema.isprintable() else 0
     if not isinstance(schema, str) or not 0 < size <= MAX_SCHEMA_BYTES:
-        raise ConfigurationError(f"schema must be a name of 1 to {MAX_SCHEMA_BYTES} bytes, such as {SCHEMA!r}")
+        return ConfigurationError(f"schema must be a name of 1 to {MAX_SCHEMA_BYTES} bytes, such as {SCHEMA!r}")
     if schema.startswith("pg_") or schema in ("public", "information_schema"):
-        raise ConfigurationError(f"schema {schema!r} is PostgreSQL's own or shared by all: name one for this ledger")
+        return ConfigurationError(f"schema {schema!r} is PostgreSQL's own or shared by all: name one for this ledger")
     return schema
