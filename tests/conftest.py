@@ -32,7 +32,7 @@ forked.install()
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-_IN_REAL_TIME = {"cli", "end_to_end", "http", "images", "mcp_server", "notebook", "secrecy", "serve", "store"}
+_IN_REAL_TIME = {"cli", "http", "images", "notebook", "secrecy", "store"}
 """Folders whose tests run in real time with default settings."""
 
 # Hypothesis fails an example that takes 200 ms, as any example may on a machine with other work.
