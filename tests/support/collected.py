@@ -52,7 +52,8 @@ class _Collected:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         self._unreported.append(("pytest_collectreport", {"report": report}))
 
-    def pytest_warning_recorded(self, **facts: Any) -> None:
+    def pytest_warning_recorded(self, warning_message: Any, when: str, nodeid: str, location: Any) -> None:
+        facts = {"warning_message": warning_message, "when": when, "nodeid": nodeid, "location": location}
         self._unreported.append(("pytest_warning_recorded", facts))
 
     @pytest.hookimpl(tryfirst=True)
