@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Generator, Iterator
+from importlib import import_module
 from typing import Any
 
 import aioresponses.core
@@ -32,7 +33,7 @@ forked.install()
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-_IN_REAL_TIME = {"cli", "end_to_end", "http", "images", "mcp_server", "notebook", "secrecy", "serve", "store"}
+_IN_REAL_TIME = {"cli", "http", "images", "notebook", "secrecy", "store"}
 """Folders whose tests run in real time with default settings."""
 
 # Hypothesis fails an example that takes 200 ms, as any example may on a machine with other work.
@@ -84,11 +85,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Distribute whole files, and some folders whole."""
     if config.getoption("dist") != "loadfile":
         return None
-    from xdist.scheduler import LoadFileScheduling
+    scheduler: Any = import_module("xdist.scheduler")
 
-    class Scheduling(LoadFileScheduling):
+    class Scheduling(scheduler.LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return _group_of(nodeid) or super()._split_scope(nodeid)
+            return _group_of(nodeid) or str(super()._split_scope(nodeid))
 
     return Scheduling(config, log)
 
@@ -134,7 +135,7 @@ def _no_waste_of_time(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     if _IN_REAL_TIME & set(request.path.parts):
         monkeypatch.setattr("nanobanana_async.policy.poll_schedule.FEW_SECONDS_S", 0.1)
         monkeypatch.setattr("nanobanana_async.policy.poll_schedule.LEAST_DELAY_S", 0.05)
-        monkeypatch.setitem(EmulatorSettings.__init__.__kwdefaults__, "image_scale", 0.1)
+        monkeypatch.setitem(EmulatorSettings.__init__.__kwdefaults__ or {}, "image_scale", 0.1)
 
 
 @pytest.fixture

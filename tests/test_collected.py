@@ -29,8 +29,10 @@ def pytest_xdist_getremotemodule():
     return collected.REMOTE
 """
 TESTS = """
-import os, sys
+import os, sys, warnings
 import pytest
+
+warnings.warn("said while it was imported")
 
 HERE = os.getpid()
 
@@ -75,7 +77,8 @@ def test_results_of_all_workers_are_reported(tmp_path: Path) -> None:
         (tmp_path / f"test_{name}.py").write_text(TESTS)
     code, said = run(tmp_path)
     assert code == 1, said
-    assert re.search(r"= 2 failed, 6 passed, 2 skipped in", said), said
+    assert re.search(r"= 2 failed, 6 passed, 2 skipped, \d+ warnings? in", said), said
+    assert "UserWarning: said while it was imported" in said
     assert "assert (1 + 1) == 3" in said
     assert said.count("Captured stdout call") == 2
     assert "not now" in said

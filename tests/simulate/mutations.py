@@ -306,7 +306,7 @@ MUTATIONS = (
         150,
         seed=37,
     ),
-    SeedMutation("a job that was given up is not let go", _never_lets_go, ("not let go",), seed=24),
+    SeedMutation("a job that was given up is not let go", _never_lets_go, ("not let go",), seed=38),
     SeedMutation(
         "a job found half-way is sent as new",
         _found_half_way_is_sent_as_new,
@@ -327,7 +327,7 @@ MUTATIONS = (
         "an uncertain job is bought again when asked for",
         _uncertain_is_bought_again,
         ("double", "repeated without a key"),
-        seed=4,
+        seed=6,
     ),
     SeedMutation("jobs that have ended are forgotten", _ended_jobs_are_forgotten, ("double", "lost"), 20, seed=0),
     SeedMutation(
@@ -349,7 +349,7 @@ MUTATIONS = (
         "a buried owner writes",
         _buried_owner_writes,
         ("two buyers", "not the owner", "answer dropped", "unwritten"),
-        seed=60,
+        seed=122,
     ),
     SeedMutation(
         "a create leaves whether its owner lives or not",

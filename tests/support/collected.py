@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 from socket import socket
 from typing import Any
@@ -52,7 +53,8 @@ class _Collected:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         self._unreported.append(("pytest_collectreport", {"report": report}))
 
-    def pytest_warning_recorded(self, **facts: Any) -> None:
+    def pytest_warning_recorded(self, warning_message: Any, when: str, nodeid: str, location: Any) -> None:
+        facts = {"warning_message": warning_message, "when": when, "nodeid": nodeid, "location": location}
         self._unreported.append(("pytest_warning_recorded", facts))
 
     @pytest.hookimpl(tryfirst=True)
@@ -92,9 +94,7 @@ def serve(channel: socket, given: dict[str, Any]) -> None:
     _collected = _Collected(channel)
     try:
         config = _prepareconfig(given["arguments"], [_collected])
-        from xdist.remote import setup_config  # not earlier either
-
-        setup_config(config, None)
+        import_module("xdist.remote").setup_config(config, None)  # not imported earlier either
         config.workerinput = {"workerid": "collecting"}  # type: ignore[attr-defined] # so it writes no file of results
         config.hook.pytest_cmdline_main(config=config)
     except pytest.UsageError as error:
@@ -103,8 +103,7 @@ def serve(channel: socket, given: dict[str, Any]) -> None:
 
 def run_tests(channel: Any) -> None:
     """Be a worker: do what `xdist.remote` does, and `wrap_session` of pytest, from after the collection on."""
-    from xdist import remote
-
+    remote: Any = import_module("xdist.remote")
     workerinput, _, options, _ = channel.receive()
     session = _collected.session
     config = session.config
@@ -116,7 +115,7 @@ def run_tests(channel: Any) -> None:
     config._tmp_path_factory._given_basetemp = Path(config.option.basetemp)
     _collected.capture.start_global_capturing()
     _collected.capture.suspend_global_capture()
-    worker = remote.interactor = remote.WorkerInteractor(config, channel)  # type: ignore[attr-defined]
+    worker = remote.interactor = remote.WorkerInteractor(config, channel)
     worker.pytest_sessionstart(session)
     _collected.report_to(worker)
     worker.pytest_collection_finish(session)
