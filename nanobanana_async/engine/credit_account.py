@@ -87,7 +87,7 @@ class CreditAccount:
         if request is None:  # attached by its task id, and never bought
             return Price("", ZERO_CREDITS)
         example = self._gateway.example_credits(request)
-        return self.prices.estimate(self._gateway.price_class(request), example, job.expected_credits)
+        return self.prices.estimate(self._gateway.price_class(request), example, job.rare.expected_credits)
 
     def batch_cap_of(self, job: TrackedJob) -> Decimal | None:
         """Return the cap that the ledger counts for a job's batch."""

@@ -112,7 +112,7 @@ class FallbackPolling:
 
     def is_too_early(self, job: TrackedJob) -> bool:
         """Whether a due job is not polled yet, because its callback is expected."""
-        in_trouble = job.failures > 0 or job.first_imageless_at < NEVER
+        in_trouble = job.failures > 0 or job.rare.first_imageless_at < NEVER
         waits = self.waits_for_callback(job) and not job.callback_pending and not in_trouble
         return waits and self._fallback_poll_at(job) > self._clock() + TICK_S
 

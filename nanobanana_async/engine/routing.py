@@ -288,7 +288,7 @@ def _may_move(job: TrackedJob) -> bool:
     record = job.record
     pending_at = record.revision + (record.state is JobState.SUBMITTING)  # its create was just refused, or it waits
     plain = job.route is not None and job.route.unbought_revision == pending_at
-    if record.in_doubt or job.reopened or record.task_id is not None or has_local_images(record.request):
+    if record.in_doubt or job.rare.reopened or record.task_id is not None or has_local_images(record.request):
         return False
     unsent = record.state is JobState.PENDING and record.first_sent_at is None
-    return (unsent or plain) and job.may_buy and not job.withdraw_requested and record.request is not None
+    return (unsent or plain) and job.may_buy and not job.rare.withdraw_requested and record.request is not None

@@ -171,16 +171,17 @@ class Scheduler:
             return
         if job.charge is not None:
             self.dispatcher.create_returned(job)
-        joined, was_foreign, buried = job.awaits_ledger_decision, job.phase is Phase.FOREIGN, job.owner_buried
+        joined, was_foreign, buried = job.awaits_ledger_decision, job.phase is Phase.FOREIGN, job.rare.owner_buried
         next_step = recheck_if_buried(job, next_step, self._clock())
-        if job.is_withdrawn_after(next_step):
-            job.withdraw_requested = False
+        too_late, withdrawn = job.rare.withdraw_requested, job.is_withdrawn_after(next_step)
+        if too_late:
+            job.request_withdrawal(False)
+        if withdrawn:
             if isinstance(next_step, Finish):
                 job.wait_error = next_step.error
             self.withdraw(job)
             job.wake()
             return
-        too_late, job.withdraw_requested = job.withdraw_requested, False
         match next_step:
             case Enqueue():
                 self._schedule(job, self._clock())
@@ -191,7 +192,7 @@ class Scheduler:
                 self._schedule(job, due)
             case CheckOwnerAt(due=due):
                 if buried or not (was_foreign or joined):  # it was ours: a withdrawal goes on if it becomes ours again
-                    job.withdraw_requested = too_late or job.phase is Phase.WITHDRAWING
+                    job.request_withdrawal(too_late or job.phase is Phase.WITHDRAWING)
                 if not was_foreign:
                     let_go(job, self._slots, self._store, self._estimates)
                 job.enter_phase(Phase.FOREIGN)
@@ -274,7 +275,7 @@ class Scheduler:
                 # The job's present state in the ledger is unknown.
                 error = error.for_job(job.key, safe_to_repeat=False)
             job.wait_error = error
-            job.withdraw_requested = False
+            job.request_withdrawal(False)
             if job.slots_taken_from is not None and not ours:  # the claim failed: the job is uncertain as before
                 job.record = job.ledger_record = job.slots_taken_from.record
             hold_until = job.holds_slots_until
