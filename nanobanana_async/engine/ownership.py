@@ -51,10 +51,8 @@ def remember_unbought(job: TrackedJob) -> None:
         job.rare = evolve(job.rare, late_answer=LateAnswer(job.record))
 
 
-def recheck_if_buried(job: TrackedJob, next_step: Next, now: float) -> Next:
-    """Return what is next for a job whose step is over: if its owner was buried meanwhile, the ledger is read first."""
-    if not job.rare.owner_buried:
-        return next_step
+def recheck_of_buried(job: TrackedJob, next_step: Next, now: float) -> Next:
+    """Return what is next for a job whose owner was buried while its step ran: the ledger is read first."""
     job.rare = evolve(job.rare, owner_buried=False)
     goes_on = isinstance(next_step, Enqueue | Prepare | ScheduleAt | Recover | AwaitHistory)
     return CheckOwnerAt(now) if goes_on else next_step

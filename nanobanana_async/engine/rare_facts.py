@@ -1,5 +1,6 @@
 """What few jobs of a session need: all others share one object with the defaults, since very many may be held."""
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from decimal import Decimal
@@ -11,7 +12,6 @@ from nanobanana_async.engine.uploaded_image import NO_UPLOADS, UploadedImage
 from nanobanana_async.images.local import LocalImagesByDigest
 from nanobanana_async.jobs import JobState
 
-NEVER = float("inf")
 NO_SOURCES: LocalImagesByDigest = {}
 
 
@@ -39,7 +39,7 @@ class RareFacts:
     """The history has shown that its creates were lost before the gateway had them, and it is sent again."""
     claimed_task_id: str | None = None
     """The task id in a callback, while the create has no answer."""
-    first_imageless_at: float = NEVER
+    first_imageless_at: float = math.inf
     """When a poll first found it ended without an image."""
     late_answer: LateAnswer | None = None
     """The outcome of its create, which could not be written because the job went to another owner."""

@@ -25,7 +25,7 @@ from nanobanana_async.engine.next_step import (
     ScheduleAt,
     StopFollowing,
 )
-from nanobanana_async.engine.ownership import follow_through_ledger, let_go, may_be_anothers, recheck_if_buried
+from nanobanana_async.engine.ownership import follow_through_ledger, let_go, may_be_anothers, recheck_of_buried
 from nanobanana_async.engine.phases import UNKNOWN_STATE_PHASES, Phase
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import References
@@ -172,16 +172,16 @@ class Scheduler:
         if job.charge is not None:
             self.dispatcher.create_returned(job)
         joined, was_foreign, buried = job.awaits_ledger_decision, job.phase is Phase.FOREIGN, job.rare.owner_buried
-        next_step = recheck_if_buried(job, next_step, self._clock())
-        too_late, withdrawn = job.rare.withdraw_requested, job.is_withdrawn_after(next_step)
-        if too_late:
+        next_step = recheck_of_buried(job, next_step, self._clock()) if buried else next_step
+        if too_late := job.rare.withdraw_requested:
+            withdrawn = job.is_withdrawn_after(next_step)
             job.request_withdrawal(False)
-        if withdrawn:
-            if isinstance(next_step, Finish):
-                job.wait_error = next_step.error
-            self.withdraw(job)
-            job.wake()
-            return
+            if withdrawn:
+                if isinstance(next_step, Finish):
+                    job.wait_error = next_step.error
+                self.withdraw(job)
+                job.wake()
+                return
         match next_step:
             case Enqueue():
                 self._schedule(job, self._clock())
@@ -210,15 +210,15 @@ class Scheduler:
                 self._finish_job(job, error)
             case _:
                 assert_never(next_step)
-        if job.is_followed and was_foreign != (job.phase is Phase.FOREIGN):
+        if was_foreign != (job.phase is Phase.FOREIGN) and job.is_followed:
             job.notify_listeners()
         if too_late or joined != job.awaits_ledger_decision:
             job.wake()
 
     def _schedule(self, job: TrackedJob, due: float) -> None:
         """Set a job's timer, or queue the job if its time has come."""
-        due = self._poller.fallback.planned_due(job, due)
-        if due > self._clock():
+        due = self._poller.fallback.planned_due(job, due, now := self._clock())
+        if due > now:
             job.enter_phase(Phase.SCHEDULED)
             self._timers.set_due(job, due)
         else:

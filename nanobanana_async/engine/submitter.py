@@ -153,6 +153,7 @@ class Submitter:
         self._slots.breaker.on_answered()
         self._poller.outage.gateway_answered()
         job.failures, job.last_failure, job.rare = 0, None, job.rare.without_images()
+        job.place = 0  # it has had its turn: the number need not stay in memory
         job.running_at = self._clock()
         self._slots.on_accepted(job, job.running_at)
         self._history.record_answer_time(accepted.task_id, job.running_at - job.sent_at)

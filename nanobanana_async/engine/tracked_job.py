@@ -8,7 +8,7 @@ from attrs import evolve
 
 from nanobanana_async.engine.next_step import CheckOwnerAt, Finish, Next
 from nanobanana_async.engine.phases import FOLLOWED_PHASES, PHASES, UNDECIDED_PHASES, UNKNOWN_STATE_PHASES, Phase
-from nanobanana_async.engine.rare_facts import NEVER, NO_RARE_FACTS
+from nanobanana_async.engine.rare_facts import NO_RARE_FACTS
 from nanobanana_async.engine.route import Route
 from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, Observation
@@ -20,6 +20,7 @@ Watchers = list[asyncio.Future[NanoBananaError | None]] | None
 
 MOST_PROGRESS = 0.99
 """The most that a job has done that has not ended."""
+NEVER = float("inf")
 NOT_YET = -NEVER
 
 
@@ -180,8 +181,8 @@ class TrackedJob:
             self.rare = evolve(self.rare, withdraw_requested=requested)
 
     def is_withdrawn_after(self, next_step: Next) -> bool:
-        """Whether it is to be withdrawn now: its step is over and left it PENDING and ours."""
-        if not self.rare.withdraw_requested or self.record.state is not JobState.PENDING:
+        """Whether its withdrawal, which was requested, can begin: its step is over and left it PENDING and ours."""
+        if self.record.state is not JobState.PENDING:
             return False
         failed_unread = isinstance(next_step, Finish) and self._phase in UNKNOWN_STATE_PHASES
         return not (failed_unread or isinstance(next_step, CheckOwnerAt))

@@ -58,7 +58,7 @@ def bought(jobs: int, folder: Path, *, on_disk: bool) -> dict[str, Any]:
         "ledger": "SQLite" if on_disk else "memory",
         "jobs": jobs,
         "jobs a second": jobs / run["seconds"],
-        "RSS at a third and at the end, MB": [during[len(during) // 3].rss_kb / 1024, during[-1].rss_kb / 1024],
+        "RSS half-way and at the end, MB": [during[len(during) // 2].rss_kb / 1024, during[-1].rss_kb / 1024],
         "RSS, KB per 1,000 jobs": per_1000["rss_kb"],
         "blocks of memory per 1,000 jobs": per_1000["blocks"],
         "descriptors at most, and per 1,000 jobs": [max(each.descriptors for each in during), per_1000["descriptors"]],

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import linear_regression
 
-WARM_UP = 1 / 3
+WARM_UP = 1 / 2
 """The share of the readings that come before the growth is measured: caches and pools fill in that time."""
 
 
