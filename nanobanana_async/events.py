@@ -13,8 +13,8 @@ from attrs import asdict, field, frozen
 
 from nanobanana_async.errors import GatewayError, NanoBananaError
 from nanobanana_async.escaping import one_line
+from nanobanana_async.formatting import shorten
 from nanobanana_async.jobs import JobRecord, JobState
-from nanobanana_async.models import shorten
 
 log = logging.getLogger("nanobanana_async")
 

@@ -87,3 +87,8 @@ def _exact(value: Decimal | int | float) -> Decimal:
 
 def _without_trailing_zeros(text: str) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def shorten(url: str, limit: int = 96) -> str:
+    """Cut a long URL for display: a data URI may have megabytes."""
+    return url if len(url) <= limit else f"{url[:limit]}... ({len(url)} characters)"

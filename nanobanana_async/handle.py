@@ -172,7 +172,7 @@ class Job:
         await self._ensure_followed()
         tracked = self._tracked
         feed: deque[JobState] = deque([self.state])
-        tracked.state_queues = [*(tracked.state_queues or ()), feed]
+        tracked.rare = evolve(tracked.rare, state_queues=(*tracked.rare.state_queues, feed))
         try:
             while True:
                 while feed:
@@ -182,7 +182,8 @@ class Job:
                 self._engine.guard.check()  # the caller may resume this generator on another event loop
                 await tracked.wait_for_change()
         finally:
-            tracked.state_queues = [other for other in tracked.state_queues if other is not feed] or None
+            others = tuple(other for other in tracked.rare.state_queues if other is not feed)
+            tracked.rare = evolve(tracked.rare, state_queues=others)
 
     def _snapshot(self, state: JobState) -> JobSnapshot:
         """Return the job in its present state or in an earlier one."""

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from copy import copy
 from datetime import datetime, time
 from decimal import Decimal
 from typing import Any, Literal, cast, get_args
@@ -12,7 +13,7 @@ from attrs import Attribute, asdict, evolve, field, fields, fields_dict, frozen
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.escaping import plain_text
 from nanobanana_async.extra import NO_EXTRA, ExtraFields, to_extra
-from nanobanana_async.formatting import duration, number
+from nanobanana_async.formatting import duration, number, shorten
 from nanobanana_async.misspelt import unknown_fields
 from nanobanana_async.notebook_html import LabelledValue, card, image_gallery
 from nanobanana_async.references import LocalImage, check_url, digest_of, image_identity, to_reference
@@ -295,15 +296,19 @@ def without_transient_parts(request: ImageRequest) -> ImageRequest:
 
 
 def with_model(request: ImageRequest, model: str) -> ImageRequest:
-    """Return the request with this model if it names none."""
-    return evolve(request, model=model) if request.model is None else request
+    """Return the request with this model, a checked one of a gateway's settings, if it names none."""
+    return _with_unchecked(request, "model", model) if request.model is None else request
 
 
 def with_images(request: ImageRequest, images: Sequence[str]) -> ImageRequest:
     """Return the request with its reference images as they are sent, data URIs too, unread and unchecked."""
-    sent = evolve(request, images=())
-    object.__setattr__(sent, "images", tuple(images))
-    return sent
+    return _with_unchecked(request, "images", tuple(images))
+
+
+def _with_unchecked(request: ImageRequest, name: str, value: object) -> ImageRequest:
+    changed = copy(request)  # `evolve` would convert and check all fields again
+    object.__setattr__(changed, name, value)
+    return changed
 
 
 def difference(one: ImageRequest, other: ImageRequest) -> str:
@@ -313,8 +318,3 @@ def difference(one: ImageRequest, other: ImageRequest) -> str:
     differing = [name for name in names if getattr(one, name) != getattr(other, name)]
     model = f"model is {one.model}, not {other.model}"
     return ", ".join(model if name == "model" else f"{name} differs" for name in differing)
-
-
-def shorten(url: str, limit: int = 96) -> str:
-    """Cut a long URL for display: a data URI may have megabytes."""
-    return url if len(url) <= limit else f"{url[:limit]}... ({len(url)} characters)"

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanobanana_async.errors import InvalidRequest
-from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, same_request, shorten
+from nanobanana_async.formatting import shorten
+from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, same_request
 from tests.support.lazy import lazy
 from tests.support.rows import each_row
 

@@ -166,7 +166,7 @@ class WorkRunner(BatchRunner):
 
     def _submit_record(self, record: JobRecord, sources: LocalImagesByDigest) -> TrackedJob:
         tracked = super()._submit_record(record, sources)
-        tracked.released_if_unsent = True
+        tracked.rare = evolve(tracked.rare, released_if_unsent=True)
         return tracked
 
     def _on_done(self, row: Row, tracked: TrackedJob) -> None:

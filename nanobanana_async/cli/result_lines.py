@@ -9,7 +9,7 @@ from rich.console import Console
 from nanobanana_async import GeneratedImage, GenerationResult
 from nanobanana_async.cli.streams import silence
 from nanobanana_async.escaping import exact, one_line
-from nanobanana_async.models import shorten as shorten_url
+from nanobanana_async.formatting import shorten as shorten_url
 
 
 class ResultLines:

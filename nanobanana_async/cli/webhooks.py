@@ -25,14 +25,13 @@ from nanobanana_async.connections import make_connections
 from nanobanana_async.engine.account_webhook import Webhooks
 from nanobanana_async.engine.callback_urls import ACCOUNT_PATH, CallbackUrls
 from nanobanana_async.escaping import exact, json_line, one_line
-from nanobanana_async.formatting import plural
+from nanobanana_async.formatting import plural, shorten
 from nanobanana_async.gateways.capabilities import MAX_WEBHOOKS_READ, HasWebhooks, Webhook
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.location import Location, ledger_at
 from nanobanana_async.ledger.memory import MemoryLedger
 from nanobanana_async.loop_guard import LoopGuard
-from nanobanana_async.models import shorten
 
 OK, FAILED = 0, 1
 

@@ -5,6 +5,7 @@ from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
+from attrs import evolve
 
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.engine import Engine
@@ -96,9 +97,9 @@ class CallbackHandler:
             self._engine.scheduler.poll_soon(job)
         elif job.record.state is JobState.SUBMITTING and task_id is not None:
             # The callback came before the answer to the create, or that answer is lost.
-            if job.claimed_task_id is None:
+            if job.rare.claimed_task_id is None:
                 job.add_listener(self._start_confirming_if_uncertain)
-            job.claimed_task_id = task_id
+            job.rare = evolve(job.rare, claimed_task_id=task_id)
 
     async def _handle_untracked(self, record: JobRecord | None, task_id: str | None) -> None:
         if record is None or self._engine.scheduler.closing:
@@ -118,9 +119,9 @@ class CallbackHandler:
                 pass  # the job has ended, or was never sent: no callback is due
 
     def _start_confirming_if_uncertain(self, job: TrackedJob) -> None:
-        in_doubt = not job.is_followed and job.record.state is JobState.UNCERTAIN
-        if in_doubt and job.claimed_task_id is not None and not self._engine.scheduler.closing:
-            self._confirm_later(job.key, job.claimed_task_id)
+        in_doubt, claimed = not job.is_followed and job.record.state is JobState.UNCERTAIN, job.rare.claimed_task_id
+        if in_doubt and claimed is not None and not self._engine.scheduler.closing:
+            self._confirm_later(job.key, claimed)
 
     def _confirm_later(self, key: str, task_id: str) -> None:
         """Have an uncertain job confirmed. A task id that comes while a query is in flight is queried after it."""

@@ -82,7 +82,7 @@ class Claims:
         if claim.is_new:
             return self._next_by_state(job)
         known = claim.record
-        again = known.state in REBUYABLE or has_failed_with(known, job.retry_failed)
+        again = known.state in REBUYABLE or has_failed_with(known, job.rare.retry_failed)
         if again or known.account != wanted.account:
             try:
                 await self._store.start_generation(job, known, wanted.body, wanted.request, wanted.budget)
@@ -112,14 +112,16 @@ class Claims:
             claim = await self._store.ledger.adopt(job.key)
             if claim is None:
                 raise LedgerError(f"job {job.key} is no longer in the ledger")
-            if job.late_answer is not None and await self._write_late_answer(job, job.late_answer, claim):
+            late = job.rare.late_answer
+            if late is not None and await self._write_late_answer(job, late, claim):
                 continue
             if claim.record.account != self._account:
                 return await self._leave_to_account(job, claim)
-            if job.may_buy or job.withdraw_requested or not claim.is_ours or claim.record.state is not JobState.PENDING:
+            wanted = job.may_buy or job.rare.withdraw_requested
+            if wanted or not claim.is_ours or claim.record.state is not JobState.PENDING:
                 return self._apply_claim(job, claim)
             await self._store.ledger.release(job.key)
-            if not (job.may_buy or job.withdraw_requested):  # else another caller has asked for it meanwhile
+            if not (job.may_buy or job.rare.withdraw_requested):  # else another caller has asked for it meanwhile
                 return StopFollowing()
 
     async def _leave_to_account(self, job: TrackedJob, claim: Claim) -> Next | None:
@@ -142,7 +144,7 @@ class Claims:
                 await self._store.write_late_answer(job, record, state, **{**facts, **NO_DOUBT})
             except TaskTaken:
                 move = None
-        job.late_answer = None
+        job.rare = evolve(job.rare, late_answer=None)
         if move is None and late.task_id not in (None, record.task_id):
             log.warning("answer.unused job=%s task=%s state=%s", job.key, late.task_id, record.state)
         return move is not None
@@ -176,12 +178,13 @@ class Claims:
         unsent = {"sent_at": None, "attempts": 0}
         await self._store.transition(job, JobState.PENDING, **unsent, **NO_DOUBT)
         self._slots.release(job)
-        job.failures, job.last_failure, job.first_attempt_at, job.draws_retry_budget = 0, None, NEVER, False
+        job.failures, job.last_failure, job.first_attempt_at = 0, None, NEVER
+        job.rare = evolve(job.rare, draws_retry_budget=False)
         return self._next_by_state(job)
 
     async def store_withdrawal(self, job: TrackedJob) -> Next:
         """Store that a job is withdrawn, which was never sent. The row of a fed batch is left for other workers."""
-        if job.released_if_unsent and not job.has_handle:
+        if job.rare.released_if_unsent and not job.has_handle:
             return Finish(job.wait_error or NanoBananaError("not bought: it is left for other workers", key=job.key))
         await self._store.transition(job, JobState.WITHDRAWN, ended_at=self._store.utcnow())
         return Finish(job.wait_error)

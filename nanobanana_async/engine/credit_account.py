@@ -60,7 +60,7 @@ class CreditAccount:
 
     def check(self, job: TrackedJob, now: float) -> Affordable:
         """Return whether all caps of the job allow it. A job that may have been bought is always allowed to go on."""
-        if job.key in self._reservations or job.record.possibly_bought:
+        if job.record.key in self._reservations or job.record.possibly_bought:
             return Affordable.NOW
         return self.affordability_of_another_purchase(job, now)
 
@@ -94,7 +94,7 @@ class CreditAccount:
         if request is None:  # attached by its task id, and never bought
             return Price("", ZERO_CREDITS)
         example = self._gateway.example_credits(request)
-        return self.prices.estimate(self._gateway.price_class(request), example, job.expected_credits)
+        return self.prices.estimate(self._gateway.price_class(request), example, job.rare.expected_credits)
 
     def batch_cap_of(self, job: TrackedJob) -> Decimal | None:
         """Return the cap that the ledger counts for a job's batch."""
@@ -162,11 +162,11 @@ class CreditAccount:
         else:  # a new purchase counts beside the last one, and under the same caps
             of_budgets = self._budgets.values()
             job.budgets = tuple(cap for cap in self._caps_of(job) if cap not in of_budgets)
-            self._reservations.pop(job.key, None)
+            self._reservations.pop(record.key, None)
         price = price_in(record)
         if price is not None or record.state is JobState.SUCCEEDED:
             self.prices.learn(self._price_class_of(record), price)
-        drawn = self._reservations.get(job.key)
+        drawn = self._reservations.get(record.key)
         self._update_reservations(job)
         dearer = drawn is not None and price is not None and price != price_in(before) and price > drawn.price.credits
         return drawn.price if drawn is not None and dearer else None

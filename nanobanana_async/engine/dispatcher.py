@@ -9,6 +9,7 @@ import enum
 import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 
 from attrs import frozen
@@ -59,6 +60,8 @@ class Dispatcher:
         self._workers = workers
         self._credits = account
         self._places = 0
+        self._declined = 0
+        """How many of the decisions that are being made decline a job: they take no request."""
         self._pending: FairQueue[TrackedJob] = FairQueue(slots.limiter.policy.group_weights)
         self._lacks_credits = False
         """All of them wait until a cap of credits has room."""
@@ -158,6 +161,7 @@ class Dispatcher:
     def admit(self, now: float) -> tuple[list[DispatchDecision], float]:
         """Take out what may start now, creates first. Also return when more may start by the passing of time."""
         starts: list[DispatchDecision] = []
+        self._declined = 0
         creates_at = self._admit_creates(now, starts)
         self._pending.end_round()
         polls_at = self._admit_polls(now, starts)
@@ -185,6 +189,7 @@ class Dispatcher:
                 affordable = self._credits.check(job, now)
                 if affordable is Affordable.NEVER:
                     starts.append((queue.drop_first(), Decline(self._credits.refusal_error(job))))
+                    self._declined += 1
                     continue
                 if not self._requests_left(starts):
                     return NEVER
@@ -224,7 +229,7 @@ class Dispatcher:
                 self._poller.on_sent(now)
                 starts.append(self._image_polls.popleft())
                 continue
-            job = self._overdue.pop_best(free, self._estimates.ended_probability)
+            job = self._overdue.pop_best(free, partial(self._estimates.hazard_since_poll, now))
             if job.phase is Phase.QUEUED and job.record.state is JobState.RUNNING:
                 self._slots.retry_budget.earn()
                 self._poller.on_sent(now)
@@ -233,15 +238,13 @@ class Dispatcher:
 
     def _waits_to_be_sent(self, job: TrackedJob) -> bool:
         """Return whether a queued job still waits here: only the account that follows it may send it."""
-        sendable = job.phase is Phase.QUEUED and job.record.state in (JobState.PENDING, JobState.SUBMITTING)
-        return sendable and self._credits.tracked.get(job.key) is job
+        record = job.record
+        sendable = job.phase is Phase.QUEUED and record.state in (JobState.PENDING, JobState.SUBMITTING)
+        return sendable and self._credits.tracked.get(record.key) is job
 
     def _requests_left(self, starts: list[DispatchDecision]) -> int:
         """Return how many more requests may leave after the starts that were just taken out."""
-        if not starts:
-            return self._workers.free_requests
-        declined = sum(1 for start in starts if isinstance(start, tuple) and isinstance(start[1], Decline))
-        return self._workers.free_requests - len(starts) + declined
+        return self._workers.free_requests - len(starts) + self._declined
 
 
 # How many overdue polls are compared when not all can be sent; the longest overdue are among them.

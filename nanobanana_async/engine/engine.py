@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Hashable, Mapping
 from decimal import Decimal
 
+from attrs import evolve
+
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.claims import Claims
 from nanobanana_async.engine.estimates import JobEstimates
@@ -11,13 +13,14 @@ from nanobanana_async.engine.history import History
 from nanobanana_async.engine.next_step import HoldSlots, Next, ScheduleAt
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.poller import Poller
+from nanobanana_async.engine.rare_facts import NO_RARE_FACTS, NO_SOURCES, RareFacts
 from nanobanana_async.engine.references import References
 from nanobanana_async.engine.route import Rest
 from nanobanana_async.engine.scheduler import Scheduler
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.submitter import Submitter
-from nanobanana_async.engine.tracked_job import NEVER, NO_SOURCES, TrackedJob
+from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.errors import ConfigurationError, LedgerError, NanoBananaError, SessionClosed
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.images.local import LocalImagesByDigest
@@ -88,9 +91,8 @@ class Engine:
         if job is None:
             job = self.scheduler.track(self.build_tracked_job(record), Phase.CLAIMING)
             job.budgets += budgets
-            job.expected_credits = expected_credits
-            job.retry_failed = retry_failed
-            job.sources = sources
+            if job.rare is not NO_RARE_FACTS or expected_credits is not None or retry_failed or sources:
+                job.rare = RareFacts(expected_credits=expected_credits, retry_failed=retry_failed, sources=sources)
             job.group = group if job.group is None else job.group
             self.scheduler.start_step(self.claims.claim, job)
         else:
@@ -205,7 +207,9 @@ class Engine:
         self.scheduler.check_open(record, is_known=job.wait_error is None or job.wait_error.safe_to_repeat)
         self.claims.check_account(record)
         if record.state is not JobState.PENDING or not job.wait_error:
-            job.failures, job.first_imageless_at = 0, NEVER
+            job.failures = 0
+            if job.rare.first_imageless_at < NEVER:
+                job.rare = evolve(job.rare, first_imageless_at=NEVER)
             self.scheduler.start_step(self.claims.check_owner, self.scheduler.track(job, Phase.CLAIMING))
         return job
 
@@ -292,7 +296,7 @@ class Engine:
         if job.phase in (Phase.PREPARING, Phase.QUEUED, Phase.SCHEDULED):
             self.scheduler.withdraw(job)
             return True
-        job.withdraw_requested = True
+        job.request_withdrawal()
         if not job.is_followed:  # another owner may have it; a live job is withdrawn when its current step is over
             self.scheduler.start_step(self.claims.check_owner, self.scheduler.track(job, Phase.CLAIMING))
         return True
@@ -315,5 +319,5 @@ class Engine:
             return
         job.may_buy = False
         if if_requeued and job.phase is Phase.IN_FLIGHT:
-            job.withdraw_requested = True
+            job.request_withdrawal()
         self.request_withdrawal(job)

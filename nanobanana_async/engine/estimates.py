@@ -26,9 +26,9 @@ class JobEstimates:
         if job.schedule is not None:
             job.schedule.forget(job)
 
-    def ended_probability(self, job: TrackedJob) -> float:
-        """Return how likely the job has ended since its last poll."""
-        return 0.0 if job.schedule is None else job.schedule.ended_probability(job, self._clock() - job.running_at)
+    def hazard_since_poll(self, now: float, job: TrackedJob) -> float:
+        """Return a measure of how likely the job has ended since its last poll."""
+        return 0.0 if job.schedule is None else job.schedule.hazard_since_poll(job, now - job.running_at)
 
     def expected_ended_since(self, since: float) -> float:
         """Return the expected number of followed jobs that ended since a time and were not polled after it."""

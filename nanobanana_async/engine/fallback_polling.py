@@ -101,9 +101,8 @@ class FallbackPolling:
         called = job.callback_pending and job.record.state is JobState.RUNNING and not job.failures
         return min(due, job.polled_at + CALLBACK_POLL_GAP_S) if called else due
 
-    def planned_due(self, job: TrackedJob, due: float) -> float:
+    def planned_due(self, job: TrackedJob, due: float, now: float) -> float:
         """Return when a job is due that asked for this time: callbacks make it earlier, or later."""
-        now = self._clock()
         due = self.due_after_callback(job, due)
         # A live job always has a due time, even if a setting or a policy asks for an infinite wait.
         due = due if due < now + DAY_S else now + DAY_S
@@ -112,7 +111,7 @@ class FallbackPolling:
 
     def is_too_early(self, job: TrackedJob) -> bool:
         """Whether a due job is not polled yet, because its callback is expected."""
-        in_trouble = job.failures > 0 or job.first_imageless_at < NEVER
+        in_trouble = job.failures > 0 or job.rare.first_imageless_at < NEVER
         waits = self.waits_for_callback(job) and not job.callback_pending and not in_trouble
         return waits and self._fallback_poll_at(job) > self._clock() + TICK_S
 

@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import anyio
+from attrs import evolve
 
 from nanobanana_async.engine.doubt import NO_DOUBT
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.late_answer import LateAnswer
 from nanobanana_async.engine.next_step import AwaitHistory, CheckOwnerAt, Enqueue, Next, Prepare, Recover, ScheduleAt
 from nanobanana_async.engine.phases import Phase
+from nanobanana_async.engine.rare_facts import NO_RARE_FACTS
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
@@ -32,13 +34,13 @@ UNOWNED_PHASES = frozenset({Phase.PREPARING, Phase.QUEUED, Phase.SCHEDULED, Phas
 
 def may_be_anothers(job: TrackedJob, lease: LeasedLedger | None) -> bool:
     """Return whether a job that was ours may be another owner's by now, because ours may be buried."""
-    return lease is not None and (job.owner_buried or not lease.surely_owns)
+    return lease is not None and (job.rare.owner_buried or not lease.surely_owns)
 
 
 async def wait_until_owner(job: TrackedJob, lease: LeasedLedger | None) -> None:
     """Wait until this owner certainly lives, just before a create leaves; raise `NotOurs` if it was buried."""
     while may_be_anothers(job, lease):
-        if job.owner_buried:
+        if job.rare.owner_buried:
             raise NotOurs(f"job {job.key} went to another owner before its create left", key=job.key)
         await anyio.sleep(LEASE_CHECK_S)
 
@@ -46,14 +48,12 @@ async def wait_until_owner(job: TrackedJob, lease: LeasedLedger | None) -> None:
 def remember_unbought(job: TrackedJob) -> None:
     """Remember of a job that is not ours any more that no create of this session has bought it."""
     if job.record.state is JobState.SUBMITTING and not job.record.in_doubt:
-        job.late_answer = LateAnswer(job.record)
+        job.rare = evolve(job.rare, late_answer=LateAnswer(job.record))
 
 
-def recheck_if_buried(job: TrackedJob, next_step: Next, now: float) -> Next:
-    """Return what is next for a job whose step is over: if its owner was buried meanwhile, the ledger is read first."""
-    if not job.owner_buried:
-        return next_step
-    job.owner_buried = False
+def recheck_of_buried(job: TrackedJob, next_step: Next, now: float) -> Next:
+    """Return what is next for a job whose owner was buried while its step ran: the ledger is read first."""
+    job.rare = evolve(job.rare, owner_buried=False)
     goes_on = isinstance(next_step, Enqueue | Prepare | ScheduleAt | Recover | AwaitHistory)
     return CheckOwnerAt(now) if goes_on else next_step
 
@@ -61,14 +61,17 @@ def recheck_if_buried(job: TrackedJob, next_step: Next, now: float) -> Next:
 def let_go(job: TrackedJob, slots: Slots, store: JobStore, estimates: JobEstimates) -> None:
     """Let go of what this session holds for a job, which is about to become FOREIGN."""
     stored, record = job.ledger_record, job.record
-    if job.late_answer is None and record.task_id is not None and record.task_id != stored.task_id:
+    if job.rare.late_answer is None and record.task_id is not None and record.task_id != stored.task_id:
         names = ("task_id", "running_since", "attempts", "credits_used", "model")
-        job.late_answer = LateAnswer(stored, facts_of_accepted(**{name: getattr(record, name) for name in names}))
+        late = LateAnswer(stored, facts_of_accepted(**{name: getattr(record, name) for name in names}))
+        job.rare = evolve(job.rare, late_answer=late)
     slots.release(job)  # its new owner reports them
     estimates.forget(job)
     store.credits.mark_not_under_way(job)
     job.schedule, job.wait_error, job.last_failure = None, None, None
-    job.failures, job.first_attempt_at, job.draws_retry_budget, job.reopened = 0, NEVER, False, False
+    job.failures, job.first_attempt_at = 0, NEVER
+    if job.rare is not NO_RARE_FACTS:
+        job.rare = evolve(job.rare, draws_retry_budget=False, reopened=False)
 
 
 def facts_of_accepted(**accepted: Any) -> Mapping[str, Any]:
@@ -91,4 +94,4 @@ def follow_through_ledger(
         if job.phase in UNOWNED_PHASES:
             apply(job, CheckOwnerAt(now))
         else:
-            job.owner_buried = True
+            job.rare = evolve(job.rare, owner_buried=True)

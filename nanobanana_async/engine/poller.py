@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TypeVar
 
 import anyio
+from attrs import evolve
 
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.contained_send import send_contained
@@ -22,13 +23,7 @@ from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.engine.used_up import UsedUpBudgets
-from nanobanana_async.errors import (
-    GatewayError,
-    JobUnfinished,
-    NanoBananaError,
-    RateLimited,
-    UnexpectedResponse,
-)
+from nanobanana_async.errors import GatewayError, JobUnfinished, NanoBananaError, RateLimited, UnexpectedResponse
 from nanobanana_async.events import LONGEST_STATUS_WORD, JobPolled, PollFailed, UnknownStatus
 from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway, Transport
@@ -262,8 +257,9 @@ class Poller:
     async def _ended_without_image(self, job: TrackedJob, seen: Observation, called: bool) -> Next:
         """Wait for late images for a while; then the job has failed, unless there are links that can't be used."""
         now = self._clock()
-        job.first_imageless_at = min(job.first_imageless_at, now)
-        if now - job.first_imageless_at < LATE_IMAGES_S:
+        since = min(job.rare.first_imageless_at, now)
+        job.rare = evolve(job.rare, first_imageless_at=since)
+        if now - since < LATE_IMAGES_S:
             return ScheduleAt(now + max(1.0, self._polling.min_gap_s))
         if not seen.missing:
             return await self._record_failure(job, seen, called)

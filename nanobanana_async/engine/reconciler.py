@@ -11,7 +11,7 @@ from functools import partial
 
 import anyio
 from anyio.abc import TaskGroup
-from attrs import frozen
+from attrs import evolve, frozen
 
 from nanobanana_async.candidates import Candidate
 from nanobanana_async.engine.doubt import was_processed
@@ -175,12 +175,11 @@ class Reconciler:
 
     async def _reopen(self, job: TrackedJob) -> Next:
         """Let a job that was not bought be sent again; the second time its callers get why it was never answered."""
-        failure, again = job.last_failure, job.reopened
+        failure, again = job.last_failure, job.rare.reopened
         next_step = await self._engine.claims.return_to_pending(job)
+        job.rare = evolve(job.rare, reopened=not again)
         if not again:
-            job.reopened = True
             return next_step
-        job.reopened = False
         error = TransportError("no create was answered", possibly_sent=False) if failure is None else failure
         unanswered = error.for_job(job.key, safe_to_repeat=True)
         unanswered.message += "; by the gateway's history the job was not bought: generate it again later"

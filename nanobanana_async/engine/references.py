@@ -13,8 +13,9 @@ from attrs import evolve
 from nanobanana_async.engine.byte_budget import ByteBudget
 from nanobanana_async.engine.next_step import Enqueue, Finish, Next
 from nanobanana_async.engine.phases import Phase
+from nanobanana_async.engine.rare_facts import NO_SOURCES
 from nanobanana_async.engine.store import JobStore
-from nanobanana_async.engine.tracked_job import NO_SOURCES, TrackedJob
+from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.engine.uploader import Uploader
 from nanobanana_async.engine.uploads import Uploads, image_not_at_hand
 from nanobanana_async.engine.workers import WorkerPool
@@ -98,7 +99,7 @@ class References:
         request = job.record.request
         digests = [] if request is None else local_digests(request.images)
         if self._sends_inline:
-            missing = [digest for digest in digests if digest not in job.sources]
+            missing = [digest for digest in digests if digest not in job.rare.sources]
             if missing:
                 self._apply(job, Finish(image_not_at_hand(missing[0]).for_job(job.key, safe_to_repeat=True)))
             else:
@@ -112,7 +113,7 @@ class References:
                     waits = True
                     self._uploads.wait_for(digest, job)
                 else:
-                    job.uploads = {**job.uploads, digest: shared}
+                    job.rare = evolve(job.rare, uploads={**job.rare.uploads, digest: shared})
         if not waits:
             self._enqueue_with_body(job)
 
@@ -130,8 +131,8 @@ class References:
         """
         return (
             isinstance(refusal, InvalidRequest)
-            and not job.uploads_renewed
-            and any(upload.is_reused for upload in job.uploads.values())
+            and not job.rare.uploads_renewed
+            and any(upload.is_reused for upload in job.rare.uploads.values())
         )
 
     async def restart_with_new_uploads(self, job: TrackedJob) -> None:
@@ -140,9 +141,10 @@ class References:
         It is the job's next generation, with a key of its own: a gateway may hold an idempotency key for one body only,
         also after a refusal. A 409 to the new body would leave the job in doubt.
         """
-        job.uploads_renewed = True
-        remembered = {digest: upload for digest, upload in job.uploads.items() if upload.is_reused}
-        job.uploads = {digest: upload for digest, upload in job.uploads.items() if digest not in remembered}
+        uploads = job.rare.uploads
+        remembered = {digest: upload for digest, upload in uploads.items() if upload.is_reused}
+        kept = {digest: upload for digest, upload in uploads.items() if digest not in remembered}
+        job.rare = evolve(job.rare, uploads=kept, uploads_renewed=True)
         for digest, upload in remembered.items():
             await self._uploads.forget(digest, upload)
         await self._store.start_generation(job, job.ledger_record, body=b"", request=job.record.request)
@@ -154,7 +156,8 @@ class References:
         """
         if job.record.state is not JobState.PENDING or job.phase is Phase.IN_FLIGHT or job.record.request is None:
             return
-        job.sources = {**job.sources, **sources} if sources else job.sources
+        if sources:
+            job.rare = evolve(job.rare, sources={**job.rare.sources, **sources})
         if request.images == job.record.request.images:
             return
         body = job.record.body if job.phase is Phase.PREPARING else self._build_body(job, request)
@@ -169,14 +172,14 @@ class References:
         record = job.record
         if not self._sends_inline or record.request is None or not (digests := local_digests(record.request.images)):
             return record.body, 0
-        sources = {digest: job.sources.get(digest) for digest in digests}
+        sources = {digest: job.rare.sources.get(digest) for digest in digests}
         for digest, source in sources.items():
             if source is None:
                 raise image_not_at_hand(digest)
         size = await self._threads.run_or_abandon(_total_size, list(filter(None, sources.values())))
         await self._memory.acquire(size)
         try:
-            return await self._threads.run_or_abandon(self._build_inline_body, record.request, job.sources), size
+            return await self._threads.run_or_abandon(self._build_inline_body, record.request, job.rare.sources), size
         except BaseException:
             self._memory.release(size)
             raise
@@ -220,16 +223,16 @@ class References:
         if self._sends_inline:
             return self._gateway.encode(request)
         digests = [digest_of(image) for image in request.images]
-        if not all(digest is None or digest in job.uploads for digest in digests):
+        if not all(digest is None or digest in job.rare.uploads for digest in digests):
             return job.record.body  # the job is prepared again before it leaves
         urls = [
-            str(image) if digest is None else job.uploads[digest].url
+            str(image) if digest is None else job.rare.uploads[digest].url
             for image, digest in zip(request.images, digests, strict=True)
         ]
         return self._gateway.encode(with_images(request, urls) if any(digests) else request)
 
     def _is_upload_usable(self, job: TrackedJob, digest: str) -> bool:
-        upload = job.uploads.get(digest)
+        upload = job.rare.uploads.get(digest)
         return upload is not None and self._clock() < upload.usable_until
 
 

@@ -5,9 +5,10 @@ from collections.abc import Hashable, Sequence
 from decimal import Decimal
 
 from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.rare_facts import NO_SOURCES
 from nanobanana_async.engine.references import References
 from nanobanana_async.engine.routing import Router
-from nanobanana_async.engine.tracked_job import NO_SOURCES, TrackedJob
+from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import ConfigurationError, TaskNotFound
 from nanobanana_async.images.local import LocalImagesByDigest
 from nanobanana_async.jobs import JobRecord, Observation

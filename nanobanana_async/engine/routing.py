@@ -217,7 +217,8 @@ class Router:
             source.store.credits.mark_not_under_way(job)
             source.slots.release(job)
             source.estimates.forget(job)
-            job.uploads, job.uploads_renewed = NO_UPLOADS, False  # another account can't use them
+            if job.rare.uploads or job.rare.uploads_renewed:  # another account can't use them
+                job.rare = evolve(job.rare, uploads=NO_UPLOADS, uploads_renewed=False)
             target.scheduler.dispatcher.assign_place(job)
             target.scheduler.tracked[job.key] = job
 

@@ -25,7 +25,7 @@ from nanobanana_async.engine.next_step import (
     ScheduleAt,
     StopFollowing,
 )
-from nanobanana_async.engine.ownership import follow_through_ledger, let_go, may_be_anothers, recheck_if_buried
+from nanobanana_async.engine.ownership import follow_through_ledger, let_go, may_be_anothers, recheck_of_buried
 from nanobanana_async.engine.phases import UNKNOWN_STATE_PHASES, Phase
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import References
@@ -171,16 +171,17 @@ class Scheduler:
             return
         if job.charge is not None:
             self.dispatcher.create_returned(job)
-        joined, was_foreign, buried = job.awaits_ledger_decision, job.phase is Phase.FOREIGN, job.owner_buried
-        next_step = recheck_if_buried(job, next_step, self._clock())
-        if job.is_withdrawn_after(next_step):
-            job.withdraw_requested = False
-            if isinstance(next_step, Finish):
-                job.wait_error = next_step.error
-            self.withdraw(job)
-            job.wake()
-            return
-        too_late, job.withdraw_requested = job.withdraw_requested, False
+        joined, was_foreign, buried = job.awaits_ledger_decision, job.phase is Phase.FOREIGN, job.rare.owner_buried
+        next_step = recheck_of_buried(job, next_step, self._clock()) if buried else next_step
+        if too_late := job.rare.withdraw_requested:
+            withdrawn = job.is_withdrawn_after(next_step)
+            job.request_withdrawal(False)
+            if withdrawn:
+                if isinstance(next_step, Finish):
+                    job.wait_error = next_step.error
+                self.withdraw(job)
+                job.wake()
+                return
         match next_step:
             case Enqueue():
                 self._schedule(job, self._clock())
@@ -191,7 +192,7 @@ class Scheduler:
                 self._schedule(job, due)
             case CheckOwnerAt(due=due):
                 if buried or not (was_foreign or joined):  # it was ours: a withdrawal goes on if it becomes ours again
-                    job.withdraw_requested = too_late or job.phase is Phase.WITHDRAWING
+                    job.request_withdrawal(too_late or job.phase is Phase.WITHDRAWING)
                 if not was_foreign:
                     let_go(job, self._slots, self._store, self._estimates)
                 job.enter_phase(Phase.FOREIGN)
@@ -209,15 +210,15 @@ class Scheduler:
                 self._finish_job(job, error)
             case _:
                 assert_never(next_step)
-        if job.is_followed and was_foreign != (job.phase is Phase.FOREIGN):
+        if was_foreign != (job.phase is Phase.FOREIGN) and job.is_followed:
             job.notify_listeners()
         if too_late or joined != job.awaits_ledger_decision:
             job.wake()
 
     def _schedule(self, job: TrackedJob, due: float) -> None:
         """Set a job's timer, or queue the job if its time has come."""
-        due = self._poller.fallback.planned_due(job, due)
-        if due > self._clock():
+        due = self._poller.fallback.planned_due(job, due, now := self._clock())
+        if due > now:
             job.enter_phase(Phase.SCHEDULED)
             self._timers.set_due(job, due)
         else:
@@ -274,7 +275,7 @@ class Scheduler:
                 # The job's present state in the ledger is unknown.
                 error = error.for_job(job.key, safe_to_repeat=False)
             job.wait_error = error
-            job.withdraw_requested = False
+            job.request_withdrawal(False)
             if job.slots_taken_from is not None and not ours:  # the claim failed: the job is uncertain as before
                 job.record = job.ledger_record = job.slots_taken_from.record
             hold_until = job.holds_slots_until

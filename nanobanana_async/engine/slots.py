@@ -46,7 +46,7 @@ class Slots:
         if job.slots:  # a repeat holds its slots already; it draws from the retry budget if the gateway may be down
             if now < self.budget.cap_and_pause_end_at:
                 return False
-            return not job.draws_retry_budget or self.retry_budget.draw(now)
+            return not job.rare.draws_retry_budget or self.retry_budget.draw(now)
         return self.limiter.admits(now, self.load, job.weight)
 
     def has_room(self, weight: int, now: float, coming: int) -> bool:

@@ -29,6 +29,7 @@ class JobStore:
         self.ledger = ledger
         self.credits = account
         self.utcnow = utcnow
+        self._clock = asyncio.get_running_loop().time
         self.ended_counts: Counter[JobState] = Counter()
         self.lease = ledger if isinstance(ledger, LeasedLedger) else None
         self.emit = emitter
@@ -57,7 +58,7 @@ class JobStore:
 
     async def _await_write(self, before: JobRecord, write: Awaitable[T]) -> T:
         """Return the result of a write to the ledger; raise any failure of it as a `LedgerError`."""
-        began = asyncio.get_running_loop().time()
+        began = self._clock()
         try:
             return await write
         except (Exception, asyncio.CancelledError) as failure:
@@ -68,7 +69,7 @@ class JobStore:
             why = f"the ledger failed: {type(failure).__name__}: {failure}"
             raise LedgerError(why, key=before.key, safe_to_repeat=not before.possibly_bought) from failure
         finally:
-            self._write_s = asyncio.get_running_loop().time() - began
+            self._write_s = self._clock() - began
 
     async def start_generation(
         self,

@@ -26,7 +26,7 @@ from nanobanana_async.engine.references import References
 from nanobanana_async.engine.route import AfterRefusal, keep_decision
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore, to_failure
-from nanobanana_async.engine.tracked_job import NEVER, NO_SOURCES, TrackedJob
+from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.errors import (
     GatewayError,
     LedgerError,
@@ -138,7 +138,7 @@ class Submitter:
         try:
             return await self._store.advance_and_reserve(job, **facts)
         except NotOurs:  # it may be in the ledger all the same, if the answer to its commit was lost
-            job.late_answer = LateAnswer(job.record.transition_to(JobState.SUBMITTING, **facts))
+            job.rare = evolve(job.rare, late_answer=LateAnswer(job.record.transition_to(JobState.SUBMITTING, **facts)))
             raise
 
     async def _post(self, job: TrackedJob, body: bytes) -> Accepted:
@@ -152,7 +152,8 @@ class Submitter:
     async def _on_accepted(self, job: TrackedJob, accepted: Accepted) -> Next:
         self._slots.breaker.on_answered()
         self._poller.outage.gateway_answered()
-        job.failures, job.last_failure, job.sources = 0, None, NO_SOURCES
+        job.failures, job.last_failure, job.rare = 0, None, job.rare.without_images()
+        job.place = 0  # it has had its turn: the number need not stay in memory
         job.running_at = self._clock()
         self._slots.on_accepted(job, job.running_at)
         self._history.record_answer_time(accepted.task_id, job.running_at - job.sent_at)
@@ -173,7 +174,7 @@ class Submitter:
             # If the write fails, the waiters get its error and the polls go on.
             await self._store.transition_as_reported(job, JobState.RUNNING, **facts)
         except NotOurs:
-            job.late_answer = LateAnswer(job.record, facts)
+            job.rare = evolve(job.rare, late_answer=LateAnswer(job.record, facts))
             raise
         except TaskTaken as taken:  # unknown what was paid for: the task is another job's
             why = f"the gateway answered with task {accepted.task_id}, which belongs to job {taken.holder}"
@@ -222,7 +223,8 @@ class Submitter:
         match decision.action:
             case RetryAction.REPEAT if decision.in_doubt:
                 self._slots.acquire(job)
-                job.draws_retry_budget = decision.kind in (FailureKind.SERVER_ERROR, FailureKind.NO_ANSWER)
+                unanswered = decision.kind in (FailureKind.SERVER_ERROR, FailureKind.NO_ANSWER)
+                job.rare = evolve(job.rare, draws_retry_budget=unanswered)
                 await self._store.transition(job, JobState.SUBMITTING, attempts=attempts, **doubt)
                 self._history.watch_repeats(job)
                 return ScheduleAt(due)

@@ -1,18 +1,16 @@
 """One job in this session: its record, its phase (`phases.py`), its waiters, and when it is due."""
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Hashable, Mapping
-from decimal import Decimal
+from collections.abc import Callable, Hashable
 from typing import Any
 
-from nanobanana_async.engine.late_answer import LateAnswer
+from attrs import evolve
+
 from nanobanana_async.engine.next_step import CheckOwnerAt, Finish, Next
 from nanobanana_async.engine.phases import FOLLOWED_PHASES, PHASES, UNDECIDED_PHASES, UNKNOWN_STATE_PHASES, Phase
+from nanobanana_async.engine.rare_facts import NO_RARE_FACTS
 from nanobanana_async.engine.route import Route
-from nanobanana_async.engine.uploaded_image import NO_UPLOADS, UploadedImage
 from nanobanana_async.errors import NanoBananaError
-from nanobanana_async.images.local import LocalImagesByDigest
 from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState, Observation
 from nanobanana_async.policy.budget import Cap
 from nanobanana_async.policy.fair_queue import Group
@@ -22,8 +20,6 @@ Watchers = list[asyncio.Future[NanoBananaError | None]] | None
 
 MOST_PROGRESS = 0.99
 """The most that a job has done that has not ended."""
-NO_SOURCES: LocalImagesByDigest = {}
-
 NEVER = float("inf")
 NOT_YET = -NEVER
 
@@ -51,47 +47,34 @@ class TrackedJob:
         "callback_pending",
         "callers",
         "charge",
-        "claimed_task_id",
-        "draws_retry_budget",
         "due",
         "end_watchers",
-        "expected_credits",
         "failures",
         "first_attempt_at",
-        "first_imageless_at",
         "followed_since",
         "group",
         "has_handle",
         "last_failure",
-        "late_answer",
         "ledger_record",
         "listeners",
         "may_buy",
         "observation",
-        "owner_buried",
         "place",
         "polled_at",
         "polls",
         "priority",
         "progress",
+        "rare",
         "record",
-        "released_if_unsent",
-        "reopened",
-        "retry_failed",
         "route",
         "running_at",
         "schedule",
         "sent_at",
         "slots",
         "slots_taken_from",
-        "sources",
-        "state_queues",
-        "uploads",
-        "uploads_renewed",
         "wait_error",
         "watchers",
         "weight",
-        "withdraw_requested",
     )
 
     def __init__(self, record: JobRecord, weight: int) -> None:
@@ -113,7 +96,6 @@ class TrackedJob:
         self.sent_at = NEVER
         self.schedule: PollSchedule[TrackedJob] | None = None
         """The poll schedule of its price class; set once it runs."""
-        self.first_imageless_at = NEVER
         self.polls = 0
         self.polled_at = NOT_YET
         """When its last poll left."""
@@ -121,56 +103,32 @@ class TrackedJob:
         """The most that was shown (`engine/progress.py`)."""
         self.callback_pending = False
         """A callback came after its last poll."""
-        self.claimed_task_id: str | None = None
-        """The task id in a callback, while the create has no answer."""
         self.failures = 0
         """How many creates in a row were not accepted, or polls not answered."""
         self.last_failure: NanoBananaError | None = None
         """Why its last request in this session failed; None if it did not, or if there was none."""
-        self.late_answer: LateAnswer | None = None
-        """The outcome of its create, which could not be written because the job went to another owner."""
-        self.owner_buried = False
-        """Its owner was buried while its current step ran: then the ledger is read before it goes on."""
-        self.reopened = False
-        """The history has shown that its creates were lost before the gateway had them, and it is sent again."""
+        self.rare = NO_RARE_FACTS
         self.route: Route | None = None
         """Which accounts may buy it; None in a session with one account."""
-        self.draws_retry_budget = False
-        """Its last create had no usable answer: a repeat is extra load on a gateway that may be down."""
         self.callers = 0
         """How many `generate` calls and batches wait for it. When the last one leaves, an unsent job is withdrawn."""
         self.has_handle = False
         """A handle was given out: the job outlives its callers."""
-        self.released_if_unsent = False
-        """Other workers may buy it: when its last caller leaves before it is sent, it is released, not withdrawn."""
         self.budgets: tuple[Cap, ...] = ()
         """The caps that its price is reserved on."""
-        self.expected_credits: Decimal | None = None
-        """The user's estimate of the price, until the gateway states one."""
         self.listeners: list[Callable[[TrackedJob], None]] | None = None
         """Called synchronously when its state has changed, and when it is no longer followed."""
         self.may_buy = False
         """A caller asked to buy it. Otherwise a PENDING job is not sent."""
-        self.retry_failed: frozenset[str] = frozenset()
-        """If the job is FAILED in the ledger, it is bought again."""
-        self.sources: LocalImagesByDigest = NO_SOURCES
-        """Its local reference images, until its create was accepted: they may have to be uploaded again."""
-        self.uploads: Mapping[str, UploadedImage] = NO_UPLOADS
-        """Digest -> the upload that its body names."""
-        self.uploads_renewed = False
-        """Its create was refused once, and the uploads that were not made for it were made again."""
         self.slots_taken_from: TrackedJob | None = None
         """The earlier, uncertain `TrackedJob` of this key whose slots it took."""
         self._phase = Phase.KNOWN
-        self.withdraw_requested = False
-        """It is withdrawn if its current step leaves it PENDING."""
         self.observation: Observation | None = None
         self.wait_error: NanoBananaError | None = None
         self.watchers: Watchers = None
         """Futures of those that wait for any change."""
         self.end_watchers: Watchers = None
         """Futures of those that wait until the job is over; other changes would wake them for nothing."""
-        self.state_queues: list[deque[JobState]] | None = None
 
     def __lt__(self, other: Any) -> bool:
         return bool(self.place < other.place)
@@ -192,13 +150,15 @@ class TrackedJob:
         self._phase = phase
         self.due = NEVER
         if phase not in FOLLOWED_PHASES:  # a handle may live for long, and bytes with it
-            self.sources, self.uploads, self.uploads_renewed = NO_SOURCES, NO_UPLOADS, False
+            self.rare = self.rare.without_images()
 
     def inherit_slots(self, before: "TrackedJob") -> None:
         """Take over the slots, caps and price that the same job, tracked before, has held while it was uncertain."""
         self.slots_taken_from = before
         self.slots, before.slots = before.slots, 0
-        self.budgets, self.expected_credits = before.budgets, before.expected_credits
+        self.budgets = before.budgets
+        if before.rare.expected_credits is not None:
+            self.rare = evolve(self.rare, expected_credits=before.rare.expected_credits)
 
     @property
     def is_followed(self) -> bool:
@@ -213,11 +173,16 @@ class TrackedJob:
     @property
     def is_being_withdrawn(self) -> bool:
         """Whether it is being withdrawn, or will be when its current step is over."""
-        return self.withdraw_requested or self._phase is Phase.WITHDRAWING
+        return self.rare.withdraw_requested or self._phase is Phase.WITHDRAWING
+
+    def request_withdrawal(self, requested: bool = True) -> None:
+        """Have it withdrawn if its current step leaves it PENDING; or not any more."""
+        if requested != self.rare.withdraw_requested:
+            self.rare = evolve(self.rare, withdraw_requested=requested)
 
     def is_withdrawn_after(self, next_step: Next) -> bool:
-        """Whether it is to be withdrawn now: its step is over and left it PENDING and ours."""
-        if not self.withdraw_requested or self.record.state is not JobState.PENDING:
+        """Whether its withdrawal, which was requested, can begin: its step is over and left it PENDING and ours."""
+        if self.record.state is not JobState.PENDING:
             return False
         failed_unread = isinstance(next_step, Finish) and self._phase in UNKNOWN_STATE_PHASES
         return not (failed_unread or isinstance(next_step, CheckOwnerAt))
@@ -240,8 +205,8 @@ class TrackedJob:
     @property
     def is_wanted(self) -> bool:
         """Whether a caller may still need its outcome, or this session has to write something of it."""
-        waited_for = self.watchers or self.end_watchers or self.state_queues or self.listeners
-        unfinished = self.withdraw_requested or self.late_answer is not None
+        waited_for = self.watchers or self.end_watchers or self.rare.state_queues or self.listeners
+        unfinished = self.rare.withdraw_requested or self.rare.late_answer is not None
         return self.may_buy or self.has_handle or bool(waited_for) or unfinished
 
     @property
@@ -287,8 +252,8 @@ class TrackedJob:
         """Record that a poll found it running, with the progress that the gateway stated."""
         if stated is not None:
             self.progress = StatedProgress(max(self.progress, min(MOST_PROGRESS, stated)))
-        if self.state_queues:
-            for feed in self.state_queues:
+        if self.rare.state_queues:
+            for feed in self.rare.state_queues:
                 if not feed or feed[-1] is not self.record.state:
                     feed.append(self.record.state)
             self.wake()
@@ -298,7 +263,7 @@ class TrackedJob:
         changed = record.state is not self.record.state
         self.record = record
         if changed:
-            for feed in self.state_queues or ():
+            for feed in self.rare.state_queues:
                 feed.append(record.state)
             self.wake(interruption)
             self.notify_listeners()

@@ -56,7 +56,7 @@ class _Upload:
 
     def next_source(self) -> LocalImage | None:
         """Return a source that was not tried: equal images may lie in several files, and one of them may be gone."""
-        sources = (job.sources.get(self.digest) for job in self.waiting_jobs())
+        sources = (job.rare.sources.get(self.digest) for job in self.waiting_jobs())
         return next((source for source in sources if source is not None and source not in self.source_errors), None)
 
 
@@ -151,11 +151,11 @@ class Uploads:
         del self._ongoing[upload.digest]
         for job in upload.waiting_jobs():
             if failure is not None:
-                own = upload.source_errors.get(job.sources.get(upload.digest), failure)
+                own = upload.source_errors.get(job.rare.sources.get(upload.digest), failure)
                 self._failed(job, own.for_job(job.key, safe_to_repeat=True))
                 continue
             if made is not None:
-                job.uploads = {**job.uploads, upload.digest: made}
+                job.rare = evolve(job.rare, uploads={**job.rare.uploads, upload.digest: made})
             self._uploaded(job)
         self._freed()
 

@@ -15,6 +15,7 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from nanobanana_async.errors import DownloadError, SaveError, SessionClosed
+from nanobanana_async.formatting import shorten
 from nanobanana_async.http.threads import ThreadLimiter
 from nanobanana_async.http.tls_and_proxies import Proxies, Tls
 from nanobanana_async.http.urls import parse_url
@@ -28,7 +29,6 @@ from nanobanana_async.images.put import put_image
 from nanobanana_async.images.saved import PurchasedImage
 from nanobanana_async.images.store_destination import StoreDestination
 from nanobanana_async.images.target import Target
-from nanobanana_async.models import shorten
 
 T = TypeVar("T")
 

@@ -104,9 +104,10 @@ class PollSchedule(Generic[Job]):
         """Return the jobs that run, with the age of each at the last poll that found it running."""
         return self._running.items()
 
-    def ended_probability(self, job: Job, age_s: float) -> float:
-        """Return the probability that a job of this age has ended since its last poll."""
-        return self.ended_between_probability(self._running.get(job, 0.0), age_s)
+    def hazard_since_poll(self, job: Job, age_s: float) -> float:
+        """Return the hazard that a job of this age has met since its last poll: the more, the likelier it has ended."""
+        hazard = self._cumulative_hazard
+        return _interpolate(hazard, age_s) - _interpolate(hazard, self._running.get(job, 0.0))
 
     def on_running(self, job: Job, age_s: float) -> None:
         """Record that a poll found a job running at this age."""

@@ -36,13 +36,17 @@ class AccountSettings:
     """How the emulated account behaves."""
 
     seed: int = 0
-    job_limit: int = 12
+    job_limit: int | None = 12
     median_s: float = 0.3
     idempotency: Idempotency = "replay"
     lost: float = 0.03
     """The fraction of creates that are charged and never answered."""
     slow: float = 0.5
     """The fraction of answers that are delayed, so that a kill can hit a request in flight."""
+    failing: float = 0.0
+    """The fraction of requests that are answered with 500 or 503; half of these creates are charged nevertheless."""
+    throttled: float = 0.0
+    """The fraction of creates that are refused with 429, however few jobs run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +118,10 @@ def _simulator(account: AccountSettings) -> RecordingSimulator:
         for endpoint in ("apimall.query", "defapi.query")
         for share, fault in ((account.lost, faults.reset()), (account.slow, faults.delay(0.02)))
     ]
+    failures = (faults.error(500, processed=True), faults.error(503))
+    chances += [RandomFault(account.failing / len(failures), fault) for fault in failures]
+    throttled = faults.error(429, code="too_many_concurrent_jobs")
+    chances += [RandomFault(account.throttled, throttled, create) for create in ("apimall.create", "defapi.create")]
     return RecordingSimulator(
         EmulatorSettings(
             seed=account.seed,

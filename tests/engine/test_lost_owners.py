@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from nanobanana_async import JobState, JobUncertain, NotOurs, Session
 from nanobanana_async.engine.claims import Claims
@@ -118,7 +119,7 @@ async def test_answer_that_comes_to_a_buried_owner_ends_the_doubt_of_the_heir() 
 @virtually
 async def test_dropped_late_answer_leaves_the_doubt_of_the_heir() -> None:
     async def dropped(self: Claims, job: TrackedJob, late: object, claim: object) -> bool:
-        job.late_answer = None
+        job.rare = evolve(job.rare, late_answer=None)
         return False
 
     shared, gateway = SharedLedger(), SlowGateway()

@@ -200,7 +200,7 @@ async def test_bytes_are_let_go_once_they_are_uploaded_or_accepted(tmp_path: Pat
     async with apimall_now(FakeTransport(gateway.answer, latency_s=0.0), ledger=tmp_path / "jobs.sqlite") as session:
         job = await session.submit("a fox", images=[bytes(PNG)])
         await job
-        assert tracked(job).sources == {}
+        assert tracked(job).rare.sources == {}
         assert job.request is not None
         assert job.request.images == (f"sha256:{sha256(PNG)}",)
 
@@ -211,7 +211,7 @@ async def test_bytes_are_let_go_once_they_are_uploaded_or_accepted(tmp_path: Pat
     async with defapi_now(transport) as session:
         job = await session.submit("a fox", images=[bytes(PNG)])
         await job
-        assert tracked(job).sources == {}
+        assert tracked(job).rare.sources == {}
 
 
 async def test_bug_in_a_ledger_ends_the_waiting_and_not_the_session() -> None:

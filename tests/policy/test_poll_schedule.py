@@ -193,12 +193,12 @@ def test_running_lists_jobs_until_they_end_or_are_forgotten() -> None:
     assert schedule.durations.count == 3.0
 
 
-def test_ended_probability_is_higher_for_jobs_polled_longer_ago() -> None:
+def test_hazard_since_poll_is_higher_for_jobs_polled_longer_ago() -> None:
     schedule = PollSchedule[str](PollPolicy(), Durations(20.0))
     schedule.on_running("polled", 19.0)
     schedule.on_began("not polled")
-    assert 0.0 < schedule.ended_probability("polled", 20.0) < schedule.ended_probability("not polled", 20.0) < 1.0
-    assert schedule.ended_probability("unknown", 20.0) == schedule.ended_probability("not polled", 20.0)
+    assert 0.0 < schedule.hazard_since_poll("polled", 20.0) < schedule.hazard_since_poll("not polled", 20.0)
+    assert schedule.hazard_since_poll("unknown", 20.0) == schedule.hazard_since_poll("not polled", 20.0)
 
 
 def test_running_jobs_lengthen_the_schedule_before_any_ends() -> None:

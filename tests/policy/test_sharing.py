@@ -121,7 +121,7 @@ def test_grants_never_pass_the_room_and_no_slot_is_lost(seed: int) -> None:
                 pass
         before = taken(state, held)
         number = state.shares[owner].reports + 1 if owner in state.shares else 1
-        owned: dict[int | None, int] = {each: count for each, count in held.items()}
+        owned: dict[int | None, int] = dict(held.items())
         owned[None] = orphans
         allotment = exchange(state, owner, Report(number=number, held=held[owner], queued=9), now, owned)
         granted[owner] = allotment.room
