@@ -33,7 +33,7 @@ def _to_cap(credits_: Decimal | float | None) -> Decimal | None:
     return parse_credits("max_credits", credits_)
 
 
-@frozen(repr=False)
+@frozen(init=False, repr=False)
 class Token:
     """A bearer token: `Token("ann", "...", max_credits=500)`. Only a digest of its text is kept.
 
@@ -50,7 +50,7 @@ class Token:
         del text  # some tools show the locals of a traceback
         if isinstance(digest, ConfigurationError):
             raise digest
-        self.__attrs_init__(name, digest, max_credits=max_credits)  # type: ignore[attr-defined]
+        self.__attrs_init__(name, digest, max_credits=max_credits)
 
     def __repr__(self) -> str:
         # attrs' own raises for a token whose constructor raised, and tracebacks show such a one.
