@@ -18,7 +18,8 @@ _PATTERNS = (
     (re.compile(r"(https?:(?:\\*/){2}[^\s\"'<>?]++\?)[^\s\"'<>\\]+", re.I), r"\1..."),
     (
         re.compile(
-            r"\b(authorization|x-api-key|api_?key|secret_key|client_secret|password)([\"']?\s*[:=]\s*[\"']?(?:basic\s+)?)(?!bearer)[^\s\"'<>,;&]+",
+            r"\b(authorization|x-api-key|api_?key|secret_key|client_secret|password)"
+            r"([\"']?\s*[:=]\s*[\"']?(?:basic\s+)?)(?!bearer)[^\s\"'<>,;&]+",
             re.I,
         ),
         r"\1\2***",

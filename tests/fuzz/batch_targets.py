@@ -1,5 +1,6 @@
 """The rows of a batch, in each format that a file may have."""
 
+import importlib
 import zipfile
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -67,9 +68,9 @@ def _header(data: bytes) -> None:
 
 
 def _workbook() -> bytes:
-    from openpyxl import Workbook  # of the tests only
+    openpyxl = importlib.import_module("openpyxl")  # has no types
 
-    book, out = Workbook(), BytesIO()
+    book, out = openpyxl.Workbook(), BytesIO()
     sheet = book.active
     assert sheet is not None
     sheet.append(["prompt", "key", "aspect_ratio"])

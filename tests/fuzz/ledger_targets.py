@@ -47,7 +47,16 @@ UNCERTAIN = record(
 )
 
 _INTEGERS = ("priority", "revision", "generation", "attempts", "in_doubt")
-_MAY_BE_NULL = ("request", "batch", "budget", "group_name", "first_sent_at", "sent_at", "lost_at", "conflict_at")
+_MAY_BE_NULL: tuple[str, ...] = (
+    "request",
+    "batch",
+    "budget",
+    "group_name",
+    "first_sent_at",
+    "sent_at",
+    "lost_at",
+    "conflict_at",
+)
 _MAY_BE_NULL += ("task_id", "running_since", "ended_at", "credits_used", "credits_refunded", "model", "failure")
 
 

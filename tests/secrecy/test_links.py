@@ -51,7 +51,7 @@ ANSWERS: dict[str, Script] = {
 
 
 @pytest.fixture
-def heard(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
+def logged(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
     listener = Listener()
     caplog.set_level(logging.DEBUG)
     logging.getLogger().addHandler(listener)
@@ -65,7 +65,7 @@ async def failure(downloader: ImageDownloader, link: str) -> NanoBananaError:
     return caught.value
 
 
-async def test_a_failed_download_shows_no_signature(heard: list[str]) -> None:
+async def test_a_failed_download_shows_no_signature(logged: list[str]) -> None:
     shown: list[str] = []
     async with opened(attempts=1, idle_s=0.1, total_s=0.5) as downloader:
         for name, script in ANSWERS.items():
@@ -73,19 +73,19 @@ async def test_a_failed_download_shows_no_signature(heard: list[str]) -> None:
                 error = await failure(downloader, f"{peer.url}a.png?{QUERY}")
             shown += [f"{name}: {said}" for said in seen_in(_without_locals(error), SIGNATURE)]
     assert shown == []
-    assert seen_in(heard, SIGNATURE) == []
+    assert seen_in(logged, SIGNATURE) == []
 
 
-async def test_a_link_that_is_refused_shows_no_signature(heard: list[str]) -> None:
+async def test_a_link_that_is_refused_shows_no_signature(logged: list[str]) -> None:
     links = ("http://10.0.0.1/a.png?{}", "http://intranet/?{}", "http://[::1/?{}", "ftp://a/?{}", "http://a:99999/?{}")
     async with opened(attempts=1, allow_loopback=False) as downloader:
         for link in (*links, "http://fox:{}@a.example/", "http://127.0.0.1/a?{}", "//a?{}", "http://a b/?{}"):
             error = await failure(downloader, link.format(QUERY if "?" in link else SIGNATURE))
             assert seen_in(_without_locals(error), SIGNATURE) == [], link
-    assert seen_in(heard, SIGNATURE) == []
+    assert seen_in(logged, SIGNATURE) == []
 
 
-async def test_a_failed_upload_shows_no_signature(heard: list[str]) -> None:
+async def test_a_failed_upload_shows_no_signature(logged: list[str]) -> None:
     async with opened(attempts=1) as downloader:
         for name in (
             "400",
@@ -104,7 +104,7 @@ async def test_a_failed_upload_shows_no_signature(heard: list[str]) -> None:
                 with pytest.raises(NanoBananaError) as caught:
                     await downloader.put_presigned(link, PNG, content_type="image/png", timeout_s=0.3, allow_http=True)
             assert seen_in(_without_locals(caught.value), SIGNATURE) == [], name
-    assert seen_in(heard, SIGNATURE) == []
+    assert seen_in(logged, SIGNATURE) == []
 
 
 STATUSES = (200, 302, 400, 401, 402, 403, 404, 409, 413, 422, 429, 451, 500, 502, 503, 504)

@@ -4,6 +4,7 @@ A failure that holds the secret in a frame of the test itself would always be fo
 """
 
 import asyncio
+import functools
 import json
 import logging
 import pickle
@@ -59,6 +60,10 @@ WRONG_LINES = (
 )
 
 
+def _parsed(line: str) -> list[Token]:
+    return parse_tokens(line.replace("{}", TOKEN))
+
+
 # What is refused before anything is opened.
 REFUSED: dict[str, Callable[[], Any]] = {
     "second at sign": lambda: PostgresLedger(f"postgresql://fox:{DSN}@x@db/spring"),
@@ -90,7 +95,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "text as token": lambda: make_app(Session(MALL), tokens=[TOKEN]),  # type: ignore[list-item]
     "text among tokens": lambda: make_app(Session(MALL), tokens=[Token("ann", TOKEN), TOKEN]),  # type: ignore[list-item]
     "same tokens": lambda: make_app(Session(MALL), tokens=[Token("ann", TOKEN), Token("ben", TOKEN)]),
-    **{f"line {line!r}": (lambda line=line: parse_tokens(line.replace("{}", TOKEN))) for line in WRONG_LINES},
+    **{f"line {line!r}": functools.partial(_parsed, line) for line in WRONG_LINES},
     "short secret": lambda: CallbackReceiver(Session(MALL), public_url=HOOKS, secret=SIGNING[:15]),
     "short bytes": lambda: CallbackReceiver(Session(MALL), public_url=HOOKS, secret=SIGNING[:15].encode()),
     "secret of no text": lambda: CallbackReceiver(Session(MALL), public_url=HOOKS, secret=[SIGNING]),  # type: ignore[arg-type]
@@ -138,7 +143,7 @@ def test_control_each_canary_is_found_in_any_form() -> None:
         raise ValueError("no")
 
     for word in (DSN, TOKEN, SIGNING, PROXY_PASSWORD, KEY):
-        assert sightings(outcome_of(lambda word=word: careless(word)), word)
+        assert sightings(outcome_of(functools.partial(careless, word)), word)
         for form, echo in ECHOES.items():
             assert seen_in([f"before {echo(word)} after"], word), (form, word)
 
@@ -188,7 +193,7 @@ async def failed(work: Callable[[], Awaitable[Any]]) -> object:
 
 
 @pytest.fixture
-def heard(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
+def logged(caplog: pytest.LogCaptureFixture) -> Iterator[list[str]]:
     """What all loggers say, at every level."""
     listener = Listener()
     caplog.set_level(logging.DEBUG)
@@ -224,7 +229,7 @@ PEERS: dict[str, Script] = {
 @pytest.mark.parametrize(
     "form", ["", "?sslmode=require", "?connect_timeout=2&sslmode=disable", f"?sslpassword={DSN}&sslmode=disable"]
 )
-async def test_a_server_that_fails_exposes_no_password(form: str, heard: list[str]) -> None:
+async def test_a_server_that_fails_exposes_no_password(form: str, logged: list[str]) -> None:
     async def opened(url: str) -> object:
         ledger = PostgresLedger(url, patience_s=0.1)
         del url
@@ -245,12 +250,12 @@ async def test_a_server_that_fails_exposes_no_password(form: str, heard: list[st
             error = await opened(f"postgresql://fox:{DSN}@{peer.url.removeprefix('http://').strip('/')}/spring{form}")
         assert isinstance(error, NanoBananaError), name
         assert sightings(error, *CANARIES) == [], name
-    assert seen_in(heard, *CANARIES) == []
+    assert seen_in(logged, *CANARIES) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*PEERS, "silent", "407", "502", "no proxy"])
-async def test_a_proxy_that_fails_exposes_no_password(name: str, heard: list[str]) -> None:
+async def test_a_proxy_that_fails_exposes_no_password(name: str, logged: list[str]) -> None:
     scripts = {"407": answering(b"HTTP/1.1 407 No\r\n\r\n"), "502": answering(b"HTTP/1.1 502 No\r\n\r\n"), **PEERS}
     async with Peer(scripts.get(name, silent)) as peer:
         port = unused_port() if name == "no proxy" else peer.url.rpartition(":")[2].strip("/")
@@ -270,7 +275,7 @@ async def test_a_proxy_that_fails_exposes_no_password(name: str, heard: list[str
     for error in errors:
         assert isinstance(error, NanoBananaError)
         assert sightings(error, *CANARIES) == []
-    assert seen_in(heard, *CANARIES) == []
+    assert seen_in(logged, *CANARIES) == []
 
 
 REFUSALS = (200, 400, 401, 403, 409, 422, 429, 500, 502)
@@ -326,7 +331,7 @@ def contents_of(folder: Path) -> list[str]:
     return [path.read_bytes().decode("latin-1") for path in folder.rglob("*") if path.is_file()]
 
 
-async def test_ledger_of_a_session_with_secrets_has_none_of_them(tmp_path: Path, heard: list[str]) -> None:
+async def test_ledger_of_a_session_with_secrets_has_none_of_them(tmp_path: Path, logged: list[str]) -> None:
     transport = FakeTransport(CallbackGateway(job_s=0.01).answer, latency_s=0.001)
     gateway, ledger = DefApi(api_key=KEY, expected_job_s=0.01), SqliteLedger(tmp_path / "jobs.sqlite")
     session = Session(gateway, http=transport, polling=REAL_TIME, ledger=ledger)
@@ -336,4 +341,4 @@ async def test_ledger_of_a_session_with_secrets_has_none_of_them(tmp_path: Path,
         files = contents_of(tmp_path)
     files += contents_of(tmp_path)
     assert [text for text in files if "callbacks/" in text]  # the URL with a token derived from the secret
-    assert seen_in([*files, *heard], SIGNING, KEY) == []
+    assert seen_in([*files, *logged], SIGNING, KEY) == []

@@ -67,9 +67,9 @@ class PostgresUrl:
     @classmethod
     def read(cls, url: object, schema: object = None) -> "PostgresUrl | ConfigurationError":
         """Return the address in a text, or the error if it is none: this frame holds the password."""
-        text = url.strip() if isinstance(url, str) and "\0" not in url else ""
-        found = _FORM.fullmatch(text)
-        if found is None or _NO_ESCAPE.search(text):
+        given = url.strip() if isinstance(url, str) and "\0" not in url else ""
+        found = _FORM.fullmatch(given)
+        if found is None or _NO_ESCAPE.search(given):
             return ConfigurationError(
                 "a PostgreSQL ledger needs a URL such as postgresql://user@host:5432/database, without the name of a"
                 " driver; special characters in it are written as %XX, such as %40 for @; keep the password in"
