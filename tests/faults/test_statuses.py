@@ -2,12 +2,13 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 
 from nanobanana_async import ApiMall, DefApi, InvalidRequest, JobUnfinished, NanoBananaError, RetryPolicy
 from nanobanana_async.errors import GatewayError, UnexpectedResponse
-from nanobanana_async.gateways.contract import HttpResponse
+from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.policy.retry import Attempt, RetryAction, asked_wait_s, decide_failed_create
 from nanobanana_async.testing import FakeTransport
 from tests.support.fakes import API_KEY, Opening, apimall, defapi, now, virtually, wire_key
@@ -116,7 +117,7 @@ async def test_no_status_is_answered_with_another_key_or_without_end(session_of:
                 headers={"retry-after": "99999999"},
                 body=body_of("apimall" if session_of is apimall else "defapi", form, status),
             )
-            transport = FakeTransport(lambda request, reply=reply: _created(request.method, reply), keep=None)
+            transport = FakeTransport(partial(_create_only, reply))
             policy = RetryPolicy(max_attempts=3, max_wait_s=400.0)
             began = now()
             async with session_of(transport, retry=policy) as session:
@@ -136,8 +137,8 @@ async def test_no_status_is_answered_with_another_key_or_without_end(session_of:
             assert now() - began <= 900.0
 
 
-def _created(method: str, reply: HttpResponse) -> HttpResponse:
-    return reply if method == "POST" else HttpResponse(status=404, body=b"{}")
+def _create_only(reply: HttpResponse, request: HttpRequest) -> HttpResponse:
+    return reply if request.method == "POST" else HttpResponse(status=404, body=b"{}")
 
 
 @virtually
