@@ -16,6 +16,7 @@ EVERY: dict[Step, int] = {"turn": 29, "await": 5}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.usefixtures("quiet_log")
 @pytest.mark.parametrize("call", [name for name, call in CALLS.items() if not call.needs_sockets])
 def test_call_cancelled_on_virtual_time_loses_and_repeats_nothing(call: str) -> None:
@@ -29,6 +30,7 @@ def test_call_cancelled_on_virtual_time_loses_and_repeats_nothing(call: str) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.usefixtures("quiet_log")
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("call", CALLS)

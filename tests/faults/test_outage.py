@@ -5,7 +5,7 @@ import pytest
 from tests.faults.outage import KINDS, measure
 from tests.support.loopback import BOTH, GatewayName
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_log")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240), pytest.mark.usefixtures("quiet_log")]
 
 
 @pytest.mark.parametrize("kind", KINDS)

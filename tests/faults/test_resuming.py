@@ -7,6 +7,7 @@ from tests.support.loopback import BOTH, GatewayName
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", BOTH)
 def test_two_processes_that_resume_together_share_the_jobs(name: GatewayName) -> None:
     total, breaches = run(name, range(6))

@@ -117,7 +117,7 @@ async def test_no_status_is_answered_with_another_key_or_without_end(session_of:
                 headers={"retry-after": "99999999"},
                 body=body_of("apimall" if session_of is apimall else "defapi", form, status),
             )
-            transport = FakeTransport(partial(_answer, reply), keep=None)
+            transport = FakeTransport(partial(_create_only, reply))
             policy = RetryPolicy(max_attempts=3, max_wait_s=400.0)
             began = now()
             async with session_of(transport, retry=policy) as session:
@@ -137,8 +137,8 @@ async def test_no_status_is_answered_with_another_key_or_without_end(session_of:
             assert now() - began <= 900.0
 
 
-def _answer(to_create: HttpResponse, request: HttpRequest) -> HttpResponse:
-    return to_create if request.method == "POST" else HttpResponse(status=404, body=b"{}")
+def _create_only(reply: HttpResponse, request: HttpRequest) -> HttpResponse:
+    return reply if request.method == "POST" else HttpResponse(status=404, body=b"{}")
 
 
 @virtually
