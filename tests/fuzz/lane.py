@@ -87,7 +87,8 @@ def _play_guided(findings: "Findings", lane: str, executions: int, seed: int, ou
     for number, data in enumerate(findings.target.seeds):
         (inputs / str(number)).write_bytes(data)
     words.write_text("".join(f'"{_escaped(word)}"\n' for word in findings.target.words))
-    options = [f"-seed={seed}", "-runs=-1", "-max_len=8192", "-timeout=300", "-rss_limit_mb=0", "-verbosity=0"]
+    longest = max(8192, *(2 * len(each) for each in findings.target.seeds))  # a workbook that is cut is none
+    options = [f"-seed={seed}", "-runs=-1", f"-max_len={longest}", "-timeout=300", "-rss_limit_mb=0", "-verbosity=0"]
     options += [f"-dict={words}"] if findings.target.words else []  # libFuzzer refuses an empty file
     atheris.Setup([sys.argv[0], *options, str(inputs)], play)
     atheris.Fuzz()
