@@ -28,9 +28,10 @@ FAULTY = AccountSettings(job_limit=None, lost=0.02, failing=0.028, throttled=0.0
 
 # A 429 keeps all creates back for half a second, since nothing is learned here: more of them would only make it longer.
 
-# What may grow. The heap of a process that works on and on breaks up by some hundred KB.
-MAX_RSS_KB_PER_1000 = 40.0
-MAX_BLOCKS_PER_1000 = 100.0
+# What may grow. The heap of a process that works on and on breaks up by some hundred KB. One object left of each job
+# would be 1,000 blocks.
+MAX_RSS_KB_PER_1000 = 150.0
+MAX_BLOCKS_PER_1000 = 500.0
 MAX_WAL_KB = 16 * 1024
 MAX_BYTES_PER_JOB = 10.0
 
