@@ -59,7 +59,7 @@ def _emulator(case: Case) -> Emulator:
         image_scale=0.05,
         callback_drop_probability=case.dropped,
         callback_duplicate_probability=case.doubled,
-        chances=lost,
+        random_faults=lost,
     )
 
 
@@ -84,7 +84,7 @@ async def _run(case: Case) -> Run:
                     well = sum([outcome.ok async for outcome in outcomes])
                 doubtful = case.jobs - well
                 patience = clock() + RESOLVED_WITHIN_S
-                while (stats := session.stats()).uncertain + stats.slots_held and clock() < patience:  # noqa: ASYNC110
+                while (stats := session.stats()).uncertain + stats.slots_held and clock() < patience:
                     await asyncio.sleep(0.02)
                 took_s = clock() - begun
             await runner.cleanup()

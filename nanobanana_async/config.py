@@ -8,7 +8,7 @@ from attrs import field, frozen
 
 from nanobanana_async.commands import command_line
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.gateways.base import settings_in, variable_in
+from nanobanana_async.gateways.base import environ_value, settings_in
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.gateways.registry import GATEWAYS, GatewayClass
 from nanobanana_async.validators import within
@@ -47,8 +47,8 @@ def _gateway_class_and_settings(
     environ: Mapping[str, str],
 ) -> tuple[GatewayClass, dict[str, Any]] | ConfigurationError:
     """Return the class of the gateway and its settings, or the error in the environment."""
-    keyed = [name for name, kind in GATEWAYS.items() if variable_in(environ, kind.key_variable)]
-    name = variable_in(environ, "NANOBANANA_GATEWAY").lower()
+    keyed = [name for name, kind in GATEWAYS.items() if environ_value(environ, kind.key_variable)]
+    name = environ_value(environ, "NANOBANANA_GATEWAY").lower()
     if name and name not in GATEWAYS:
         return ConfigurationError(f"NANOBANANA_GATEWAY must be one of {', '.join(GATEWAYS)}, not {name!r}")
     if not name and not keyed:

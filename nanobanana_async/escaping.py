@@ -47,7 +47,7 @@ _EXACT = _Escapes(_is_text, _in_python)
 _JSON = _Escapes(_is_text, _in_json)
 
 
-def plain_text(value: T) -> T:
+def as_plain_str(value: T) -> T:
     """Return text of a subclass, such as a member of `class Size(str, Enum)`, as plain text; other values as they are.
 
     `str()` and f-strings would give the name of the member, "Size.WIDE".
@@ -61,7 +61,7 @@ def one_line(text: str) -> str:
     return line if line.isprintable() else line.translate(_ONE_LINE)
 
 
-def exact(text: str) -> str:
+def escape_exactly(text: str) -> str:
     """Return a value for scripts, such as a path or a URL: spaces and joiners are kept."""
     return text if text.isprintable() else text.translate(_EXACT)
 

@@ -5,7 +5,7 @@ import hmac
 import secrets
 
 from nanobanana_async.errors import InvalidRequest
-from nanobanana_async.escaping import plain_text
+from nanobanana_async.escaping import as_plain_str
 from nanobanana_async.values import as_key_text
 
 MAX_KEY_LENGTH = 255
@@ -29,12 +29,12 @@ def validate_task_id(task_id: object) -> str:
     """Return the task id if it is printable text, or raise `InvalidRequest`."""
     if not isinstance(task_id, str) or not task_id.strip() or not task_id.isprintable():
         raise InvalidRequest("task_id must be printable text, and not empty")
-    return plain_text(task_id)
+    return as_plain_str(task_id)
 
 
 def batch_key_prefix(batch: str) -> str:
     """Return the common prefix of the keys of a named batch; ledgers count its charges under it."""
-    named = f"nanobanana_async batch {plain_text(batch)}".encode(errors="surrogatepass")
+    named = f"nanobanana_async batch {as_plain_str(batch)}".encode(errors="surrogatepass")
     return f"{hashlib.sha256(named).hexdigest()[:12]}-"
 
 

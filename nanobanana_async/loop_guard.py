@@ -37,7 +37,7 @@ class LoopGuard:
 
     def why_closed(self) -> str:
         """Return that a closed session belonged to another event loop; nothing if this is the loop that opened it."""
-        if self._released is None or (loop := running_loop()) is None or self._released() is loop:
+        if self._released is None or (loop := running_loop_or_none()) is None or self._released() is loop:
             return ""
         return (
             ": it was opened in another event loop, and closed with it at the latest (each asyncio.run is a loop of its"
@@ -54,7 +54,7 @@ class LoopGuard:
         loop = self._loop
         if loop is None:
             return
-        running = running_loop()
+        running = running_loop_or_none()
         if self._process != os.getpid():
             raise ConfigurationError(
                 f"{self._title} was opened by process {self._process}, and this is a fork of it, process"
@@ -87,7 +87,7 @@ class NoPlainWith:
     def __exit__(self, *_: object) -> None: ...
 
 
-def running_loop() -> asyncio.AbstractEventLoop | None:
+def running_loop_or_none() -> asyncio.AbstractEventLoop | None:
     """Return the running event loop of this thread; None if there is none."""
     try:
         return asyncio.get_running_loop()

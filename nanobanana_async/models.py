@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 from attrs import Attribute, asdict, evolve, field, fields, fields_dict, frozen
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
-from nanobanana_async.escaping import plain_text
+from nanobanana_async.escaping import as_plain_str
 from nanobanana_async.extra import NO_EXTRA, ExtraFields, to_extra
 from nanobanana_async.formatting import duration, number, shorten
 from nanobanana_async.misspelt import unknown_fields
@@ -43,7 +43,7 @@ def _check_prompt(_: Any, __: "Attribute[str]", prompt: object) -> None:
 
 
 def _to_prompt(prompt: str) -> str:
-    return plain_text(prompt)
+    return as_plain_str(prompt)
 
 
 def _to_count(value: float | str | None) -> int:
@@ -71,7 +71,7 @@ def _to_model(value: str | None) -> str | None:
 
 
 def _to_url(url: str | None) -> str | None:
-    return None if is_absent(url) else plain_text(url)
+    return None if is_absent(url) else as_plain_str(url)
 
 
 def _check_images(_: Any, __: "Attribute[tuple[Reference, ...]]", images: tuple[Reference, ...]) -> None:

@@ -97,7 +97,7 @@ class Purchases(ABC):
             extra=extra,
             **misspelt,
         )
-        tracked = await self._register(request, idempotency_key, fields, budget, priority, group)
+        tracked = await self._submit_request(request, idempotency_key, fields, budget, priority, group)
         return await result_for_caller(engine, tracked, timeout)
 
     async def submit(
@@ -137,7 +137,7 @@ class Purchases(ABC):
             extra=extra,
             **misspelt,
         )
-        tracked = await self._register(request, idempotency_key, fields, budget, priority, group)
+        tracked = await self._submit_request(request, idempotency_key, fields, budget, priority, group)
         return await handle_once_stored(engine, tracked)
 
     def generate_many(
@@ -286,7 +286,7 @@ class Purchases(ABC):
         check_kind("budget", budget, (Budget, type(None)), 'a Budget, such as Budget(name="alice", max_credits=100)')
         return self._components.budgets.get(check_group(group) or "") if budget is None else budget
 
-    async def _register(
+    async def _submit_request(
         self,
         request: object,
         key: str | None,

@@ -9,7 +9,7 @@ from nanobanana_async.engine.reconciler import Reconciler
 from nanobanana_async.engine.resolver import JobResolver
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import ConfigurationError, SessionClosed
-from nanobanana_async.escaping import plain_text
+from nanobanana_async.escaping import as_plain_str
 from nanobanana_async.events import log
 from nanobanana_async.gateways.capabilities import HasHistory
 from nanobanana_async.handle import Job
@@ -64,7 +64,7 @@ async def resolve_job(engine: Engine, job: Job | str, *, task_id: str | None, no
     if any(not isinstance(choice, bool) for choice in chosen) or chosen.count(True) != 1:
         raise ConfigurationError("pass exactly one of task_id, not_bought=True, buy_again=True")
     check_kind("job", job, (str, Job, JobSnapshot), "a Job or the key of one")
-    key = plain_text(job) if isinstance(job, str) else job.key
+    key = as_plain_str(job) if isinstance(job, str) else job.key
     home = engine
     if len(engine.members) > 1 and (found := await engine.find(key)) is not None:
         _check_open(engine)

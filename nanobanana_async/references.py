@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from attrs import field, frozen
 
 from nanobanana_async.errors import InvalidRequest
-from nanobanana_async.escaping import exact, plain_text
+from nanobanana_async.escaping import as_plain_str, escape_exactly
 
 _LONGEST_PATH = 80  # in a message
 STORE_SCHEMES = ("s3", "gs", "az", "memory")
@@ -121,11 +121,11 @@ class LocalImage:
     def __str__(self) -> str:
         match self.source:
             case Path():
-                return exact(str(self.source))
+                return escape_exactly(str(self.source))
             case bytes():
                 return f"an image of {len(self.source)} bytes"
             case StoreObject():
-                return exact(str(self.source))
+                return escape_exactly(str(self.source))
             case _:
                 return f"a data URI of {len(self.source)} characters"
 
@@ -161,18 +161,18 @@ def to_reference(image: object) -> object:
         case os.PathLike():
             return LocalImage(Path(os.fsdecode(image)))
         case str() if image[:5].lower() == "data:":
-            return LocalImage(plain_text(image))
+            return LocalImage(as_plain_str(image))
         case str() if scheme_of(image) in STORE_SCHEMES:
-            return LocalImage(_object_of_url(plain_text(image)))
+            return LocalImage(_object_of_url(as_plain_str(image)))
         case (store, str(path)) if is_store(store):
-            kind, path = type(store).__name__, plain_text(path)
+            kind, path = type(store).__name__, as_plain_str(path)
             return LocalImage(StoreObject(kind, _object_path(path, f"{path[:80]!r} in {kind}"), store))
         case (store, *_) | store if is_store(store):
             raise InvalidRequest(
                 f"images: for an object in a store pass the store and a path: ({type(store).__name__}, 'cat.png')"
             )
         case _:
-            return plain_text(image)
+            return as_plain_str(image)
 
 
 def is_store(value: object) -> bool:

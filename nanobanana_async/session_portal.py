@@ -15,7 +15,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from nanobanana_async.batch.outcome import Outcome
 from nanobanana_async.errors import ConfigurationError, SessionClosed
-from nanobanana_async.loop_guard import running_loop
+from nanobanana_async.loop_guard import running_loop_or_none
 from nanobanana_async.session import Session
 from nanobanana_async.validators import check_kind
 
@@ -121,7 +121,7 @@ class SessionPortal:
                 " where its thread does not run: open one in each worker process (in Celery by the first task that"
                 " runs there)"
             )
-        if running_loop() is not None:
+        if running_loop_or_none() is not None:
             raise ConfigurationError(
                 "this thread runs an event loop, which a call of the portal would block: await the session's own"
                 " methods there, or call the portal from another thread"
@@ -137,7 +137,7 @@ def portal(session: Session) -> Iterator[SessionPortal]:
     jobs: unfinished ones stay in the ledger.
     """
     check_kind("session", session, Session, "a Session that is not open yet")
-    if running_loop() is not None:
+    if running_loop_or_none() is not None:
         raise ConfigurationError("this thread runs an event loop: use 'async with Session(...)' there, and no portal")
     with start_blocking_portal() as blocking, blocking.wrap_async_context_manager(session):
         yield SessionPortal(session, blocking)

@@ -12,7 +12,7 @@ from typing import Any
 from attrs import Attribute
 
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.escaping import plain_text
+from nanobanana_async.escaping import as_plain_str
 
 DAY_S = 86_400.0
 
@@ -128,7 +128,7 @@ def as_file(name: str, value: object) -> Path:
 
 
 def _as_local_path(name: str, value: object, wanted: str, hint: str) -> Path:
-    path = plain_text(os.fspath(value)) if isinstance(value, (str, os.PathLike)) else None
+    path = as_plain_str(os.fspath(value)) if isinstance(value, (str, os.PathLike)) else None
     if not isinstance(path, str) or not path.strip() or "\0" in path:
         raise ConfigurationError(f"{name} must be {wanted}, not {shown(value)}; {hint}")
     if _URL.match(path):

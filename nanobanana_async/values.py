@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from nanobanana_async.errors import InvalidRequest
-from nanobanana_async.escaping import plain_text
+from nanobanana_async.escaping import as_plain_str
 
 _MAX_KEY = 255
 _MISSING_TYPES = frozenset({"NAType", "NaTType"})  # of pandas, which is no dependency
@@ -94,7 +94,7 @@ def as_key_text(key: object) -> object:
     if isinstance(key, UUID):
         return str(key)
     if isinstance(key, str):
-        return plain_text(key)
+        return as_plain_str(key)
     number = whole_number(key)
     return key if number is None else str(number)
 

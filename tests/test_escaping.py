@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanobanana_async.escaping import exact, json_line, one_line
+from nanobanana_async.escaping import escape_exactly, json_line, one_line
 from tests.support.rows import each_row
 
 ESCAPED = [
@@ -34,13 +34,13 @@ def test_one_line_escapes_control_characters(text: str, expected: str) -> None:
     ],
 )
 def test_exact_keeps_spaces_and_joiners(text: str, expected: str) -> None:
-    assert exact(text) == expected
+    assert escape_exactly(text) == expected
 
 
 @given(st.text(st.characters()))
 def test_escaped_text_is_printable(text: str) -> None:
     assert one_line(text).isprintable()
-    assert len(exact(text).splitlines()) <= 1
+    assert len(escape_exactly(text).splitlines()) <= 1
 
 
 @given(st.dictionaries(st.text(st.characters()), st.text(st.characters()), max_size=3))

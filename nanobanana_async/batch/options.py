@@ -8,7 +8,7 @@ from attrs import Attribute, field, frozen
 
 from nanobanana_async.batch.rows import Requests, RowInput
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.escaping import plain_text
+from nanobanana_async.escaping import as_plain_str
 from nanobanana_async.events import log
 from nanobanana_async.failures import to_failure_kinds
 from nanobanana_async.images.names import NameTemplate
@@ -24,7 +24,7 @@ _ADVICE = "the event loop stops while the next row is read: pass an async iterat
 
 
 def _to_name(name: str | None) -> str | None:
-    return plain_text(name)
+    return as_plain_str(name)
 
 
 def _check_name(_: Any, __: "Attribute[str | None]", name: object) -> None:

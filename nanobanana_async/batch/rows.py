@@ -100,7 +100,7 @@ class RowReader:
             invalid = InvalidRequest(error.message.replace("idempotency_key", "key"))
             return Row(index=index, key=text or "", own_key=text, metadata=metadata, error=invalid)
 
-    def with_key(self, row: Row, request: ImageRequest) -> Row:
+    def with_request_and_key(self, row: Row, request: ImageRequest) -> Row:
         """Return a row with its registered request, and with a key."""
         return evolve(row, request=request, key=row.key or self._key_of(request, None))
 
@@ -109,7 +109,7 @@ class RowReader:
         if row.request is None:
             return row
         try:
-            return self.with_key(row, digest_local_images(row.request, gateway, known=known)[0])
+            return self.with_request_and_key(row, digest_local_images(row.request, gateway, known=known)[0])
         except (InvalidRequest, ConfigurationError) as error:
             return evolve(row, request=None, error=InvalidRequest(error.message))
 

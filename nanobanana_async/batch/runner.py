@@ -144,7 +144,7 @@ class BatchRunner:
             return
         try:
             request, sources = await self._engine.references.identify(row.request)
-            row = self._rows.with_key(row, request)
+            row = self._rows.with_request_and_key(row, request)
             options = self._options
             budget, priority, group = options.budget, options.priority, options.group
             record = await self._engine.new_record(
@@ -228,7 +228,7 @@ class BatchRunner:
         except SessionClosed:
             self.input_error, finished = session_closed_error(), None
         except asyncio.CancelledError as stray:
-            if self._engine.scheduler.workers.concerns_only_the_step(stray):
+            if self._engine.scheduler.workers.contain_failure(stray):
                 finished = evolve(outcome, error=log_crash_as_error(outcome.index, stray))
             else:
                 self.input_error, finished = session_closed_error(), None

@@ -23,7 +23,7 @@ from nanobanana_async.commands import program
 from nanobanana_async.emulator import Emulator, LogNormal
 from nanobanana_async.emulator.faults import reset
 from nanobanana_async.emulator.images import require_pillow
-from nanobanana_async.escaping import exact
+from nanobanana_async.escaping import escape_exactly
 from nanobanana_async.formatting import plural as counted
 from nanobanana_async.images.manifest import NAME as MANIFEST
 from nanobanana_async.jobs import JobRecord
@@ -106,7 +106,7 @@ async def _run(folder: Path, count: int, console: Console) -> int:
     await anyio.to_thread.run_sync(write)
     saved = sum(len(row.images) for row in rows)
     display.say(f"\n{counted(saved, 'image')} and a page of them, with charts of the run:")
-    print(exact(str(folder / REPORT)), flush=True)
+    print(escape_exactly(str(folder / REPORT)), flush=True)
     display.say(f"\n{_NEXT.format(program=program())}")
     return 0 if saved == count and not emulator.stats().double_charges else 1
 

@@ -30,7 +30,7 @@ def emulate(
     requests_per_day: float | None = None,
     rate_window: RateWindow = "bucket",
     retry_after: RetryAfter = "absent",
-    credits: Decimal | None = None,  # noqa: A002 - the option's name
+    credits: Decimal | None = None,
     job_seconds: float = 8.0,
     speed: float = 1.0,
     failure_probability: float = 0.0,
@@ -122,7 +122,7 @@ def emulate(
             "seed": seed,
             "rate_window": rate_window,
             "retry_after": retry_after,
-            "chances": _lost_answers(lose_answers),
+            "random_faults": _lost_answers(lose_answers),
             "idempotency": idempotency,
             "history_delay_s": as_number("history_delay", history_delay),
             "progress": progress,

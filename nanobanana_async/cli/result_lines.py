@@ -8,7 +8,7 @@ from rich.console import Console
 
 from nanobanana_async import GeneratedImage, GenerationResult
 from nanobanana_async.cli.streams import silence
-from nanobanana_async.escaping import exact, one_line
+from nanobanana_async.escaping import escape_exactly, one_line
 from nanobanana_async.formatting import shorten as shorten_url
 
 
@@ -30,7 +30,7 @@ class ResultLines:
             line = one_line("  ".join(cells))
             self._console.print(line, markup=False, highlight=False, soft_wrap=True, emoji=False)
             return
-        line = "\t".join(map(exact, cells))
+        line = "\t".join(map(escape_exactly, cells))
         await anyio.to_thread.run_sync(self._print, line, abandon_on_cancel=True)
 
     def _print(self, line: str) -> None:

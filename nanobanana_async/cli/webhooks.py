@@ -24,7 +24,7 @@ from nanobanana_async.config import Timeouts
 from nanobanana_async.connections import make_connections
 from nanobanana_async.engine.account_webhook import Webhooks
 from nanobanana_async.engine.callback_urls import ACCOUNT_PATH, CallbackUrls
-from nanobanana_async.escaping import exact, json_line, one_line
+from nanobanana_async.escaping import escape_exactly, json_line, one_line
 from nanobanana_async.formatting import plural, shorten
 from nanobanana_async.gateways.capabilities import MAX_WEBHOOKS_READ, HasWebhooks, Webhook
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
@@ -56,7 +56,14 @@ class _Listed:
         counts = ("" if number is None else str(number) for number in (webhook.total_sent, webhook.total_failed))
         status = webhook.status or ("active" if webhook.is_active else "inactive")
         ours = "yes" if self.ours else "no"
-        return webhook.id, one_line(status), *counts, ours, exact(webhook.url), one_line(webhook.last_error or "")
+        return (
+            webhook.id,
+            one_line(status),
+            *counts,
+            ours,
+            escape_exactly(webhook.url),
+            one_line(webhook.last_error or ""),
+        )
 
 
 @frozen
@@ -163,7 +170,7 @@ class _Commands:
         if not chosen:
             print_note(f"no webhook of the account was registered from {ledger}")
             return OK
-        what = _some([f"{each.webhook.id} ({exact(shorten(each.webhook.url))})" for each in chosen], limit=700)
+        what = _some([f"{each.webhook.id} ({escape_exactly(shorten(each.webhook.url))})" for each in chosen], limit=700)
         others = sum(not each.ours for each in chosen)
         risk = f" {plural(others, 'of them was', 'of them were')} not registered from {ledger}." if others else ""
         if not confirm(f"{plural(len(chosen), 'webhook')} will be removed: {what}.{risk}", yes=yes):

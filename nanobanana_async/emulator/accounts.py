@@ -29,7 +29,7 @@ class CreateRequest:
     prompt: str
     model: str
     canonical: str
-    images: int = 1
+    image_count: int = 1
     aspect_ratio: str | None = None
     resolution: str = "1K"
     output_format: str = "png"
@@ -141,7 +141,7 @@ class Account:
 
     def slots_for(self, request: CreateRequest) -> int:
         """Return how many slots a create takes."""
-        return request.images if self._counts_images else 1
+        return request.image_count if self._counts_images else 1
 
     def count_request_or_refuse(self, now: float, *, create: bool) -> Refusal | None:
         """Count one HTTP request against its rates; return the 429 if one is exceeded."""

@@ -87,7 +87,7 @@ def parse_create(body: JsonBody | str, settings: EmulatorSettings) -> CreateRequ
         model=parsed.get("model", _GENERAL_MODEL),
         canonical=body.canonical,
         references=tuple(Reference(url=url) for url in urls),
-        images=parsed.get("num_images", 1),
+        image_count=parsed.get("num_images", 1),
         aspect_ratio=parsed.get("aspect_ratio"),
         resolution=parsed.get("resolution") or parsed.get("image_resolution", "1K"),
         output_format=parsed.get("output_format", "png"),

@@ -114,7 +114,7 @@ def download(state: State, now: float, request: EmulatedRequest, headers: Mappin
         return serve_file(state.files, request, headers)
     link = cdn.read_link(request.path)
     task = state.tasks.get(link.task_id) if link is not None else None
-    if link is None or task is None or link.index >= task.request.images:
+    if link is None or task is None or link.index >= task.request.image_count:
         return EmulatedResponse(404, _PLAIN, b"no such image")
     expire_s = state.settings.links_expire_after_s
     if expire_s is not None and link.issued_at + expire_s <= now:

@@ -33,7 +33,7 @@ def links(task: Task, now: float, base_url: str) -> list[str]:
     stamp = f"{round(now * 1000):x}" if now > 0 else "0"
     folder = f"{base_url}{PREFIX}{stamp}/{task.task_id}"
     extension = task.request.output_format
-    return [f"{folder}/image-{number:02d}.{extension}" for number in range(1, task.request.images + 1)]
+    return [f"{folder}/image-{number:02d}.{extension}" for number in range(1, task.request.image_count + 1)]
 
 
 def read_link(path: str) -> Link | None:
@@ -60,7 +60,7 @@ def image_spec(task: Task, index: int, settings: EmulatorSettings) -> ImageSpec:
 
 def data_uris(task: Task, settings: EmulatorSettings) -> list[str]:
     """Paint all images of a job and return them as data URIs."""
-    return [data_uri(image_spec(task, index, settings)) for index in range(task.request.images)]
+    return [data_uri(image_spec(task, index, settings)) for index in range(task.request.image_count)]
 
 
 def content_type(task: Task) -> str:

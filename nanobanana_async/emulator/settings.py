@@ -164,7 +164,7 @@ class EmulatorSettings:
     speed: float = field(default=1.0, validator=number_validator(above=0))  # divides durations of jobs
     pending_share: float = field(default=0.2, validator=PROBABILITY)  # of its duration a job is pending
     failure_probability: float = field(default=0.0, validator=PROBABILITY)  # of each job
-    unknown_probability: float = field(default=0.0, validator=PROBABILITY)  # per query: the status is "unknown"
+    unknown_status_probability: float = field(default=0.0, validator=PROBABILITY)  # per query: the status is "unknown"
     visible_after_s: float = field(default=0.0, validator=number_validator(endless=True))  # queries get 404 until then
     images_after_s: float = field(
         default=0.0, validator=number_validator(endless=True)
@@ -220,7 +220,7 @@ class EmulatorSettings:
 
     # faults and counting
     script: Script = NO_SCRIPT  # faults of the n-th request of an endpoint
-    chances: Sequence[RandomFault] = field(default=(), converter=_tuple)  # faults by chance
+    random_faults: Sequence[RandomFault] = field(default=(), converter=_tuple)  # faults by chance
     unique_by: UniqueBy = field(
         default="request", validator=in_(("request", "prompt"))
     )  # what `double_charges` compares
@@ -260,7 +260,7 @@ class EmulatorOptions(TypedDict, total=False):
     speed: float
     pending_share: float
     failure_probability: float
-    unknown_probability: float
+    unknown_status_probability: float
     visible_after_s: float
     images_after_s: float
     forget_seen_after_s: float | None
@@ -290,7 +290,7 @@ class EmulatorOptions(TypedDict, total=False):
     webhook_retries: int
     webhook_retry_s: float
     script: Script
-    chances: Sequence[RandomFault]
+    random_faults: Sequence[RandomFault]
     unique_by: UniqueBy
 
 

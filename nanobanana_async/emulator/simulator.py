@@ -36,7 +36,7 @@ class GatewaySimulator:
         self.settings = settings or EmulatorSettings()  # how it behaves
         self._state = State(self.settings)
         rng = random.Random(f"{self.settings.seed} faults")
-        self._faults = FaultSource(self.settings.script, self.settings.chances, rng)
+        self._faults = FaultSource(self.settings.script, self.settings.random_faults, rng)
 
     @property
     def base_url(self) -> str:

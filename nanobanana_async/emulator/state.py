@@ -96,8 +96,8 @@ class State:
     def price(self, gateway: Gateway, request: CreateRequest) -> Decimal:
         """Return what a create costs."""
         if gateway == "defapi":
-            return self.settings.defapi_price * request.images
-        return self.settings.apimall_prices[request.resolution] * request.images
+            return self.settings.defapi_price * request.image_count
+        return self.settings.apimall_prices[request.resolution] * request.image_count
 
     def mark_end_seen(self, task: Task) -> None:
         """Record that a poll reported the end of a job for the first time."""
@@ -106,7 +106,7 @@ class State:
 
     def draw_unknown_status(self) -> bool:
         """Decide at random whether this poll gets the status "unknown"."""
-        probability = self.settings.unknown_probability
+        probability = self.settings.unknown_status_probability
         return probability > 0 and self._poll_rng.random() < probability
 
     def request_id(self) -> str:

@@ -88,7 +88,7 @@ def job_facts(task: Task, now: float) -> JobFacts:
         gateway=task.gateway,
         key=task.key,
         prompt=task.request.prompt,
-        images=task.request.images,
+        images=task.request.image_count,
         phase=task.phase(now),
         created_at=task.created_at,
         ends_at=task.ends_at,

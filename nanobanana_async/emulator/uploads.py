@@ -92,7 +92,7 @@ def _fetched(state: State, url: str) -> Content | None:
         return content
     link = cdn.read_link(urlsplit(url).path)
     task = state.tasks.get(link.task_id) if link is not None else None
-    if link is not None and task is not None and link.index < task.request.images:
+    if link is not None and task is not None and link.index < task.request.image_count:
         return Content.of(cdn.paint(cdn.image_spec(task, link.index, state.settings)))
     if is_private(url):
         return None

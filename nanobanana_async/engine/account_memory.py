@@ -52,7 +52,7 @@ class AccountMemory:
         self._seen = self._export()
 
     @classmethod
-    async def loaded(cls, ledger: Ledger, engine: Engine) -> Self:
+    async def load_and_keep_saving(cls, ledger: Ledger, engine: Engine) -> Self:
         """Let an engine start from what the ledger knows of its account, and store there what it learns."""
         memory = cls(ledger, engine.account, engine)
         await memory.load()

@@ -204,7 +204,7 @@ class AccountWebhook:
         try:
             await self._webhooks.register()
         except NanoBananaError as error:
-            if not _may_be_registered(error):
+            if not _may_have_registered(error):
                 await self._unseen.store_count(unseen)
             raise
 
@@ -243,7 +243,7 @@ def _hide(secret: Secret, response: HttpResponse) -> HttpResponse:
     return HttpResponse(status=response.status, headers=hidden, body=secret.hide(text).encode("latin-1"))
 
 
-def _may_be_registered(error: NanoBananaError) -> bool:
+def _may_have_registered(error: NanoBananaError) -> bool:
     """Return whether a registration that failed may have been carried out."""
     if isinstance(error, TransportError):
         return error.possibly_sent

@@ -37,7 +37,7 @@ class AccountsLifecycle(SessionLifecycle):
                     stack.push_async_callback(part.aclose)
             engine = parts.make_engine(caps)
             engines.append(engine)
-            memories.append(await AccountMemory.loaded(ledger, engine))
+            memories.append(await AccountMemory.load_and_keep_saving(ledger, engine))
         by_account = {engine.account: engine for engine in engines}
         router = Router([by_account[account] for account in self._order], by_wait=self._by_wait)
         return RoutedEngine(engines, router, prices), memories

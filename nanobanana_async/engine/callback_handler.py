@@ -97,9 +97,9 @@ class CallbackHandler:
             self._engine.scheduler.poll_soon(job)
         elif job.record.state is JobState.SUBMITTING and task_id is not None:
             # The callback came before the answer to the create, or that answer is lost.
-            if job.rare.claimed_task_id is None:
+            if job.rare.task_id_of_callback is None:
                 job.add_listener(self._start_confirming_if_uncertain)
-            job.rare = evolve(job.rare, claimed_task_id=task_id)
+            job.rare = evolve(job.rare, task_id_of_callback=task_id)
 
     async def _handle_untracked(self, record: JobRecord | None, task_id: str | None) -> None:
         if record is None or self._engine.scheduler.closing:
@@ -119,7 +119,7 @@ class CallbackHandler:
                 pass  # the job has ended, or was never sent: no callback is due
 
     def _start_confirming_if_uncertain(self, job: TrackedJob) -> None:
-        in_doubt, claimed = not job.is_followed and job.record.state is JobState.UNCERTAIN, job.rare.claimed_task_id
+        in_doubt, claimed = not job.is_followed and job.record.state is JobState.UNCERTAIN, job.rare.task_id_of_callback
         if in_doubt and claimed is not None and not self._engine.scheduler.closing:
             self._confirm_later(job.key, claimed)
 

@@ -98,7 +98,7 @@ class CreditAccount:
 
     def batch_cap_of(self, job: TrackedJob) -> Decimal | None:
         """Return the cap that the ledger counts for a job's batch."""
-        return next((cap.max_credits for cap in job.budgets if isinstance(cap, LedgerCap)), None)
+        return next((cap.max_credits for cap in job.caps if isinstance(cap, LedgerCap)), None)
 
     def reserve(self, job: TrackedJob) -> None:
         """Reserve the job's price before its create leaves."""
@@ -132,7 +132,7 @@ class CreditAccount:
             if waits:
                 self.waits_for_budget.set()
             return
-        for cap in job.budgets:
+        for cap in job.caps:
             if isinstance(cap, LedgerCap) and cap.max_credits is not None:
                 why = refusal_reason(price, limit=cap.max_credits, spent=spent, blocked=blocked)
                 asks_at = now + ASK_AGAIN_S if waits else NEVER_ASK_AGAIN
@@ -161,7 +161,7 @@ class CreditAccount:
             self.spent += (record.credits or 0) - (before.credits or 0)
         else:  # a new purchase counts beside the last one, and under the same caps
             of_budgets = self._budgets.values()
-            job.budgets = tuple(cap for cap in self._caps_of(job) if cap not in of_budgets)
+            job.caps = tuple(cap for cap in self._caps_of(job) if cap not in of_budgets)
             self._reservations.pop(record.key, None)
         price = price_in(record)
         if price is not None or record.state is JobState.SUCCEEDED:
@@ -210,7 +210,7 @@ class CreditAccount:
     def _present_caps_of(self, job: TrackedJob) -> tuple[Cap, ...]:
         """Return the caps for the next purchase of a job; its record names its budget, also after a restart."""
         budget = job.record.budget
-        return job.budgets if budget is None else (*job.budgets, self.cap_of_budget(budget))
+        return job.caps if budget is None else (*job.caps, self.cap_of_budget(budget))
 
 
 def _purchase_id(record: JobRecord) -> tuple[str, int]:

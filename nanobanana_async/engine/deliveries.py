@@ -79,7 +79,7 @@ class Deliveries:
     async def _find_job(self, account: str, task_id: str) -> None:
         """Wake the job of a task; if there is none yet, the delivery stays remembered."""
         record = await self._engine.store.ledger.find_task(account, task_id)
-        if record is not None and self._fallback.early_deliveries.take(account, task_id):
+        if record is not None and self._fallback.early_deliveries.forget(account, task_id):
             await self._job_callbacks.handle_task(record, task_id)
 
     async def _is_forged_or_replayed(self, account: str, headers: Mapping[str, str], body: bytes) -> bool:

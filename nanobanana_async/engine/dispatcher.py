@@ -148,11 +148,11 @@ class Dispatcher:
         else:
             job.priority = priority
 
-    def create_returned(self, job: TrackedJob) -> None:
+    def settle_turn_cost(self, job: TrackedJob) -> None:
         """Give back to the group of a job what its create was to cost, unless it took a slot."""
         if not job.slots:
             give_back(job)
-        job.charge = None
+        job.turn_cost = None
 
     def put_image_poll(self, poll: ImagePoll) -> None:
         """Add a poll for images."""
@@ -198,7 +198,7 @@ class Dispatcher:
                     if queue is self._pending and self._pending.pass_over_first():  # other groups have credits perhaps
                         continue
                     break
-                if not self._slots.admits(job, now):
+                if not self._slots.try_admit(job, now):
                     break
                 queue.serve_first(job.weight * self._estimates.relative_duration(job))
                 self._credits.reserve(job)

@@ -37,7 +37,7 @@ class EarlyDeliveries:
         if len(self._waiting) > MOST_REMEMBERED:
             self._waiting.popitem(last=False)
 
-    def take(self, account: str, task_id: str) -> bool:
+    def forget(self, account: str, task_id: str) -> bool:
         """Forget a task; return whether it was remembered."""
         found = self._waiting.pop((account, task_id), None)
         return found is not None and self._clock() < found.came_at + REMEMBERED_S

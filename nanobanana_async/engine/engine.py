@@ -90,7 +90,7 @@ class Engine:
         job = self.tracked.get(record.key)
         if job is None:
             job = self.scheduler.track(self.build_tracked_job(record), Phase.CLAIMING)
-            job.budgets += budgets
+            job.caps += budgets
             if job.rare is not NO_RARE_FACTS or expected_credits is not None or retry_failed or sources:
                 job.rare = RareFacts(expected_credits=expected_credits, retry_failed=retry_failed, sources=sources)
             job.group = group if job.group is None else job.group
@@ -194,7 +194,7 @@ class Engine:
     def build_tracked_job(self, record: JobRecord) -> TrackedJob:
         """Return a `TrackedJob` for a record; it is not followed yet."""
         job = TrackedJob(record, 1 if record.request is None else self.gateway.slots_for(record.request))
-        job.budgets = self._session_caps
+        job.caps = self._session_caps
         return job
 
     def ensure_followed(self, job: TrackedJob) -> TrackedJob:

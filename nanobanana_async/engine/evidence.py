@@ -54,7 +54,7 @@ def to_history_evidence(
     reading: TaskListing, claimed: Mapping[str, JobRecord | None], history: History, gateway: Gateway
 ) -> HistoryEvidence | None:
     """Return a reading with the jobs that have its tasks; None if nothing shows what the gateway's clock says."""
-    if (unlisted := history.unlisted(reading)) is not None:
+    if (unlisted := history.find_unlisted_task(reading)) is not None:
         log.info("history.incomplete task=%s: nothing is decided by a history that does not list it", unlisted)
         return None
     known = [

@@ -75,9 +75,9 @@ class FallbackPolling:
         if task_id in self._ended_without_delivery:
             self._mark_proven()
 
-    def take_early_delivery(self, record: JobRecord) -> bool:
+    def forget_early_delivery(self, record: JobRecord) -> bool:
         """Return whether a delivery about a job's task came before the job had it."""
-        return record.task_id is not None and self.early_deliveries.take(record.account, record.task_id)
+        return record.task_id is not None and self.early_deliveries.forget(record.account, record.task_id)
 
     def expects_callback_for(self, record: JobRecord) -> bool:
         """Return whether a callback is expected when this job ends."""

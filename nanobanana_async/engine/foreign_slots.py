@@ -31,7 +31,7 @@ async def recount_foreign_slots(claims: Claims, slots: Slots, workers: WorkerPoo
     except LedgerError as error:
         log.warning("ledger.failed error=%s", error.message)
     except BaseException as failure:
-        if not workers.concerns_only_the_step(failure):
+        if not workers.contain_failure(failure):
             raise
         log_failure("ledger.failed", failure)
     slots.foreign = 0

@@ -49,7 +49,7 @@ _LONGEST_OFFSET_S = 86_400.0
 
 
 @define
-class HistoryWait:
+class JobAwaitingHistory:
     """A job in doubt that waits for the history to be read."""
 
     job: TrackedJob
@@ -91,7 +91,7 @@ class History:
     ) -> None:
         self.gateway = gateway if isinstance(gateway, HasHistory) else None
         self.delay_s = 0.0 if self.gateway is None else self.gateway.history_delay_s
-        self.waits: dict[str, HistoryWait] = {}
+        self.waits: dict[str, JobAwaitingHistory] = {}
         self.lock = asyncio.Lock()
         """Held while a reading is made and carried out."""
         self._transport = transport
@@ -144,7 +144,7 @@ class History:
         if len(self.accepted) > MOST_ACCEPTED:
             del self.accepted[next(iter(self.accepted))]
 
-    def unlisted(self, reading: TaskListing) -> str | None:
+    def find_unlisted_task(self, reading: TaskListing) -> str | None:
         """Return a task that the reading should have listed, and has not: it then shows nothing for certain."""
         listed = {task.task_id for task in reading.tasks}
         until = reading.read_at - timedelta(seconds=self.delay_s)
@@ -181,7 +181,7 @@ class History:
         after_s = ready_after_s(self.lateness_s, self.delay_s, processed=job.record.conflict_at is not None)
         ready_at = now + max(0.0, after_s - self._store.age_s(lost_at))
         due = now if parked and not self._was_read else ready_at
-        self.waits[job.key] = HistoryWait(
+        self.waits[job.key] = JobAwaitingHistory(
             job, due, ready_at, lost_at, reads=MOST_READINGS - 1 if self.is_failing else 0
         )
         self._changed.set()

@@ -272,7 +272,7 @@ class SessionLifecycle:
             await part.open()
             stack.push_async_callback(part.aclose)
         engine = parts.make_engine()
-        return engine, [await AccountMemory.loaded(parts.ledger, engine)]
+        return engine, [await AccountMemory.load_and_keep_saving(parts.ledger, engine)]
 
     async def _run_engine(self, engine: Engine, memories: list[AccountMemory]) -> None:
         async with anyio.create_task_group() as group:

@@ -25,7 +25,7 @@ PLAIN_KINDS = frozenset({FailureKind.REFUSED, FailureKind.THROTTLED, FailureKind
 """Failures of a create after which it was certainly not bought."""
 
 
-def asked_of(job: TrackedJob) -> ImageRequest | None:
+def request_as_made(job: TrackedJob) -> ImageRequest | None:
     """Return the request as its caller made it, if known; else as it is stored, with a model."""
     asked = None if job.route is None else job.route.asked
     return job.record.request if asked is None else asked
@@ -44,7 +44,7 @@ def may_move(job: TrackedJob) -> bool:
     return (unsent or plain) and job.may_buy and not job.rare.withdraw_requested
 
 
-def none_takes_it(problems: Mapping[str, InvalidRequest | None]) -> InvalidRequest:
+def no_account_error(problems: Mapping[str, InvalidRequest | None]) -> InvalidRequest:
     """Return the error for a request that no account can take, with the reason of each."""
     reasons = {account: problem.message for account, problem in problems.items() if problem is not None}
     if len(set(reasons.values())) == 1:

@@ -106,14 +106,14 @@ class Poller:
         job.schedule.on_began(job)
         job.followed_since = self._clock()
         job.failures = 0  # until now it counted creates
-        job.callback_pending |= self.fallback.take_early_delivery(job.record)
+        job.callback_pending |= self.fallback.forget_early_delivery(job.record)
         if self.fallback.waits_for_callback(job):
             return self.fallback.next_check_at(job)
         return job.running_at + job.schedule.next_poll_age_s(0.0)  # an adopted job may have ended long ago
 
     async def query_once(self, task_id: str) -> Observation:
         """Query a task that need not be a tracked job's. Raises what prevents an answer."""
-        while (wait_s := self._budget.cap_wait_s(self._clock())) > 0:  # noqa: ASYNC110 - others may take the turn
+        while (wait_s := self._budget.cap_wait_s(self._clock())) > 0:
             await anyio.sleep(max(wait_s, TICK_S))
         self._budget.count_unpaced(self._clock())
         self.polls += 1
@@ -169,7 +169,7 @@ class Poller:
             case JobState.SUCCEEDED if seen.images:
                 return await self._record_success(job, seen, called)
             case JobState.SUCCEEDED:
-                return await self._ended_without_image(job, seen, called)
+                return await self._wait_for_late_images(job, seen, called)
             case JobState.FAILED:
                 return await self._record_failure(job, seen, called)
             case _:
@@ -254,7 +254,7 @@ class Poller:
         if unwritten is not None:  # the caller gets the images that were paid for all the same
             self._store.emit(PollFailed(record=job.record, error=unwritten, wait_s=None, polls=job.polls))
 
-    async def _ended_without_image(self, job: TrackedJob, seen: Observation, called: bool) -> Next:
+    async def _wait_for_late_images(self, job: TrackedJob, seen: Observation, called: bool) -> Next:
         """Wait for late images for a while; then the job has failed, unless there are links that can't be used."""
         now = self._clock()
         since = min(job.rare.first_imageless_at, now)

@@ -37,7 +37,7 @@ class RareFacts:
     """Its last create had no usable answer: a repeat is extra load on a gateway that may be down."""
     reopened: bool = False
     """The history has shown that its creates were lost before the gateway had them, and it is sent again."""
-    claimed_task_id: str | None = None
+    task_id_of_callback: str | None = None
     """The task id in a callback, while the create has no answer."""
     first_imageless_at: float = math.inf
     """When a poll first found it ended without an image."""

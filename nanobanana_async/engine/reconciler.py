@@ -17,7 +17,7 @@ from nanobanana_async.candidates import Candidate
 from nanobanana_async.engine.doubt import was_processed
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.evidence import earliest_sent_at, shows_shared_keys, to_doubt, to_history_evidence
-from nanobanana_async.engine.history import MOST_READINGS, HistoryWait
+from nanobanana_async.engine.history import MOST_READINGS, JobAwaitingHistory
 from nanobanana_async.engine.next_step import AwaitHistory, Finish, HoldSlots, Next
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
@@ -112,13 +112,13 @@ class Reconciler:
                 wait.found_task, wait.due = None, now + history.delay_s
                 history.watch_repeats(wait.job)
 
-    def _still_in_doubt(self, wait: HistoryWait) -> bool:
+    def _still_in_doubt(self, wait: JobAwaitingHistory) -> bool:
         job = wait.job
         tracked = self._engine.tracked.get(job.key) is job
         ours = tracked and job.phase is not Phase.FOREIGN
         return ours and job.record.in_doubt and job.record.state is JobState.SUBMITTING
 
-    def _apply_verdict(self, wait: HistoryWait, judgement: _Judgement, now: float) -> None:
+    def _apply_verdict(self, wait: JobAwaitingHistory, judgement: _Judgement, now: float) -> None:
         """Carry out a verdict, or let the job wait for the next reading."""
         job, verdict = wait.job, judgement.verdicts[wait.job.key]
         if isinstance(verdict, FoundTask):
@@ -154,15 +154,15 @@ class Reconciler:
             return NEVER
         return self._engine.estimates.may_run_for_s(job) - self._store.age_s(record.lost_at)
 
-    def _try_assign_task(self, wait: HistoryWait, task: PastTask) -> None:
+    def _try_assign_task(self, wait: JobAwaitingHistory, task: PastTask) -> None:
         if wait.job.phase in (Phase.SCHEDULED, Phase.CHECKING):
             self._recover_with(wait, partial(self._assign_task, task.task_id))
         else:  # a repeat is in flight, or about to leave
             wait.due = self._engine.clock() + RETRY_S
 
-    def _recover_with(self, wait: HistoryWait, step: JobStep) -> None:
+    def _recover_with(self, wait: JobAwaitingHistory, step: JobStep) -> None:
         self._history.waits.pop(wait.job.key, None)
-        self._engine.scheduler.recover(wait.job, step)
+        self._engine.scheduler.start_recovery(wait.job, step)
 
     async def _assign_task(self, task_id: str, job: TrackedJob) -> Next:
         try:

@@ -92,9 +92,9 @@ class RoutedEngine(Engine):
         Raises `InvalidRequest`, before anything is stored, for a request that no account can take.
         """
         key = validate_key(key)
-        home = self.router.following(key)
+        home = self.router.engine_following(key)
         if home is None and not is_generated_key(key) and (known := await self.store.ledger.find(key)) is not None:
-            home = self.router.following(key) or self.router.by_account.get(known.account)
+            home = self.router.engine_following(key) or self.router.by_account.get(known.account)
         if budget is not None:
             self._check_one_gateway("a budget")
         home = home or self.router.choose(request, priority)
@@ -118,7 +118,7 @@ class RoutedEngine(Engine):
         model = self.router.home_of(record).gateway.model
         if asked is None or record.request is None or not same_request(with_model(asked, model), record.request):
             asked = None  # of another call with this key
-        home = self.router.following(record.key) or self.router.home_of(record)
+        home = self.router.engine_following(record.key) or self.router.home_of(record)
         if home.account != record.account and asked is not None and home.account in self.router.by_account:
             record = self.router.record_for(home, record, asked)
         job = home.submit(
@@ -129,7 +129,7 @@ class RoutedEngine(Engine):
             sources=sources,
             group=group,
         )
-        self.router.expect(job, home, asked)
+        self.router.count_arriving(job, home, asked)
         return job
 
     def attach(self, record: JobRecord, seen: Observation) -> TrackedJob:

@@ -21,9 +21,9 @@ from nanobanana_async.engine.movable import (
     ACCOUNT_REFUSALS,
     NO_ANSWERS,
     PLAIN_KINDS,
-    asked_of,
     may_move,
-    none_takes_it,
+    no_account_error,
+    request_as_made,
 )
 from nanobanana_async.engine.next_step import Enqueue, Finish, Next, Prepare
 from nanobanana_async.engine.phases import Phase
@@ -60,13 +60,13 @@ class Router:
         for engine in engines:
             engine.submitter.after_refusal = partial(self.after_refusal, engine)
             engine.references.after_failure = partial(self._move_unprepared, engine)
-            engine.references.uploader.on_retry = self.balance
+            engine.references.uploader.on_retry = self.rebalance_jobs
             engine.claims.follow_with_account = partial(self._follow_with_account, engine)
-            engine.scheduler.dispatcher.on_admitted = self.balance
+            engine.scheduler.dispatcher.on_admitted = self.rebalance_jobs
             engine.scheduler.dispatcher.ask_again_every_s = ASK_AGAIN_S
             engine.store.credits.followed = ChainMap(*(each.scheduler.tracked for each in engines))
 
-    def following(self, key: str) -> Engine | None:
+    def engine_following(self, key: str) -> Engine | None:
         """Return the engine that follows a job, or holds its slots while it is uncertain."""
         for engine in self.engines:
             if key in engine.tracked or key in engine.scheduler.holding:
@@ -75,17 +75,17 @@ class Router:
 
     def home_of(self, record: JobRecord) -> Engine:
         """Return the engine of a job's account; any engine, which refuses it, if the session does not have it."""
-        return self.following(record.key) or self.by_account.get(record.account) or self.engines[0]
+        return self.engine_following(record.key) or self.by_account.get(record.account) or self.engines[0]
 
     def choose(self, request: ImageRequest, priority: int) -> Engine:
         """Return the engine that should buy a new job. Raises `InvalidRequest` if none can take the request."""
         problems = {engine.account: self._why_not(engine, request) for engine in self.engines}
         able = [engine for engine in self.engines if problems[engine.account] is None]
         if not able:
-            raise none_takes_it(problems)
+            raise no_account_error(problems)
         return min(able, key=lambda engine: self._rank(engine, request, priority))
 
-    def expect(self, job: TrackedJob, engine: Engine, asked: ImageRequest | None) -> None:
+    def count_arriving(self, job: TrackedJob, engine: Engine, asked: ImageRequest | None) -> None:
         """Count a job that was just placed with an account, until it is in its queue."""
         if job.route is None:
             job.route = Route(asked)
@@ -148,7 +148,7 @@ class Router:
         self._start_move(engine, target, job)
         return None
 
-    def balance(self) -> None:
+    def rebalance_jobs(self) -> None:
         """Move jobs that wait with one account to others that would send them now."""
         now = self.engines[0].clock()
         roomy = [engine for engine in self.engines if self._has_room(engine, 1, now)]
@@ -189,7 +189,7 @@ class Router:
 
     async def _move(self, source: Engine, target: Engine, job: TrackedJob) -> Next:
         """Write that another account buys a job from now on. Its engine follows the job, also if the write fails."""
-        asked = asked_of(job)
+        asked = request_as_made(job)
         assert asked is not None
         buyer = {"account": target.account, "gateway": target.gateway.name}
         try:
@@ -286,7 +286,7 @@ class Router:
 
     def _may_take(self, engine: Engine, job: TrackedJob, now: float) -> bool:
         """Return whether an account may get a job: it has not refused it, and can take its request."""
-        asked = asked_of(job)
+        asked = request_as_made(job)
         refused = job.route is not None and engine.account in job.route.refusals
         rests = engine.rest is not None and now < engine.rest.until
         return not (refused or rests or asked is None) and self._why_not(engine, asked) is None

@@ -144,10 +144,10 @@ class Scheduler:
                 self.workers.start_request(self.image_polls.run, start)
             case (job, RequestKind.CREATE):
                 job.enter_phase(Phase.IN_FLIGHT)
-                self.workers.run_create(self._submitter.submit, job)
+                self.workers.start_create(self._submitter.submit, job)
             case (job, RequestKind.POLL):
                 job.enter_phase(Phase.IN_FLIGHT)
-                self.workers.run_poll(self._poller.poll, job)
+                self.workers.start_poll(self._poller.poll, job)
             case (job, Decline(error=error)):
                 self.withdraw(job, partial(self._claims.withdraw_unaffordable, error))
 
@@ -158,9 +158,9 @@ class Scheduler:
 
     def start_step(self, step: JobStep, job: TrackedJob) -> None:
         """Run a step that makes no request to the gateway; closing waits for it."""
-        self.workers.run_ledger_step(step, job)
+        self.workers.start_ledger_step(step, job)
 
-    def recover(self, job: TrackedJob, step: JobStep) -> None:
+    def start_recovery(self, job: TrackedJob, step: JobStep) -> None:
         """Run a step that decides how a job goes on that may have been bought."""
         job.enter_phase(Phase.RECOVERING)
         self.start_step(step, job)
@@ -169,8 +169,8 @@ class Scheduler:
         """Carry out what a step returned: set the phase, the queue or timer and the slots, and wake the waiters."""
         if not job.is_followed:  # closing has ended the waiting
             return
-        if job.charge is not None:
-            self.dispatcher.create_returned(job)
+        if job.turn_cost is not None:
+            self.dispatcher.settle_turn_cost(job)
         joined, was_foreign, buried = job.awaits_ledger_decision, job.phase is Phase.FOREIGN, job.rare.owner_buried
         next_step = recheck_of_buried(job, next_step, self._clock()) if buried else next_step
         if too_late := job.rare.withdraw_requested:
@@ -198,7 +198,7 @@ class Scheduler:
                 job.enter_phase(Phase.FOREIGN)
                 self._timers.set_due(job, due)
             case Recover():
-                self.recover(job, self._submitter.recover)
+                self.start_recovery(job, self._submitter.continue_interrupted)
             case AwaitHistory():
                 job.enter_phase(Phase.CHECKING)
             case HoldSlots(due=due):

@@ -83,7 +83,7 @@ class Exchanges:
 
     def _next_at(self) -> float:
         """Return when the next exchange is due, with the pauses that the session has met."""
-        pause, breaker, shared = self._slots.budget.long_pause, self._slots.breaker, self._shared
+        pause, breaker, shared = self._slots.request_budget.long_pause, self._slots.breaker, self._shared
         shared.gates_polls = pause.used_up
         shared.gate_until = max(pause.opens_at, breaker.paused_until + PROBE_S * breaker.is_half_open)
         shared.outage = breaker.is_half_open and not pause.used_up
@@ -106,7 +106,7 @@ class Exchanges:
         try:
             allotment = await self._ledger.exchange(self._account, report)
         except LedgerError as error:
-            self._shared.fail(self._clock())
+            self._shared.on_exchange_failed(self._clock())
             if not self._failure_logged:
                 log.warning("ledger.failed error=%s", error.message)
             self._failure_logged = True

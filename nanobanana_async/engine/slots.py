@@ -27,7 +27,7 @@ class Slots:
         self.spacing = CreateSpacing()
         self.retry_budget = RetryBudget()
         self._estimates = estimates
-        self.budget = budget
+        self.request_budget = budget
         self.held = 0
         """Slots of jobs that were accepted, or may have been, and are not known to have ended."""
         self.foreign = 0
@@ -37,14 +37,14 @@ class Slots:
         self.creates_in_flight = 0
         """Creates in flight, first ones and repeats."""
 
-    def admits(self, job: TrackedJob, now: float) -> bool:
+    def try_admit(self, job: TrackedJob, now: float) -> bool:
         """Return whether this job's create may leave now."""
         if not self.breaker.allows(now, self.creates_in_flight):
             return False
         if not self.spacing.allows(now, self.creates_in_flight, repeat=bool(job.slots)):
             return False
         if job.slots:  # a repeat holds its slots already; it draws from the retry budget if the gateway may be down
-            if now < self.budget.cap_and_pause_end_at:
+            if now < self.request_budget.cap_and_pause_end_at:
                 return False
             return not job.rare.draws_retry_budget or self.retry_budget.draw(now)
         return self.limiter.admits(now, self.load, job.weight)
@@ -61,7 +61,9 @@ class Slots:
         if now < self.breaker.paused_until:
             return 0
         left = min(
-            float(queued), self.budget.cap_lets_leave(now, SOON_S), 1.0 if self.breaker.is_half_open else math.inf
+            float(queued),
+            self.request_budget.cap_lets_leave(now, SOON_S),
+            1.0 if self.breaker.is_half_open else math.inf,
         )
         free = self.limiter.job_limit.ceiling - self.load.taken
         return weight * int(min(left, max(free // weight, not self.load.taken)))
@@ -90,7 +92,7 @@ class Slots:
             self.weight_in_flight += job.weight
             self.limiter.on_sent(now)
         else:
-            self.budget.count_unpaced(now)
+            self.request_budget.count_unpaced(now)
 
     def on_create_returned(self, job: TrackedJob) -> None:
         """Record that a create is no longer in flight; its outcome is recorded next."""
@@ -111,7 +113,7 @@ class Slots:
     def on_accepted(self, job: TrackedJob, now: float) -> None:
         """Record that the gateway accepted the job."""
         first = not job.slots
-        self.budget.long_pause.on_answered(job.sent_at)
+        self.request_budget.long_pause.on_answered(job.sent_at)
         self.acquire(job)
         if first:  # a repeat may have been accepted long ago, and shows nothing about the limit
             self.limiter.on_accepted(now, AnsweredCreate(job.sent_at, job.weight), self._current_load())
@@ -133,7 +135,8 @@ class Slots:
             job_limit=self.limiter.job_limit.cap_in_slots,
             creates_per_s=pacer.rate if pacer.active else None,
             limit_kind=self.limiter.limit_kind,
-            creates_paused=self.budget.long_pause.used_up or not self.breaker.allows(now, self.creates_in_flight),
+            creates_paused=self.request_budget.long_pause.used_up
+            or not self.breaker.allows(now, self.creates_in_flight),
             slots_held=self.held,
             throttled=self.limiter.throttled,
         )

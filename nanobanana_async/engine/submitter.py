@@ -258,7 +258,7 @@ class Submitter:
                 await self._store.transition(job, JobState.PENDING, attempts=0, first_sent_at=first_sent_at)
                 return Finish(error.for_job(job.key, safe_to_repeat=True))
 
-    async def recover(self, job: TrackedJob) -> Next:
+    async def continue_interrupted(self, job: TrackedJob) -> Next:
         """Continue a job that an earlier session left in SUBMITTING."""
         self._slots.acquire(job)
         attempt = self._attempt_facts(job, sent_before=True)

@@ -43,10 +43,9 @@ class TrackedJob:
 
     __slots__ = (
         "_phase",
-        "budgets",
         "callback_pending",
         "callers",
-        "charge",
+        "caps",
         "due",
         "end_watchers",
         "failures",
@@ -72,6 +71,7 @@ class TrackedJob:
         "sent_at",
         "slots",
         "slots_taken_from",
+        "turn_cost",
         "wait_error",
         "watchers",
         "weight",
@@ -88,7 +88,7 @@ class TrackedJob:
         """When it is its turn to be sent: at the highest priority that a caller gave it, first come, first served."""
         self.group: Hashable = record.group_name or record.batch
         """With which jobs it shares turns: of a group, or of a batch; None: all that have neither."""
-        self.charge: tuple[Group, float] | None = None
+        self.turn_cost: tuple[Group, float] | None = None
         """What its create in flight is to cost its group."""
         self.due = self.first_attempt_at = self.running_at = NEVER
         self.followed_since = NOT_YET
@@ -114,7 +114,7 @@ class TrackedJob:
         """How many `generate` calls and batches wait for it. When the last one leaves, an unsent job is withdrawn."""
         self.has_handle = False
         """A handle was given out: the job outlives its callers."""
-        self.budgets: tuple[Cap, ...] = ()
+        self.caps: tuple[Cap, ...] = ()
         """The caps that its price is reserved on."""
         self.listeners: list[Callable[[TrackedJob], None]] | None = None
         """Called synchronously when its state has changed, and when it is no longer followed."""
@@ -156,7 +156,7 @@ class TrackedJob:
         """Take over the slots, caps and price that the same job, tracked before, has held while it was uncertain."""
         self.slots_taken_from = before
         self.slots, before.slots = before.slots, 0
-        self.budgets = before.budgets
+        self.caps = before.caps
         if before.rare.expected_credits is not None:
             self.rare = evolve(self.rare, expected_credits=before.rare.expected_credits)
 

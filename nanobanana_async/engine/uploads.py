@@ -144,7 +144,7 @@ class Uploads:
         except NanoBananaError as error:
             failure = error
         except BaseException as bug:
-            if not self._workers.concerns_only_the_step(bug):
+            if not self._workers.contain_failure(bug):
                 raise
             log_failure("engine.crashed", bug, task="upload")
             failure = error_of_crash(bug)

@@ -63,17 +63,17 @@ class WorkerPool:
         """How many requests are in flight."""
         return self._max_requests - self.free_requests
 
-    def run_create(self, step: JobStep, job: TrackedJob) -> None:
+    def start_create(self, step: JobStep, job: TrackedJob) -> None:
         """Run a create of a job; a request must be free for it. Closing the session waits for it."""
         self._add_unfinished()
         self.start_request(partial(self._run_step, step), job)
 
-    def run_ledger_step(self, step: JobStep, job: TrackedJob) -> None:
+    def start_ledger_step(self, step: JobStep, job: TrackedJob) -> None:
         """Run a step that only reads and writes the ledger. Closing the session waits for it."""
         self._add_unfinished()
         self._hand_to_worker(partial(self._run_step, step), job, False)
 
-    def run_poll(self, step: Callable[[TrackedJob], Awaitable[Next]], job: TrackedJob) -> None:
+    def start_poll(self, step: Callable[[TrackedJob], Awaitable[Next]], job: TrackedJob) -> None:
         """Run a poll of a job; a request must be free for it. Closing the session does not wait for it."""
         self.start_request(partial(self._run_poll, step), job)
 
@@ -94,7 +94,7 @@ class WorkerPool:
         if self._group is not None:
             self._group.start_soon(self._run_background_task, name, work, again)
 
-    def concerns_only_the_step(self, failure: BaseException) -> bool:
+    def contain_failure(self, failure: BaseException) -> bool:
         """Whether a failure concerns only the current step; otherwise the task has to end.
 
         A `CancelledError` concerns only the step unless the session or the event loop ends: it came from an observer,
@@ -162,7 +162,7 @@ class WorkerPool:
             try:
                 job_task, job, permitted = await handover
             except asyncio.CancelledError as stray:
-                if not self.concerns_only_the_step(stray):
+                if not self.contain_failure(stray):
                     raise
                 if handover.cancel() or handover.cancelled():
                     return
@@ -177,13 +177,13 @@ class WorkerPool:
                     self._permits.release()
                     self.free_requests += 1
         except BaseException as failure:
-            if not self.concerns_only_the_step(failure):
+            if not self.contain_failure(failure):
                 raise
             self._crashed(job, failure)
         try:
             self._freed()
         except BaseException as failure:
-            if not self.concerns_only_the_step(failure):
+            if not self.contain_failure(failure):
                 raise
             log_failure("engine.crashed", failure, task="pump")
 
@@ -192,7 +192,7 @@ class WorkerPool:
             try:
                 await work()
             except BaseException as failure:
-                if not self.concerns_only_the_step(failure):
+                if not self.contain_failure(failure):
                     raise
                 log_failure("engine.crashed", failure, task=name)
             if not again:

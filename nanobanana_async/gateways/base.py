@@ -135,27 +135,27 @@ def settings_in(
     """Return the given settings, completed from the environment; or the error in the environment."""
     settings = given
     if "api_key" not in settings:
-        if not (key := variable_in(environ, kind.key_variable)):
+        if not (key := environ_value(environ, kind.key_variable)):
             state = "empty" if kind.key_variable in environ else "not set"
             return ConfigurationError(f"{kind.key_variable} is {state}: it holds the API key of {kind.title}")
         settings["api_key"] = key
-    if "base_url" not in settings and (url := variable_in(environ, BASE_URL_VARIABLE)):
+    if "base_url" not in settings and (url := environ_value(environ, BASE_URL_VARIABLE)):
         settings["base_url"] = url
-    if "expected_job_s" not in settings and (seconds := variable_in(environ, EXPECTED_JOB_VARIABLE)):
+    if "expected_job_s" not in settings and (seconds := environ_value(environ, EXPECTED_JOB_VARIABLE)):
         try:
             settings["expected_job_s"] = float(seconds)
         except ValueError:
             return ConfigurationError(f"{EXPECTED_JOB_VARIABLE} must be a number of seconds")
-    if "account" not in settings and (account := variable_in(environ, ACCOUNT_VARIABLE)):
+    if "account" not in settings and (account := environ_value(environ, ACCOUNT_VARIABLE)):
         settings["account"] = account
-    if "allow_http" not in settings and (word := variable_in(environ, ALLOW_HTTP_VARIABLE).lower()):
+    if "allow_http" not in settings and (word := environ_value(environ, ALLOW_HTTP_VARIABLE).lower()):
         if word not in _SWITCH_WORDS:
             return ConfigurationError(f"{ALLOW_HTTP_VARIABLE} must be 1 or 0")
         settings["allow_http"] = _SWITCH_WORDS[word]
     return _check_key_and_url(kind, settings) or settings
 
 
-def variable_in(environ: Mapping[str, str], name: str) -> str:
+def environ_value(environ: Mapping[str, str], name: str) -> str:
     """Return a variable without surrounding spaces; empty if it is not set."""
     value = environ.get(name, "")
     return value.strip() if isinstance(value, str) else ""

@@ -77,7 +77,7 @@ def throttle_wait_s(headers: Mapping[str, str], in_body_s: float | None = None) 
     return None if wait_s is None else min(wait_s, MAX_RETRY_AFTER_S)
 
 
-def used_up_for_s(
+def budget_used_up_for_s(
     code: str | None, message: str, headers: Mapping[str, str], in_body_s: float | None = None
 ) -> float | None:
     """Return for how long a 429 says that a budget of hours or of a day is used up; None if it does not say so.

@@ -23,11 +23,11 @@ from nanobanana_async.gateways.contract import MIB
 from nanobanana_async.gateways.parsing import GatewayAnswer, names_task, parse_word
 from nanobanana_async.gateways.rate_limits import (
     body_wait_s,
+    budget_used_up_for_s,
     limit_kind,
     retry_after_s,
     slug,
     throttle_wait_s,
-    used_up_for_s,
 )
 from nanobanana_async.gateways.redaction import MAX_MESSAGE_LENGTH, excerpt
 
@@ -148,7 +148,7 @@ def refusal_error(answer: GatewayAnswer, refusal: Refusal) -> GatewayError:
             retry_after_s=throttle_wait_s(answer.headers, refusal.wait_s),
         )
         if limited.kind != "jobs":
-            limited.used_up_for_s = used_up_for_s(refusal.code, message, answer.headers, refusal.wait_s)
+            limited.used_up_for_s = budget_used_up_for_s(refusal.code, message, answer.headers, refusal.wait_s)
         return limited
     if status == 403:
         message += f"; either access to the API is not approved, or {answer.gateway.base_url} is not the gateway"

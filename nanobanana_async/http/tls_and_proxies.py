@@ -8,7 +8,7 @@ import aiohttp
 from yarl import URL
 
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.escaping import plain_text
+from nanobanana_async.escaping import as_plain_str
 from nanobanana_async.gateways.base import is_loopback
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.gateways.secret import Secret
@@ -130,7 +130,7 @@ def to_proxy_secret(proxy: object, name: str = "proxy") -> Secret | Configuratio
     if proxy is None or isinstance(proxy, Secret):
         return proxy
     try:
-        proxy = plain_text(proxy)
+        proxy = as_plain_str(proxy)
         url = parse_url(proxy) if isinstance(proxy, str) else URL()
         if url.scheme in ("http", "https") and url.host and url.port:
             return Secret(str(proxy))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 import aiohttp
 
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.escaping import plain_text
+from nanobanana_async.escaping import as_plain_str
 from nanobanana_async.http.sockets import SocketTracker
 from nanobanana_async.validators import shown
 
@@ -79,7 +79,7 @@ def to_networks(value: object, name: str = "allow_networks") -> Networks:
     networks = []
     for each in value:
         try:
-            network = ipaddress.ip_network(plain_text(each))
+            network = ipaddress.ip_network(as_plain_str(each))
         except (ValueError, TypeError) as error:
             why = f": {error}" if isinstance(each, str) else ""
             raise ConfigurationError(f"{wanted}, not {shown(each)}{why}") from None

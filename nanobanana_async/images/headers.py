@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from nanobanana_async._version import __version__
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.escaping import plain_text
+from nanobanana_async.escaping import as_plain_str
 from nanobanana_async.validators import shown
 
 # Some hosts answer 403 to the usual names of HTTP libraries, and let this form pass.
@@ -33,5 +33,5 @@ def download_headers(given: Mapping[str, str] | None) -> dict[str, str]:
         if name.lower() in _CONNECTION:
             raise ConfigurationError(f"download_headers: {name} is set by the library")
         replaced = next((known for known in headers if known.lower() == name.lower()), name)
-        headers[plain_text(replaced)] = plain_text(value)
+        headers[as_plain_str(replaced)] = as_plain_str(value)
     return headers

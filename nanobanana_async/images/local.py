@@ -10,7 +10,7 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest, NanoBananaError
-from nanobanana_async.escaping import exact
+from nanobanana_async.escaping import escape_exactly
 from nanobanana_async.formatting import byte_count
 from nanobanana_async.gateways.capabilities import HasUploads, TakesInlineImages
 from nanobanana_async.gateways.contract import Gateway
@@ -184,12 +184,12 @@ def _status(path: Path) -> os.stat_result:
 
 def _check_regular(path: Path, status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
-        raise InvalidRequest(f"reference image {exact(str(path))} is a folder: name the image in it")
+        raise InvalidRequest(f"reference image {escape_exactly(str(path))} is a folder: name the image in it")
     if not stat.S_ISREG(status.st_mode):
-        raise InvalidRequest(f"reference image {exact(str(path))} is no regular file")
+        raise InvalidRequest(f"reference image {escape_exactly(str(path))} is no regular file")
 
 
 def _unreadable_error(path: Path, error: OSError) -> InvalidRequest:
     if isinstance(error, FileNotFoundError):
-        return InvalidRequest(f"reference image {exact(str(path))} does not exist")
-    return InvalidRequest(f"reference image {exact(str(path))} can't be read: {error.strerror or error}")
+        return InvalidRequest(f"reference image {escape_exactly(str(path))} does not exist")
+    return InvalidRequest(f"reference image {escape_exactly(str(path))} can't be read: {error.strerror or error}")

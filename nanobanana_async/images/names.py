@@ -9,7 +9,7 @@ from typing import Any
 from attrs import field, frozen
 
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
-from nanobanana_async.escaping import plain_text
+from nanobanana_async.escaping import as_plain_str
 from nanobanana_async.values import is_absent
 
 FIELDS = ("row", "slug", "key", "metadata")
@@ -109,7 +109,7 @@ class NameTemplate:
                     inner = name.removeprefix("metadata[").removesuffix("]")
                     if is_absent(value := _metadata_value(facts.metadata, inner)):
                         raise InvalidRequest(f"{self.option} has {{{name}}}, and this row's metadata has no {inner!r}")
-                    texts.append(_cleaned(str(plain_text(value))))
+                    texts.append(_cleaned(str(as_plain_str(value))))
         return texts
 
 
@@ -119,7 +119,7 @@ def _metadata_value(metadata: Any, name: str) -> Any:
     if name in values:
         return values[name]
     found = [
-        value for key, value in values.items() if str(plain_text(key)).strip().casefold() == name.strip().casefold()
+        value for key, value in values.items() if str(as_plain_str(key)).strip().casefold() == name.strip().casefold()
     ]
     return found[0] if len(found) == 1 else None
 

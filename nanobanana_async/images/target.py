@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.escaping import plain_text
+from nanobanana_async.escaping import as_plain_str
 from nanobanana_async.images.object_store import ObjectStore, StoreUrl
 from nanobanana_async.references import STORE_SCHEMES, StoreObject, is_store, path_of_file_url, scheme_of
 from nanobanana_async.validators import as_folder, kind_of
@@ -37,7 +37,7 @@ def as_target(name: str, value: object) -> Target:
     """
     if isinstance(value, StoreUrl):
         return value
-    value = plain_text(value)
+    value = as_plain_str(value)
     if isinstance(value, str) and (path := path_of_file_url(value)) is not None:
         return as_folder(name, path)
     if isinstance(value, str) and (scheme := scheme_of(value)) in STORE_SCHEMES:
@@ -45,7 +45,7 @@ def as_target(name: str, value: object) -> Target:
     if isinstance(value, tuple) and len(value) == 2:
         if not isinstance(value[1], str):
             raise ConfigurationError(f"{name}: the prefix in a store must be text, not {kind_of(value[1])}")
-        return _target_of_store(name, value[0], plain_text(value[1]))
+        return _target_of_store(name, value[0], as_plain_str(value[1]))
     if is_store(value):
         return _target_of_store(name, value, "")
     if isinstance(value, str) and "://" in value:
@@ -155,6 +155,6 @@ def _prefix(name: str, path: str) -> str:
 
 def _require_obstore(what: str) -> None:
     try:
-        import obstore  # noqa: F401
+        import obstore
     except ImportError:
         raise ConfigurationError(f"{what} {_EXTRA}") from None

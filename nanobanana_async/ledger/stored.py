@@ -11,7 +11,7 @@ from typing import Any
 from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.writer import Writer
-from nanobanana_async.loop_guard import running_loop
+from nanobanana_async.loop_guard import running_loop_or_none
 from nanobanana_async.validators import as_count, shown
 
 PAGE_SIZE = 200
@@ -119,7 +119,7 @@ class WriterLedger(ABC):
         """Return why a call can't be served: it comes from another process or event loop than the opening."""
         if self._process != os.getpid():
             return "was opened before this process was forked: open another one in this process"
-        if self._writer is not None and running_loop() is not self._writer.loop:
+        if self._writer is not None and running_loop_or_none() is not self._writer.loop:
             return "belongs to the event loop that opened it: open another one in this loop"
         return None
 

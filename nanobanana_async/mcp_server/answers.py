@@ -19,7 +19,7 @@ from nanobanana_async import (
     PromptBlocked,
 )
 from nanobanana_async.commands import resolve_advice
-from nanobanana_async.escaping import exact, one_line
+from nanobanana_async.escaping import escape_exactly, one_line
 from nanobanana_async.formatting import credit_count, duration, moment, number
 from nanobanana_async.images.thumbnail import file_thumbnail
 from nanobanana_async.jobs import JobRecord
@@ -42,7 +42,7 @@ async def images_answer(service: Service, purchase: Purchase) -> list[ContentBlo
     result = purchase.result
     cost = "price not stated" if result is None or result.credits is None else credit_count(result.credits)
     lines = [f"{purchase.request_id}: done, {cost}; {await budget(service)}"]
-    lines += [exact(str(path)) for path in purchase.saved]
+    lines += [escape_exactly(str(path)) for path in purchase.saved]
     if result is not None:
         lines += [one_line(f"image {index + 1} is missing: {reason}") for index, reason in result.missing.items()]
     files = [path for path in purchase.saved if isinstance(path, Path)]
@@ -93,7 +93,7 @@ def _describe(request_id: str, record: JobRecord, files: Sequence[Path]) -> str:
     cost = "" if record.credits is None else f", {credit_count(record.credits)}"
     line = f"{request_id}: {record.state.value}{cost}, {moment(record.created_at)}, {shown!r}"
     if files:
-        return f"{line}: {', '.join(exact(str(file)) for file in files)}"
+        return f"{line}: {', '.join(escape_exactly(str(file)) for file in files)}"
     return f"{line}; get_image saves it" if record.possibly_bought else line
 
 

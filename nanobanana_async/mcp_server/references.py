@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nanobanana_async import ConfigurationError, InvalidRequest
-from nanobanana_async.escaping import exact
+from nanobanana_async.escaping import escape_exactly
 from nanobanana_async.formatting import byte_count, plural
 from nanobanana_async.images.local import MAX_BYTES
 
@@ -32,7 +32,7 @@ def to_reference(text: str, allowed: Sequence[Path]) -> str | bytes:
     """
     if text.lower().startswith("https://"):
         return text
-    given = exact(text[:_SHOWN])
+    given = escape_exactly(text[:_SHOWN])
     if "://" in text or text.lower().startswith("data:"):
         raise InvalidRequest(f"{given}: images takes paths of files and https links")
     if not Path(text).is_absolute():

@@ -56,7 +56,7 @@ class Share:
         """The slots that it could use."""
         return self.taken + self.queued
 
-    def used_until(self, now: float) -> float:
+    def usage_at(self, now: float) -> float:
         """Return its slot-seconds of late, with what it has held since its last exchange."""
         past_s = max(0.0, now - self.spoke_at) if self.spoke_at > -math.inf else 0.0
         return self.used * math.exp(-past_s / MEMORY_S) + past_s * self.held
@@ -173,7 +173,7 @@ def fair_shares(wants: Mapping[int, int], room: int, used: Mapping[int, float]) 
 def _fair_shares_of(
     shares: Mapping[int, Share], room: int, now: float, wants: Mapping[int, int] | None = None
 ) -> dict[int, int]:
-    used = {owner: share.used_until(now) - KEPT_FOR_S * share.granted for owner, share in shares.items()}
+    used = {owner: share.usage_at(now) - KEPT_FOR_S * share.granted for owner, share in shares.items()}
     return fair_shares(wants or {owner: share.wanted for owner, share in shares.items()}, room, used)
 
 

@@ -69,7 +69,7 @@ class Waiting(Protocol):
     """First come, first served within a group."""
     priority: int
     group: Hashable
-    charge: tuple[Group, float] | None
+    turn_cost: tuple[Group, float] | None
     """What it cost its group, until it is known that it took a slot."""
 
 
@@ -248,7 +248,7 @@ class FairQueue(Generic[Job]):
         else:
             level.passed = 0
         job = self._take_first(level, group)
-        job.charge = (group, cost)
+        job.turn_cost = (group, cost)
         return job
 
     def pass_over_first(self) -> bool:
@@ -307,9 +307,9 @@ def _in_turn(group: Group) -> Iterator[tuple[float, int, Any]]:
 
 def give_back(job: Waiting) -> None:
     """Return to the group of a job what it was charged: its create took no slot."""
-    if job.charge is not None:
-        group, cost = job.charge
+    if job.turn_cost is not None:
+        group, cost = job.turn_cost
         group.tag -= cost
         if group.entry is not None:
             group.level.enter(group)
-        job.charge = None
+        job.turn_cost = None

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from attrs import Attribute, field, frozen
 
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.escaping import plain_text
+from nanobanana_async.escaping import as_plain_str
 from nanobanana_async.policy.prices import ZERO_CREDITS, Price, format_amount, parse_credits, refusal_reason
 from nanobanana_async.validators import shown
 
@@ -26,7 +26,7 @@ def _to_credits(value: Decimal | float) -> Decimal:
 
 
 def _to_name(name: str) -> str:
-    return plain_text(name)
+    return as_plain_str(name)
 
 
 def _check_name(_: Any, __: "Attribute[str]", name: object) -> None:

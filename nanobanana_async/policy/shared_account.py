@@ -37,7 +37,7 @@ class SharedAccount:
     interactive: bool = False
     reserve: int = 0
     allotment: Allotment = field(factory=Allotment)
-    due_at: float = math.inf
+    exchange_wanted_at: float = math.inf
     """When the next exchange is due because of what happened."""
     failing: bool = False
     """The last exchange got no answer."""
@@ -82,7 +82,7 @@ class SharedAccount:
 
     def ask(self, at: float) -> None:
         """Let an exchange be due at a time, or earlier."""
-        self.due_at = min(self.due_at, at)
+        self.exchange_wanted_at = min(self.exchange_wanted_at, at)
 
     def ask_soon(self) -> None:
         """Let an exchange be due, but not right after the last one."""
@@ -160,7 +160,7 @@ class SharedAccount:
             if taken or queued or (self.outage and self.gate_until > now)
             else math.inf
         )
-        return min(self.due_at, self.spoke_at + ticks * TICK_S, self._local(self.allotment.ask_at))
+        return min(self.exchange_wanted_at, self.spoke_at + ticks * TICK_S, self._local(self.allotment.ask_at))
 
     def report(
         self,
@@ -174,7 +174,7 @@ class SharedAccount:
         urgent: int = 0,
     ) -> Report:
         """Return what to say in an exchange that begins now."""
-        self.due_at = math.inf
+        self.exchange_wanted_at = math.inf
         if self._report is None:
             met = self._offset_error_s < math.inf  # before that no time of ours has a meaning for the others
             events, self._events = (self._events, []) if met else ([], self._events)
@@ -203,7 +203,7 @@ class SharedAccount:
         self._queued, self._urgent = queued, urgent
         return self._report
 
-    def take(self, allotment: Allotment, asked_at: float, now: float) -> None:
+    def take_allotment(self, allotment: Allotment, asked_at: float, now: float) -> None:
         """Take what the exchange gave that was asked for at a time."""
         error_s = (now - asked_at) / 2
         wrong_s = abs(allotment.at - (now - error_s) - self._offset_s) - error_s - self._offset_error_s
@@ -218,7 +218,7 @@ class SharedAccount:
             self._departures[kind].extend(map(self._local, times))
         self._unreported_refusal = any(event.what == "throttled" for event in self._events)
 
-    def fail(self, now: float) -> None:
+    def on_exchange_failed(self, now: float) -> None:
         """Record that an exchange got no answer: what was allotted lasts."""
         self.failing, self.spoke_at = True, now
 

@@ -97,7 +97,7 @@ class SharedLimiter(AdmissionLimiter):
 
     def take(self, allotment: Allotment, asked_at: float, now: float) -> None:
         """Take what an exchange gave that was asked for at a time."""
-        self.budget.shared.take(allotment, asked_at, now)
+        self.budget.shared.take_allotment(allotment, asked_at, now)
         self.job_limit.cap, self.rate_log_odds = allotment.cap, allotment.rate_log_odds
 
     def learned(self, *, now: float, at: datetime) -> LearnedLimits | None:

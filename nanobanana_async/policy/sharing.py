@@ -161,11 +161,11 @@ def exchange(
         state.set_clock_back(now)
     share = state.shares.get(owner)
     if share is None:  # who comes new has no claim on the past
-        past = [other.used_until(now) for other in state.shares.values()]
+        past = [other.usage_at(now) for other in state.shares.values()]
         share = state.shares[owner] = Share(used=sum(past) / len(past) if past else 0.0, spoke_at=now)
     if report.number != share.reports:
         _learn(state, owner, report, now, orphans)
-    share.used, share.spoke_at, share.reports = share.used_until(now), now, report.number
+    share.used, share.spoke_at, share.reports = share.usage_at(now), now, report.number
     share.held, share.in_flight, share.queued = report.held, report.in_flight, report.queued
     share.urgent, share.interactive, share.reserve = report.urgent, report.interactive, report.reserve
     limiter = state.limiter

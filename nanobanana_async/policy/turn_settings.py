@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from numbers import Integral
 
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.escaping import plain_text
+from nanobanana_async.escaping import as_plain_str
 from nanobanana_async.validators import as_number, shown
 
 MOST_PRIORITY = 100
@@ -28,7 +28,7 @@ def check_group(group: object) -> str | None:
     if not isinstance(group, str) or not 0 < len(group.strip()) <= len(group) <= LONGEST_NAME:
         limits = f"text of 1 to {LONGEST_NAME} characters, the name of a user or a tenant, or None"
         raise ConfigurationError(f"group must be {limits}, not {shown(group)}")
-    return plain_text(group)
+    return as_plain_str(group)
 
 
 def as_weights(weights: object) -> dict[str, float]:

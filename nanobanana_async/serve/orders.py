@@ -94,7 +94,7 @@ class Orders:
             order = Order(f"{token.batch}{_digest('key', attempt.idempotency_key)}", attempt.retry_count)
         else:
             order = await self._order_of(token, request, attempt)
-        order.waiting, order.last_request_at = order.waiting + 1, _now()
+        order.waiting, order.last_request_at = order.waiting + 1, _loop_time()
         try:
             record = await engine.new_record(
                 request,
@@ -133,8 +133,8 @@ class Orders:
         """Record that a request is over; `answered` if it has an answer after which no retry should come."""
         order.waiting -= 1
         if answered:
-            order.answered_after_s = _now() - order.last_request_at
-        order.kept_until = _now() + min(attempt.remembered_s, _MOST_REMEMBERED_S)
+            order.answered_after_s = _loop_time() - order.last_request_at
+        order.kept_until = _loop_time() + min(attempt.remembered_s, _MOST_REMEMBERED_S)
 
     async def _order_of(self, token: Token, request: ImageRequest, attempt: Attempt) -> Order:
         """Return the order that a request continues, or a new one."""
@@ -153,7 +153,7 @@ class Orders:
         return self._remember(prefix, f"{self._key_at(prefix)}{secrets.token_hex(8)}", attempt)
 
     def _remember(self, prefix: str, key: str, attempt: Attempt) -> Order:
-        order = Order(key, attempt.retry_count, kept_until=_now() + REMEMBERED_S)
+        order = Order(key, attempt.retry_count, kept_until=_loop_time() + REMEMBERED_S)
         self._orders.setdefault(prefix, []).append(order)
         return order
 
@@ -172,7 +172,7 @@ class Orders:
 
     def _sweep(self) -> None:
         """Forget orders that no retry will continue."""
-        now = _now()
+        now = _loop_time()
         if now < self._swept_at + _SWEEP_S:
             return
         self._swept_at = now
@@ -200,5 +200,5 @@ def _digest(kind: str, text: str) -> str:
     return hashlib.sha256(f"{kind} {text}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _now() -> float:
+def _loop_time() -> float:
     return asyncio.get_running_loop().time()

@@ -147,7 +147,7 @@ async def test_rows_that_moderation_stopped_are_named_apart(batch: Command) -> N
     async with emulated(batch, seed=1, failure_probability=1.0):
         await batch(file)
     notes = [RandomFault(1.0, field_note("text instead of the image"), "apimall.query")]
-    async with emulated(batch, chances=notes) as emulator:
+    async with emulated(batch, random_faults=notes) as emulator:
         batch.write("foxes.txt", "a fox 0", "an owl", "a lynx")
         said = await batch(file)
         assert "1 row failed: --retry-failed buys it again" in said.err

@@ -177,7 +177,7 @@ def nothing_is_left(session: Session) -> bool:
 def budgets_now(session: Session) -> list[MemoryCap]:
     """The caps, counted in memory, on which the live jobs draw."""
     live = engine_of(session).tracked.values()
-    caps = dict.fromkeys(cap for job in live for cap in job.budgets)
+    caps = dict.fromkeys(cap for job in live for cap in job.caps)
     return [cap for cap in caps if isinstance(cap, MemoryCap)]
 
 
@@ -210,7 +210,7 @@ async def run_batch(session: Session, requests: Iterable[Any], **options: Any) -
     try:
         async with session.generate_many(requests, **options) as batch:
             async for outcome in batch:
-                outcomes.append(outcome)  # noqa: PERF401 - what came before the end counts, too
+                outcomes.append(outcome)
     except BatchStopped as stopped:
         return Run(outcomes, stopped)
     return Run(outcomes, None)

@@ -129,7 +129,7 @@ def _simulator(account: AccountSettings) -> RecordingSimulator:
             duration=LogNormal(median_s=account.median_s),
             idempotency=account.idempotency,
             unique_by="prompt",
-            chances=chances,
+            random_faults=chances,
             image_scale=0.02,
         )
     )

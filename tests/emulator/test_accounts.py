@@ -183,7 +183,9 @@ def test_key_conflicts_while_its_job_runs_then_replays() -> None:
 
 
 def test_repeated_key_may_be_refused_for_ever_without_its_task() -> None:
-    caller = Caller(idempotency="refuse", chances=[RandomFault(1.0, faults.reset(processed=True), "apimall.create")])
+    caller = Caller(
+        idempotency="refuse", random_faults=[RandomFault(1.0, faults.reset(processed=True), "apimall.create")]
+    )
     caller.buy(key="k")
     (job,) = caller.simulator.jobs(0.0)
     caller.simulator.queue_faults("apimall.create", faults.delay(0), faults.delay(0))

@@ -34,7 +34,7 @@ def test_random_faults_are_seeded_and_do_not_change_durations() -> None:
     chance = RandomFault(0.3, faults.error(503, processed=True), "apimall.create")
 
     def statuses(seed: int) -> list[int]:
-        caller = Caller(seed=seed, chances=[chance])
+        caller = Caller(seed=seed, random_faults=[chance])
         return [caller.buy(f"{n}").status for n in range(200)]
 
     assert statuses(1) == statuses(1) != statuses(2)
@@ -42,7 +42,7 @@ def test_random_faults_are_seeded_and_do_not_change_durations() -> None:
 
 
 def test_random_fault_without_an_endpoint_applies_to_all() -> None:
-    caller = Caller(chances=[RandomFault(1.0, faults.html(502))])
+    caller = Caller(random_faults=[RandomFault(1.0, faults.html(502))])
     answers = [
         caller.buy(),
         caller.buy_defapi(),

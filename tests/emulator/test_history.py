@@ -118,7 +118,7 @@ def test_history_and_balances_count_as_requests() -> None:
 
 
 def test_history_may_lose_its_answer() -> None:
-    caller = Caller(chances=[RandomFault(1.0, faults.error(503), "apimall.history")])
+    caller = Caller(random_faults=[RandomFault(1.0, faults.error(503), "apimall.history")])
     assert get(caller, "/api/v1/images/history").status == 503
     assert caller.poll(caller.bought()).status == 200
 

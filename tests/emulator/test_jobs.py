@@ -120,7 +120,7 @@ def test_completed_job_can_lack_image_urls_for_a_while() -> None:
 
 
 def test_status_can_be_unknown_or_replaced() -> None:
-    caller = Caller(unknown_probability=1.0, status_words={"completed": "COMPLETED"})
+    caller = Caller(unknown_status_probability=1.0, status_words={"completed": "COMPLETED"})
     task_id = caller.bought()
     assert caller.polled(task_id)["status"] == "unknown"
     caller.now = 10.0
@@ -129,7 +129,7 @@ def test_status_can_be_unknown_or_replaced() -> None:
 
 def test_same_seed_gives_the_same_durations() -> None:
     def ends(seed: int, polls: int) -> list[float]:
-        settings = {"seed": seed, "duration": LogNormal(median_s=30), "unknown_probability": 0.5}
+        settings = {"seed": seed, "duration": LogNormal(median_s=30), "unknown_status_probability": 0.5}
         caller = Caller(**settings)  # type: ignore[arg-type]
         for n in range(5):
             task_id = caller.bought(f"{n}")

@@ -228,7 +228,7 @@ async def test_lost_answer_of_an_upload_leaves_the_file_stored(
     assert nanobanana_emulator.stats().uploads == {SHA256: 2}
 
 
-@pytest.mark.emulator(chances=[RandomFault(1.0, faults.stall(0.01), "apimall.put")])
+@pytest.mark.emulator(random_faults=[RandomFault(1.0, faults.stall(0.01), "apimall.put")])
 async def test_put_may_stall(nanobanana_emulator: Emulator, http: aiohttp.ClientSession) -> None:
     url = (await place(http, nanobanana_emulator))["upload_url"]
     with pytest.raises(aiohttp.ClientConnectionError):

@@ -262,7 +262,7 @@ async def test_finished_job_without_images_is_polled_again() -> None:
 @pytest.mark.parametrize("name", BOTH)
 async def test_unknown_status_does_not_end_a_job(name: GatewayName) -> None:
     words = {"pending": "QUEUED", "processing": "dreaming", "in_progress": "dreaming", "success": "SUCCESS"}
-    async with emulated(status_words={**words, "completed": "Completed"}, unknown_probability=0.3) as emulator:
+    async with emulated(status_words={**words, "completed": "Completed"}, unknown_status_probability=0.3) as emulator:
         async with quick(emulator, name) as session:
             assert (await session.generate("a fox")).images
         assert charged(emulator.stats(), 1)

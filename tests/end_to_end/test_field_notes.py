@@ -26,7 +26,7 @@ WITH_IMAGE = (
 async def generate(name: GatewayName, note: str) -> GenerationResult:
     """Generate one image while every poll is answered as the note says."""
     always = [RandomFault(1.0, field_note(note), QUERY[name])]
-    async with emulated(chances=always) as emulator, quick(emulator, name) as session:
+    async with emulated(random_faults=always) as emulator, quick(emulator, name) as session:
         result = await session.generate("a fox")
         assert await session.download(result.images[0])
         assert emulator.stats().creates_accepted == 1
@@ -55,7 +55,7 @@ async def test_a_job_without_image_fails_with_reason_kind_and_price(
 ) -> None:
     monkeypatch.setattr("nanobanana_async.engine.poller.LATE_IMAGES_S", 0.2)
     always = [RandomFault(1.0, field_note(note), QUERY[name])]
-    async with emulated(chances=always) as emulator, quick(emulator, name) as session:
+    async with emulated(random_faults=always) as emulator, quick(emulator, name) as session:
         job = await session.submit("a fox", idempotency_key="k1")
         with pytest.raises(JobFailed, match=reason) as caught:
             await job

@@ -170,7 +170,7 @@ async def test_every_lost_job_that_can_be_found_ends_with_its_own_image(
     lossy = [RandomFault(0.2, LOST, "apimall.create")]
     observer = RecordingObserver()
     async with emulated(
-        history=True, idempotency="refuse", chances=lossy, duration=Fixed(0.05), history_time_step_s=1
+        history=True, idempotency="refuse", random_faults=lossy, duration=Fixed(0.05), history_time_step_s=1
     ) as emulator:
         prompts = [f"prompt {number}" for number in range(jobs)]
         async with (

@@ -32,7 +32,7 @@ ACCOUNT: EmulatorOptions = {
     "unique_by": "prompt",
     "image_scale": 0.02,
     # Kills hit creates whose answer is late, too, and some answers are lost.
-    "chances": [
+    "random_faults": [
         RandomFault(0.05, reset(processed=True), "apimall.create"),
         RandomFault(0.4, delay(0.3), "apimall.create"),
     ],
@@ -90,7 +90,7 @@ class Shop:
         """Wait until a condition holds."""
         try:
             async with asyncio.timeout(WITHIN_S):
-                while not condition():  # noqa: ASYNC110 - other processes set no event
+                while not condition():
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise AssertionError(self._log()) from None

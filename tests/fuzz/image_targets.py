@@ -11,7 +11,7 @@ from yarl import URL
 
 from nanobanana_async import ImageRequest
 from nanobanana_async.errors import ConfigurationError, GatewayError, InvalidRequest, NanoBananaError
-from nanobanana_async.escaping import exact, json_line, one_line
+from nanobanana_async.escaping import escape_exactly, json_line, one_line
 from nanobanana_async.gateways.api_keys import fault_of_api_key
 from nanobanana_async.gateways.base import validate_base_url
 from nanobanana_async.http.tls_and_proxies import Proxies, to_proxy_secret
@@ -148,8 +148,8 @@ def _reference(data: bytes) -> None:
 def _escaped(data: bytes) -> None:
     text = texts_of(data)
     assert one_line(text).isprintable()
-    assert "\n" not in exact(text)
-    assert "\x1b" not in exact(text)
+    assert "\n" not in escape_exactly(text)
+    assert "\x1b" not in escape_exactly(text)
     line = json_line(json.dumps({"a": text}, ensure_ascii=False))
     assert json.loads(line) == {"a": text}
     assert not set(line) & set("\n\r\x1b\u2028\x85\x7f")

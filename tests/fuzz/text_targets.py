@@ -23,11 +23,11 @@ from nanobanana_async.gateways.progress import parse_progress
 from nanobanana_async.gateways.rate_limits import (
     LONGEST_DAY_S,
     body_wait_s,
+    budget_used_up_for_s,
     http_date,
     limit_kind,
     retry_after_s,
     throttle_wait_s,
-    used_up_for_s,
 )
 from nanobanana_async.gateways.redaction import EXCERPT_LENGTH, excerpt, redact
 from nanobanana_async.gateways.secret import Secret
@@ -40,7 +40,7 @@ def _headers(data: bytes) -> None:
     headers, said = parts.headers, parts.body.decode("utf-8", "replace")
     waits = [retry_after_s(headers), throttle_wait_s(headers), throttle_wait_s(headers, 3.0)]
     assert all(wait is None or 0.0 <= wait <= MAX_RETRY_AFTER_S for wait in waits)
-    used_up = used_up_for_s(parts.first, said, headers)
+    used_up = budget_used_up_for_s(parts.first, said, headers)
     assert used_up is None or used_up == math.inf or 0.0 <= used_up <= LONGEST_DAY_S
     assert limit_kind(parts.first, said, headers) in ("jobs", "rate", None)
     assert failure_kind(parts.first, said) in ("moderation", "capacity", "input", "unknown")

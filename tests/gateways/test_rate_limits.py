@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanobanana_async.gateways.rate_limits import limit_kind, retry_after_s, used_up_for_s
+from nanobanana_async.gateways.rate_limits import budget_used_up_for_s, limit_kind, retry_after_s
 from tests.support.rows import each_row
 
 NOON = datetime(2026, 3, 12, 12, tzinfo=UTC)
@@ -100,4 +100,4 @@ def test_limit_kind_follows_words_then_headers(
 def test_used_up_budget_of_a_day_is_recognised(
     code: str | None, message: str, headers: dict[str, str], in_body_s: float | None, expected: float | None
 ) -> None:
-    assert used_up_for_s(code, message, headers, in_body_s) == expected
+    assert budget_used_up_for_s(code, message, headers, in_body_s) == expected

@@ -106,7 +106,7 @@ async def test_flush_cut_off_amid_a_large_answer_is_ended_by_the_server(postgres
         proxy.queue(ConnectionFault("stall", words=b"SELECT j.key"))
         call = ledger._submit(claim_and_read, writes=True)
         async with asyncio.timeout(30):
-            while not proxy.struck:  # noqa: ASYNC110 - the proxy sets no event
+            while not proxy.struck:
                 await asyncio.sleep(0.05)
             await asyncio.sleep(0.5)
             while True:  # an observer could bury it
@@ -180,7 +180,7 @@ async def test_owner_that_can_not_be_buried_keeps_its_notices(postgres: Server) 
             tenure=Tenure(LEASE),
             outage=outage.ServerOutage(clock),
             closing=threading.Event(),
-            on_burial=lambda *_: None,
+            on_enlisted_again=lambda *_: None,
         )
         observer = await asyncio.to_thread(connection.connect, settings)
         await asyncio.to_thread(observer._bury, Beat(1, -1, 10.0))  # it has beaten since

@@ -31,7 +31,7 @@ class Item:
         self.group = group
         self.priority = priority
         self.cost = cost
-        self.charge: tuple[Group, float] | None = None
+        self.turn_cost: tuple[Group, float] | None = None
 
     def __lt__(self, other: Any) -> bool:
         return bool(self.place < other.place)
@@ -180,7 +180,7 @@ def test_refused_creates_are_given_back_and_keep_their_place() -> None:
     refused = [item for item in sent if item.group == "a"]
     for item in refused:
         give_back(item)
-        assert item.charge is None
+        assert item.turn_cost is None
         give_back(item)  # once only
         queue.add(item)
     assert [serve(queue) for _ in refused] == refused

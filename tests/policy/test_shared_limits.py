@@ -90,7 +90,7 @@ def test_polls_go_on_while_the_ledger_is_away() -> None:
     limiter = new(granted=5, target=5)
     limiter.budget.on_throttled("poll", 11.0, 10.9)
     say(limiter)
-    limiter.budget.shared.fail(12.0)
+    limiter.budget.shared.on_exchange_failed(12.0)
     assert limiter.budget.admits("poll", 12.0, 0)
 
 
@@ -122,7 +122,7 @@ def test_a_report_without_an_answer_is_repeated() -> None:
     limiter = new(granted=5, target=5)
     limiter.on_ended()
     first = say(limiter, 3)
-    limiter.budget.shared.fail(11.0)
+    limiter.budget.shared.on_exchange_failed(11.0)
     limiter.on_ended()
     again = say(limiter, 2)
     assert (again.number, again.events, again.held) == (first.number, first.events, 2)
@@ -210,7 +210,7 @@ def test_a_request_waits_for_the_departure_that_it_has() -> None:
 
 def test_requests_keep_their_part_of_the_pace_while_the_ledger_is_away() -> None:
     limiter = with_departures()
-    limiter.budget.shared.fail(11.0)
+    limiter.budget.shared.on_exchange_failed(11.0)
     assert limiter.budget.admits("poll", 11.0, 0)
     limiter.budget.on_sent("poll", 11.0)
     assert not limiter.budget.admits("poll", 11.5, 0)
@@ -288,10 +288,10 @@ def test_an_exchange_is_due_at_once_when_another_interactive_job_waits(interacti
 def test_an_exchange_is_due_at_once_when_another_urgent_job_waits() -> None:
     shared = SharedAccount()
     report = partial(shared.report, Load(5), polls_due=0, mean_job_s=20.0, notice_delay_s=0.5, longest_run_s=60.0)
-    shared.take(Allotment(at=10.0, granted=5, target=5), 10.0, 10.0)
+    shared.take_allotment(Allotment(at=10.0, granted=5, target=5), 10.0, 10.0)
     assert report(queued=9, urgent=1).urgent == 1
     assert report(queued=9, urgent=2).urgent == 2  # it had no answer
-    shared.take(Allotment(at=20.0, granted=5, target=5), 20.0, 20.0)
+    shared.take_allotment(Allotment(at=20.0, granted=5, target=5), 20.0, 20.0)
     assert shared.next_at(20.1, 5, 9, 2) == 20.0 + TICK_S
     assert shared.next_at(20.2, 5, 9, 1) == 20.0 + TICK_S
     assert shared.next_at(20.3, 5, 9, 2) == -math.inf
@@ -319,7 +319,7 @@ def test_a_new_gate_is_reported_at_once() -> None:
 
 def test_an_exchange_is_repeated_after_a_tick_while_the_ledger_is_away() -> None:
     limiter = new()
-    limiter.budget.shared.fail(11.0)
+    limiter.budget.shared.on_exchange_failed(11.0)
     assert next_at(limiter, 11.0, 0, 1) == 11.0 + TICK_S
 
 

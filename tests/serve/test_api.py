@@ -81,9 +81,9 @@ async def test_field_that_only_this_gateway_does_not_take_is_refused_by_name() -
 @pytest.mark.parametrize(
     ("settings", "kind", "code"),
     [
-        ({"chances": create_error(451)}, "BadRequestError", "moderation_blocked"),
-        ({"chances": create_error(400)}, "BadRequestError", "invalid_value"),
-        ({"chances": create_error(403)}, "InternalServerError", "gateway_access_denied"),
+        ({"random_faults": create_error(451)}, "BadRequestError", "moderation_blocked"),
+        ({"random_faults": create_error(400)}, "BadRequestError", "invalid_value"),
+        ({"random_faults": create_error(403)}, "InternalServerError", "gateway_access_denied"),
         ({"credits": 4}, "RateLimitError", "insufficient_quota"),
         ({"failure_probability": 1.0}, "InternalServerError", "generation_failed"),
     ],

@@ -48,7 +48,7 @@ async def test_two_hundred_at_once_are_bought_once_each_on_five_slots() -> None:
 async def test_lost_answers_and_impatient_retries_buy_nothing_twice() -> None:
     lost = RandomFault(0.2, faults.reset(processed=True), "apimall.create")
     async with (
-        emulated(job_limit=5, duration=Fixed(0.1), chances=[lost]) as emulator,
+        emulated(job_limit=5, duration=Fixed(0.1), random_faults=[lost]) as emulator,
         served(emulator) as (url, _),
         client_of(url, timeout=0.7, max_retries=30) as client,
         asyncio.TaskGroup() as group,

@@ -134,7 +134,7 @@ def _world(draw: random.Random, seed: int, manner: Idempotency, forget_s: float)
         credits=draw.choice((None, None, None, 16)),
         duration=LogNormal(median_s=draw.choice((1.0, 5.0, 15.0)), sigma=0.5),
         failure_probability=draw.choice((0.0, 0.15)),
-        unknown_probability=draw.choice((0.0, 0.1)),
+        unknown_status_probability=draw.choice((0.0, 0.1)),
         visible_after_s=draw.choice((0.0, 0.0, 3.0)),
         images_after_s=draw.choice((0.0, 0.0, 2.0)),
         query_shape=draw.choice(("data", "top")),

@@ -36,7 +36,7 @@ async def emulated(
     options: EmulatorOptions = {"duration": Fixed(0.01), "image_scale": 0.05}
     options.update(settings)
     if not history:
-        options["chances"] = [*options.get("chances", ()), RandomFault(1.0, error(404), "apimall.history")]
+        options["random_faults"] = [*options.get("random_faults", ()), RandomFault(1.0, error(404), "apimall.history")]
     async with Emulator(port=port, **options) as emulator:
         yield emulator
         await emulator.wait_for_no_connections()
@@ -84,7 +84,7 @@ class RecordingObserver:
 async def until(holds: Callable[[], bool], *, timeout_s: float = 5.0) -> None:
     """Wait until something holds."""
     async with asyncio.timeout(timeout_s):
-        while not holds():  # noqa: ASYNC110 - the condition has no event
+        while not holds():
             await asyncio.sleep(0.002)
 
 

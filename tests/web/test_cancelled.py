@@ -63,7 +63,10 @@ async def test_two_hundred_cancelled_requests_lose_nothing(tmp_path: Path, kille
         duration=LogNormal(median_s=0.3),
         image_scale=0.02,
         unique_by="prompt",
-        chances=[RandomFault(0.02, faults.reset(processed=True), CREATE), RandomFault(0.5, faults.delay(0.05), CREATE)],
+        random_faults=[
+            RandomFault(0.02, faults.reset(processed=True), CREATE),
+            RandomFault(0.5, faults.delay(0.05), CREATE),
+        ],
     )
     async with emulator:
         server = (asgi if killed else aiohttp_web)(tmp_path, emulator)

@@ -32,7 +32,7 @@ def server_of(name: str, folder: Path, emulator: Emulator) -> Server:
 @pytest.mark.parametrize("name", APPS)
 async def test_unfinished_jobs_are_finished_by_the_next_server(name: str, tmp_path: Path) -> None:
     slow = RandomFault(1.0, faults.delay(0.4), "apimall.create")  # so the stop meets creates in flight
-    async with Emulator(job_limit=4, duration=Fixed(0.3), image_scale=0.02, chances=[slow]) as emulator:
+    async with Emulator(job_limit=4, duration=Fixed(0.3), image_scale=0.02, random_faults=[slow]) as emulator:
         server = server_of(name, tmp_path, emulator)
         async with running(server), aiohttp.ClientSession() as http:
             first = await ordered(http, server.url, 0)

@@ -64,7 +64,7 @@ async def test_dropped_and_repeated_callbacks_end_all_jobs_once(tmp_path: Path) 
 
 async def test_callbacks_resolve_unanswered_creates(tmp_path: Path) -> None:
     # The limit is set, since a lost refusal leaves a doubt that no callback can resolve.
-    async with gateway(tmp_path, max_jobs=20, chances=[LOST]) as (emulator, session):
+    async with gateway(tmp_path, max_jobs=20, random_faults=[LOST]) as (emulator, session):
         outcomes = await buy(session, 60)
         doubtful = [outcome.key for outcome in outcomes if not outcome.ok]
         assert len(doubtful) == emulator.stats().lost_creates > 0

@@ -47,7 +47,7 @@ def emulated(options: argparse.Namespace) -> Emulator:
         job_limit=options.job_limit,
         duration=LogNormal(median_s=options.job_seconds),
         failure_probability=0.2 if options.trouble else 0.0,
-        chances=lost if options.trouble else [],
+        random_faults=lost if options.trouble else [],
     )
 
 

@@ -31,7 +31,7 @@ from nanobanana_async.cli.batch.parsers import ReadingOptions
 from nanobanana_async.cli.batch.rehearsal import emulated_account
 from nanobanana_async.cli.batch.run import Run
 from nanobanana_async.cli.batch.run_options import RunOptions
-from nanobanana_async.cli.batch.shared import check_shared_options, feed_and_work
+from nanobanana_async.cli.batch.shared import check_ledger_options, feed_and_work
 from nanobanana_async.cli.batch.sweeping import open_sweep, sweep_options
 from nanobanana_async.cli.find_gateway import find_gateway, find_gateways
 from nanobanana_async.cli.options import (
@@ -88,7 +88,7 @@ class BatchCommand:
         buy_changed: Flag = False,
         ordered: Flag = False,
         name: str | None = None,
-        format: Format | None = None,  # noqa: A002 - the option's name
+        format: Format | None = None,
         encoding: str | None = None,
         sheet: str | None = None,
         comments: str | None = None,
@@ -236,7 +236,7 @@ class BatchCommand:
         emulated = gateway == "emulator"
         in_folder = {"--folder": folder, "--buy-changed": buy_changed, "--ordered": ordered, "--new-ledger": new_ledger}
         in_folder["--gateway emulator"] = emulated
-        output = check_shared_options(ledger, output, in_folder, feed_only=feed_only)
+        output = check_ledger_options(ledger, output, in_folder, feed_only=feed_only)
         asyncio.run(check_output(output, create=False))
         parse_credits("--max-credits", max_credits)
         parse_credits("--expected-credits", expected_credits)
@@ -275,7 +275,7 @@ class BatchCommand:
                     refuse_lost_ledger(path, new_ledger=new_ledger, in_store=store is not None)
                 source, owner = with_names(source, names, owner, found, path)
             notes = Notes()
-            source.read_objects(selected)
+            source.read_stored_images(selected)
             total = count_valid_rows(source, selected, notes)
             if total is None:
                 return USAGE
@@ -297,7 +297,7 @@ class BatchCommand:
                 buy_changed=buy_changed,
                 new_ledger=new_ledger,
                 ordered=ordered,
-                delimiter=notes.delimiter,
+                results_delimiter=notes.delimiter,
             )
             if dry_run:
                 return asyncio.run(show_dry_run(run_options, selected, asks_balance=not emulated and keyless is None))

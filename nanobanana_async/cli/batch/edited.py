@@ -108,4 +108,6 @@ def _had_no_key(record: JobRecord, batch: str) -> bool:
     if record.request is None:
         return False
     requests = (record.request, evolve(record.request, model=None))
-    return record.key in [RowReader(batch).with_key(Row(index=0, key=""), request).key for request in requests]
+    return record.key in [
+        RowReader(batch).with_request_and_key(Row(index=0, key=""), request).key for request in requests
+    ]

@@ -17,7 +17,7 @@ from nanobanana_async.cli.batch.formats import ENDINGS, Format, array_to_lines, 
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.parsers import ParsedRow, ReadingOptions, csv_cells, jsonl, table, text_lines
 from nanobanana_async.cli.batch.spool import copy_input
-from nanobanana_async.cli.batch.stored_images import read_objects
+from nanobanana_async.cli.batch.stored_images import read_stored_images
 from nanobanana_async.cli.options import in_cli_words
 from nanobanana_async.cli.settings.sources import current
 from nanobanana_async.errors import ConfigurationError, InvalidRequest, NanoBananaError
@@ -145,9 +145,9 @@ class InputFile:
             yield self._checked(file_row, row, own_keys, gateway)
         notes.repeated, notes.same_request = rows.repeated, max(0, repeats - rows.repeated)
 
-    def read_objects(self, gateway: Gateway) -> None:
+    def read_stored_images(self, gateway: Gateway) -> None:
         """Read the reference images in object stores, each once. Raises `DownloadError` if a store fails."""
-        self.known.update(read_objects(self._objects(), gateway, self.unit))
+        self.known.update(read_stored_images(self._objects(), gateway, self.unit))
 
     def _objects(self) -> Iterator[tuple[int, LocalImage]]:
         for number, found in checking(self.parsed(Notes()), "rows searched for reference images"):

@@ -22,7 +22,7 @@ from nanobanana_async.cli.options import in_cli_words, with_option_names
 from nanobanana_async.cli.purchase_notes import REHEARSAL
 from nanobanana_async.commands import resolve_advice
 from nanobanana_async.errors import ConfigurationError, CreditLimitReached, NanoBananaError, TaskNotFound
-from nanobanana_async.escaping import exact
+from nanobanana_async.escaping import escape_exactly
 from nanobanana_async.events import Event, PriceAboveEstimate
 from nanobanana_async.formatting import credit_count, number, plain_number, plural
 from nanobanana_async.images.files import why_unwritable
@@ -51,9 +51,9 @@ class StdoutLines:
     def add(self, result: Result, folder: Path) -> None:
         """Queue the lines of a row."""
         if self._enabled:
-            start = f"{exact(result.row.key or result.row.job_key)}\t{result.row.status}"
+            start = f"{escape_exactly(result.row.key or result.row.job_key)}\t{result.row.status}"
             paths = [image if is_url(image) else str(folder / image) for image in result.row.images] or [""]
-            lines = "".join(f"{start}\t{exact(path)}\n" for path in paths)
+            lines = "".join(f"{start}\t{escape_exactly(path)}\n" for path in paths)
             self._lines.append(lines.encode(self._out.encoding or "utf-8", "backslashreplace"))
 
     async def flush(self) -> None:

@@ -288,7 +288,7 @@ class Run:
             def ended() -> Iterator[Result]:
                 return filter(None, (results.get(row.key) for row in file.rows(self._gateway)))
 
-            await anyio.to_thread.run_sync(write_spreadsheet, self._folder, ended, self._options.delimiter)
+            await anyio.to_thread.run_sync(write_spreadsheet, self._folder, ended, self._options.results_delimiter)
         if not self._changed and self._report.is_newer_than_the_results():
             self._report.written = True  # keep the page of the last run, which has its charts
         elif self._results.committed:

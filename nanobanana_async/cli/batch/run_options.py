@@ -39,7 +39,7 @@ class RunOptions:
     new_ledger: bool = False
     """The rows may be bought again though another ledger has bought them."""
     ordered: bool = False
-    delimiter: str = ","
+    results_delimiter: str = ","
     """What separates the cells of `results.csv`."""
 
     @property

@@ -20,7 +20,7 @@ from nanobanana_async.references import local_digests
 INTERRUPTED = 130
 
 
-def check_shared_options(
+def check_ledger_options(
     ledger: PostgresUrl | None, output: Target | None, not_shared: Mapping[str, object], *, feed_only: bool
 ) -> Target:
     """Return the target; raise `ConfigurationError` for options that do not go with the ledger."""

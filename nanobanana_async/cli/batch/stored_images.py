@@ -12,7 +12,7 @@ from nanobanana_async.references import LocalImage
 AT_ONCE = 16
 
 
-def read_objects(
+def read_stored_images(
     images: Iterable[tuple[int, LocalImage]], gateway: Gateway, unit: str
 ) -> dict[LocalImage, LocalFacts | NanoBananaError]:
     """Return the facts of images, which come with the numbers of their rows, or why they can't be used.

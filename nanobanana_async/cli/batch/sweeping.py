@@ -52,11 +52,11 @@ class SweepInput(InputFile):
         return self.template or self.batch
 
     @property
-    def unit(self) -> str:
+    def row_word(self) -> str:
         return "row"
 
     def parsed(self, notes: Notes) -> Iterator[ParsedRow]:
-        notes.unit = self.unit
+        notes.unit = self.row_word
         yield from enumerate(self.sweep, 1)
 
 

@@ -257,7 +257,7 @@ class PostgresConnection(Transactions):
             self._known.disown_all()
         assert self.owner is not None
         self._buried, self._watch = False, Watch(self._settings.lease)
-        self._settings.on_burial(self.owner, written)
+        self._settings.on_enlisted_again(self.owner, written)
 
     @property
     def _answers_calls(self) -> bool:

@@ -107,7 +107,7 @@ class OwnerLedger(WriterLedger):
             tenure=tenure,
             outage=outage,
             closing=self._closing,
-            on_burial=on_burial,
+            on_enlisted_again=on_burial,
         )
         opened: WriterConnection = connection.connect(settings)
         return opened

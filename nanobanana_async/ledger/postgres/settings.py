@@ -23,7 +23,7 @@ class Settings:
     outage: ServerOutage
     closing: threading.Event
     """Set when the ledger is being closed: calls do not wait long any more."""
-    on_burial: Callable[[int, int | None], None]
+    on_enlisted_again: Callable[[int, int | None], None]
     """Gets the new number of an owner; and how many records it has written again after a fail-over, None if buried.
 
     It is called in the writer's thread.
