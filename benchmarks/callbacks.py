@@ -84,7 +84,7 @@ async def _run(case: Case) -> Run:
                     well = sum([outcome.ok async for outcome in outcomes])
                 doubtful = case.jobs - well
                 patience = clock() + RESOLVED_WITHIN_S
-                while (stats := session.stats()).uncertain + stats.slots_held and clock() < patience:
+                while (stats := session.stats()).uncertain + stats.slots_held and clock() < patience:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
                 took_s = clock() - begun
             await runner.cleanup()

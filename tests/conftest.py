@@ -14,7 +14,7 @@ from typing import Any
 import aioresponses.core
 import pytest
 from aiohttp import ClientResponse
-from aioresponses import aioresponses as AioResponses
+from aioresponses import aioresponses as AioResponses  # noqa: N812
 from hypothesis import settings
 
 from nanobanana_async.emulator.settings import EmulatorSettings

@@ -2,7 +2,7 @@
 
 import aiohttp
 import pytest
-from aioresponses import aioresponses as AioResponses
+from aioresponses import aioresponses as AioResponses  # noqa: N812
 
 URL = "https://gateway.example/api/v1/images/t-1"
 

@@ -155,7 +155,7 @@ def test_every_value_reaches_the_body_as_it_is() -> None:
     assert {name: body[name] for name in extra} == extra
 
 
-class Quality(str, enum.Enum):
+class Quality(str, enum.Enum):  # noqa: UP042 - the kind that prints its name
     HIGH = "high"
 
 

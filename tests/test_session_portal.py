@@ -32,7 +32,7 @@ def test_errors_are_those_of_the_session() -> None:
         with pytest.raises(InvalidRequest):
             images.generate("")
         with pytest.raises(AttributeError, match=r"portal\.call\(portal\.session\.stats"):
-            images.stats
+            images.stats  # noqa: B018
 
 
 def test_batch_yields_its_outcomes_to_a_plain_loop() -> None:

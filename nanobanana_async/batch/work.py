@@ -92,7 +92,7 @@ class WorkRunner(BatchRunner):
         await self._ledger.draw_unsaved(self._batch)
         clock = asyncio.get_running_loop().time
         while True:
-            while clock() < self._draw_at or (self._is_away and self._unsent):
+            while clock() < self._draw_at or (self._is_away and self._unsent):  # noqa: ASYNC110 - a time, or others
                 await anyio.sleep(WAIT_S)
             draw: asyncio.Future[Draw] = asyncio.get_running_loop().create_future()
             self._drawing += 1

@@ -30,7 +30,7 @@ def emulate(
     requests_per_day: float | None = None,
     rate_window: RateWindow = "bucket",
     retry_after: RetryAfter = "absent",
-    credits: Decimal | None = None,
+    credits: Decimal | None = None,  # noqa: A002 - the option's name
     job_seconds: float = 8.0,
     speed: float = 1.0,
     failure_probability: float = 0.0,

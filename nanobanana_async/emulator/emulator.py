@@ -101,7 +101,7 @@ class Emulator:
     async def wait_for_no_connections(self, *, timeout_s: float = 5.0) -> None:
         """Wait until all clients have closed their connections; raise `TimeoutError` after `timeout_s`."""
         async with asyncio.timeout(timeout_s):
-            while self._running().connections():
+            while self._running().connections():  # noqa: ASYNC110 - aiohttp has no event for closed connections
                 await asyncio.sleep(0.005)
 
     def queue_faults(self, endpoint: Endpoint, *faults: Fault | None) -> None:

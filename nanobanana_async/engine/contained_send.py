@@ -14,7 +14,7 @@ from nanobanana_async.policy.session_budget import SessionBudget
 
 async def wait_for_cap_and_pause(budget: SessionBudget, clock: Callable[[], float]) -> None:
     """Wait until the user's cap of requests and a pause of the account let a request leave that takes no slot."""
-    while (wait_s := budget.cap_and_pause_end_at - clock()) > 0:
+    while (wait_s := budget.cap_and_pause_end_at - clock()) > 0:  # noqa: ASYNC110 - others may take the turn
         await anyio.sleep(max(wait_s, TICK_S))
 
 

@@ -155,6 +155,6 @@ def _prefix(name: str, path: str) -> str:
 
 def _require_obstore(what: str) -> None:
     try:
-        import obstore
+        import obstore  # noqa: F401
     except ImportError:
         raise ConfigurationError(f"{what} {_EXTRA}") from None

@@ -54,7 +54,7 @@ def write_report(
     title: str,
     run: Recorder | None = None,
     advice: Callable[[ReportRow], Advice] | None = None,
-    credits: Credits | None = None,
+    credits: Credits | None = None,  # noqa: A002 - the word of the gateways
     accounts: Mapping[str, SessionStats] | None = None,
     max_cards: int = MAX_CARDS,
 ) -> None:

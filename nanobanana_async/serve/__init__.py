@@ -1,7 +1,7 @@
 """OpenAI's images API in front of a session: an ASGI application for one's own server, or for `nanobanana serve`."""
 
 try:
-    import python_multipart
+    import python_multipart  # noqa: F401 - Starlette needs it for forms, and says so only when one comes
 
     from nanobanana_async.serve.app import make_app
 except ModuleNotFoundError as error:

@@ -128,7 +128,7 @@ async def until_stopped(batch: Batch) -> tuple[list[Outcome], BatchStopped]:
     outcomes: list[Outcome] = []
     try:
         async for outcome in batch:
-            outcomes.append(outcome)
+            outcomes.append(outcome)  # noqa: PERF401 - they are wanted also when it raises
     except BatchStopped as stopped:
         return outcomes, stopped
     raise AssertionError("the batch did not stop")

@@ -105,7 +105,7 @@ async def test_closing_while_images_are_saved_does_not_hang(tmp_path: Path) -> N
             await until(lambda: emulator.stats().requests.get("cdn", 0) >= 3)
             await session.aclose()
         assert waiting.result() == 0
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())  # noqa: ASYNC240 - nothing else runs
 
 
 async def test_cancelled_close_still_closes() -> None:

@@ -64,7 +64,7 @@ async def kill_and_rerun(
             async with started(*arguments, environ=environ) as process:
                 # At any point: while rows are loaded, bought, saved or written.
                 least = rows * number // (kills + 1) - rng.randrange(job_limit)
-                while _count(out) < least:
+                while _count(out) < least:  # noqa: ASYNC110 - another process writes it
                     await asyncio.sleep(0.01)
                 await asyncio.sleep(rng.random() * job_s)
                 process.kill()

@@ -68,7 +68,7 @@ async def _hit(
         if rng.random() < 0.1:
             await asyncio.sleep(rng.uniform(0.0, 2.0))  # while it starts
         else:
-            while prompt not in emulator.records().prompts and not reading.done():
+            while prompt not in emulator.records().prompts and not reading.done():  # noqa: ASYNC110 - another process
                 await asyncio.sleep(0.02)
             await asyncio.sleep(rng.uniform(0.0, 2 * JOB_S))
         for number in numbers:

@@ -27,7 +27,7 @@ async def test_a_new_api_key_stops_before_buying_and_names_the_hand_over(batch: 
     async with emulated(batch, gateway, api_keys=KEYS, job_limit=24, duration=Fixed(2.0)) as emulator:
         environ = environment(emulator, NANOBANANA_GATEWAY=gateway, **{variable: API_KEY})
         async with started("batch", file, "-o", "out", environ=environ, folder=batch.folder) as process:
-            while emulator.stats().creates_accepted < 24:
+            while emulator.stats().creates_accepted < 24:  # noqa: ASYNC110 - it has no event
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.3)  # the answers arrive
             process.kill()

@@ -41,7 +41,7 @@ async def stopped_run(
     """Start a batch, and send it signals once the gateway has accepted so many jobs and their answers are stored."""
     environ = environment(emulator, NANOBANANA_GATEWAY=gateway, DEFAPI_API_KEY="emulator-key")
     async with started("batch", "foxes.txt", "-o", "out", environ=environ, folder=batch.folder) as process:
-        while emulator.stats().creates_accepted < accepted:
+        while emulator.stats().creates_accepted < accepted:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0.01)
         for _ in range(200):
             process.send_signal(signal.SIGSTOP)  # no create leaves between the look and the signals

@@ -119,7 +119,7 @@ async def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     async with emulated(tmp_path, 0.1, *[5.0] * 6) as (emulator, environ):
         async with terminal(tmp_path, f"{NANOBANANA} batch foxes.txt -o out", environ) as screen:
             await screen.shows(" running")
-            while emulator.stats().creates_accepted < 2:
+            while emulator.stats().creates_accepted < 2:  # noqa: ASYNC110 - it has no event
                 await asyncio.sleep(0.01)
             screen.press_ctrl_c()
             await screen.shows("buying no more")
@@ -221,7 +221,7 @@ async def test_signal_ends_the_wait_for_a_named_pipe(tmp_path: Path) -> None:
         try:
             os.write(writer, b"a fox\n")
             async with asyncio.timeout(WITHIN_S):
-                while unread_bytes(writer):
+                while unread_bytes(writer):  # noqa: ASYNC110 - the command reads it in its own time
                     await asyncio.sleep(0.01)
             process.send_signal(signal.SIGTERM)
             async with asyncio.timeout(WITHIN_S):

@@ -397,7 +397,7 @@ async def test_jobs_can_be_resumed_after_ctrl_c(jobs: Command) -> None:
         environ = environment(emulator, NANOBANANA_LEDGER=str(jobs.ledger))
         async with started("jobs", "resume", environ=environ) as process:
             async with asyncio.timeout(20):
-                while emulator.stats().polls == before:
+                while emulator.stats().polls == before:  # noqa: ASYNC110 - the emulator has no event for it
                     await asyncio.sleep(0.05)
             process.send_signal(signal.SIGINT)
             said = await ended(process)

@@ -1,4 +1,5 @@
 """A job that can't be stored is not bought: `LedgerError`, and no request reaches the gateway."""
+# ruff: noqa: ASYNC240 - small files, and no other task runs
 
 import asyncio
 import os

@@ -220,7 +220,7 @@ async def test_each_callback_is_posted_once(http: aiohttp.ClientSession, status:
             async with http.post(f"{emulator.url}/api/image/gen", json=body) as response:
                 assert response.status == 200
         async with asyncio.timeout(5):
-            while emulator.stats().callbacks_sent + emulator.stats().callbacks_failed < 2:
+            while emulator.stats().callbacks_sent + emulator.stats().callbacks_failed < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert (emulator.stats().callbacks_sent, emulator.stats().callbacks_failed) == (sent, 2 - sent)
     assert sorted(json.loads(body)["status"] for body in hook.bodies) == ["failed", "success"]
@@ -233,6 +233,6 @@ async def test_undelivered_callback_counts_as_failed(http: aiohttp.ClientSession
         async with http.post(f"{emulator.url}/api/image/gen", json={**OTHER, "callback_url": url}) as response:
             assert response.status == 200
         async with asyncio.timeout(5):
-            while not emulator.stats().callbacks_failed:
+            while not emulator.stats().callbacks_failed:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert emulator.stats().callbacks_sent == 0

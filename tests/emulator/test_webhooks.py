@@ -49,7 +49,7 @@ async def buy(http: aiohttp.ClientSession, emulator: Emulator, prompt: str = "a 
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

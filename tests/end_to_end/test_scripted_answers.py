@@ -3,7 +3,7 @@
 from decimal import Decimal
 
 import pytest
-from aioresponses import aioresponses as AioResponses
+from aioresponses import aioresponses as AioResponses  # noqa: N812
 from yarl import URL
 
 from nanobanana_async import ApiMall, DefApi, InsufficientCredits, Session

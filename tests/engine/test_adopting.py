@@ -194,7 +194,7 @@ async def test_job_whose_image_died_with_its_process_is_left_alone() -> None:
     gateway, shared, image = FakeGateway(job_s=5.0), SharedLedger(), make_image()
     async with killed_process(shared, gateway.answer, session_of=defapi, delay_s=1.0) as process:
         submitting = asyncio.Task(process.session.submit("a fox", images=[image], idempotency_key=KEY))
-        while KEY not in shared.rows:
+        while KEY not in shared.rows:  # noqa: ASYNC110 - it reads the image in a thread
             await asyncio.sleep(0.1)
     submitting.cancel()
     await asyncio.wait([submitting])
@@ -213,7 +213,7 @@ async def test_job_whose_image_was_uploaded_before_is_bought_without_a_caller() 
     gateway, shared, image = FakeGateway(job_s=5.0), SharedLedger(), make_image()
     async with killed_process(shared, gateway.answer, session_of=apimall, delay_s=1.0) as process:
         submitting = asyncio.Task(process.session.submit("a fox", images=[image], idempotency_key=KEY))
-        while KEY not in shared.rows:
+        while KEY not in shared.rows:  # noqa: ASYNC110 - it reads the image in a thread
             await asyncio.sleep(0.1)
         account = process.session._components.gateway.account
     submitting.cancel()

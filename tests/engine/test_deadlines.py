@@ -184,7 +184,7 @@ async def waited(scope: Any, session: Session) -> None:
         pytest.fail("it can't be done by then")
 
 
-class as_async:
+class as_async:  # noqa: N801 - reads like the scopes it stands for
     """Let anyio's scopes and asyncio's be used alike."""
 
     def __init__(self, scope: Any) -> None:

@@ -72,7 +72,7 @@ async def test_newest_signature_of_a_waiting_job_is_sent() -> None:
 
     async with apimall(FakeTransport(answer)) as session:
         job = await session.submit("a fox", images=[signed("old")], idempotency_key="order-1")
-        while job.state is not JobState.PENDING or not bodies:
+        while job.state is not JobState.PENDING or not bodies:  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.01)
         again = await session.submit("a fox", images=[signed("new")], idempotency_key="order-1")
         await again
@@ -94,7 +94,7 @@ async def test_newest_signature_of_a_job_of_an_earlier_session_is_sent() -> None
 
     async with apimall(FakeTransport(answer), ledger=ledger) as session:
         await session.submit("a fox", images=[signed("old")], idempotency_key="order-1")
-        while not bodies:
+        while not bodies:  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.01)
     async with apimall(FakeTransport(answer), ledger=ledger) as session:
         result = await session.generate("a fox", images=[signed("new")], idempotency_key="order-1")
@@ -143,7 +143,7 @@ async def test_throttled_job_with_a_newer_signature_is_sent_under_another_key(in
     session = apimall(FakeTransport(gateway.answer), ledger=ledger)
     await session.open()
     await session.submit("a fox", images=[signed("old")], idempotency_key="order-1")
-    while not gateway.sent or ledger.record("order-1").state is not JobState.PENDING:
+    while not gateway.sent or ledger.record("order-1").state is not JobState.PENDING:  # noqa: ASYNC110 - no event
         await asyncio.sleep(0.01)
     if in_another_session:
         await session.aclose()

@@ -150,7 +150,7 @@ async def test_named_batch_without_its_ledger_buys_nothing_again(rows: int) -> N
             outcomes: list[Outcome] = []
             try:
                 async for outcome in session.generate_many(prompts, batch="spring"):
-                    outcomes.append(outcome)
+                    outcomes.append(outcome)  # noqa: PERF401 - it may stop half-way
             except BatchStopped as stopped:
                 stops.append(stopped)
             assert all(outcome.ok is (name == "first") for outcome in outcomes)

@@ -22,7 +22,7 @@ from tests.support.images import make_image
 from tests.support.replies import completed, created
 
 
-class Text(str, Enum):
+class Text(str, Enum):  # noqa: UP042 - `str()` of a StrEnum is its value
     """Text as apps with fixed choices keep it."""
 
     PROMPT = "a fox"
@@ -74,7 +74,7 @@ def test_request_has_the_values() -> None:
     assert json.dumps(given.to_dict()) == json.dumps(plain.to_dict())
 
 
-class Inline(str, Enum):
+class Inline(str, Enum):  # noqa: UP042
     """A data URI."""
 
     IMAGE = "data:image/png;base64,AAAA"

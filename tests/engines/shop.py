@@ -90,7 +90,7 @@ class Shop:
         """Wait until a condition holds."""
         try:
             async with asyncio.timeout(WITHIN_S):
-                while not condition():
+                while not condition():  # noqa: ASYNC110 - other processes set no event
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise AssertionError(self._log()) from None

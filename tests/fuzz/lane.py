@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
             running[process] = f"{name}-{lane}-{seed}"
             continue
         output = Path(folder, f"{name}-{lane}-{seed}.json")
-        sys.stderr = open(output.with_suffix(".log"), "w")
+        sys.stderr = open(output.with_suffix(".log"), "w")  # noqa: SIM115 - until the fork ends
         os.dup2(sys.stderr.fileno(), 2)
         _play(lane, name, int(executions), int(seed), output)
         os._exit(0)

@@ -491,7 +491,7 @@ async def test_key_in_a_frame_is_detected_by_these_tests() -> None:
             {"key": KEY},
         )
 
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
         careless()
     assert [shown for shown in everything_shown(caught.value) if KEY in shown]
 

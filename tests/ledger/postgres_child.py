@@ -73,7 +73,7 @@ async def generate(ledger: PostgresLedger, name: str) -> None:
     async with session, asyncio.TaskGroup() as group:
         for number in range(int(count)):
             group.create_task(session.generate(f"row-{number}", idempotency_key=f"row-{number}"))
-        while (await ledger.count_by_state()).total() < int(count):
+        while (await ledger.count_by_state()).total() < int(count):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         say("claimed")
 

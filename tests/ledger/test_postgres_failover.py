@@ -123,7 +123,7 @@ async def test_living_hosts_buy_nothing_twice_and_lose_nothing(pair: Pair, gatew
             await until(lambda: emulator.stats().creates_accepted >= before + 6, timeout_s=30)
             await asyncio.to_thread(pair.fail_over)
             async with session() as new:  # a third host asks for rows whose records were lost
-                await asyncio.gather(
+                await asyncio.gather(  # noqa: TID251
                     *(new.generate(f"image {number}", idempotency_key=f"row-{number}") for number in range(24))
                 )
         assert all(call.result().url for call in calls)
@@ -214,7 +214,7 @@ async def test_job_of_a_dead_owner_counts_as_sent_at_the_dearest_price(postgres:
             postgres.execute(f"UPDATE jobs SET batch = '{SPRING}', budget = 'art' WHERE key = 'x-1'", schema=schema)
             move(postgres, schema)
             async with asyncio.timeout(20):
-                while (found := await ledger.find("x-1")) is None or found.state is JobState.PENDING:
+                while (found := await ledger.find("x-1")) is None or found.state is JobState.PENDING:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             assert (found.state, found.revision, found.in_doubt) == (JobState.SUBMITTING, 1, False)
             assert found.sent_at is not None

@@ -106,7 +106,7 @@ async def test_flush_cut_off_amid_a_large_answer_is_ended_by_the_server(postgres
         proxy.queue(ConnectionFault("stall", words=b"SELECT j.key"))
         call = ledger._submit(claim_and_read, writes=True)
         async with asyncio.timeout(30):
-            while not proxy.struck:
+            while not proxy.struck:  # noqa: ASYNC110 - the proxy sets no event
                 await asyncio.sleep(0.05)
             await asyncio.sleep(0.5)
             while True:  # an observer could bury it

@@ -78,7 +78,7 @@ async def opened(
 
 async def until_adoptable(ledger: PostgresLedger, keys: list[str]) -> None:
     async with asyncio.timeout(20):
-        while await keys_left(ledger) != keys:
+        while await keys_left(ledger) != keys:  # noqa: ASYNC110 - another process sets no event
             await asyncio.sleep(0.05)
 
 
@@ -182,7 +182,7 @@ async def test_refused_write_fails_alone_and_other_calls_are_made_again(postgres
         await ledger.claim(running())
         postgres.execute(*BURIED, schema=schema)
         stale = ledger.advance(running(), running().transition_to(JobState.SUCCEEDED))
-        refused, new, known = await asyncio.gather(
+        refused, new, known = await asyncio.gather(  # noqa: TID251 - the error is looked at
             stale, ledger.claim(job("new")), ledger.find("order-1"), return_exceptions=True
         )
         assert isinstance(refused, NotOurs)
@@ -301,7 +301,7 @@ async def test_server_crash_loses_nothing_and_buries_no_living_owner(own_server:
             for writer in range(4):
                 group.create_task(write(one, f"one-{writer}"))
                 group.create_task(write(two, f"two-{writer}"))
-            while len(acknowledged) < 100:
+            while len(acknowledged) < 100:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             await asyncio.to_thread(own_server.crash)
             await asyncio.sleep(1.5 * lease.silence_s)  # all are silent for longer than their leases
@@ -326,7 +326,7 @@ async def test_calls_wait_for_a_server_that_is_away_and_the_log_says_so(
         try:
             waiting = asyncio.Task(ledger.claim(job("b")))
             async with asyncio.timeout(20):
-                while ledger.outage is None:
+                while ledger.outage is None:  # noqa: ASYNC110 - the writer's thread sets no event
                     await asyncio.sleep(0.05)
             assert "can't be reached" in ledger.outage
             assert not ledger.surely_owns

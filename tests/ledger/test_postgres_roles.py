@@ -127,7 +127,7 @@ async def test_each_panel_of_the_page_has_a_query_that_the_reader_may_run(grante
             await (await session.submit(f"a fox, number {number}")).wait_for_task_id()
         shares = granted.queries["owners and their shares, as a table"]
         async with asyncio.timeout(20):  # the owner reports its slots every two seconds
-            while granted.execute("studio_reader", shares)[0][3] != 3:
+            while granted.execute("studio_reader", shares)[0][3] != 3:  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.2)
         found = {name: granted.execute("studio_reader", query) for name, query in granted.queries.items()}
         account = emulator.apimall().account

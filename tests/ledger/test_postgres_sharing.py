@@ -138,7 +138,7 @@ async def test_burial_releases_jobs_and_share_together(postgres: Server) -> None
         )
         assert (await ledger.exchange(ACCOUNT, Report(number=1, held=0))).granted == 0
         async with asyncio.timeout(20):
-            while postgres.execute("SELECT count(*) FROM shares", schema=schema) != [(1,)]:
+            while postgres.execute("SELECT count(*) FROM shares", schema=schema) != [(1,)]:  # noqa: ASYNC110 - a thread
                 await asyncio.sleep(0.05)
 
 

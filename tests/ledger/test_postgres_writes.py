@@ -223,7 +223,7 @@ async def test_flush_of_which_a_part_was_lost_is_ended_by_its_owner(postgres: Se
     assert all(claim.result().is_new for claim in claims)
     assert proxy.struck == 1
     async with asyncio.timeout(20):
-        while not ledger.surely_owns:
+        while not ledger.surely_owns:  # noqa: ASYNC110 - the writer's thread sets no event
             await asyncio.sleep(0.05)
     assert postgres.execute("SELECT count(*), count(buried_by) FROM owners", schema=schema) == [(1, 0)]
     await ledger.aclose()

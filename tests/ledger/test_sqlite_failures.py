@@ -1,4 +1,5 @@
 """A ledger that can't be read or written: the error says what to do, and nothing is changed."""
+# ruff: noqa: ASYNC240 - small files, and no other task runs
 
 import asyncio
 import os
@@ -45,7 +46,7 @@ async def test_full_disk_fails_the_whole_batch_without_changes(path: Path) -> No
         first = sent()
         await ledger.claim(first)
         await within(ledger, "PRAGMA max_page_count = 1")
-        results = await asyncio.gather(
+        results = await asyncio.gather(  # noqa: TID251
             ledger.claim(job("small")),
             ledger.claim(job("big", body=BIG)),
             ledger.advance(first, first.transition_to(JobState.RUNNING, task_id="t1")),
@@ -72,7 +73,7 @@ async def test_failed_commit_fails_the_whole_batch_without_changes(path: Path) -
         log_size = path.with_name("jobs.sqlite-wal").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (log_size + 10_000, limits[1]))  # the log is written at the commit
         try:
-            results = await asyncio.gather(
+            results = await asyncio.gather(  # noqa: TID251
                 ledger.advance(first, first.transition_to(JobState.RUNNING, task_id="t1")),
                 ledger.find("order-1"),
                 *(ledger.claim(job(f"k{number}", body=BIG[:5000])) for number in range(20)),
@@ -331,7 +332,7 @@ async def test_wal_deleted_during_the_commit_fails_the_write(path: Path) -> None
 
         claim = ledger.claim(job("new"))
         with pytest.raises(LedgerError, match="-wal was moved"):
-            await asyncio.gather(claim, ledger._submit(vanish, writes=True))
+            await asyncio.gather(claim, ledger._submit(vanish, writes=True))  # noqa: TID251
 
 
 @pytest.mark.parametrize("opening", [apimall_now, defapi_now], ids=["apimall", "defapi"])

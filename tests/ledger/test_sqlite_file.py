@@ -1,4 +1,5 @@
 """The ledger's file: created, identified, migrated; and unchanged when it is no ledger."""
+# ruff: noqa: ASYNC240 - small files, and no other task runs
 
 import sqlite3
 import threading

@@ -47,7 +47,7 @@ async def interrupted(client: Any, cell: Any) -> str:
     async with asyncio.TaskGroup() as group:
         running = group.create_task(client.async_execute_cell(cell, client.nb.cells.index(cell)))
         async with asyncio.timeout(20):
-            while not cell.outputs:
+            while not cell.outputs:  # noqa: ASYNC110 - nbclient has no event for it
                 await asyncio.sleep(0.02)
         await client.km.interrupt_kernel()
         await running

@@ -57,7 +57,7 @@ CONTRAST = """() => {
 class QuietHandler(SimpleHTTPRequestHandler):
     """Serves the files of a folder and logs nothing."""
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of the base class
         """Log nothing."""
 
 

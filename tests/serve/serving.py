@@ -33,7 +33,7 @@ async def listening(app: ASGIApp) -> AsyncIterator[str]:
     server = _Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False, lifespan="off"))
     serving = asyncio.get_running_loop().create_task(server.serve())
     try:
-        while not server.started:
+        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:

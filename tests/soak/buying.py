@@ -53,7 +53,7 @@ async def buy(orders: Orders) -> Bought:
         listing = None if path is None else group.create_task(_list_again_and_again(path))
         prompts = (f"a fox, row {number}" for number in range(orders.jobs))
         done = 0
-        with open(orders.results, "w", encoding="utf-8") as results:
+        with open(orders.results, "w", encoding="utf-8") as results:  # noqa: ASYNC230 - a line takes no time
             async with session.generate_many(prompts, batch=None if path is None else BATCH) as batch:
                 async for outcome in batch:
                     results.write(f"{json.dumps(_line(outcome))}\n")

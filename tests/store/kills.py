@@ -85,7 +85,7 @@ async def _kill(
     async with AsyncExitStack() as stack:
         processes = [await stack.enter_async_context(_started(command, environ, folder)) for _ in range(at_once)]
         async with asyncio.timeout(_WITHIN_S):
-            while not when() and all(process.returncode is None for process in processes):
+            while not when() and all(process.returncode is None for process in processes):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await asyncio.sleep(pause_s)
         for process in processes:

@@ -38,7 +38,7 @@ async def run(session: Session, s3: S3, rows: Any = ROWS, **options: Any) -> tup
     batch = session.generate_many(rows, save_to=f"s3://{s3.bucket}/spring", **options)
     try:
         async for outcome in batch:
-            outcomes.append(outcome)
+            outcomes.append(outcome)  # noqa: PERF401 - those before the error count
     except BatchStopped as stopped:
         return outcomes, stopped
     return outcomes, None
@@ -213,7 +213,7 @@ async def test_session_that_closes_does_not_wait_for_a_store(s3: S3) -> None:
         session = quick(emulator)
         await session.open()
         result = await session.generate("a fox")
-        saving = asyncio.ensure_future(session.save(result, f"s3://{s3.bucket}/x"))
+        saving = asyncio.ensure_future(session.save(result, f"s3://{s3.bucket}/x"))  # noqa: TID251 - closed meanwhile
         await asked.wait()
         await session.aclose()
         with pytest.raises(Exception, match="the session is closed"):

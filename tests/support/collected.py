@@ -75,7 +75,7 @@ class _Collected:
             os.close(end)
         random.seed()
         session.config.pluginmanager.unregister(self)
-        sys.stdin = open(0, closefd=False)
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
         exec(eval(sys.stdin.readline()), {"__name__": "__main__"})  # execnet's program: it calls `run_tests`
         atexit._run_exitfuncs()
         sys.stderr.flush()

@@ -282,7 +282,7 @@ def _stream(number: int, like: TextIO) -> io.TextIOWrapper:
     """Return a standard stream as the interpreter opens it."""
     assert isinstance(like, io.TextIOWrapper)
     unbuffered = like.write_through and number != 0
-    binary: Any = open(number, "wb" if number else "rb", buffering=0 if unbuffered else -1, closefd=False)
+    binary: Any = open(number, "wb" if number else "rb", buffering=0 if unbuffered else -1, closefd=False)  # noqa: SIM115
     raw = binary if unbuffered else binary.raw
     raw.name = like.name
     stream = io.TextIOWrapper(

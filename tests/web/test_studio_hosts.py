@@ -57,7 +57,7 @@ async def test_killed_replica_and_worker_cost_no_second_purchase(postgres: Datab
                 started(*worker, environ=environ, folder=tmp_path) as living_worker,
             ):
                 async with asyncio.timeout(90):  # a burial, a round of adopting, and a busy machine
-                    while emulator.stats().creates_accepted < 3:
+                    while emulator.stats().creates_accepted < 3:  # noqa: ASYNC110 - the emulator has no event for it
                         await asyncio.sleep(0.05)
                 for number in range(ORDERS):
                     await order(http, (dying.url, web.url)[number % 2], number)

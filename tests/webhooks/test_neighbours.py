@@ -53,7 +53,7 @@ async def test_callback_in_a_waiting_process_notifies_the_owner() -> None:
     async with mine, theirs:
         await asyncio.sleep(0.65)  # the other process reads the ledger at each full second
         submitting = asyncio.Task(mine.session.submit("a fox", idempotency_key=KEY))
-        while KEY not in shared.states():
+        while KEY not in shared.states():  # noqa: ASYNC110 - the ledger has no event
             await asyncio.sleep(0.01)
         waiting = asyncio.Task(theirs.session.generate("a fox", idempotency_key=KEY))
         job = await submitting

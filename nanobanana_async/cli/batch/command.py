@@ -88,7 +88,7 @@ class BatchCommand:
         buy_changed: Flag = False,
         ordered: Flag = False,
         name: str | None = None,
-        format: Format | None = None,
+        format: Format | None = None,  # noqa: A002 - the option's name
         encoding: str | None = None,
         sheet: str | None = None,
         comments: str | None = None,
