@@ -148,7 +148,7 @@ class Dispatcher:
         else:
             job.priority = priority
 
-    def settle_turn_cost(self, job: TrackedJob) -> None:
+    def correct_turn_cost(self, job: TrackedJob) -> None:
         """Give back to the group of a job what its create was to cost, unless it took a slot."""
         if not job.slots:
             give_back(job)

@@ -63,10 +63,8 @@ class Engine:
             store, slots, submitter, poller, self.claims, estimates, references, max_requests=max_requests
         )
         self.tracked: Mapping[str, TrackedJob] = self.scheduler.tracked
-        self.members: tuple[Engine, ...] = (self,)
-        """The engines of the session: one for each account."""
-        self.orphans_seen = asyncio.Event()
-        """An exchange has found jobs that run and have no living owner."""
+        self.members: tuple[Engine, ...] = (self,)  # the engines of the session: one for each account
+        self.orphans_seen = asyncio.Event()  # an exchange has found jobs that run and have no living owner
         self.rest: Rest | None = None  # the account's last one; it may be over
 
     def home_of(self, job: TrackedJob) -> "Engine":
@@ -76,21 +74,18 @@ class Engine:
     def submit(
         self,
         record: JobRecord,
-        *budgets: Cap,
+        *caps: Cap,
         expected_credits: Decimal | None = None,
         retry_failed: frozenset[str] = frozenset(),
         sources: LocalImagesByDigest = NO_SOURCES,
         group: Hashable = None,
     ) -> TrackedJob:
-        """Track a new job and claim its key, or return the job that is tracked under that key.
-
-        `sources` are the local images that its request names; `group` is for a job that has no other.
-        """
+        """Track a new job and claim its key, or return the job under that key; `group` is for a job that has no other."""
         self.scheduler.check_open(record, is_known=False)
         job = self.tracked.get(record.key)
         if job is None:
             job = self.scheduler.track(self.build_tracked_job(record), Phase.CLAIMING)
-            job.caps += budgets
+            job.caps += caps
             if job.rare is not NO_RARE_FACTS or expected_credits is not None or retry_failed or sources:
                 job.rare = RareFacts(expected_credits=expected_credits, retry_failed=retry_failed, sources=sources)
             job.group = group if job.group is None else job.group

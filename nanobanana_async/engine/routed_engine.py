@@ -107,7 +107,7 @@ class RoutedEngine(Engine):
     def submit(
         self,
         record: JobRecord,
-        *budgets: Cap,
+        *caps: Cap,
         expected_credits: Decimal | None = None,
         retry_failed: frozenset[str] = frozenset(),
         sources: LocalImagesByDigest = NO_SOURCES,
@@ -123,7 +123,7 @@ class RoutedEngine(Engine):
             record = self.router.record_for(home, record, asked)
         job = home.submit(
             record,
-            *budgets,
+            *caps,
             expected_credits=expected_credits,
             retry_failed=retry_failed,
             sources=sources,

@@ -170,7 +170,7 @@ class Scheduler:
         if not job.is_followed:  # closing has ended the waiting
             return
         if job.turn_cost is not None:
-            self.dispatcher.settle_turn_cost(job)
+            self.dispatcher.correct_turn_cost(job)
         joined, was_foreign, buried = job.awaits_ledger_decision, job.phase is Phase.FOREIGN, job.rare.owner_buried
         next_step = recheck_of_buried(job, next_step, self._clock()) if buried else next_step
         if too_late := job.rare.withdraw_requested:

@@ -73,7 +73,7 @@ async def test_list_as_json_has_the_counts(account: Account) -> None:
 async def test_terminal_shows_a_table(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = TerminalStream()
     monkeypatch.setattr("sys.stdout", screen)
-    for name, value in (account.environ | {"TERM": "dumb"}).items():
+    for name, value in (account.environ | {"TERM": "dumb", "LINES": "50"}).items():
         monkeypatch.setenv(name, value)
     await asyncio.to_thread(run, ["webhooks"])
     title, *rows = screen.getvalue().splitlines()
@@ -171,7 +171,7 @@ async def test_table_shows_hostile_urls_cut_and_without_markup(
     account.emulator.simulator._state.add_webhook(0.0, HOSTILE + "a" * 10_000, ("job.failed",), None, None)
     screen = TerminalStream()
     monkeypatch.setattr("sys.stdout", screen)
-    for name, value in (account.environ | {"TERM": "dumb"}).items():
+    for name, value in (account.environ | {"TERM": "dumb", "LINES": "50"}).items():
         monkeypatch.setenv(name, value)
     await asyncio.to_thread(run, ["webhooks"])
     shown = screen.getvalue()

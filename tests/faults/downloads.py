@@ -1,6 +1,6 @@
 """Break a download at every byte of its answer: `python -m tests.faults downloads`.
 
-Whatever happens to the connection, at whichever byte: the image is in the folder whole, listed with its digest, or it
+If the connection breaks, at any byte: the image is in the folder whole, listed with its digest, or it
 is not there at all, and no other file is.
 """
 

@@ -1,7 +1,7 @@
 """Polls that contradict each other, for any number of seeds: `python -m tests.faults polls`.
 
 The status goes back, is unknown, is missing (404); answers are lost, garbled or refused for a while. Once a job has
-ended it stays so, whatever the gateway says later; a job that never ends is given up at its deadline.
+ended it stays so, and what the gateway says later changes nothing; a job that never ends is given up at its deadline.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Certificates of the wrong host or of nobody: refused before a byte is sent, whatever the environment says."""
+"""A certificate of another host, or of no authority, is refused before a byte is sent, in any environment."""
 
 from collections.abc import Mapping
 

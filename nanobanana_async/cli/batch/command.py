@@ -14,13 +14,7 @@ from nanobanana_async import ConcurrencyPolicy, ImageRequest
 from nanobanana_async.cli.batch.checks import count_valid_rows
 from nanobanana_async.cli.batch.consent import may_buy
 from nanobanana_async.cli.batch.dry_run import show_dry_run
-from nanobanana_async.cli.batch.folder import (
-    BatchFolder,
-    FolderOwner,
-    check_owner,
-    folder_of_run,
-    refuse_lost_ledger,
-)
+from nanobanana_async.cli.batch.folder import BatchFolder, FolderOwner, check_owner, folder_of_run, refuse_lost_ledger
 from nanobanana_async.cli.batch.formats import Format
 from nanobanana_async.cli.batch.input_file import open_input
 from nanobanana_async.cli.batch.keyless import gateway_without_key
