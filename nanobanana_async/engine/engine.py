@@ -80,7 +80,7 @@ class Engine:
         sources: LocalImagesByDigest = NO_SOURCES,
         group: Hashable = None,
     ) -> TrackedJob:
-        """Track a new job and claim its key, or return the job under that key; `group` is for a job that has no other."""
+        """Track a new job and claim its key, or return the job under it; `group` is for a job that has no other."""
         self.scheduler.check_open(record, is_known=False)
         job = self.tracked.get(record.key)
         if job is None:
