@@ -61,7 +61,9 @@ class Token:
         del text  # some tools show the locals of a traceback
         if isinstance(digest, ConfigurationError):
             raise digest
-        self.__attrs_init__(name, digest, budget=budget, group=group, priority=priority)
+        self.__attrs_init__(  # pyright: ignore[reportAttributeAccessIssue]
+            name, digest, budget=budget, group=group, priority=priority
+        )
 
     def __repr__(self) -> str:
         # attrs' own raises for a token whose constructor raised, and tracebacks show such a one.

@@ -86,7 +86,7 @@ async def test_command_of_a_configuration_starts_and_lists_its_tools(name: str, 
         settings.write_text("")
     settings.chmod(0o600)
     async with Emulator() as emulator:
-        variables = {variable: KEY.get(variable, value) for variable, value in server["env"].items()}
+        variables = {str(variable): str(KEY.get(variable, value)) for variable, value in server["env"].items()}
         base = environment(NANOBANANA_CONFIG=str(settings), NANOBANANA_LEDGER=str(tmp_path / "jobs.sqlite"))
         if name != "claude mcp add":
             base["NANOBANANA_BASE_URL"] = emulator.url

@@ -86,10 +86,9 @@ async def measure(path: Path) -> dict[str, Any]:
         jobs = await session.resume()
     figures["resumed"] = len(jobs)
     with step("wait for what was resumed"):
-        for job in jobs:
-            await job
+        while jobs:
+            await jobs.pop(0)
     await session.aclose()
-    del jobs, job
     ledger = SqliteLedger(path, read_only=True)
     await ledger.open()
     with step("list the newest 50"):

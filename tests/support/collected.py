@@ -65,7 +65,7 @@ class _Collected:
 
         forked.import_all((*forked.CORE, *forked.COMMANDS))  # nor does each worker do this
         charmap()
-        self.capture = session.config.pluginmanager.getplugin("capturemanager")
+        self.capture: Any = session.config.pluginmanager.getplugin("capturemanager")
         self.capture.stop_global_capturing()  # into files whose positions the children would share
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # those whom it concerns stop
         _, ends = forked.fork_on_orders(self._channel)
