@@ -286,14 +286,13 @@ class AdmissionLimiter:
     def learned(self, *, now: float, at: datetime) -> LearnedLimits | None:
         """Return what the next session starts from; None before the first 429."""
         jobs = self.job_limit if self._undecided is None else self._undecided.limit_before
-        rates = self.budget.learned(now)
-        if jobs.learned_cap is None and rates is None:
+        rates, held = self.budget.learned(now), self._held_when_full
+        cap = jobs.learned_cap if held else None  # with 0 others held all slots: a later session may get them
+        if cap is None and rates is None:
             return None
-        held_when_full = None if self._held_when_full == math.inf else int(self._held_when_full)
+        held_when_full = int(held) if 0 < held < math.inf else None
         odds = self.rate_log_odds
-        return LearnedLimits(
-            at=at, job_limit=jobs.learned_cap, held_when_full=held_when_full, rate_log_odds=odds, rates=rates
-        )
+        return LearnedLimits(at=at, job_limit=cap, held_when_full=held_when_full, rate_log_odds=odds, rates=rates)
 
     def restore(self, limits: LearnedLimits, *, now: float, at: datetime) -> None:
         """Start from what an earlier session learned, as far as it is believed at the wall clock's time `at`."""

@@ -1,6 +1,7 @@
 """Which limit a 429 reports, and what may leave under both limits."""
 
 import math
+from datetime import UTC, datetime
 from functools import partial
 
 import pytest
@@ -329,3 +330,9 @@ def test_trial_accepted_when_the_account_is_known_for_slots_does_not_change_its_
     known.on_accepted(11.1, AnsweredCreate(11.0), Load(5))
     assert known.limit_kind == "jobs"
     assert known.admits(11.2, Load(3))
+
+
+def test_refusal_while_others_hold_all_slots_is_no_learned_limit() -> None:
+    full = limiter()
+    full.on_throttled(1.0, AnsweredCreate(0.9), Load(0), "jobs")
+    assert full.learned(now=2.0, at=datetime(2026, 11, 1, tzinfo=UTC)) is None
