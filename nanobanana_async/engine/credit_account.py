@@ -112,7 +112,7 @@ class CreditAccount:
         """Release the reservation, because the ledger does not allow the job to be sent."""
         price = allowance.price
         for cap in self._caps_of(job):
-            cap.release(_purchase_id(job.record))
+            cap.take_back(_purchase_id(job.record))
         self._reservations.pop(job.key, None)
         if allowance.refusal is Refusal.PRICE:
             self.prices.learn(price.price_class, price.credits)

@@ -91,6 +91,10 @@ class MemoryCap:
             self._under_way.discard(purchase)
             self._estimated.discard(purchase)
 
+    def take_back(self, purchase: Hashable) -> None:
+        """Drop the reservation of a job that the ledger refused for another cap."""
+        self.release(purchase)
+
     def charge(self, purchase: Hashable, cost: Decimal | None) -> None:
         """Count the cost of an ended job after refunds; None, if the gateway did not state it, charges the reservation.
 
@@ -177,7 +181,7 @@ class LedgerCap:
     def on_refused(self, price: Price, answer: Affordable, why: str, *, ask_again_at: float) -> None:
         """Record that the ledger refused a job."""
         self._refusals[price.price_class] = _Refused(answer, why, price.is_estimate)
-        self.ask_again_at = ask_again_at
+        self.ask_again_at = min(self.ask_again_at, ask_again_at)
 
     @property
     def is_awaited(self) -> bool:
@@ -220,6 +224,10 @@ class LedgerCap:
         """Ask the ledger again: credits may be free."""
         self._estimated.discard(purchase)
         self.forget_refusals()
+
+    def take_back(self, purchase: Hashable) -> None:
+        """Record that a job is not sent: the ledger refused it, so that its other refusals hold, too."""
+        self._estimated.discard(purchase)
 
     def charge(self, purchase: Hashable, cost: Decimal | None) -> None:
         """Record that a job ended."""
