@@ -211,7 +211,10 @@ async def test_job_of_a_dead_owner_counts_as_sent_at_the_dearest_price(postgres:
                 assert await line(other) == "held"
                 other.kill()
                 await other.wait()
-            postgres.execute(f"UPDATE jobs SET batch = '{SPRING}', budget = 'art' WHERE key = 'x-1'", schema=schema)
+            postgres.execute(
+                f"UPDATE jobs SET gateway = 'defapi', batch = '{SPRING}', budget = 'art' WHERE key = 'x-1'",
+                schema=schema,
+            )
             move(postgres, schema)
             async with asyncio.timeout(20):
                 while (found := await ledger.find("x-1")) is None or found.state is JobState.PENDING:  # noqa: ASYNC110

@@ -3,7 +3,8 @@
 The last commits may be lost then. What a living owner knows it writes again, before anything else: each goes on under a
 new number, since the numbers of lost owners are given again, and no call is answered until all had the time for that.
 It is unknown which creates an owner that died across it made after the last commit that is left. So its jobs that were
-not sent by then count as sent: they are repeated under their keys, or are UNCERTAIN on a gateway without keys.
+not sent by then count as sent on a gateway without keys, where they are UNCERTAIN. With keys they wait as before: under
+its key a job is bought once, and when it is sent it must fit under its caps.
 """
 
 from collections.abc import Sequence
@@ -82,7 +83,8 @@ _RESERVE = (  # without caps: it was allowed before
 _OURS_BEFORE = "EXISTS (SELECT FROM owners WHERE id = %(before)s AND timeline <> %(timeline)s AND buried_by IS NULL)"
 _RETIRE = (
     f"UPDATE jobs SET owner = NULL WHERE owner = %(before)s AND {ACTIVE} AND {_OURS_BEFORE}",
-    f"UPDATE fed_rows SET worker = %(me)s WHERE worker = %(before)s AND delivered IS NULL AND {_OURS_BEFORE}",
+    # Perhaps it has delivered them in a commit that was lost: whoever draws them delivers them once more.
+    f"UPDATE fed_rows SET worker = NULL WHERE worker = %(before)s AND delivered IS NULL AND {_OURS_BEFORE}",
     f"DELETE FROM callback_notices WHERE owner = %(before)s AND {_OURS_BEFORE}",
     f"DELETE FROM shares WHERE owner = %(before)s AND {_OURS_BEFORE}",
     "DELETE FROM owners WHERE id = %(before)s AND timeline <> %(timeline)s AND buried_by IS NULL",

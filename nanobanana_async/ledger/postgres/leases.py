@@ -15,6 +15,7 @@ from attrs import frozen
 
 from nanobanana_async._version import __version__
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.gateways.apimall import ApiMall
 
 BEAT_S = 2.0
 """How often an owner beats. A beat is one small write without a disk flush: 100 hosts make 50 in a second."""
@@ -160,10 +161,12 @@ BURY = (
 _IS_BURIED = "EXISTS (SELECT FROM owners WHERE id = %(dead)s AND buried_by = %(me)s)"
 # Of an owner that died across a fail-over: what waits at the new server may have been sent after its last beat that is
 # left. It then counts as sent, at the price of the dearest purchase that counts under the same names, if there is one.
+# Not on API Mall: there the same key buys it once, as long as the gateway remembers it.
 _LAST_BEAT = "(SELECT beat_at - make_interval(secs => lease_s) FROM owners WHERE id = %(dead)s)"
 SEND_IN_DOUBT = (
     "WITH sent AS (UPDATE jobs AS j SET state = 'submitting', revision = revision + 1, owner = NULL,"
     f" first_sent_at = coalesce(first_sent_at, {_LAST_BEAT}), sent_at = {_LAST_BEAT} WHERE state = 'pending'"
+    f" AND gateway <> '{ApiMall.short_name}'"
     " AND (owner = %(dead)s OR id IN (SELECT job FROM fed_rows WHERE worker = %(dead)s AND delivered IS NULL))"
     " AND EXISTS (SELECT FROM owners WHERE id = %(dead)s AND buried_by = %(me)s AND timeline <> %(timeline)s)"
     " RETURNING id, generation, account, batch, budget, sent_at),"
