@@ -153,8 +153,9 @@ def exchange(
     owned = owned or {}
     orphans = owned.get(None, 0)
     for each, other in state.shares.items():
-        if each != owner:  # it may have adopted jobs since it last spoke
-            other.held = max(other.held, owned.get(each, 0) - other.in_flight)
+        follows = owned.get(each, 0)
+        if each != owner and follows > max(other.granted, other.taken):  # it has adopted jobs since it last spoke
+            other.held = follows - other.in_flight
     if not state.shares:
         state.restart_learner(now)
     elif now < state.spoke_at - CLOCK_JUMP_S:

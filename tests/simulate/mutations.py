@@ -134,7 +134,7 @@ def _found_half_way_is_sent_as_new() -> list[Change]:
         await self._store.transition(job, JobState.PENDING)
         return Enqueue()
 
-    return [(Submitter, "recover", recover)]
+    return [(Submitter, "continue_interrupted", recover)]
 
 
 def _lost_answer_taken_for_unsent() -> list[Change]:
