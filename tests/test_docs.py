@@ -1,6 +1,7 @@
 """Checks README and docs: programs run, tests pass, other code compiles, links and tables are true."""
 
 import asyncio
+import inspect
 import io
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from attrs import frozen
 
+from nanobanana_async import Session
 from nanobanana_async.emulator import API_KEY, Emulator, Fixed
 from nanobanana_async.engine.phases import PHASES
 from nanobanana_async.jobs import TRANSITIONS
@@ -99,6 +101,14 @@ async def test_program_runs_against_the_emulator(block: Block, tmp_path: Path) -
     async with Emulator(job_limit=5, duration=Fixed(0.1), image_scale=0.1) as emulator:
         await run(block, tmp_path, emulator)
         assert emulator.stats().double_charges == 0
+
+
+def test_table_of_generate_many_has_its_parameters_and_defaults() -> None:
+    text = (ROOT / "docs/batches.md").read_text(encoding="utf-8")
+    shown = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE))
+    taken = dict(inspect.signature(Session.generate_many).parameters)
+    del taken["self"]
+    assert shown == {name: "-" if one.default is one.empty else str(one.default) for name, one in taken.items()}
 
 
 def test_page_of_engines_has_the_recipes_as_they_are() -> None:
