@@ -25,8 +25,8 @@ def check_group(group: object) -> str | None:
     """Return the name of a group, None for none; raise `ConfigurationError` for anything else."""
     if group is None:
         return None
-    if not isinstance(group, str) or not 0 < len(group.strip()) <= len(group) <= LONGEST_NAME:
-        limits = f"text of 1 to {LONGEST_NAME} characters, the name of a user or a tenant, or None"
+    if not isinstance(group, str) or not (0 < len(group.strip()) <= len(group) <= LONGEST_NAME and group.isprintable()):
+        limits = f"printable text of 1 to {LONGEST_NAME} characters, the name of a user or a tenant, or None"
         raise ConfigurationError(f"group must be {limits}, not {shown(group)}")
     return as_plain_str(group)
 

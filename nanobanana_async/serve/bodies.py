@@ -56,7 +56,7 @@ async def read_json(request: Request) -> Body:
         raise ApiError(400, "the body must be JSON, with Content-Type: application/json", code="invalid_content_type")
     body = await Request(request.scope, _bounded(request, MAX_JSON_BYTES)).body()
     try:
-        fields = json.loads(body)
+        fields = json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise ApiError(400, "the body is no JSON", code="invalid_json") from None
     if not isinstance(fields, dict):
@@ -89,6 +89,11 @@ async def read_form(request: Request, max_bytes: int) -> Body:
     if not images:
         raise refused("image", "image is missing: an edit needs a reference image", code="missing_required_parameter")
     return Body(fields, tuple(images))
+
+
+def _refuse_constant(name: str) -> None:
+    """Refuse NaN and the infinities, which are no JSON."""
+    raise ValueError(name)
 
 
 def _media_type(request: Request) -> str:

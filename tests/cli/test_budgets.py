@@ -85,7 +85,7 @@ async def test_dry_run_shows_a_budget_that_nothing_was_bought_under(batch: Comma
     [
         (("--priority", "101"), "--priority: priority must be a whole number from -100 to 100, higher ones first"),
         (("--priority", "high"), "--priority: it must be a whole number, not 'high'"),
-        (("--group", ""), "--group: group must be text of 1 to 200 characters"),
+        (("--group", ""), "--group: group must be printable text of 1 to 200 characters"),
         (("--budget", "500"), "NAME=CREDITS or NAME=CREDITS/day, such as alice=500/day, not '500'"),
         (("--budget", "ann=5/week"), "--budget: it must be NAME=CREDITS or NAME=CREDITS/day"),
         (("--budget", "ann=-5"), "--budget: max_credits must be a number of at least 0, not -5"),

@@ -8,6 +8,7 @@ import pytest
 from attrs import evolve
 
 from nanobanana_async import (
+    ApiMall,
     Budget,
     ConcurrencyPolicy,
     CreditLimitReached,
@@ -17,9 +18,13 @@ from nanobanana_async import (
     MemoryLedger,
     Session,
 )
+from nanobanana_async.emulator import API_KEY, EmulatorSettings, Fixed, GatewaySimulator
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.jobs import JobRecord
+from nanobanana_async.ledger.base import Allowance
 from nanobanana_async.models import ImageRequest
-from nanobanana_async.testing import VirtualLoop
+from nanobanana_async.policy.prices import Price
+from nanobanana_async.testing import EmulatorTransport, VirtualLoop
 from tests.credits.fakes import (
     BOTH,
     ChargingGateway,
@@ -467,3 +472,29 @@ def test_ledger_in_memory_keeps_no_ended_charges() -> None:
     charges = ledger._charges  # type: ignore[attr-defined]
     assert not charges._names
     assert not any(each.open for each in charges._charges.values())
+
+
+class CountingLedger(MemoryLedger):
+    """A ledger that counts how often jobs ask it whether they may be sent."""
+
+    asked = 0
+
+    async def advance_and_reserve(
+        self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None
+    ) -> Allowance:
+        self.asked += 1
+        return await super().advance_and_reserve(before, after, price, max_credits)
+
+
+@virtually
+async def test_jobs_of_two_prices_and_priorities_wait_for_a_budget_without_asking_in_turn() -> None:
+    settings = EmulatorSettings(job_limit=3, duration=Fixed(20.0))
+    transport = EmulatorTransport(GatewaySimulator(settings), api_key=API_KEY)
+    budget, ledger = Budget(name="alice", max_credits=100), CountingLedger()
+    async with Session(ApiMall(api_key=API_KEY), http=transport, ledger=ledger) as session:
+        async with asyncio.TaskGroup() as group:
+            for number in range(14):
+                options = {"priority": number % 2, "num_images": 1 + number % 2}
+                group.create_task(outcome(session, f"a fox {number}", budget=budget, **options))
+        assert await left(session) < 8
+    assert ledger.asked < 100

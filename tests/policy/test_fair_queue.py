@@ -328,9 +328,9 @@ def test_other_priorities_are_refused(priority: object) -> None:
         check_priority(priority)
 
 
-@pytest.mark.parametrize("group", ["", "  ", 7, b"alice", "a" * 201])
+@pytest.mark.parametrize("group", ["", "  ", 7, b"alice", "a" * 201, "a\nb", "\ud800"])
 def test_other_groups_are_refused(group: object) -> None:
-    with pytest.raises(ConfigurationError, match="group must be text of 1 to 200 characters"):
+    with pytest.raises(ConfigurationError, match="group must be printable text of 1 to 200 characters"):
         check_group(group)
 
 

@@ -359,6 +359,7 @@ async def test_without_tokens_a_page_in_a_browser_is_refused(headers: Mapping[st
     [
         (b'{"prompt": "a fox"}', "text/plain", 400, "invalid_content_type"),
         (b"{", "application/json", 400, "invalid_json"),
+        (b'{"prompt": "a fox", "n": NaN}', "application/json", 400, "invalid_json"),
         (b"[]", "application/json", 400, "invalid_json"),
         (b"{}", "application/json", 400, "missing_required_parameter"),
         (b" " * (MAX_JSON_BYTES + 1), "application/json", 413, "body_too_large"),
