@@ -1,13 +1,14 @@
 """Draw the rows of a fed batch from the ledger, and run them as a batch does.
 
 A row is *in hand* from its draw until it is delivered: until the loop over the outcomes has come back for the next one.
-What a worker has in hand when its session closes, or its process dies, is drawn by others. So each outcome is taken at
-least once, and a job is bought once.
+What a worker has in hand when its session closes, or its process dies, is drawn by others, and so is what it could not
+write. So each outcome is taken at least once, and a job is bought once.
 """
 
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from typing import TypeGuard
 
 import anyio
 from anyio.abc import TaskGroup
@@ -23,10 +24,12 @@ from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import ConfigurationError, LedgerError
+from nanobanana_async.events import log
 from nanobanana_async.image_saver import ImageSaver
 from nanobanana_async.images.local import LocalImagesByDigest
-from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.jobs import ACTIVE_STATES, JobRecord, JobState
 from nanobanana_async.keys import batch_key_prefix
+from nanobanana_async.ledger.base import NotOurs, TaskTaken
 from nanobanana_async.ledger.feeding import UNSAVED, Draw, FedBatch, FedRow, FeedsRows
 from nanobanana_async.policy.budget import LedgerCap
 
@@ -57,7 +60,11 @@ class WorkRunner(BatchRunner):
         self._shown: list[Outcome] = []
         """The outcomes that were taken, and perhaps are still being used."""
         self._to_write: dict[str, int | None] = {}
+        self._unwritten: dict[str, int | None] = {}
+        """What could not be written; it is tried again together with the next."""
         self._written = True
+        """Whether nothing waits to be written, or can't be."""
+        self._writing_ended = False
         self._wake = asyncio.Event()
         self._draws_ended = False
         self._drawing = 0
@@ -81,6 +88,22 @@ class WorkRunner(BatchRunner):
             for key in self._in_hand.keys() - self._begun:
                 self._give_back(key)
             self._wake.set()
+
+    async def _pull(self) -> None:
+        try:
+            await super()._pull()
+        except LedgerError as error:  # of a draw: those of single jobs are errors of their rows
+            self._stop_after(error)
+
+    def _stop_after(self, failure: Exception) -> None:
+        """Buy nothing more, since the ledger has failed. What runs ends, and the batch then raises `BatchStopped`."""
+        error = failure
+        if not isinstance(error, LedgerError):
+            error = LedgerError(f"the ledger failed: {type(failure).__name__}: {failure}")
+        if not isinstance(self.stop_reason, LedgerError):
+            log.warning("ledger.failed batch=%s error=%s", self._name, error.message)
+        self.stop(error)
+        self.stop_reason = self.stop_reason or error  # it had been stopped without a reason
 
     async def _draw_rows(self) -> AsyncGenerator[RowInput, None]:
         facts = await self._ledger.fed_batch(self._batch)
@@ -117,11 +140,14 @@ class WorkRunner(BatchRunner):
         finally:
             self._drawing -= 1
             self._wake.set()
-        self._in_hand.update((row.record.key, row.record.revision) for row in drawn.rows)
+        # After a failure the ledger may give rows again that are in hand: it can't know which ones arrived.
+        known = self._in_hand.keys() | self._to_write.keys() | self._unwritten.keys()
+        rows = tuple(row for row in drawn.rows if row.record.key not in known)
+        self._in_hand.update((row.record.key, row.record.revision) for row in rows)
         if not draw.done():
-            draw.set_result(drawn)
+            draw.set_result(evolve(drawn, rows=rows))
             return
-        for row in drawn.rows:
+        for row in rows:
             self._give_back(row.record.key)
 
     @property
@@ -176,6 +202,8 @@ class WorkRunner(BatchRunner):
             self._give_back(row.key)  # by another caller, who did not want it: it is a row of the batch as before
             self.changed.set()
             return
+        if _is_interrupted(tracked.wait_error, tracked.record.state):
+            self._stop_after(tracked.wait_error)
         super()._on_done(row, tracked)
 
     def _count_unbought(self, row: Row) -> None:
@@ -204,7 +232,9 @@ class WorkRunner(BatchRunner):
 
     def _deliver(self, outcome: Outcome) -> None:
         revision = self._in_hand.pop(outcome.key, None)
-        if revision is not None:
+        if revision is not None and outcome.job is not None and _is_interrupted(outcome.error, outcome.job.state):
+            self._write(outcome.key, None)
+        elif revision is not None:
             unsaved = outcome.error is not None and outcome.job is not None and outcome.job.state is JobState.SUCCEEDED
             self._write(outcome.key, UNSAVED if unsaved else revision)
 
@@ -214,28 +244,39 @@ class WorkRunner(BatchRunner):
 
     def _write(self, key: str, revision: int | None) -> None:
         self._begun.discard(key)
-        self._to_write[key] = revision
-        self._written = False
-        self._wake.set()
+        if not self._writing_ended:
+            self._to_write[key] = revision
+            self._written = False
+            self._wake.set()
 
     async def _write_deliveries(self) -> None:
-        """Write what was delivered and given back, all that has come together in one call."""
+        """Write what was delivered and given back, all that has come together in one call.
+
+        What can't be written is drawn again by others, once this session has closed.
+        """
         try:
             while self._to_write or self._in_hand or self._drawing or not self._draws_ended:
                 await self._wake.wait()
                 self._wake.clear()
-                rows, self._to_write = self._to_write, {}
-                if rows:
-                    await self._ledger.deliver(rows)
+                rows, self._to_write = self._unwritten | self._to_write, {}
+                try:
+                    if rows:
+                        await self._ledger.deliver(rows)
+                    self._unwritten = {}
+                except Exception as failure:
+                    self._unwritten = rows
+                    self._stop_after(failure)
                 if not self._to_write:
                     self._written = True
                     self.changed.set()
-        except LedgerError as error:  # these rows are drawn again once this session has closed
-            self.input_error = self.input_error or error
-            self.request_stop()
         finally:
-            self._written = True
+            self._writing_ended = self._written = True
             self.changed.set()
+
+
+def _is_interrupted(error: Exception | None, state: JobState) -> TypeGuard[LedgerError]:
+    """Return whether the ledger failed while a job ran: the session follows it no more, and others may."""
+    return state in ACTIVE_STATES and isinstance(error, LedgerError) and not isinstance(error, (NotOurs, TaskTaken))
 
 
 def _to_row(row: FedRow) -> Row:

@@ -62,8 +62,8 @@ class WorkerCommand:
         one stops at once, and other workers collect what was bought.
 
         Exit codes: 0 every row that ended here has its images, or a signal ended the drawing; 1 some rows have none; 2
-        a wrong option, and nothing was bought; 3 the buying stopped early (credits, API key, a folder that can't be
-        written); 130 stopped at once.
+        a wrong option, and nothing was bought; 3 the buying stopped early (credits, API key, a folder or ledger that
+        can't be written); 130 stopped at once.
 
         For example: `nanobanana worker --ledger postgresql://studio@db.example/studio --batch spring -o s3://shop/spring`
 

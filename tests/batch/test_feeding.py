@@ -18,6 +18,8 @@ from nanobanana_async.errors import (
     IdempotencyConflict,
     InvalidRequest,
     JobUncertain,
+    LedgerError,
+    SessionClosed,
     TransportError,
 )
 from nanobanana_async.image_saver import ImageSaver
@@ -291,6 +293,120 @@ async def test_row_that_was_refused_for_a_passing_reason_is_bought_by_the_next_w
     gateway.says = lambda _: None
     assert len(await worked(shared, gateway)) == 40
     assert sorted(gateway.sold) == sorted(PROMPTS)
+
+
+@pytest.mark.parametrize("method", ["draw", "deliver"])
+@virtually
+async def test_failing_ledger_stops_a_worker_and_what_runs_is_delivered(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared, gateway = SharedLedger(), PromptGateway(job_s=20.0)
+    await fed(shared, ["5 s", *PROMPTS])
+    async with host(shared, gateway) as process:
+        taking = asyncio.Task(until_stopped(process.session.work("spring")))
+        await asyncio.sleep(2.0)
+        process.ledger.fails[method] = 1
+        outcomes, stopped = await taking
+        assert isinstance(stopped.cause, LedgerError)
+        assert stopped.cause.message == "the disk is full"
+        assert len(outcomes) == len(gateway.sold) < 20
+        assert all(outcome.ok for outcome in outcomes)
+        assert [record.message for record in caplog.records if "ledger.failed" in record.message] == [
+            "ledger.failed batch=spring error=the disk is full"
+        ]
+        # What failed was written later: nothing is left to this worker, and no outcome comes twice.
+        assert all(row.worker is None for row in shared.fed_rows.values())
+        rest = await worked(shared, gateway)
+    assert sorted(outcome.index for outcome in (*outcomes, *rest)) == list(range(41))
+    assert sorted(gateway.sold) == sorted(["5 s", *PROMPTS])
+
+
+@pytest.mark.parametrize("methods", [["draw"], ["deliver"], ["draw", "deliver"]])
+@virtually
+async def test_ledger_that_goes_on_failing_ends_a_worker_and_no_row_is_lost(methods: list[str]) -> None:
+    shared, gateway = SharedLedger(), PromptGateway()
+    await fed(shared, PROMPTS)
+    async with host(shared, gateway) as process:
+        taking = asyncio.Task(until_stopped(process.session.work("spring")))
+        await asyncio.sleep(3.0)
+        for method in methods:
+            process.ledger.fails[method] = 10_000
+        outcomes, stopped = await taking
+        assert isinstance(stopped.cause, LedgerError)
+        assert all(outcome.ok for outcome in outcomes)
+    rest = await worked(shared, gateway)
+    assert {outcome.index for outcome in (*outcomes, *rest)} == set(range(40))
+    assert sorted(gateway.sold) == sorted(PROMPTS)
+
+
+@virtually
+async def test_drained_worker_whose_deliveries_fail_ends_and_says_why() -> None:
+    shared, gateway = SharedLedger(), PromptGateway()
+    await fed(shared, PROMPTS)
+    async with host(shared, gateway) as process:
+        batch = process.session.work("spring")
+        taking = asyncio.Task(until_stopped(batch))
+        await asyncio.sleep(1.0)
+        process.ledger.fails["deliver"] = 10_000
+        await batch.aclose()
+        outcomes, stopped = await taking
+    assert isinstance(stopped.cause, LedgerError)
+    assert len(outcomes) == len(gateway.sold) == 8
+
+
+@virtually
+async def test_worker_that_left_its_loop_can_not_be_kept_by_failing_deliveries() -> None:
+    shared, gateway = SharedLedger(), PromptGateway()
+    await fed(shared, PROMPTS)
+    async with host(shared, gateway) as process, process.session.work("spring") as batch:
+        assert (await anext(batch)).ok
+        process.ledger.fails["deliver"] = 10_000
+    assert len(await worked(shared, gateway)) == 40
+
+
+@virtually
+async def test_row_whose_doubt_could_not_be_written_is_drawn_again() -> None:
+    shared, gateway = SharedLedger(), PromptGateway()
+    await fed_for_defapi(shared, ["fine", "lost", *PROMPTS[:3]])
+    async with host(shared, gateway, session_of=defapi, concurrency=slots(1)) as process:
+
+        def lose_answer(prompt: str) -> TransportError | None:
+            process.ledger.fails["advance"] = prompt == "lost"
+            return TransportError("lost", possibly_sent=True) if prompt == "lost" else None
+
+        gateway.says = lose_answer
+        outcomes, stopped = await until_stopped(process.session.work("spring"))
+        assert isinstance(stopped.cause, LedgerError)
+        assert [type(outcome.error) for outcome in outcomes] == [type(None), LedgerError]
+    rest = await worked(shared, gateway, session_of=defapi)
+    assert [(outcome.index, outcome.ok) for outcome in rest] == [(1, False), (2, True), (3, True), (4, True)]
+    assert isinstance(rest[0].error, JobUncertain)
+    assert gateway.posts == ["fine", "lost", *PROMPTS[:3]]
+
+
+@virtually
+async def test_ledger_that_fails_at_the_start_stops_a_worker() -> None:
+    for method in ("fed_batch", "draw_unsaved", "draw"):
+        shared, gateway = SharedLedger(), PromptGateway()
+        await fed(shared, PROMPTS)
+        async with host(shared, gateway) as process:
+            process.ledger.fails[method] = 1
+            outcomes, stopped = await until_stopped(process.session.work("spring"))
+            assert isinstance(stopped.cause, LedgerError)
+            assert (outcomes, gateway.posts) == ([], [])
+
+
+@virtually
+async def test_session_that_closes_before_all_outcomes_are_taken_ends_the_loop() -> None:
+    shared, gateway = SharedLedger(), PromptGateway()
+    await fed(shared, PROMPTS)
+    async with host(shared, gateway) as process:
+        batch = process.session.work("spring")
+        assert (await anext(batch)).ok
+        await asyncio.sleep(30.0)  # more outcomes wait
+    with pytest.raises(SessionClosed):
+        await all_of(batch)
+    assert {outcome.index for outcome in await worked(shared, gateway)} >= set(range(8, 40))
 
 
 @virtually
