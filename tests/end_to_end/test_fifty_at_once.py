@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 async def test_fifty_jobs_against_a_hidden_limit_of_ten(name: GatewayName, states_kind: bool) -> None:
     before = asyncio.all_tasks()
     listener = RecordingObserver()
-    first = iter([2.0] * 10)  # longer than a busy machine takes to send ten creates: they run at the same time
+    first = iter([4.0] * 10)  # longer than a busy machine takes to send ten creates: they run at the same time
     async with emulated(job_limit=10, states_429_kind=states_kind, duration=lambda _: next(first, 0.1)) as emulator:
         async with quick(emulator, name, observers=[listener]) as session:
             results = await together(session, [f"fox {number}" for number in range(50)])

@@ -83,7 +83,7 @@ _RESERVE = (  # without caps: it was allowed before
 _OURS_BEFORE = "EXISTS (SELECT FROM owners WHERE id = %(before)s AND timeline <> %(timeline)s AND buried_by IS NULL)"
 _RETIRE = (
     f"UPDATE jobs SET owner = NULL WHERE owner = %(before)s AND {ACTIVE} AND {_OURS_BEFORE}",
-    # Perhaps it has delivered them in a commit that was lost: whoever draws them delivers them once more.
+    # Perhaps it has delivered them in a commit that was lost: they are drawn and delivered once more.
     f"UPDATE fed_rows SET worker = NULL WHERE worker = %(before)s AND delivered IS NULL AND {_OURS_BEFORE}",
     f"DELETE FROM callback_notices WHERE owner = %(before)s AND {_OURS_BEFORE}",
     f"DELETE FROM shares WHERE owner = %(before)s AND {_OURS_BEFORE}",
