@@ -128,6 +128,31 @@ async def test_first_signal_drains_a_worker_and_another_one_goes_on(hosts: Hosts
 
 
 @slow
+@pytest.mark.usefixtures("real_processes")
+@pytest.mark.parametrize(("table", "signalled"), [("fed_rows", False), ("fed_rows", True), ("jobs", False)])
+async def test_worker_whose_ledger_fails_ends(hosts: Hosts, postgres: Server, table: str, signalled: bool) -> None:
+    await hosts("batch", hosts.rows(30), "--feed-only")
+    schema = hosts.url.rpartition("=")[2]
+    command = ("worker", "--batch", "spring", "-o", "out", "--max-jobs", "2", "--results", "one.jsonl")
+    async with started(*command, environ=dict(hosts.environ), folder=hosts.folder) as process:
+        await until(lambda: hosts.bought >= 4, timeout_s=30)
+        await asyncio.to_thread(postgres.execute, f"ALTER TABLE {table} RENAME TO hidden", schema=schema)
+        if signalled:
+            process.send_signal(signal.SIGTERM)
+        failed = await ended(process)
+    await asyncio.to_thread(postgres.execute, f"ALTER TABLE hidden RENAME TO {table}", schema=schema)
+    assert failed.code == 3, failed.err
+    assert "the buying stopped: " in failed.err
+    assert f'relation "{table}" does not exist' in failed.err
+    rest = await hosts.worker("--results", "two.jsonl")
+    assert rest.code == 0, rest.err
+    lines = lines_of(*((hosts.folder / name).read_text() for name in ("one.jsonl", "two.jsonl")))
+    succeeded = {line["key"] for line in lines if line["status"] == "succeeded"}
+    assert succeeded == {f"order-{number}" for number in range(30)}
+    assert hosts.bought == 30
+
+
+@slow
 async def test_second_signal_ends_a_worker_at_once(postgres: Server, tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(30.0)) as emulator:
         await stopped_at_once(Hosts(postgres, emulator, tmp_path))

@@ -169,6 +169,8 @@ class Work:
                         await self._add(outcome)
                 except BatchStopped as stopped:
                     self._stop_reason = stopped.cause
+                except LedgerError as error:  # of the record of a row, whose outcome another worker gets
+                    self._stop_reason = error
                 for task in background:
                     task.cancel()
             await self._refresh_credits()
