@@ -149,7 +149,7 @@ def _read_time(text: str) -> datetime:
 def read_credits(amount: str | Decimal) -> Decimal:
     """Return an amount in a row; raise `ValueError` for what is none, such as NaN."""
     credits_ = Decimal(amount)
-    if not credits_.is_finite() or credits_ < 0 or credits_.adjusted() > _MOST_DIGITS:
+    if not credits_.is_finite() or credits_.adjusted() > _MOST_DIGITS:
         raise ValueError("it is no amount of credits")
     return credits_
 

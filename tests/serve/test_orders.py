@@ -155,7 +155,7 @@ def test_token_under_a_name_keeps_its_batch_with_a_new_text() -> None:
     ("settings", "said"),
     [
         ({"budget": 500}, "budget must be a Budget"),
-        ({"group": ""}, "group must be text"),
+        ({"group": ""}, "group must be printable text"),
         ({"priority": 1000}, "priority must be a whole number from -100 to 100"),
     ],
 )
