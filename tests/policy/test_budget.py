@@ -226,6 +226,19 @@ def test_batch_budget_asks_the_ledger_until_a_refusal() -> None:
     assert cap.check(GUESS) is NOW
 
 
+def test_job_that_the_ledger_refused_leaves_the_refusals_of_others() -> None:
+    cap = LedgerCap(Decimal(80))
+    cap.on_refused(FOX, LATER, "no room", ask_again_at=7.0)
+    cap.reserve("owl", GUESS)
+    cap.take_back("owl")
+    cap.on_refused(Price("owl", EIGHT), LATER, "no room", ask_again_at=9.0)
+    assert (cap.check(FOX), cap.check(Price("owl", EIGHT)), cap.ask_again_at) == (LATER, LATER, 7.0)
+    session_cap, _ = a_budget("16")
+    session_cap.reserve("owl", FOX)
+    session_cap.take_back("owl")
+    assert session_cap.reserved == 0
+
+
 def a_record(state: JobState, **facts: Any) -> JobRecord:
     amounts: dict[str, Any] = {
         name: Decimal(value) if isinstance(value, int) and name != "in_doubt" else value

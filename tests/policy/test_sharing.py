@@ -467,6 +467,12 @@ def test_unreadable_state_is_learned_again(text: str | None) -> None:
     assert AccountState.from_json(text, {}) == AccountState()
 
 
+def test_state_that_grants_more_slots_than_any_account_has_is_learned_again() -> None:
+    state = limited(20)
+    state.limiter.job_limit.cap = 1e12
+    assert AccountState.from_json(state.to_json(), {}) == AccountState()
+
+
 @pytest.mark.parametrize(("after_s", "granted"), [(60.0, 20), (FRESH_S + 60.0, 10)])
 def test_limit_is_believed_for_a_day_after_the_last_owner_left(after_s: float, granted: int) -> None:
     state = limited(20)
