@@ -11,6 +11,7 @@ from typing import Any
 
 from nanobanana_async import JobUncertain, PollPolicy, RetryPolicy, Session
 from nanobanana_async.events import Event, JobStateChanged
+from nanobanana_async.jobs import ACTIVE_STATES
 from tests.durability.worker import GatewayName, gateway_at, prompt_of
 
 
@@ -53,15 +54,17 @@ async def buy(orders: Orders) -> None:
 
 
 async def resume(orders: Orders) -> list[str]:
-    """Resume at the same moment as another process; return the keys of the jobs that came to this one."""
+    """Resume at the same moment as another process; return the keys of the jobs that this one follows."""
     async with _session(orders) as session:
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
         jobs = await session.resume(buy=True)
+        # One that the other process has brought to its end since it was listed is returned, and not followed.
+        followed = [job.key for job in jobs if job.state in ACTIVE_STATES]
         for job in jobs:
             with contextlib.suppress(JobUncertain):
                 await job
-        return [job.key for job in jobs]
+        return followed
 
 
 def command(orders: Orders) -> list[str]:
