@@ -13,10 +13,10 @@ from nanobanana_async.emulator.faults import Fault, RandomFault, Script
 from nanobanana_async.emulator.field_notes import FIELD_NOTES, field_note
 from nanobanana_async.emulator.messages import (
     Callback,
-    DeliveryMode,
     EmulatedRequest,
     EmulatedResponse,
-    ResponseDelivery,
+    ResponseSending,
+    SendMode,
 )
 from nanobanana_async.emulator.settings import (
     ACCOUNTS,
@@ -43,7 +43,6 @@ __all__ = [
     "UNAPPROVED_KEY",
     "Bimodal",
     "Callback",
-    "DeliveryMode",
     "Duration",
     "EmulatedRequest",
     "EmulatedResponse",
@@ -57,8 +56,9 @@ __all__ = [
     "JobFacts",
     "LogNormal",
     "RandomFault",
-    "ResponseDelivery",
+    "ResponseSending",
     "Script",
+    "SendMode",
     "faults",
     "field_note",
     "serve",

@@ -48,7 +48,7 @@ class Refusal:
     wait_s: float | None = None
 
 
-class Phase(enum.Enum):
+class TaskState(enum.Enum):
     """The state of a job at the gateway."""
 
     PENDING = "pending"
@@ -83,14 +83,14 @@ class Task:
         """Return how much of the job is done at `now`."""
         return int(100 * (now - self.created_at) / (self.ends_at - self.created_at))
 
-    def phase(self, now: float) -> Phase:
-        """Return the phase of the job at `now`."""
+    def state_at(self, now: float) -> TaskState:
+        """Return the state of the job at `now`."""
         if now >= self.ends_at:
-            return Phase.FAILED if self.fails else Phase.SUCCEEDED
+            return TaskState.FAILED if self.fails else TaskState.SUCCEEDED
         if now >= self.starts_at:
-            return Phase.PROCESSING
+            return TaskState.PROCESSING
         submitted_at = (self.created_at + self.starts_at) / 2
-        return Phase.SUBMITTED if now >= submitted_at else Phase.PENDING
+        return TaskState.SUBMITTED if now >= submitted_at else TaskState.PENDING
 
 
 def _rates(settings: EmulatorSettings) -> list[tuple[str, Rate, float]]:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from nanobanana_async.emulator import checks
-from nanobanana_async.emulator.accounts import UNLIMITED_CREDITS, CreateRequest, Phase, Reference, Refusal, Task
+from nanobanana_async.emulator.accounts import UNLIMITED_CREDITS, CreateRequest, Reference, Refusal, Task, TaskState
 from nanobanana_async.emulator.bodies import JsonBody
 from nanobanana_async.emulator.settings import EmulatorSettings, FailureField
 
@@ -43,11 +43,11 @@ _GENERAL_FIELDS: dict[str, checks.Check] = {
 }
 _GENERAL_MODEL = "nano-banana"
 _STATUSES = {
-    Phase.PENDING: "pending",
-    Phase.SUBMITTED: "pending",
-    Phase.PROCESSING: "processing",
-    Phase.SUCCEEDED: "completed",
-    Phase.FAILED: "failed",
+    TaskState.PENDING: "pending",
+    TaskState.SUBMITTED: "pending",
+    TaskState.PROCESSING: "processing",
+    TaskState.SUCCEEDED: "completed",
+    TaskState.FAILED: "failed",
 }
 _FAILURE = "The image could not be generated"
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -113,14 +113,14 @@ def created_body(task: Task) -> bytes:
     return encoded({"success": True, "data": data, "request_id": f"req_{task.task_id[4:]}"})
 
 
-def status_word(phase: Phase) -> str:
-    """Return the status of a phase, as in the reference."""
-    return _STATUSES[phase]
+def status_word(task_state: TaskState) -> str:
+    """Return the status of a task in a state, as in the reference."""
+    return _STATUSES[task_state]
 
 
 def query_body(
     task: Task,
-    phase: Phase,
+    task_state: TaskState,
     status: str,
     urls: Sequence[str],
     *,
@@ -134,15 +134,15 @@ def query_body(
     `urls` are the image URLs, or empty while there are none. As in the reference's example, `primary_url` and
     `image_url` are URLs of their own.
     """
-    ended = phase in (Phase.SUCCEEDED, Phase.FAILED)
-    changed_at = task.starts_at if phase is Phase.PROCESSING else task.created_at
+    ended = task_state in (TaskState.SUCCEEDED, TaskState.FAILED)
+    changed_at = task.starts_at if task_state is TaskState.PROCESSING else task.created_at
     folder = urls[0].rpartition("/")[0] if urls else None
     extension = urls[0].rpartition(".")[2] if urls else ""
     data: dict[str, object] = {
         "task_id": task.task_id,
         "model": task.request.model,
         "status": status,
-        "output": {"resultUrls": list(urls)} if phase is Phase.SUCCEEDED else None,
+        "output": {"resultUrls": list(urls)} if task_state is TaskState.SUCCEEDED else None,
         "primary_url": f"{folder}/result.{extension}" if folder else None,
         "image_url": f"{folder}/cover.{extension}" if folder else None,
         "error_message": None,
@@ -153,7 +153,7 @@ def query_body(
         "completed_at": iso(started_at, task.ends_at) if ended else None,
         **progress,
     }
-    if phase is Phase.FAILED:
+    if task_state is TaskState.FAILED:
         data[failure_field] = _FAILURE
     return encoded({"success": True, "data": data, "request_id": request_id})
 

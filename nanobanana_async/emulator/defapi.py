@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from nanobanana_async.emulator import checks
-from nanobanana_async.emulator.accounts import CreateRequest, Phase, Reference, Refusal, Task
+from nanobanana_async.emulator.accounts import CreateRequest, Reference, Refusal, Task, TaskState
 from nanobanana_async.emulator.bodies import JsonBody, image_type, is_data_uri
 from nanobanana_async.emulator.settings import EmulatorSettings, QueryShape
 
@@ -24,11 +24,11 @@ _FIELDS: dict[str, checks.Check] = {
     "callback_url": checks.url,
 }
 _STATUSES = {
-    Phase.PENDING: "pending",
-    Phase.SUBMITTED: "submitted",
-    Phase.PROCESSING: "in_progress",
-    Phase.SUCCEEDED: "success",
-    Phase.FAILED: "failed",
+    TaskState.PENDING: "pending",
+    TaskState.SUBMITTED: "submitted",
+    TaskState.PROCESSING: "in_progress",
+    TaskState.SUCCEEDED: "success",
+    TaskState.FAILED: "failed",
 }
 _FAILURE = "The image could not be generated"
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -113,36 +113,36 @@ def created_body(task: Task) -> bytes:
     return encoded({"code": 0, "message": "ok", "data": {"task_id": task.task_id}})
 
 
-def status_word(phase: Phase) -> str:
-    """Return the status of a phase, as in the reference."""
-    return _STATUSES[phase]
+def status_word(task_state: TaskState) -> str:
+    """Return the status of a task in a state, as in the reference."""
+    return _STATUSES[task_state]
 
 
 def query_body(
     task: Task,
-    phase: Phase,
+    task_state: TaskState,
     status: str,
     images: Sequence[str],
     shape: QueryShape,
     progress: Mapping[str, object],
 ) -> bytes:
     """Return the response to a query: the callback's fields. The reference does not show where they stand."""
-    payload = {**_payload(task, phase, status, images), **progress}
+    payload = {**_payload(task, task_state, status, images), **progress}
     if shape == "top":
         return encoded({"code": 0, "message": "ok", **payload})
     return encoded({"code": 0, "message": "ok", "data": payload})
 
 
-def callback_body(task: Task, phase: Phase, status: str, images: Sequence[str]) -> bytes:
+def callback_body(task: Task, task_state: TaskState, status: str, images: Sequence[str]) -> bytes:
     """Return the callback body of a finished job."""
-    return encoded(_payload(task, phase, status, images))
+    return encoded(_payload(task, task_state, status, images))
 
 
-def _payload(task: Task, phase: Phase, status: str, images: Sequence[str]) -> dict[str, object]:
-    failed = phase is Phase.FAILED
+def _payload(task: Task, task_state: TaskState, status: str, images: Sequence[str]) -> dict[str, object]:
+    failed = task_state is TaskState.FAILED
     consumed = 0 if task.refunded else task.price
     return {
-        "result": [{"image": image} for image in images] if phase is Phase.SUCCEEDED else None,
+        "result": [{"image": image} for image in images] if task_state is TaskState.SUCCEEDED else None,
         "status": status,
         "task_id": task.task_id,
         "consumed": f"{consumed:.6f}",

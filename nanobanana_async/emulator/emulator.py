@@ -134,7 +134,7 @@ API Mall:  export NANOBANANA_GATEWAY=apimall NANOBANANA_BASE_URL={url} APIMALL_A
 defapi:    export NANOBANANA_GATEWAY=defapi NANOBANANA_BASE_URL={url} DEFAPI_API_KEY={key}"""
 
 
-_REACHABLE = """
+_REACHABLE_NOTE = """
 
 It listens on {host}: every machine and container that can reach this one can use it. Clients outside put its name
 into NANOBANANA_BASE_URL, such as http://emulator:{port}, and set NANOBANANA_ALLOW_HTTP=1, since it has no TLS."""
@@ -143,7 +143,9 @@ into NANOBANANA_BASE_URL, such as http://emulator:{port}, and set NANOBANANA_ALL
 def how_to(url: str, host: str) -> str:
     """Return how to configure a client, and who can reach an emulator that listens on this host."""
     text = _HOW_TO.format(url=url, key=API_KEY)
-    return text if is_loopback(f"http://{host}") else text + _REACHABLE.format(host=host, port=url.rpartition(":")[2])
+    return (
+        text if is_loopback(f"http://{host}") else text + _REACHABLE_NOTE.format(host=host, port=url.rpartition(":")[2])
+    )
 
 
 async def serve(port: int = 8080, *, host: str = "127.0.0.1", **settings: Unpack[EmulatorOptions]) -> None:

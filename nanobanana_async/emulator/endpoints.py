@@ -9,7 +9,7 @@ from attrs import evolve
 
 from nanobanana_async.emulator import apimall, defapi
 from nanobanana_async.emulator import images as cdn
-from nanobanana_async.emulator.accounts import CreateRequest, Phase, Refusal, Task
+from nanobanana_async.emulator.accounts import CreateRequest, Refusal, Task, TaskState
 from nanobanana_async.emulator.faults import Fault
 from nanobanana_async.emulator.files import PUBLIC_PREFIX, serve_file
 from nanobanana_async.emulator.images import paint
@@ -90,21 +90,21 @@ def query(
     task = _find(state, now, gateway, headers, task_id)
     if isinstance(task, Refusal):
         return refuse(state, now, gateway, task)
-    phase, status = _status(state, now, task)
+    task_state, status = _status(state, now, task)
     first_report = task.first_seen_at is None
-    state.counters.on_poll(now, task, phase, status, read=read)
+    state.counters.on_poll(now, task, task_state, status, read=read)
     if first_report and task.first_seen_at is not None:
         state.mark_end_seen(task)
-    progress = _progress_field(state, now, task, phase)
+    progress = _progress_field(state, now, task, task_state)
     if gateway == "apimall":
-        return EmulatedResponse(200, JSON, _apimall_query_body(state, now, task, phase, status, progress))
+        return EmulatedResponse(200, JSON, _apimall_query_body(state, now, task, task_state, status, progress))
     shape = state.settings.query_shape
-    if phase is Phase.SUCCEEDED and state.settings.data_uris:
+    if task_state is TaskState.SUCCEEDED and state.settings.data_uris:
         return _with_body(
-            lambda: defapi.query_body(task, phase, status, cdn.data_uris(task, state.settings), shape, progress)
+            lambda: defapi.query_body(task, task_state, status, cdn.data_uris(task, state.settings), shape, progress)
         )
-    urls = urls_of(state, now, task, phase)
-    return EmulatedResponse(200, JSON, defapi.query_body(task, phase, status, urls, shape, progress))
+    urls = urls_of(state, now, task, task_state)
+    return EmulatedResponse(200, JSON, defapi.query_body(task, task_state, status, urls, shape, progress))
 
 
 def download(state: State, now: float, request: EmulatedRequest, headers: Mapping[str, str]) -> EmulatedResponse:
@@ -126,11 +126,11 @@ def download(state: State, now: float, request: EmulatedRequest, headers: Mappin
 
 def callback_body(state: State, now: float, task: Task) -> bytes:
     """Return the callback body of a finished job."""
-    phase = task.phase(now)
-    images = urls_of(state, now, task, phase)
-    if phase is Phase.SUCCEEDED and state.settings.data_uris:
+    task_state = task.state_at(now)
+    images = urls_of(state, now, task, task_state)
+    if task_state is TaskState.SUCCEEDED and state.settings.data_uris:
         images = cdn.data_uris(task, state.settings)
-    return defapi.callback_body(task, phase, configured_word(state, defapi.status_word(phase)), images)
+    return defapi.callback_body(task, task_state, configured_word(state, defapi.status_word(task_state)), images)
 
 
 def _find(state: State, now: float, gateway: Gateway, headers: Mapping[str, str], task_id: str) -> Task | Refusal:
@@ -144,13 +144,13 @@ def _find(state: State, now: float, gateway: Gateway, headers: Mapping[str, str]
     return task
 
 
-def _status(state: State, now: float, task: Task) -> tuple[Phase, str]:
-    phase = task.phase(now)
-    if phase not in (Phase.SUCCEEDED, Phase.FAILED) and state.draw_unknown_status():
+def _status(state: State, now: float, task: Task) -> tuple[TaskState, str]:
+    task_state = task.state_at(now)
+    if task_state not in (TaskState.SUCCEEDED, TaskState.FAILED) and state.draw_unknown_status():
         status = "unknown"
     else:
-        status = apimall.status_word(phase) if task.gateway == "apimall" else defapi.status_word(phase)
-    return phase, configured_word(state, status)
+        status = apimall.status_word(task_state) if task.gateway == "apimall" else defapi.status_word(task_state)
+    return task_state, configured_word(state, status)
 
 
 def configured_word(state: State, status: str) -> str:
@@ -158,22 +158,22 @@ def configured_word(state: State, status: str) -> str:
     return state.settings.status_words.get(status, status)
 
 
-def _progress_field(state: State, now: float, task: Task, phase: Phase) -> Mapping[str, object]:
+def _progress_field(state: State, now: float, task: Task, task_state: TaskState) -> Mapping[str, object]:
     """Return the field that says how much of a running job is done, if the settings want it."""
-    if state.settings.progress == "absent" or phase in (Phase.SUCCEEDED, Phase.FAILED):
+    if state.settings.progress == "absent" or task_state in (TaskState.SUCCEEDED, TaskState.FAILED):
         return {}
     percent = task.percent(now)
     return {"progress": percent if state.settings.progress == "number" else f"{percent}%"}
 
 
 def _apimall_query_body(
-    state: State, now: float, task: Task, phase: Phase, status: str, progress: Mapping[str, object]
+    state: State, now: float, task: Task, task_state: TaskState, status: str, progress: Mapping[str, object]
 ) -> bytes:
     return apimall.query_body(
         task,
-        phase,
+        task_state,
         status,
-        urls_of(state, now, task, phase),
+        urls_of(state, now, task, task_state),
         started_at=state.settings.started_at,
         request_id=state.request_id(),
         failure_field=state.settings.failure_field,
@@ -181,9 +181,9 @@ def _apimall_query_body(
     )
 
 
-def urls_of(state: State, now: float, task: Task, phase: Phase) -> list[str]:
+def urls_of(state: State, now: float, task: Task, task_state: TaskState) -> list[str]:
     """Return links to the images of a job, or none while there are none."""
-    if phase is not Phase.SUCCEEDED or now < task.ends_at + state.settings.images_after_s:
+    if task_state is not TaskState.SUCCEEDED or now < task.ends_at + state.settings.images_after_s:
         return []
     return cdn.links(task, now, state.base_url)
 

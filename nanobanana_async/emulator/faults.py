@@ -11,10 +11,10 @@ from nanobanana_async.emulator.checks import PROBABILITY
 from nanobanana_async.emulator.messages import (
     ENDPOINTS,
     WHOLE,
-    DeliveryMode,
     EmulatedResponse,
     Endpoint,
-    ResponseDelivery,
+    ResponseSending,
+    SendMode,
 )
 
 _PROXY_PAGE = (
@@ -29,7 +29,7 @@ class Fault:
 
     With `processed` the gateway handles the request first: a job runs and is charged, though the client may never see
     the response. A `status` without a `body` is sent in the gateway's own envelope. Without a `status` the true
-    response is kept, and only its delivery fails, or `change` makes another body of it.
+    response is kept, and only its sending fails, or `change` makes another body of it.
     """
 
     name: str  # in the counts
@@ -39,48 +39,48 @@ class Fault:
     body: bytes | None = None  # in the place of an envelope
     code: str | None = None  # the gateway's own code
     message: str | None = None  # in the envelope
-    delivery: ResponseDelivery = WHOLE  # how it is sent
+    sending: ResponseSending = WHOLE  # how it is sent
     change: Callable[[EmulatedResponse], bytes] | None = None  # makes another body of the true response
 
     @property
     def delivers(self) -> bool:
         """Whether the client receives the true response."""
-        return self.status is None and self.delivery.mode is DeliveryMode.WHOLE
+        return self.status is None and self.sending.mode is SendMode.WHOLE
 
     def distort(self, response: EmulatedResponse) -> EmulatedResponse:
         """Return the response that is sent instead."""
-        if self.delivery.mode is DeliveryMode.RESET:
-            return EmulatedResponse(0, {}, b"", self.delivery)
+        if self.sending.mode is SendMode.RESET:
+            return EmulatedResponse(0, {}, b"", self.sending)
         if self.change is not None and response.status == 200:
             return evolve(response, body=self.change(response), make_body=None)
         if self.status is None:
-            return evolve(response, delivery=self.delivery)
+            return evolve(response, sending=self.sending)
         if self.body is None:
             # Not `self.status`: with `refusals_in_200` the envelope comes with status 200.
             headers = {**response.headers, **self.headers}
-            return EmulatedResponse(response.status, headers, response.body, self.delivery)
-        return EmulatedResponse(self.status, dict(self.headers), self.body, self.delivery)
+            return EmulatedResponse(response.status, headers, response.body, self.sending)
+        return EmulatedResponse(self.status, dict(self.headers), self.body, self.sending)
 
 
 def reset(*, processed: bool = False) -> Fault:
     """Reset the connection before the first byte of the response."""
-    return Fault(name="reset", processed=processed, delivery=ResponseDelivery(mode=DeliveryMode.RESET))
+    return Fault(name="reset", processed=processed, sending=ResponseSending(mode=SendMode.RESET))
 
 
 def stall(seconds: float, *, processed: bool = False) -> Fault:
     """Wait this long, then reset the connection."""
-    delivery = ResponseDelivery(mode=DeliveryMode.RESET, delay_s=seconds)
-    return Fault(name="stall", processed=processed, delivery=delivery)
+    sending = ResponseSending(mode=SendMode.RESET, delay_s=seconds)
+    return Fault(name="stall", processed=processed, sending=sending)
 
 
 def delay(seconds: float) -> Fault:
     """Process the request at once, and send the true response this much later."""
-    return Fault(name="delay", processed=True, delivery=ResponseDelivery(delay_s=seconds))
+    return Fault(name="delay", processed=True, sending=ResponseSending(delay_s=seconds))
 
 
 def late(seconds: float) -> Fault:
     """Process the request only after this long, even if the client has disconnected."""
-    return Fault(name="late", delivery=ResponseDelivery(mode=DeliveryMode.LATE, delay_s=seconds))
+    return Fault(name="late", sending=ResponseSending(mode=SendMode.LATE, delay_s=seconds))
 
 
 def error(
@@ -128,14 +128,14 @@ def garbage(status: int = 200, *, processed: bool = False) -> Fault:
 
 def cut(*, sent_share: float = 0.5, processed: bool = True) -> Fault:
     """Send the true Content-Length and this share of the body, then close the connection."""
-    delivery = ResponseDelivery(mode=DeliveryMode.CUT, sent_share=sent_share)
-    return Fault(name="cut", processed=processed, delivery=delivery)
+    sending = ResponseSending(mode=SendMode.CUT, sent_share=sent_share)
+    return Fault(name="cut", processed=processed, sending=sending)
 
 
 def wrong_length(*, sent_share: float = 0.5, processed: bool = True) -> Fault:
     """Send this share of the true length as Content-Length and the whole body, then close the connection."""
-    delivery = ResponseDelivery(mode=DeliveryMode.SHORT, sent_share=sent_share)
-    return Fault(name="wrong length", processed=processed, delivery=delivery)
+    sending = ResponseSending(mode=SendMode.SHORT, sent_share=sent_share)
+    return Fault(name="wrong length", processed=processed, sending=sending)
 
 
 def answer(

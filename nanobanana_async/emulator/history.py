@@ -6,7 +6,7 @@ from datetime import timedelta
 from email.utils import format_datetime
 
 from nanobanana_async.emulator import apimall, defapi
-from nanobanana_async.emulator.accounts import UNLIMITED_CREDITS, Phase, Refusal, Task
+from nanobanana_async.emulator.accounts import UNLIMITED_CREDITS, Refusal, Task, TaskState
 from nanobanana_async.emulator.endpoints import JSON, admission_refusal, configured_word, refuse, urls_of
 from nanobanana_async.emulator.messages import EmulatedResponse
 from nanobanana_async.emulator.state import State
@@ -58,16 +58,16 @@ def defapi_balance(state: State, now: float, headers: Mapping[str, str]) -> Emul
 
 
 def _item(state: State, now: float, task: Task) -> dict[str, object]:
-    phase = task.phase(now)
-    ended = phase in (Phase.SUCCEEDED, Phase.FAILED)
+    task_state = task.state_at(now)
+    ended = task_state in (TaskState.SUCCEEDED, TaskState.FAILED)
     started_at = state.settings.started_at
-    urls = urls_of(state, now, task, phase)
+    urls = urls_of(state, now, task, task_state)
     return {
         "task_id": task.task_id,
         "model": task.request.model,
         "source": "api",
         "created_at": _created_at(state, task),
-        "status": configured_word(state, apimall.status_word(phase)),
+        "status": configured_word(state, apimall.status_word(task_state)),
         "image_url": urls[0] if urls else None,
         "credits_used": apimall.number(task.price),
         "credits_refunded": apimall.number(task.price) if task.refunded else 0,

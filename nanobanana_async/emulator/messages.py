@@ -54,7 +54,7 @@ class EmulatedRequest:
         _ = self.content if self.method == "PUT" else self.json
 
 
-class DeliveryMode(enum.Enum):
+class SendMode(enum.Enum):
     """How the driver must send a response."""
 
     WHOLE = "whole"  # send it unchanged
@@ -65,22 +65,22 @@ class DeliveryMode(enum.Enum):
 
 
 @frozen(kw_only=True)
-class ResponseDelivery:
+class ResponseSending:
     """How a response reaches the client: after `delay_s`, in this mode."""
 
-    mode: DeliveryMode = DeliveryMode.WHOLE  # whole, or how it fails
+    mode: SendMode = SendMode.WHOLE  # whole, or how it fails
     delay_s: float = field(default=0.0, validator=number_validator(endless=True))  # before it is sent
     sent_share: float = field(default=1.0, validator=number_validator(most=1))  # of the body, for CUT and SHORT
 
 
-WHOLE = ResponseDelivery()
+WHOLE = ResponseSending()
 
 
 @frozen
 class EmulatedResponse:
     """The simulator's response to one request.
 
-    The driver waits `delivery.delay_s`, then sends it as `delivery.mode` says. `status` is 0 when there is nothing to
+    The driver waits `sending.delay_s`, then sends it as `sending.mode` says. `status` is 0 when there is nothing to
     send. With `make_body` the body is not made yet: `content()` makes it, which may take a second of processor time, so
     run it in a thread.
     """
@@ -88,7 +88,7 @@ class EmulatedResponse:
     status: int  # of HTTP; 0: nothing is sent
     headers: Mapping[str, str]  # of HTTP
     body: bytes  # empty if `make_body` is set
-    delivery: ResponseDelivery = WHOLE  # how it is sent
+    sending: ResponseSending = WHOLE  # how it is sent
     make_body: Callable[[], bytes] | None = None  # makes a body that takes long
 
     def content(self) -> bytes:

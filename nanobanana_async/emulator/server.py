@@ -13,7 +13,7 @@ from typing import Self
 import aiohttp
 from aiohttp import web
 
-from nanobanana_async.emulator.messages import Callback, DeliveryMode, EmulatedRequest, EmulatedResponse
+from nanobanana_async.emulator.messages import Callback, EmulatedRequest, EmulatedResponse, SendMode
 from nanobanana_async.emulator.simulator import GatewaySimulator
 
 _MAX_REQUEST = 150 * 2**20  # an upload of 100 MiB as base64
@@ -93,9 +93,9 @@ class EmulatorServer:
         self._simulator.base_url = f"http://{request.host}"  # links name the host by which this client reaches it
         answer = self._simulator.handle(self.now(), call)
         self._callback_sender.reschedule()
-        if answer.delivery.delay_s:
-            await self._wait(answer.delivery.delay_s)
-        if answer.delivery.mode is DeliveryMode.LATE:
+        if answer.sending.delay_s:
+            await self._wait(answer.sending.delay_s)
+        if answer.sending.mode is SendMode.LATE:
             answer = self._simulator.process(self.now(), call)
             self._callback_sender.reschedule()
         return await self._send(request, answer)
@@ -108,15 +108,15 @@ class EmulatorServer:
         return call
 
     async def _send(self, request: web.Request, answer: EmulatedResponse) -> web.StreamResponse:
-        mode = answer.delivery.mode
+        mode = answer.sending.mode
         transport = request.transport
         if transport is None:  # the client has disconnected
             return web.Response()
-        if mode is DeliveryMode.RESET:
+        if mode is SendMode.RESET:
             _reset(transport)
             return web.Response()
         body = await self._content(answer)
-        if mode is DeliveryMode.WHOLE:
+        if mode is SendMode.WHOLE:
             return web.Response(status=answer.status, headers=answer.headers, body=body)
         _send_distorted(transport, answer, body)
         return web.Response()
@@ -143,8 +143,8 @@ def _reset(transport: asyncio.Transport) -> None:
 
 def _send_distorted(transport: asyncio.Transport, answer: EmulatedResponse, body: bytes) -> None:
     """Send a response whose Content-Length and body differ, and close the connection."""
-    part = int(len(body) * answer.delivery.sent_share)
-    cut = answer.delivery.mode is DeliveryMode.CUT
+    part = int(len(body) * answer.sending.sent_share)
+    cut = answer.sending.mode is SendMode.CUT
     stated = len(body) if cut else part
     transport.write(_head(answer, stated) + (body[:part] if cut else body))
     transport.close()

@@ -13,11 +13,11 @@ from nanobanana_async.emulator.endpoints import JSON, callback_body, refuse, ref
 from nanobanana_async.emulator.faults import Fault, FaultSource
 from nanobanana_async.emulator.messages import (
     Callback,
-    DeliveryMode,
     EmulatedRequest,
     EmulatedResponse,
     Endpoint,
     Gateway,
+    SendMode,
 )
 from nanobanana_async.emulator.routes import METHODS, endpoint_of, respond
 from nanobanana_async.emulator.settings import EmulatorSettings
@@ -50,8 +50,8 @@ class GatewaySimulator:
     def handle(self, now: float, request: EmulatedRequest) -> EmulatedResponse:
         """Return the response to a request, with the fault that queue, script or chance applies to it.
 
-        `EmulatedResponse` says how to send it. With `DeliveryMode.LATE` the request is not processed yet: wait
-        `delivery.delay_s`, then send what `process` returns.
+        `EmulatedResponse` says how to send it. With `SendMode.LATE` the request is not processed yet: wait
+        `sending.delay_s`, then send what `process` returns.
         """
         endpoint = endpoint_of(request.path)
         if endpoint is None or request.method not in METHODS[endpoint]:
@@ -145,8 +145,8 @@ class GatewaySimulator:
         return respond(self._state, now, endpoint, request, read=read)
 
     def _with_fault(self, now: float, endpoint: Endpoint, request: EmulatedRequest, fault: Fault) -> EmulatedResponse:
-        if fault.delivery.mode is DeliveryMode.LATE:
-            return EmulatedResponse(0, {}, b"", fault.delivery)
+        if fault.sending.mode is SendMode.LATE:
+            return EmulatedResponse(0, {}, b"", fault.sending)
         response = EmulatedResponse(503, JSON, b"")
         if fault.processed:
             response = self._process(now, endpoint, request, read=fault.delivers)

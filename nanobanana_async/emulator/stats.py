@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from attrs import frozen
 
-from nanobanana_async.emulator.accounts import CreateRequest, Phase, Task
+from nanobanana_async.emulator.accounts import CreateRequest, Task, TaskState
 from nanobanana_async.emulator.files import FileStore
 from nanobanana_async.emulator.messages import Endpoint, Gateway
 from nanobanana_async.emulator.settings import UniqueBy
@@ -32,7 +32,7 @@ class EmulatorStats:
 
     running_now: int  # jobs
     running_max: int  # the most jobs at once
-    finished: int  # jobs that ended with images
+    ended: int  # jobs that ended with images
     failed: int  # jobs that ended without
     unpolled: int  # ended, and no poll has reported the end yet
 
@@ -70,7 +70,7 @@ class JobFacts:
     key: str | None  # its idempotency key
     prompt: str  # as sent
     images: int  # how many were asked for
-    phase: Phase  # where it is now
+    state: TaskState  # where it is now
     created_at: float  # seconds of the emulated clock
     ends_at: float  # seconds of the emulated clock
     first_seen_done_at: float | None  # when a poll first reported its end
@@ -89,7 +89,7 @@ def job_facts(task: Task, now: float) -> JobFacts:
         key=task.key,
         prompt=task.request.prompt,
         images=task.request.image_count,
-        phase=task.phase(now),
+        state=task.state_at(now),
         created_at=task.created_at,
         ends_at=task.ends_at,
         first_seen_done_at=task.first_seen_at,
@@ -114,7 +114,7 @@ class Counters:
         self.by_status: Counter[str] = Counter()
         self.callbacks: Counter[str] = Counter()
         self.accepted = self.replays = self.double = self.lost = 0
-        self.running = self.running_max = self.finished = self.failed = 0
+        self.running = self.running_max = self.ended = self.failed = 0
         self.polls = self.polls_max = self.leaks = 0
         self.charged = self.refunded = ZERO
 
@@ -132,20 +132,20 @@ class Counters:
         self.running_max = max(self.running_max, self.running)
 
     def on_ended(self, task: Task) -> None:
-        """Count a finished job."""
+        """Count a job that ended."""
         self.running -= 1
-        self.finished += 1
+        self.ended += 1
         self.failed += task.fails
         if task.refunded:
             self.refunded += task.price
 
-    def on_poll(self, now: float, task: Task, phase: Phase, status: str, *, read: bool) -> None:
+    def on_poll(self, now: float, task: Task, state: TaskState, status: str, *, read: bool) -> None:
         """Count a poll of a known job. `read` is False when a fault hides the response from the client."""
         task.polls += 1
         self.polls += 1
         self.polls_max = max(self.polls_max, task.polls)
         self.by_status[status] += 1
-        end_reported = read and phase in (Phase.SUCCEEDED, Phase.FAILED)
+        end_reported = read and state in (TaskState.SUCCEEDED, TaskState.FAILED)
         if end_reported and task.first_seen_at is None:
             task.first_seen_at = now
             if not task.foreign:
@@ -168,9 +168,9 @@ class Counters:
             faults=dict(self.faults),
             running_now=self.running,
             running_max=self.running_max,
-            finished=self.finished,
+            ended=self.ended,
             failed=self.failed,
-            unpolled=self.finished - seen,
+            unpolled=self.ended - seen,
             polls=self.polls,
             polls_by_status=dict(self.by_status),
             polls_per_job_mean=self.polls / self.accepted if self.accepted else 0.0,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import cast
 
 from nanobanana_async.emulator import apimall, checks
-from nanobanana_async.emulator.accounts import Phase, Refusal, Task
+from nanobanana_async.emulator.accounts import Refusal, Task, TaskState
 from nanobanana_async.emulator.addresses import is_loopback
 from nanobanana_async.emulator.callbacks import EVENTS, DueCallback, Webhook
 from nanobanana_async.emulator.endpoints import JSON, admission_refusal, configured_word, refuse, urls_of
@@ -85,13 +85,13 @@ def _listed(state: State, webhook: Webhook) -> dict[str, object]:
 
 
 def _delivery_body(state: State, now: float, task: Task, timestamp: int) -> bytes:
-    phase = task.phase(now)
-    status = apimall.status_word(phase)
-    urls = urls_of(state, now, task, phase)
+    task_state = task.state_at(now)
+    status = apimall.status_word(task_state)
+    urls = urls_of(state, now, task, task_state)
     charged = 0 if task.refunded else apimall.number(task.price)
     return apimall.encoded(
         {
-            "event": "job.failed" if phase is Phase.FAILED else "job.completed",
+            "event": "job.failed" if task_state is TaskState.FAILED else "job.completed",
             "task_id": task.task_id,
             "task_type": "image",
             "status": configured_word(state, status),

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import parse_qsl, urlsplit
 
-from nanobanana_async.emulator.messages import DeliveryMode, EmulatedRequest, ResponseDelivery
+from nanobanana_async.emulator.messages import EmulatedRequest, ResponseSending, SendMode
 from nanobanana_async.emulator.simulator import GatewaySimulator
 from nanobanana_async.errors import TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
@@ -85,19 +85,19 @@ class EmulatorTransport(FakeTransport):
         )
         loop = asyncio.get_running_loop()
         answer = self.simulator.handle(loop.time(), emulated)
-        if answer.delivery.delay_s:
-            await asyncio.sleep(answer.delivery.delay_s)
-        if answer.delivery.mode is DeliveryMode.LATE:
+        if answer.sending.delay_s:
+            await asyncio.sleep(answer.sending.delay_s)
+        if answer.sending.mode is SendMode.LATE:
             answer = self.simulator.process(loop.time(), emulated)
-        return _to_reply(answer.status, answer.headers, answer.content(), answer.delivery)
+        return _to_reply(answer.status, answer.headers, answer.content(), answer.sending)
 
 
-def _to_reply(status: int, headers: Mapping[str, str], body: bytes, delivery: ResponseDelivery) -> Reply:
-    match delivery.mode:
-        case DeliveryMode.RESET:
+def _to_reply(status: int, headers: Mapping[str, str], body: bytes, sending: ResponseSending) -> Reply:
+    match sending.mode:
+        case SendMode.RESET:
             return TransportError("the connection was reset", possibly_sent=True)
-        case DeliveryMode.CUT:
+        case SendMode.CUT:
             return TransportError("the answer was cut off", possibly_sent=True)
-        case DeliveryMode.SHORT:
-            body = body[: int(len(body) * delivery.sent_share)]
+        case SendMode.SHORT:
+            body = body[: int(len(body) * sending.sent_share)]
     return HttpResponse(status=status, headers={name.lower(): value for name, value in headers.items()}, body=body)

@@ -125,7 +125,7 @@ async def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
             await screen.shows("buying no more")
             screen.press_ctrl_c()
             assert await screen.code() == 130
-            assert emulator.stats().finished == 0  # before any job ended
+            assert emulator.stats().ended == 0  # before any job ended
         assert "stopping at once" in screen.screen
         assert f"{ROWS} rows: none has ended; " in screen.screen
         bought = emulator.stats().creates_accepted

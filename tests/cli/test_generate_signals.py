@@ -72,7 +72,7 @@ async def test_results_are_printed_as_they_end() -> None:
         async with started(*arguments, environ=environ) as process, asyncio.timeout(WITHIN_S):
             assert process.stdout is not None
             line = await process.stdout.readline()
-            assert emulator.stats().finished == 1
+            assert emulator.stats().ended == 1
     assert line.startswith(f"{emulator.url}/cdn/".encode())
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanobanana_async.emulator import DeliveryMode, RandomFault, Script, faults
+from nanobanana_async.emulator import RandomFault, Script, SendMode, faults
 from tests.emulator.calling import Caller, body_of
 from tests.support.rows import each_row
 
@@ -145,16 +145,16 @@ def test_fault_before_processing_changes_no_state(fault: faults.Fault) -> None:
 def test_each_fault_sets_its_delivery() -> None:
     caller = Caller()
     wanted = {
-        DeliveryMode.RESET: faults.reset(),
-        DeliveryMode.CUT: faults.cut(sent_share=0.2),
-        DeliveryMode.SHORT: faults.wrong_length(sent_share=0.2),
-        DeliveryMode.LATE: faults.late(3.0),
-        DeliveryMode.WHOLE: faults.delay(3.0),
+        SendMode.RESET: faults.reset(),
+        SendMode.CUT: faults.cut(sent_share=0.2),
+        SendMode.SHORT: faults.wrong_length(sent_share=0.2),
+        SendMode.LATE: faults.late(3.0),
+        SendMode.WHOLE: faults.delay(3.0),
     }
     caller.simulator.queue_faults("apimall.create", *wanted.values())
     answers = [caller.buy(f"{n}") for n in range(len(wanted))]
-    assert [answer.delivery.mode for answer in answers] == list(wanted)
-    assert [answer.delivery.delay_s for answer in answers] == [0, 0, 0, 3.0, 3.0]
+    assert [answer.sending.mode for answer in answers] == list(wanted)
+    assert [answer.sending.delay_s for answer in answers] == [0, 0, 0, 3.0, 3.0]
     assert [answer.status for answer in answers] == [0, 200, 200, 0, 200]
 
 
@@ -174,4 +174,4 @@ def test_cdn_errors_have_no_envelope() -> None:
     caller.simulator.queue_faults("cdn", faults.error(503), faults.cut(processed=False))
     answer = caller.fetch("http://h/cdn/x")
     assert (answer.status, answer.headers["Content-Type"]) == (503, "text/plain")
-    assert caller.fetch("http://h/cdn/x").delivery.mode is DeliveryMode.CUT
+    assert caller.fetch("http://h/cdn/x").sending.mode is SendMode.CUT

@@ -92,7 +92,7 @@ def test_foreign_tasks_are_listed_and_queried_but_not_counted() -> None:
     assert listed(caller) == [future, own, past]
     assert [facts.task_id for facts in caller.simulator.jobs(70.0)] == [own]
     stats = caller.stats()
-    assert (stats.creates_accepted, stats.finished, stats.unpolled) == (1, 1, 1)
+    assert (stats.creates_accepted, stats.ended, stats.unpolled) == (1, 1, 1)
     assert stats.credits_remaining == 92
 
 

@@ -168,7 +168,7 @@ def test_delay_from_end_to_first_poll_is_measured() -> None:
     for caller.now, task_id in ((10.5, tasks[0]), (11.5, tasks[1]), (99.0, tasks[1])):
         caller.poll(task_id)
     stats = caller.stats()
-    assert (stats.seen, stats.unpolled, stats.finished, stats.running_now) == (2, 1, 3, 0)
+    assert (stats.seen, stats.unpolled, stats.ended, stats.running_now) == (2, 1, 3, 0)
     assert (stats.seen_delay_mean_s, stats.seen_delay_p99_s, stats.seen_delay_max_s) == (1.0, 1.5, 1.5)
     assert (stats.polls, stats.polls_per_job_max) == (4, 2)
     assert stats.polls_per_job_mean == pytest.approx(4 / 3)
@@ -279,4 +279,4 @@ def test_many_jobs_are_fast_and_all_counted() -> None:
         caller.buy(f"{n}", key=f"{n}")
     caller.now += 10.0
     stats = caller.stats()
-    assert (stats.creates_accepted, stats.finished, stats.running_max) == (8_000, 8_000, 640)
+    assert (stats.creates_accepted, stats.ended, stats.running_max) == (8_000, 8_000, 640)

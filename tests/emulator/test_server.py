@@ -110,8 +110,8 @@ async def test_answer_fault_arrives_unchanged(
 
 
 async def test_a_cut_answer_may_have_any_status(nanobanana_emulator: Emulator, http: aiohttp.ClientSession) -> None:
-    delivery = faults.cut().delivery
-    fault = Fault(name="odd", status=599, body=b"half of this", delivery=delivery)
+    delivery = faults.cut().sending
+    fault = Fault(name="odd", status=599, body=b"half of this", sending=delivery)
     nanobanana_emulator.queue_faults("apimall.create", fault)
     async with http.post(f"{nanobanana_emulator.url}/api/v1/images/generate", json=MALL) as response:
         assert response.status == 599

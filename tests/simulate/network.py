@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 from attrs import define
 
 from nanobanana_async.emulator import GatewaySimulator
-from nanobanana_async.emulator.messages import DeliveryMode, EmulatedRequest, EmulatedResponse, Endpoint
+from nanobanana_async.emulator.messages import EmulatedRequest, EmulatedResponse, Endpoint, SendMode
 from nanobanana_async.emulator.settings import API_KEY
 from nanobanana_async.errors import TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
@@ -140,7 +140,7 @@ class Network:
             self.machine.note(
                 "gateway", f"request {sent.number} -> {answer.status} {disturbance.name} {_short(answer)}"
             )
-        if disturbance.answer_lost or answer.delivery.mode in (DeliveryMode.RESET, DeliveryMode.CUT):
+        if disturbance.answer_lost or answer.sending.mode in (SendMode.RESET, SendMode.CUT):
             lost = TransportError("the answer was cut off", possibly_sent=True)
             self._give_back(sent, lost, back_s, disturbance.hangs)
             return

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from attrs import frozen
 
 from nanobanana_async import errors
-from nanobanana_async.emulator.accounts import Phase
+from nanobanana_async.emulator.accounts import TaskState
 from nanobanana_async.emulator.stats import JobFacts
 from nanobanana_async.errors import (
     GatewayError,
@@ -203,7 +203,7 @@ class Oracle:
             and not isinstance(error, JobFailed)
             and not self.deliberate[key]
         ):
-            if live := [job.task_id for job in self.charges(key) if job.phase is not Phase.FAILED]:
+            if live := [job.task_id for job in self.charges(key) if job.state is not TaskState.FAILED]:
                 self.find_fault("safe to repeat", f"{key}: {type(error).__name__} says so, and {live[0]} was bought")
             elif self._is_being_bought(process, key, error):
                 self.find_fault("safe to repeat", f"{key}: {type(error).__name__} says so, and a create is on its way")
@@ -258,8 +258,8 @@ class Oracle:
                 truth = known.get(record.task_id or "")
                 if truth is None:
                     self.find_fault("wrong state", f"{key} is {record.state.value} and was not bought")
-                elif (truth.phase is Phase.FAILED) is not (record.state is JobState.FAILED):
-                    self.find_fault("wrong state", f"{key} is {record.state.value}, truly {truth.phase.value}")
+                elif (truth.state is TaskState.FAILED) is not (record.state is JobState.FAILED):
+                    self.find_fault("wrong state", f"{key} is {record.state.value}, truly {truth.state.value}")
             case JobState.UNCERTAIN:
                 pass
             case JobState.REFUSED | JobState.WITHDRAWN | JobState.PENDING if own_charges:
