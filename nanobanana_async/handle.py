@@ -260,7 +260,7 @@ class Job:
                 return JobFailed(f"task {record.task_id} failed{reason}", job=self, safe_to_repeat=safe, kind=kind)
             case JobState.UNCERTAIN if why is None or why.kind != IdempotencyConflict.__name__:
                 message = f"job {record.key} may have been bought: the answer to its create was lost{reason}"
-                message += candidates_hint(record, self._engine.claims.ledger_location)
+                message += candidates_hint(record, self._engine.claimer.ledger_location)
                 return JobUncertain(message, job=self, safe_to_repeat=safe)
             case JobState.UNCERTAIN | JobState.REFUSED if why is not None:
                 return _error_from_failure(why).for_job(record.key, safe_to_repeat=safe)

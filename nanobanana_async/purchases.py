@@ -304,7 +304,7 @@ class Purchases(ABC):
                 raise ConfigurationError("the mapping has a key: pass idempotency_key or that, not both")
             key = own_key
         key = generate_key() if key is None else key
-        wanted, sources = await engine.references.identify(wanted)
+        wanted, sources = await engine.references.digest_images(wanted)
         record = await engine.new_record(wanted, key, budget=budget, priority=priority, group=group)
         while (tracked := engine.submit(record, sources=sources)).is_being_withdrawn:
             await tracked.wait_for_change()  # its last caller has left: submit again once the job is withdrawn

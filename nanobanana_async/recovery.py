@@ -25,7 +25,7 @@ async def attach_task(engine: Engine, task_id: str, key: str | None, request: Im
     task_id = validate_task_id(task_id)
     check_kind("request", request, (ImageRequest, type(None)), "an ImageRequest")
     if request is not None:
-        request, _ = await engine.references.identify(request)
+        request, _ = await engine.references.digest_images(request)
     for each in engine.members:
         known = await each.store.ledger.find_task(each.account, task_id)
         _check_open(engine)
@@ -48,7 +48,7 @@ def _check_attach_matches(engine: Engine, known: JobRecord, key: str | None, req
         raise ConfigurationError(why, key=known.key)
     if request is not None and known.request is not None:
         wanted = engine.new_attached_record(known.task_id or "", known.key, request)
-        engine.claims.check_same_purchase(known, wanted)
+        engine.claimer.check_same_purchase(known, wanted)
 
 
 async def resume_jobs(engine: Engine, adoption: Adoption, *, buy: bool) -> list[Job]:

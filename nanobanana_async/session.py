@@ -279,7 +279,7 @@ class Session(Purchases, NoPlainWith):
             at = self.gateways.index(gateway)
             parts, home = self._session_task.parts[at], engine.members[at]
             query_s = parts.timeouts.query_s
-            reader = BalanceReader(gateway, parts.transport, home, parts.retry, query_s=query_s)
+            reader = BalanceReader(gateway, parts.transport, home, parts.retry_policy, query_s=query_s)
             self._balances[gateway.account] = reader
         return await reader.read()
 

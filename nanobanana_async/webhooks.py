@@ -75,7 +75,7 @@ class CallbackReceiver:
 
         This session, which must be open, registers none again. A gateway with a URL per job has none to remove.
         """
-        return await self._callbacks.unregister()
+        return await self._callbacks.unregister_webhooks()
 
     async def _serve(self, scope: Message, receive: Receive, send: Send) -> None:
         more = True
@@ -109,7 +109,7 @@ class CallbackReceiver:
         delivery = _DELIVERY_PATH.search(path) if method == "POST" else None
         try:
             if job is not None and (key := await self._callbacks.verify_job(job[1], job[2])) is not None:
-                handled = await self._callbacks.handle_verified(key, await _read_body(read_chunk))
+                handled = await self._callbacks.handle_callback(key, await _read_body(read_chunk))
             elif delivery is not None and (
                 (account := await self._callbacks.verify_account(delivery[1], delivery[2])) is not None
             ):

@@ -155,7 +155,7 @@ class NamesByValues:
             if (meant := _BY_VALUES.get(_letters(name))) is None or is_absent(value):
                 continue
             self._fits.setdefault(name, meant)
-            if not _is_value(meant, value):
+            if not _is_valid_for(meant, value):
                 self._wrong.add(name)
         self._wrong.update(name for name, meant in self._fits.items() if meant in facts)
 
@@ -168,7 +168,7 @@ class NamesByValues:
         }
 
 
-def _is_value(field: str, value: object) -> bool:
+def _is_valid_for(field: str, value: object) -> bool:
     try:
         request_from_mapping({"prompt": "a prompt", field: value})
     except (InvalidRequest, ConfigurationError):

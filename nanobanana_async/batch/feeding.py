@@ -206,7 +206,7 @@ class Feeding:
     def _conflict(self, row: FedRow, known: JobRecord) -> IdempotencyConflict | ConfigurationError:
         number, wanted = row.index + 1, row.record
         if known.account != wanted.account:
-            why = account_conflict(known, wanted.gateway, wanted.account, self._engine.claims.ledger_location)
+            why = account_conflict(known, wanted.gateway, wanted.account, self._engine.claimer.ledger_location)
             return ConfigurationError(f"row {number}: {why}", key=known.key)
         which = f"key {row.own_key}" if row.own_key is not None else f"job {known.key}"
         why = "a task that was attached"
@@ -234,7 +234,7 @@ def check_account(facts: FedBatch, name: str, engine: Engine) -> None:
         raise ConfigurationError(
             f"batch {name!r} was fed for account {facts.account} of {facts.gateway}, and this session has account"
             f" {engine.account}. "
-            + account_advice(facts.gateway, facts.account, engine.account, engine.claims.ledger_location)
+            + account_advice(facts.gateway, facts.account, engine.account, engine.claimer.ledger_location)
         )
 
 

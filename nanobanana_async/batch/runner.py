@@ -51,14 +51,14 @@ class BatchRunner:
         self._saver = saver
         self._check = TargetCheck(options.target, saver, engine)
         self._rows = RowReader(options.name, None if options.target is None else partial(row_name, options.names))
-        self._ahead = Room(engine.slots.limiter.policy, ordered=options.ordered)
+        self._room = Room(engine.slots.limiter.policy, ordered=options.ordered)
         self._prefix = None if options.name is None else batch_key_prefix(options.name)
         self._caps = () if (limit := options.max_credits) is None else (engine.make_cap(limit, self._prefix),)
         self._own_group: Hashable = self._prefix or object()
         """With its rows it shares turns, unless they are of another group: single jobs do not wait behind all rows."""
         self._scope: anyio.CancelScope | None = None
         self._finishers = asyncio.Semaphore(FINISHING)
-        self._room = asyncio.Event()
+        self._room_changed = asyncio.Event()
         self.changed = asyncio.Event()
         """Set when `take` or `is_exhausted` may have changed."""
         self._ready: list[tuple[int, Outcome]] = []
@@ -88,12 +88,12 @@ class BatchRunner:
         self._group = group
         if (most_s := self._options.max_budget_wait_s) is not None:
             used_up = [each.poller.used_up_budgets for each in self._engine.members]
-            group.start_soon(watch_budget, used_up, most_s, lambda: self.is_exhausted, self._give_up)
+            group.start_soon(watch_budget, used_up, most_s, lambda: self.is_exhausted, self._stop_without_waiting)
         try:
             await self._pull_all()
             while self.running and not self._stopping:
-                self._room.clear()
-                await self._room.wait()
+                self._room_changed.clear()
+                await self._room_changed.wait()
             self._drop_unsent()
         except asyncio.CancelledError:
             self.input_error = session_closed_error()
@@ -123,18 +123,18 @@ class BatchRunner:
         async with aclosing(iterate(self._items, time.perf_counter)) as items:
             await self._wait_for_room()
             async for item in items:
-                row = evolve(self._rows.read(item), place=self._ahead.pulled)
-                self._ahead.pulled += 1
+                row = evolve(self._rows.read(item), place=self._room.pulled)
+                self._room.pulled += 1
                 await self._start_row(await self._check.check_before_purchase(row))
                 await self._wait_for_room()
 
     async def _wait_for_room(self) -> None:
         while not self._stopping:
             waiting = len(self._ready) + max(0, len(self._finishing) - FINISHING_QUEUE)
-            if self._ahead.has_room(running=len(self.running), unsent=len(self._unsent), waiting=waiting):
+            if self._room.has_room(running=len(self.running), unsent=len(self._unsent), waiting=waiting):
                 break
-            self._room.clear()
-            await self._room.wait()
+            self._room_changed.clear()
+            await self._room_changed.wait()
         # Other tasks run between two rows, also of an input that never waits. Raises if the scope is cancelled.
         await anyio.lowlevel.checkpoint()
 
@@ -143,7 +143,7 @@ class BatchRunner:
             self._queue_outcome(row, outcome_of(row, None, error=row.error))
             return
         try:
-            request, sources = await self._engine.references.identify(row.request)
+            request, sources = await self._engine.references.digest_images(row.request)
             row = self._rows.with_request_and_key(row, request)
             options = self._options
             budget, priority, group = options.budget, options.priority, options.group
@@ -187,7 +187,7 @@ class BatchRunner:
                 self._drop(row.place, tracked)
             return
         self._unsent.pop(row.place, None)
-        self._room.set()
+        self._room_changed.set()
         if tracked.record.state in ACCEPTED_STATES:
             self._refusals.reset()
         if not tracked.is_followed:
@@ -228,7 +228,7 @@ class BatchRunner:
         except SessionClosed:
             self.input_error, finished = session_closed_error(), None
         except asyncio.CancelledError as stray:
-            if self._engine.scheduler.workers.contain_failure(stray):
+            if self._engine.scheduler.workers.try_contain(stray):
                 finished = evolve(outcome, error=log_crash_as_error(outcome.index, stray))
             else:
                 self.input_error, finished = session_closed_error(), None
@@ -267,7 +267,7 @@ class BatchRunner:
         self.failed += not outcome.ok
         heapq.heappush(self._ready, (row.place if self._options.ordered else self.done, outcome))
         self.changed.set()
-        self._room.set()
+        self._room_changed.set()
 
     def take_outcome(self) -> Outcome | None:
         """Remove and return the next outcome; None if there is none."""
@@ -277,8 +277,8 @@ class BatchRunner:
             before = min(next(iter(self.running), NEVER), min(self._finishing, default=NEVER))
             if before < self._ready[0][0]:
                 return None
-        self._ahead.taken += 1
-        self._room.set()
+        self._room.taken += 1
+        self._room_changed.set()
         return heapq.heappop(self._ready)[1]
 
     def stop(self, why: NanoBananaError | None = None) -> None:
@@ -291,12 +291,12 @@ class BatchRunner:
     def abandon(self) -> None:
         """Take note that no more outcomes will be taken."""
 
-    def _give_up(self, why: NanoBananaError) -> None:
+    def _stop_without_waiting(self, why: NanoBananaError) -> None:
         """Stop, and do not wait for the jobs that run: they stay in the ledger."""
         self.stop(why)
         for index in [index for index in self.running if index not in self._unsent]:
             self._engine.drop_caller(self.running.pop(index))
-        self._room.set()
+        self._room_changed.set()
         self.changed.set()
 
     def request_stop(self) -> None:
@@ -304,7 +304,7 @@ class BatchRunner:
         self._stopping = True
         if self._scope is not None:
             self._scope.cancel()
-        self._room.set()
+        self._room_changed.set()
 
     def _drop_unsent(self) -> None:
         for index, tracked in list(self._unsent.items()):

@@ -166,10 +166,10 @@ class WorkRunner(BatchRunner):
             for place in waiting:
                 tracked = self.running.pop(place)
                 del self._unsent[place]
-                self._ahead.given_back += 1
+                self._room.given_back += 1
                 self._engine.drop_caller(tracked)
                 self._give_back(tracked.key)
-            self._room.set()
+            self._room_changed.set()
             self.changed.set()
 
     def _take_facts(self, facts: FedBatch) -> None:

@@ -123,13 +123,13 @@ class GenerateRun:
         try:
             if self._ledger is not None and options.turn.budget is not None:
                 await self._ledger.set_budget(options.turn.budget)  # raises if it counts in another way there
-            self._keys = await self._name_jobs()
+            self._keys = await self._choose_keys()
             if not self._signals.stop_requested.is_set():
                 await self._buy(session)
         finally:
             await session.aclose()
 
-    async def _name_jobs(self) -> Sequence[str]:
+    async def _choose_keys(self) -> Sequence[str]:
         """Return the keys of the jobs: of an earlier run that did not end, or new ones."""
         options = self._options
         if options.ledger is None or self._ledger is None:
@@ -236,12 +236,12 @@ class GenerateRun:
             sentence = "the waiting ended before the job, which goes on at the gateway and is paid for"
         outcome = self._outcomes.get(key)
         if (record is not None and record.state is JobState.RUNNING) or (outcome and outcome.result is not None):
-            return f"{sentence}; {self._advice([key])}"
+            return f"{sentence}; {self._fetch_advice([key])}"
         if record is not None and record.state is JobState.FAILED and self._options.ledger is not None:
             return f"{sentence}; the same command buys it again"
         return sentence
 
-    def _advice(self, keys: Sequence[str]) -> str:
+    def _fetch_advice(self, keys: Sequence[str]) -> str:
         """Return how to get the images of jobs that are paid for."""
         options = self._options
         if options.ledger is None:
@@ -300,7 +300,7 @@ class GenerateRun:
         paid = [key for key, record in found.items() if record.state in (JobState.RUNNING, JobState.SUCCEEDED)]
         doubt = [key for key, record in found.items() if record.possibly_bought and key not in paid]
         if paid:
-            yield f"{plural(len(paid), 'job')} paid for and not delivered: {self._advice(paid)}"
+            yield f"{plural(len(paid), 'job')} paid for and not delivered: {self._fetch_advice(paid)}"
         if doubt and self._options.ledger is None:
             yield f"{plural(len(doubt), 'job')} ended with the emulator"
         elif doubt:

@@ -15,7 +15,7 @@ from nanobanana_async.commands import command_line
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.contained_send import send_contained, wait_for_cap_and_pause
 from nanobanana_async.engine.fallback_polling import FallbackPolling
-from nanobanana_async.engine.unseen_webhooks import MOST_UNSEEN, UnseenWebhooks
+from nanobanana_async.engine.unlisted_registrations import MOST_UNLISTED, UnlistedRegistrations
 from nanobanana_async.errors import (
     MAX_RETRY_AFTER_S,
     ConfigurationError,
@@ -127,10 +127,10 @@ class AccountWebhook:
     """Keeps the webhook registered as long as the session is open. Without it jobs are polled as usual."""
 
     def __init__(
-        self, webhooks: Webhooks, callbacks: CallbackUrls, fallback: FallbackPolling, unseen: UnseenWebhooks
+        self, webhooks: Webhooks, callbacks: CallbackUrls, fallback: FallbackPolling, unlisted: UnlistedRegistrations
     ) -> None:
         self._webhooks = webhooks
-        self._unseen = unseen
+        self._unlisted = unlisted
         self._is_unlisted = False
         """Our webhook may be registered, and the list does not show it: no other is registered."""
         self._callbacks = callbacks
@@ -158,7 +158,7 @@ class AccountWebhook:
             await self._fallback.deliveries_lost.wait()
             gap_s = min(2 * gap_s, LONGEST_CHECK_GAP_S)
 
-    async def unregister(self) -> int:
+    async def unregister_webhooks(self) -> int:
         """Remove the webhooks of the account that are ours, and register none again; return how many were removed."""
         self._wanted = False
         async with self._lock:
@@ -178,34 +178,34 @@ class AccountWebhook:
         Return whether it had to be registered.
         """
         current, others = self._current_and_others(await self._webhooks.fetch_ours())
-        unseen = await self._unseen.count()
-        if not current and unseen >= MOST_UNSEEN and not self._is_unlisted:
+        unlisted = await self._unlisted.count()
+        if not current and unlisted >= MOST_UNLISTED and not self._is_unlisted:
             await anyio.sleep(FIRST_WAIT_S)  # other processes may be registering it just now
             current, others = self._current_and_others(await self._webhooks.fetch_ours())
         if missing := not current:
-            if self._is_unlisted or unseen >= MOST_UNSEEN:
+            if self._is_unlisted or unlisted >= MOST_UNLISTED:
                 self._stop_registering()
                 return False
-            await self._register_and_count(unseen)
+            await self._register_and_count(unlisted)
             current, others = self._current_and_others(await self._webhooks.fetch_ours(), known=others)
             if not current:
-                await self._unseen.store_count(MOST_UNSEEN)
+                await self._unlisted.store_count(MOST_UNLISTED)
                 self._stop_registering()
                 return True
             log.info("webhook.registered id=%s", current[0], extra={"event": "webhook.registered"})
-        if missing or unseen:
-            await self._unseen.store_count(0)
+        if missing or unlisted:
+            await self._unlisted.store_count(0)
         for superfluous in (*current[1:], *others):
             await self._webhooks.remove(superfluous)
         return missing
 
-    async def _register_and_count(self, unseen: int) -> None:
-        await self._unseen.store_count(unseen + 1)
+    async def _register_and_count(self, unlisted: int) -> None:
+        await self._unlisted.store_count(unlisted + 1)
         try:
             await self._webhooks.register()
         except NanoBananaError as error:
             if not _may_have_registered(error):
-                await self._unseen.store_count(unseen)
+                await self._unlisted.store_count(unlisted)
             raise
 
     def _current_and_others(

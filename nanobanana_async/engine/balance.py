@@ -77,7 +77,7 @@ class BalanceReader:
         poller = self._engine.poller
         attempt = 1
         while True:
-            if not await poller.take_turn(self._engine.clock() + LONGEST_WAIT_S):
+            if not await poller.wait_until_admitted(self._engine.clock() + LONGEST_WAIT_S):
                 if poller.outage.error is not None:
                     raise GatewayUnavailable(f"the gateway does not answer: {poller.outage.error.message}")
                 raise RateLimited("the account's budget of requests leaves none for the balance now")

@@ -20,9 +20,9 @@ from nanobanana_async.policy.retry import is_outage
 # How often the callback notices are fetched that other processes left for us in the ledger.
 NOTICE_POLL_S = 0.5
 
-# The gap between two queries about an uncertain job; it grows while queries fail, up to `LONGEST_WAIT_S`.
+# The gap between two queries about an uncertain job; it grows while queries fail, up to `LONGEST_CONFIRM_GAP_S`.
 CONFIRM_GAP_S = 1.0
-LONGEST_WAIT_S = 30.0
+LONGEST_CONFIRM_GAP_S = 30.0
 
 # How many uncertain jobs are queried at the same time.
 MAX_CONFIRMATIONS = 8
@@ -145,7 +145,7 @@ class CallbackHandler:
                     again = is_outage(error) or isinstance(error, RateLimited)
                     decided = not again or self._clock() - since >= self._engine.poller.job_s
                     if not decided:
-                        wait_s, failures = min(LONGEST_WAIT_S, CONFIRM_GAP_S * 2**failures), failures + 1
+                        wait_s, failures = min(LONGEST_CONFIRM_GAP_S, CONFIRM_GAP_S * 2**failures), failures + 1
                 if not decided and self._unconfirmed[key] is None:
                     self._unconfirmed[key] = task_id
                 await anyio.sleep(wait_s)

@@ -56,7 +56,7 @@ class AccountCallbacks(Protocol):
         """Handle a delivery to the URL of an account; return False if it can't be handled here."""
         ...
 
-    async def unregister(self) -> int:
+    async def unregister_webhooks(self) -> int:
         """Remove the webhooks of the account that are ours; return how many."""
         ...
 
@@ -88,7 +88,7 @@ class CallbackUrls:
         if deliveries is not None:
             self._account_callbacks[account] = deliveries
 
-    async def handle_verified(self, key: str, body: bytes) -> bool:
+    async def handle_callback(self, key: str, body: bytes) -> bool:
         """Handle a callback. Return False if that is not possible because the session is not open."""
         self._guard.check()
         handler = await self._handler_of(key)
@@ -115,12 +115,12 @@ class CallbackUrls:
         handler = self._account_callbacks.get(account) or next(iter(self._account_callbacks.values()), None)
         return handler is not None and await handler.handle(account, headers, body)
 
-    async def unregister(self) -> int:
+    async def unregister_webhooks(self) -> int:
         """Remove the webhooks of the session's accounts that are ours; return how many."""
         self._guard.check()
         if not self._job_callbacks:
             raise ConfigurationError("the session is not open: unregister before it is closed")
-        return sum([await each.unregister() for each in self._account_callbacks.values()])
+        return sum([await each.unregister_webhooks() for each in self._account_callbacks.values()])
 
     async def add_to(self, request: ImageRequest, gateway: Gateway, key: str) -> ImageRequest:
         """Return the request with the URL of its job, if callbacks are received and the gateway calls such URLs."""

@@ -45,7 +45,7 @@ class CreditAccount:
         """The balance of the account as the gateway last stated it; only a hint."""
         self.tracked: Mapping[str, TrackedJob] = {}
         """`Scheduler.tracked`."""
-        self.followed: Mapping[str, TrackedJob] = {}
+        self.tracked_in_session: Mapping[str, TrackedJob] = {}
         """The tracked jobs of all accounts of the session, which a batch or a budget counts together."""
         self._reservations: dict[str, _Reservation] = {}
         """Key -> the caps and the price of a job's reservation, until its charge is final."""
@@ -104,11 +104,11 @@ class CreditAccount:
         """Reserve the job's price before its create leaves."""
         if self._present_caps_of(job):
             price = self.price_of(job)
-            self._reservations[job.key] = drawn = _Reservation(self._caps_of(job), price)
-            for cap in drawn.credit_caps:
+            self._reservations[job.key] = reservation = _Reservation(self._caps_of(job), price)
+            for cap in reservation.credit_caps:
                 cap.reserve(_purchase_id(job.record), price)
 
-    def on_refused(self, job: TrackedJob, allowance: Allowance, now: float, wall_clock: datetime) -> None:
+    def on_ledger_refused(self, job: TrackedJob, allowance: Allowance, now: float, wall_clock: datetime) -> None:
         """Release the reservation, because the ledger does not allow the job to be sent."""
         price = allowance.price
         for cap in self._caps_of(job):
@@ -119,7 +119,7 @@ class CreditAccount:
             return
         blocked = allowance.refusal is Refusal.ESTIMATE
         waits = allowance.others_may_free or any(
-            key in self.followed for key in allowance.ours_may_free if key != job.key
+            key in self.tracked_in_session for key in allowance.ours_may_free if key != job.key
         )
         answer, spent = Affordable.LATER if waits else Affordable.NEVER, allowance.other_charges
         if (budget := allowance.budget) is not None:
@@ -166,10 +166,15 @@ class CreditAccount:
         price = price_in(record)
         if price is not None or record.state is JobState.SUCCEEDED:
             self.prices.learn(self._price_class_of(record), price)
-        drawn = self._reservations.get(record.key)
+        reservation = self._reservations.get(record.key)
         self._update_reservations(job)
-        dearer = drawn is not None and price is not None and price != price_in(before) and price > drawn.price.credits
-        return drawn.price if drawn is not None and dearer else None
+        dearer = (
+            reservation is not None
+            and price is not None
+            and price != price_in(before)
+            and price > reservation.price.credits
+        )
+        return reservation.price if reservation is not None and dearer else None
 
     def mark_under_way(self, job: TrackedJob) -> None:
         """Let the caps wait for a job again that is followed once more."""
@@ -204,8 +209,8 @@ class CreditAccount:
         caps = self._present_caps_of(job)
         if not self._reservations:
             return caps
-        drawn = self._reservations.get(job.key)
-        return caps if drawn is None else tuple(dict.fromkeys((*drawn.credit_caps, *caps)))
+        reservation = self._reservations.get(job.key)
+        return caps if reservation is None else tuple(dict.fromkeys((*reservation.credit_caps, *caps)))
 
     def _present_caps_of(self, job: TrackedJob) -> tuple[Cap, ...]:
         """Return the caps for the next purchase of a job; its record names its budget, also after a restart."""

@@ -25,7 +25,7 @@ CHECKS_PER_ROUND = 16
 """How many early deliveries are searched in the ledger in a row."""
 
 
-class Deliveries:
+class DeliveryHandler:
     """Finds the job of each delivery, tracked here or followed by another process on the ledger."""
 
     def __init__(
@@ -34,13 +34,13 @@ class Deliveries:
         gateway: HasWebhooks,
         engine: Engine,
         callbacks: CallbackUrls,
-        jobs: CallbackHandler,
+        job_callbacks: CallbackHandler,
     ) -> None:
         self._webhook = webhook
         self._gateway = gateway
         self._engine = engine
         self._callbacks = callbacks
-        self._job_callbacks = jobs
+        self._job_callbacks = job_callbacks
         self._fallback = engine.poller.fallback
         self._signature_seen = False
         """A delivery with a right signature has come."""
@@ -61,9 +61,9 @@ class Deliveries:
             await self._find_job(account, task_id)
         return not self._engine.scheduler.closing
 
-    async def unregister(self) -> int:
+    async def unregister_webhooks(self) -> int:
         """Remove the webhooks of the account that are ours; return how many."""
-        return await self._webhook.unregister()
+        return await self._webhook.unregister_webhooks()
 
     async def keep_checking_early(self) -> None:
         """Search the jobs of early deliveries in the ledger, as long as the session is open."""
@@ -71,7 +71,7 @@ class Deliveries:
         while True:
             await anyio.sleep(NOTICE_POLL_S)
             try:
-                for account, task_id in self._fallback.early_deliveries.due(CHECKS_PER_ROUND):
+                for account, task_id in self._fallback.early_deliveries.take_due(CHECKS_PER_ROUND):
                     await self._find_job(account, task_id)
             except LedgerError as error:
                 log.warning("ledger.failed error=%s", error.message)
@@ -79,7 +79,7 @@ class Deliveries:
     async def _find_job(self, account: str, task_id: str) -> None:
         """Wake the job of a task; if there is none yet, the delivery stays remembered."""
         record = await self._engine.store.ledger.find_task(account, task_id)
-        if record is not None and self._fallback.early_deliveries.forget(account, task_id):
+        if record is not None and self._fallback.early_deliveries.take(account, task_id):
             await self._job_callbacks.handle_task(record, task_id)
 
     async def _is_forged_or_replayed(self, account: str, headers: Mapping[str, str], body: bytes) -> bool:

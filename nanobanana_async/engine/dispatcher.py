@@ -31,7 +31,7 @@ from nanobanana_async.policy.fair_queue import FairQueue, give_back
 RETRY_BUDGET_CHECK_S = 0.5
 
 
-class RequestKind(enum.Enum):
+class DispatchKind(enum.Enum):
     """A request for a job that may leave."""
 
     CREATE = "create"
@@ -39,13 +39,13 @@ class RequestKind(enum.Enum):
 
 
 @frozen
-class Decline:
+class CapExceeded:
     """A cap of credits does not allow the job. The error is made at once, because the next create changes the caps."""
 
     error: CreditLimitReached
 
 
-DispatchDecision = tuple[TrackedJob, RequestKind | Decline] | ImagePoll
+DispatchDecision = tuple[TrackedJob, DispatchKind | CapExceeded] | ImagePoll
 
 
 class Dispatcher:
@@ -59,16 +59,16 @@ class Dispatcher:
         self._estimates = estimates
         self._workers = workers
         self._credits = account
-        self._places = 0
+        self._last_place = 0
         self._declined = 0
         """How many of the decisions that are being made decline a job: they take no request."""
         self._pending: FairQueue[TrackedJob] = FairQueue(slots.limiter.policy.group_weights)
         self._lacks_credits = False
         """All of them wait until a cap of credits has room."""
         self._repeats = RepeatQueue()
-        self._overdue = PollQueue()
+        self._due_polls = PollQueue()
         self._image_polls: deque[ImagePoll] = deque()
-        self.on_admitted: Callable[[], None] = lambda: None
+        self.after_admission: Callable[[], None] = lambda: None
         """Called after each decision about all that waits."""
         self.ask_again_every_s = NEVER
         """How often a job asks again that waits for credits, if other accounts may free some."""
@@ -117,12 +117,12 @@ class Dispatcher:
     @property
     def polls_due(self) -> int:
         """How many polls wait to be sent."""
-        return len(self._overdue) + len(self._image_polls)
+        return len(self._due_polls) + len(self._image_polls)
 
     def assign_place(self, job: TrackedJob) -> TrackedJob:
         """Give a job the last place in the queue for creates."""
-        self._places += 1
-        job.place = self._places
+        self._last_place += 1
+        job.place = self._last_place
         return job
 
     def put(self, job: TrackedJob) -> None:
@@ -137,7 +137,7 @@ class Dispatcher:
             ):  # behind the other repeats, so that no single job uses up its attempts as the breaker's probe
                 self._repeats.add(self.assign_place(job))
             case _:
-                self._overdue.append(job)
+                self._due_polls.append(job)
 
     def raise_priority(self, job: TrackedJob, priority: int) -> None:
         """Give a job a higher priority, if it was not sent yet; a lower one changes nothing."""
@@ -163,9 +163,9 @@ class Dispatcher:
         starts: list[DispatchDecision] = []
         self._declined = 0
         creates_at = self._admit_creates(now, starts)
-        self._pending.end_round()
+        self._pending.restore_passed_over()
         polls_at = self._admit_polls(now, starts)
-        self.on_admitted()
+        self.after_admission()
         return starts, min(creates_at, polls_at)
 
     def _admit_creates(self, now: float, starts: list[DispatchDecision]) -> float:
@@ -176,9 +176,9 @@ class Dispatcher:
         # requests are scarce, polls are always overdue, and creates must not wait for them.
         limiter = self._slots.limiter
         seen_enough = (
-            not self._overdue
+            not self._due_polls
             or limiter.budget.is_limited
-            or (limiter.was_throttled and len(self._overdue) <= self._workers.free_requests)
+            or (limiter.was_throttled and len(self._due_polls) <= self._workers.free_requests)
         )
         ask_again_at = NEVER
         for queue in (self._repeats, self._pending) if seen_enough else (self._repeats,):
@@ -188,7 +188,7 @@ class Dispatcher:
                     continue
                 affordable = self._credits.check(job, now)
                 if affordable is Affordable.NEVER:
-                    starts.append((queue.drop_first(), Decline(self._credits.refusal_error(job))))
+                    starts.append((queue.drop_first(), CapExceeded(self._credits.refusal_error(job))))
                     self._declined += 1
                     continue
                 if not self._requests_left(starts):
@@ -203,7 +203,7 @@ class Dispatcher:
                 queue.serve_first(job.weight * self._estimates.relative_duration(job))
                 self._credits.reserve(job)
                 self._slots.on_sent(job, now)
-                starts.append((job, RequestKind.CREATE))
+                starts.append((job, DispatchKind.CREATE))
         self._lacks_credits = not self._pending and len(self._pending) > 0
         if self._repeats:
             opens_at = (
@@ -218,7 +218,7 @@ class Dispatcher:
         return min(opens_at if opens_at > now else NEVER, ask_again_at)
 
     def _admit_polls(self, now: float, starts: list[DispatchDecision]) -> float:
-        while self._image_polls or self._overdue:
+        while self._image_polls or self._due_polls:
             if not (free := self._requests_left(starts)):
                 return NEVER
             if not self._poller.admits(now):
@@ -229,11 +229,11 @@ class Dispatcher:
                 self._poller.on_sent(now)
                 starts.append(self._image_polls.popleft())
                 continue
-            job = self._overdue.pop_best(free, partial(self._estimates.hazard_since_poll, now))
+            job = self._due_polls.pop_best(free, partial(self._estimates.hazard_since_poll, now))
             if job.phase is Phase.QUEUED and job.record.state is JobState.RUNNING:
                 self._slots.retry_budget.earn()
                 self._poller.on_sent(now)
-                starts.append((job, RequestKind.POLL))
+                starts.append((job, DispatchKind.POLL))
         return NEVER
 
     def _waits_to_be_sent(self, job: TrackedJob) -> bool:

@@ -37,12 +37,12 @@ class EarlyDeliveries:
         if len(self._waiting) > MOST_REMEMBERED:
             self._waiting.popitem(last=False)
 
-    def forget(self, account: str, task_id: str) -> bool:
+    def take(self, account: str, task_id: str) -> bool:
         """Forget a task; return whether it was remembered."""
         found = self._waiting.pop((account, task_id), None)
         return found is not None and self._clock() < found.came_at + REMEMBERED_S
 
-    def due(self, limit: int) -> list[tuple[str, str]]:
+    def take_due(self, limit: int) -> list[tuple[str, str]]:
         """Return the tasks to search in the ledger now, and forget those that are too old."""
         now = self._clock()
         while self._waiting and next(iter(self._waiting.values())).came_at + REMEMBERED_S <= now:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from attrs import evolve
 
 from nanobanana_async.engine.callback_urls import CallbackUrls
-from nanobanana_async.engine.claims import Claims
+from nanobanana_async.engine.claimer import Claimer
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.history import History
 from nanobanana_async.engine.next_step import HoldSlots, Next, ScheduleAt
@@ -58,9 +58,9 @@ class Engine:
         self._session_caps, self.callbacks = budgets, callbacks
         self.slots, self.poller, self.submitter = slots, poller, submitter
         self.estimates, self.history, self.references = estimates, history, references
-        self.claims = Claims(gateway, store, slots, poller, estimates, clock=self.clock)
+        self.claimer = Claimer(gateway, store, slots, poller, estimates, clock=self.clock)
         self.scheduler = Scheduler(
-            store, slots, submitter, poller, self.claims, estimates, references, max_requests=max_requests
+            store, slots, submitter, poller, self.claimer, estimates, references, max_requests=max_requests
         )
         self.tracked: Mapping[str, TrackedJob] = self.scheduler.tracked
         self.members: tuple[Engine, ...] = (self,)  # the engines of the session: one for each account
@@ -87,12 +87,14 @@ class Engine:
             job = self.scheduler.track(self.build_tracked_job(record), Phase.CLAIMING)
             job.caps += caps
             if job.rare is not NO_RARE_FACTS or expected_credits is not None or retry_failed or sources:
-                job.rare = RareFacts(expected_credits=expected_credits, retry_failed=retry_failed, sources=sources)
+                job.rare = RareFacts(
+                    expected_credits=expected_credits, retry_failure_kinds=retry_failed, sources=sources
+                )
             job.group = group if job.group is None else job.group
-            self.scheduler.start_step(self.claims.claim, job)
+            self.scheduler.start_step(self.claimer.claim, job)
         else:
-            self.claims.check_same_purchase(job.record, record)
-            self.claims.take_budget(job, record.budget)
+            self.claimer.check_same_purchase(job.record, record)
+            self.claimer.take_budget(job, record.budget)
             self.scheduler.dispatcher.raise_priority(job, record.priority)
             if record.request is not None:
                 self.references.take_newer_request(job, record.request, sources)
@@ -107,11 +109,11 @@ class Engine:
         self.scheduler.check_open(record)
         job = self.tracked.get(record.key)
         if job is not None:
-            self.claims.check_same_purchase(job.record, record)
+            self.claimer.check_same_purchase(job.record, record)
             return job
 
         async def claim(job: TrackedJob) -> Next:
-            next_step = await self.claims.claim(job)
+            next_step = await self.claimer.claim(job)
             if not isinstance(next_step, ScheduleAt) or seen.state is JobState.RUNNING:
                 return next_step
             self.estimates.forget(job)
@@ -136,9 +138,9 @@ class Engine:
     ) -> JobRecord:
         """Return the record of a new job. Raises `InvalidRequest` for a request that this gateway doesn't support.
 
-        Local images of the request must be in their stored form (`References.identify`). The record's request names the
-        model even if the gateway chose it: another model is another request. Another host will send it if it is made
-        without this session's callback.
+        Local images of the request must be in their stored form (`References.digest_images`). The record's request
+        names the model even if the gateway chose it: another model is another request. Another host will send it if it
+        is made without this session's callback.
         """
         key = validate_key(key)
         request = with_model(request, self.gateway.model)
@@ -200,12 +202,12 @@ class Engine:
         if record.state not in ACTIVE_STATES:
             return job
         self.scheduler.check_open(record, is_known=job.wait_error is None or job.wait_error.safe_to_repeat)
-        self.claims.check_account(record)
+        self.claimer.check_account(record)
         if record.state is not JobState.PENDING or not job.wait_error:
             job.failures = 0
             if job.rare.first_imageless_at < NEVER:
                 job.rare = evolve(job.rare, first_imageless_at=NEVER)
-            self.scheduler.start_step(self.claims.check_owner, self.scheduler.track(job, Phase.CLAIMING))
+            self.scheduler.start_step(self.claimer.check_owner, self.scheduler.track(job, Phase.CLAIMING))
         return job
 
     async def reload_and_follow(self, job: TrackedJob) -> TrackedJob:
@@ -234,7 +236,7 @@ class Engine:
 
         async def resolved(job: TrackedJob) -> Next:
             try:
-                next_step = await self.claims.store_resolution(job, task_id=task_id, body=body)
+                next_step = await self.claimer.store_resolution(job, task_id=task_id, body=body)
                 job.wake()
                 return next_step
             except LedgerError as error:  # the record is unchanged: it can be resolved again
@@ -260,11 +262,11 @@ class Engine:
         if job.is_followed:
             raise ConfigurationError(f"job {record.key} is being resolved by another call")
         self.scheduler.check_open(record)
-        self.claims.check_account(record)
+        self.claimer.check_account(record)
 
     async def poll_again_for_images(self, job: TrackedJob) -> None:
         """Poll a job that has succeeded once more for its images: the ledger does not store inline ones."""
-        self.claims.check_account(job.record)
+        self.claimer.check_account(job.record)
         job.observation = await self._poll_images(job.record.task_id or "", job.key)
 
     async def fetch_image_links(self, task_id: str) -> dict[int, str]:
@@ -287,13 +289,13 @@ class Engine:
         taken = job.is_being_withdrawn or job.phase in (Phase.IN_FLIGHT, Phase.FOREIGN) or job.wait_error is not None
         if self.scheduler.closing or taken or job.record.state is not JobState.PENDING:
             return False
-        self.claims.check_account(job.record)
+        self.claimer.check_account(job.record)
         if job.phase in (Phase.PREPARING, Phase.QUEUED, Phase.SCHEDULED):
             self.scheduler.withdraw(job)
             return True
         job.request_withdrawal()
         if not job.is_followed:  # another owner may have it; a live job is withdrawn when its current step is over
-            self.scheduler.start_step(self.claims.check_owner, self.scheduler.track(job, Phase.CLAIMING))
+            self.scheduler.start_step(self.claimer.check_owner, self.scheduler.track(job, Phase.CLAIMING))
         return True
 
     def add_caller(self, job: TrackedJob) -> None:

@@ -18,7 +18,7 @@ class JobEstimates:
         self._job_s = job_s
         self._clock = clock
         self._schedules: dict[str, PollSchedule[TrackedJob]] = {}
-        self._first_run: PollSchedule[TrackedJob] | None = None
+        self._reference_schedule: PollSchedule[TrackedJob] | None = None
         """Of the class whose job ran first in this session."""
 
     def forget(self, job: TrackedJob) -> None:
@@ -45,17 +45,17 @@ class JobEstimates:
         A ratio, since all durations may be guessed wrong at first: what a job costs must not change with the guess.
         """
         request = job.record.request
-        if request is None or self._first_run is None or len(self._schedules) <= 1 + ("" in self._schedules):
+        if request is None or self._reference_schedule is None or len(self._schedules) <= 1 + ("" in self._schedules):
             return 1.0  # there is no other class
         schedule = self._schedules.get(self._gateway.price_class(request))
-        return 1.0 if schedule is None else schedule.mean_s / self._first_run.mean_s
+        return 1.0 if schedule is None else schedule.mean_s / self._reference_schedule.mean_s
 
     def may_run_for_s(self, job: TrackedJob) -> float:
         """Return how long a job may still run whose create may have been accepted."""
         return min(self._job_s, self.schedule_of(job).p99_s)
 
     @property
-    def longest_run_s(self) -> float:
+    def max_run_s(self) -> float:
         """The longest time that a job of any class may run."""
         classes = (self._schedule_of_class(""), *self._schedules.values())
         return min(self._job_s, max(schedule.p99_s for schedule in classes))
@@ -83,8 +83,8 @@ class JobEstimates:
         """Return the poll schedule of the job's price class."""
         request = job.record.request
         schedule = self._schedule_of_class("" if request is None else self._gateway.price_class(request))
-        if self._first_run is None and request is not None:
-            self._first_run = schedule
+        if self._reference_schedule is None and request is not None:
+            self._reference_schedule = schedule
         return schedule
 
     def _schedule_of_class(self, name: str) -> PollSchedule[TrackedJob]:

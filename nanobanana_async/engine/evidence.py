@@ -58,7 +58,7 @@ def to_history_evidence(
         log.info("history.incomplete task=%s: nothing is decided by a history that does not list it", unlisted)
         return None
     known = [
-        _to_claimed(task, claimed[task.task_id], gateway, history.accepted.get(task.task_id))
+        _to_claimed(task, claimed[task.task_id], gateway, history.accepted_tasks.get(task.task_id))
         for task in reading.tasks
         if task.task_id in claimed
     ]

@@ -53,8 +53,8 @@ class FallbackPolling:
         """Set when a job ends without a callback while none are relied on: the webhook may be gone."""
         self._webhook_since: float | None = None
         """When the account's webhook was registered, or found."""
-        self._webhook_proven = True
-        """A callback has come; False for a webhook without a delivery so far."""
+        self._webhook_unproven = False
+        """A webhook is registered, and no delivery has shown so far that it works."""
         self._ended_without_delivery: OrderedDict[str, None] = OrderedDict()
         """The last tasks that ended while no delivery had come."""
         self._silent_since = NEVER
@@ -64,20 +64,20 @@ class FallbackPolling:
     def on_webhook_registered(self) -> None:
         """Expect deliveries for all jobs of the account, once one has come."""
         if self._webhook_since is None:
-            self._webhook_since, self._webhook_proven = self._clock(), False
+            self._webhook_since, self._webhook_unproven = self._clock(), True
 
     def on_webhook_removed(self) -> None:
         """Expect no more deliveries."""
-        self._webhook_since, self._webhook_proven = None, True
+        self._webhook_since, self._webhook_unproven = None, False
 
     def on_delivery(self, task_id: str) -> None:
         """Record a delivery. It proves that the webhook works if a poll has confirmed the end of its task."""
         if task_id in self._ended_without_delivery:
             self._mark_proven()
 
-    def forget_early_delivery(self, record: JobRecord) -> bool:
+    def take_early_delivery(self, record: JobRecord) -> bool:
         """Return whether a delivery about a job's task came before the job had it."""
-        return record.task_id is not None and self.early_deliveries.forget(record.account, record.task_id)
+        return record.task_id is not None and self.early_deliveries.take(record.account, record.task_id)
 
     def expects_callback_for(self, record: JobRecord) -> bool:
         """Return whether a callback is expected when this job ends."""
@@ -88,7 +88,10 @@ class FallbackPolling:
         # The callback of a job that began before this session, or before the webhook, may have come or been due then.
         older = job.polled_at == NOT_YET and job.running_at < max(self._opened_at, self._webhook_since or 0.0)
         return (
-            not older and self._webhook_proven and self._relies_on_callbacks and self.expects_callback_for(job.record)
+            not older
+            and not self._webhook_unproven
+            and self._relies_on_callbacks
+            and self.expects_callback_for(job.record)
         )
 
     def next_check_at(self, job: TrackedJob) -> float:
@@ -98,11 +101,11 @@ class FallbackPolling:
     def due_after_callback(self, job: TrackedJob, due: float) -> float:
         """Return when a job is due: earlier than `due` if a callback came for it."""
         # A poll that failed is repeated after its backoff, even if callbacks come.
-        called = job.callback_pending and job.record.state is JobState.RUNNING and not job.failures
-        return min(due, job.polled_at + CALLBACK_POLL_GAP_S) if called else due
+        callback_came = job.callback_pending and job.record.state is JobState.RUNNING and not job.failures
+        return min(due, job.polled_at + CALLBACK_POLL_GAP_S) if callback_came else due
 
-    def planned_due(self, job: TrackedJob, due: float, now: float) -> float:
-        """Return when a job is due that asked for this time: callbacks make it earlier, or later."""
+    def adjust_due(self, job: TrackedJob, due: float, now: float) -> float:
+        """Return when a job is due that asked for the time `due`: callbacks make it earlier, or later."""
         due = self.due_after_callback(job, due)
         # A live job always has a due time, even if a setting or a policy asks for an infinite wait.
         due = due if due < now + DAY_S else now + DAY_S
@@ -115,24 +118,24 @@ class FallbackPolling:
         waits = self.waits_for_callback(job) and not job.callback_pending and not in_trouble
         return waits and self._fallback_poll_at(job) > self._clock() + TICK_S
 
-    def on_ended(self, record: JobRecord, *, called: bool) -> None:
+    def on_ended(self, record: JobRecord, *, callback_came: bool) -> None:
         """Record that a job ended, and whether its callback had come."""
         if not self.expects_callback_for(record):
             return
-        if self._webhook_proven:
-            self._lost_share += LOSS_SMOOTHING * ((not called) - self._lost_share)
+        if not self._webhook_unproven:
+            self._lost_share += LOSS_SMOOTHING * ((not callback_came) - self._lost_share)
             self._relies_on_callbacks = self._lost_share < (
                 STOP_RELYING_ABOVE if self._relies_on_callbacks else RELY_AGAIN_BELOW
             )
-            if not (called or self._relies_on_callbacks):
+            if not (callback_came or self._relies_on_callbacks):
                 self.deliveries_lost.set()
-        elif called:
+        elif callback_came:
             self._mark_proven()
         else:
             self._record_undelivered_end(record.task_id or "")
 
     def _mark_proven(self) -> None:
-        self._webhook_proven, self._lost_share, self._relies_on_callbacks = True, 0.0, True
+        self._webhook_unproven, self._lost_share, self._relies_on_callbacks = False, 0.0, True
         self._ended_without_delivery.clear()
 
     def _record_undelivered_end(self, task_id: str) -> None:

@@ -91,7 +91,7 @@ class History:
     ) -> None:
         self.gateway = gateway if isinstance(gateway, HasHistory) else None
         self.delay_s = 0.0 if self.gateway is None else self.gateway.history_delay_s
-        self.waits: dict[str, JobAwaitingHistory] = {}
+        self.awaiting_jobs: dict[str, JobAwaitingHistory] = {}
         self.lock = asyncio.Lock()
         """Held while a reading is made and carried out."""
         self._transport = transport
@@ -107,7 +107,7 @@ class History:
         self._unreadable_until = -math.inf
         self._failures = 0
         """Readings in a row that failed."""
-        self.accepted: dict[str, tuple[datetime, datetime]] = {}
+        self.accepted_tasks: dict[str, tuple[datetime, datetime]] = {}
         """The last tasks of this session: when their creates left, and were answered."""
         self._was_read = False
 
@@ -131,24 +131,24 @@ class History:
         """How long after its connection was lost a create may still be processed."""
         return estimate_lateness_s(self._longest_answer_s, self.delay_s)
 
-    def confirms_after_s(self, record: JobRecord) -> float:
+    def conflict_proven_after_s(self, record: JobRecord) -> float:
         """Return how long after the first 409 a second one shows that the create was processed to its end."""
         first = self.is_readable and record.conflict_at is None and self.lateness_s <= LONGEST_CONFIRMATION_S
         return self.lateness_s if first else 0.0
 
-    def record_answer_time(self, task_id: str, took_s: float) -> None:
+    def record_accepted_create(self, task_id: str, took_s: float) -> None:
         """Record how long the gateway took to accept a create, and when: the history must show that task."""
         self._longest_answer_s = max(took_s, self._longest_answer_s or 0.0)
         answered_at = self._store.utcnow()
-        self.accepted[task_id] = (answered_at - timedelta(seconds=took_s), answered_at)
-        if len(self.accepted) > MOST_ACCEPTED:
-            del self.accepted[next(iter(self.accepted))]
+        self.accepted_tasks[task_id] = (answered_at - timedelta(seconds=took_s), answered_at)
+        if len(self.accepted_tasks) > MOST_ACCEPTED:
+            del self.accepted_tasks[next(iter(self.accepted_tasks))]
 
     def find_unlisted_task(self, reading: TaskListing) -> str | None:
         """Return a task that the reading should have listed, and has not: it then shows nothing for certain."""
         listed = {task.task_id for task in reading.tasks}
         until = reading.read_at - timedelta(seconds=self.delay_s)
-        for task_id, (sent_at, answered_at) in self.accepted.items():
+        for task_id, (sent_at, answered_at) in self.accepted_tasks.items():
             since = _to_gateway_time(sent_at, reading.clock_offset)
             if since > reading.complete_since and answered_at <= until and task_id not in listed:
                 return task_id
@@ -161,9 +161,9 @@ class History:
 
     def watch_repeats(self, job: TrackedJob) -> None:
         """Let the history decide about a job whose repeats get 409, while it is repeated."""
-        wait = self.waits.get(job.key)
+        wait = self.awaiting_jobs.get(job.key)
         if job.record.conflict_at is None:
-            self.waits.pop(job.key, None)
+            self.awaiting_jobs.pop(job.key, None)
         elif wait is None or wait.lost_at != job.record.lost_at:
             self._add_wait(job, parked=False)
 
@@ -181,7 +181,7 @@ class History:
         after_s = ready_after_s(self.lateness_s, self.delay_s, processed=job.record.conflict_at is not None)
         ready_at = now + max(0.0, after_s - self._store.age_s(lost_at))
         due = now if parked and not self._was_read else ready_at
-        self.waits[job.key] = JobAwaitingHistory(
+        self.awaiting_jobs[job.key] = JobAwaitingHistory(
             job, due, ready_at, lost_at, reads=MOST_READINGS - 1 if self.is_failing else 0
         )
         self._changed.set()
@@ -192,7 +192,10 @@ class History:
             self._changed.clear()
             reads_at = self._read_at + self.delay_s / 2
             due = min(
-                (max(wait.due, reads_at) if wait.found_task is None else wait.due for wait in self.waits.values()),
+                (
+                    max(wait.due, reads_at) if wait.found_task is None else wait.due
+                    for wait in self.awaiting_jobs.values()
+                ),
                 default=NEVER,
             )
             wait_s = due - self._clock()
@@ -266,7 +269,7 @@ class History:
         }
 
     async def _read_page(self, number: int) -> HistoryPage:
-        await self._poller.take_turn()
+        await self._poller.wait_until_admitted()
         return await self._poller.run_admitted_request(partial(self._request_page, number))
 
     async def _request_page(self, number: int) -> HistoryPage:

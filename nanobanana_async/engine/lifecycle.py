@@ -20,18 +20,18 @@ from nanobanana_async.engine.adoption import Adoption
 from nanobanana_async.engine.callback_handler import CallbackHandler
 from nanobanana_async.engine.callback_urls import CallbackUrls
 from nanobanana_async.engine.credit_account import CreditAccount
-from nanobanana_async.engine.deliveries import Deliveries
+from nanobanana_async.engine.deliveries import DeliveryHandler
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.history import History
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.reconciler import Reconciler
 from nanobanana_async.engine.references import References
-from nanobanana_async.engine.sharing import exchange_if_shared, make_limits
+from nanobanana_async.engine.sharing import make_limits, set_up_exchanges
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.submitter import Submitter
-from nanobanana_async.engine.unseen_webhooks import UnseenWebhooks
+from nanobanana_async.engine.unlisted_registrations import UnlistedRegistrations
 from nanobanana_async.engine.uploader import Uploader
 from nanobanana_async.engine.waiting_budgets import keep_reading_budgets
 from nanobanana_async.engine.wall_clock import WallClock, utcnow
@@ -69,9 +69,9 @@ class SessionComponents:
     transport: Transport
     downloads: ImageDownloader
     emit: EventEmitter
-    concurrency: ConcurrencyPolicy
-    polling: PollPolicy
-    retry: RetryPolicy
+    concurrency_policy: ConcurrencyPolicy
+    poll_policy: PollPolicy
+    retry_policy: RetryPolicy
     timeouts: Timeouts
     max_credits: Decimal | None
     budgets: Mapping[str, Budget]  # by group
@@ -92,29 +92,29 @@ class SessionComponents:
         clock = asyncio.get_running_loop().time
         credit_account = CreditAccount(self.gateway)
         store = JobStore(self.ledger, credit_account, self.emit, WallClock(utcnow, clock))
-        estimates = JobEstimates(self.gateway, self.polling, job_s=self.timeouts.job_s, clock=clock)
-        limiter, budget = make_limits(self.ledger, self.concurrency)
+        estimates = JobEstimates(self.gateway, self.poll_policy, job_s=self.timeouts.job_s, clock=clock)
+        limiter, budget = make_limits(self.ledger, self.concurrency_policy)
         poller = Poller(
             self.gateway,
             self.transport,
             store,
             estimates,
-            self.polling,
-            self.retry,
+            self.poll_policy,
+            self.retry_policy,
             self.callback_urls,
             budget,
             query_s=self.timeouts.query_s,
             job_s=self.timeouts.job_s,
             clock=clock,
         )
-        slots = Slots(limiter, self.retry, estimates, budget)
+        slots = Slots(limiter, self.retry_policy, estimates, budget)
         uploader = Uploader(
             self.gateway,
             self.transport,
             self.downloads,
             poller.outage,
             budget,
-            self.retry,
+            self.retry_policy,
             create_s=self.timeouts.create_s,
             clock=clock,
         )
@@ -130,7 +130,7 @@ class SessionComponents:
             estimates,
             references,
             history,
-            self.retry,
+            self.retry_policy,
             create_s=self.timeouts.create_s,
             clock=clock,
         )
@@ -147,9 +147,9 @@ class SessionComponents:
             budgets=own if caps is None else caps,
             callbacks=self.callback_urls,
             guard=self.guard,
-            max_requests=self.concurrency.max_requests,
+            max_requests=self.concurrency_policy.max_requests,
         )
-        exchange_if_shared(engine)
+        set_up_exchanges(engine)
         handler = CallbackHandler(self.gateway, engine, self.callback_urls)
         engine.scheduler.background_tasks += [handler.keep_fetching_notices, Reconciler(engine).keep_reconciling]
         engine.scheduler.background_tasks.append(partial(keep_reading_budgets, store, clock, engine.scheduler.tick))
@@ -157,16 +157,18 @@ class SessionComponents:
         self.callback_urls.set_handlers(engine.account, handler, deliveries)
         return engine
 
-    def _make_deliveries(self, engine: Engine, handler: CallbackHandler, budget: SessionBudget) -> Deliveries | None:
+    def _make_deliveries(
+        self, engine: Engine, handler: CallbackHandler, budget: SessionBudget
+    ) -> DeliveryHandler | None:
         """Return what handles deliveries, and keep a webhook registered; None if the gateway calls a URL per job."""
         gateway = self.gateway
         if gateway.supports_callbacks or not isinstance(gateway, HasWebhooks):
             return None
         send = BudgetedSend(self.transport, budget, timeout_s=self.timeouts.query_s, clock=engine.clock)
         webhooks = Webhooks(gateway, gateway.account, self.callback_urls, send)
-        unseen = UnseenWebhooks(self.ledger, gateway.account, engine.store.utcnow)
-        webhook = AccountWebhook(webhooks, self.callback_urls, engine.poller.fallback, unseen)
-        deliveries = Deliveries(webhook, gateway, engine, self.callback_urls, handler)
+        unlisted = UnlistedRegistrations(self.ledger, gateway.account, engine.store.utcnow)
+        webhook = AccountWebhook(webhooks, self.callback_urls, engine.poller.fallback, unlisted)
+        deliveries = DeliveryHandler(webhook, gateway, engine, self.callback_urls, handler)
         engine.scheduler.background_tasks += [webhook.keep_registered, deliveries.keep_checking_early]
         return deliveries
 

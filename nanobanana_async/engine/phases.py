@@ -33,7 +33,7 @@ class Phase(enum.Enum):
     MOVING = "not sent; a write gives it to another account of the session"
     WITHDRAWING = "its withdrawal is being written"
     HOLDING = "uncertain, not followed; holds its slots while it may still run"
-    DONE = "ended, or the waiting for it ended with `wait_error`"
+    UNFOLLOWED = "no longer followed: it ended, or the wait ended with `wait_error`, and it may run on"
 
     __hash__ = object.__hash__  # as in `JobState`
 
@@ -45,36 +45,36 @@ PHASES: Mapping[Phase, frozenset[Phase]] = {
     _P.KNOWN: frozenset({_P.CLAIMING, _P.RECOVERING}),
     _P.CLAIMING: frozenset(
         {_P.FOREIGN, _P.RECOVERING, _P.PREPARING, _P.QUEUED, _P.SCHEDULED}
-        | {_P.WITHDRAWING, _P.HOLDING, _P.KNOWN, _P.DONE}
+        | {_P.WITHDRAWING, _P.HOLDING, _P.KNOWN, _P.UNFOLLOWED}
     ),
     # FOREIGN -> FOREIGN: its owner still follows it.
     # FOREIGN -> WITHDRAWING: it went to another owner while it was being withdrawn, and came back.
     _P.FOREIGN: frozenset(
         {_P.FOREIGN, _P.RECOVERING, _P.PREPARING, _P.QUEUED, _P.SCHEDULED}
-        | {_P.WITHDRAWING, _P.HOLDING, _P.KNOWN, _P.DONE}
+        | {_P.WITHDRAWING, _P.HOLDING, _P.KNOWN, _P.UNFOLLOWED}
     ),
     # Any phase of a job of ours -> FOREIGN: the ledger says, or a write shows, that it went to another owner.
     _P.RECOVERING: frozenset(
-        {_P.FOREIGN, _P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.DONE}
+        {_P.FOREIGN, _P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.UNFOLLOWED}
     ),
     # PREPARING -> MOVING: its account's gateway does not take or answer its uploads.
-    _P.PREPARING: frozenset({_P.FOREIGN, _P.QUEUED, _P.MOVING, _P.WITHDRAWING, _P.DONE}),
-    _P.QUEUED: frozenset({_P.FOREIGN, _P.MOVING, _P.IN_FLIGHT, _P.WITHDRAWING, _P.DONE}),
-    _P.MOVING: frozenset({_P.FOREIGN, _P.PREPARING, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
+    _P.PREPARING: frozenset({_P.FOREIGN, _P.QUEUED, _P.MOVING, _P.WITHDRAWING, _P.UNFOLLOWED}),
+    _P.QUEUED: frozenset({_P.FOREIGN, _P.MOVING, _P.IN_FLIGHT, _P.WITHDRAWING, _P.UNFOLLOWED}),
+    _P.MOVING: frozenset({_P.FOREIGN, _P.PREPARING, _P.QUEUED, _P.WITHDRAWING, _P.UNFOLLOWED}),
     # SCHEDULED -> SCHEDULED: a poll is planned again, as durations are learned or when a callback came.
     # SCHEDULED -> RECOVERING: a job in doubt waits for its repeat, and the gateway's history shows its task.
-    _P.SCHEDULED: frozenset({_P.FOREIGN, _P.SCHEDULED, _P.RECOVERING, _P.QUEUED, _P.WITHDRAWING, _P.DONE}),
+    _P.SCHEDULED: frozenset({_P.FOREIGN, _P.SCHEDULED, _P.RECOVERING, _P.QUEUED, _P.WITHDRAWING, _P.UNFOLLOWED}),
     # IN_FLIGHT -> PREPARING: before its create is sent, a URL of an upload is too old.
     _P.IN_FLIGHT: frozenset(
-        {_P.FOREIGN, _P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.DONE}
+        {_P.FOREIGN, _P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.UNFOLLOWED}
     ),
-    _P.CHECKING: frozenset({_P.FOREIGN, _P.RECOVERING, _P.DONE}),
-    _P.WITHDRAWING: frozenset({_P.FOREIGN, _P.DONE}),
-    _P.HOLDING: frozenset({_P.CLAIMING, _P.RECOVERING, _P.DONE}),
-    _P.DONE: frozenset({_P.CLAIMING, _P.RECOVERING}),
+    _P.CHECKING: frozenset({_P.FOREIGN, _P.RECOVERING, _P.UNFOLLOWED}),
+    _P.WITHDRAWING: frozenset({_P.FOREIGN, _P.UNFOLLOWED}),
+    _P.HOLDING: frozenset({_P.CLAIMING, _P.RECOVERING, _P.UNFOLLOWED}),
+    _P.UNFOLLOWED: frozenset({_P.CLAIMING, _P.RECOVERING}),
 }
 
-FOLLOWED_PHASES = frozenset(Phase) - {_P.KNOWN, _P.HOLDING, _P.DONE}
+FOLLOWED_PHASES = frozenset(Phase) - {_P.KNOWN, _P.HOLDING, _P.UNFOLLOWED}
 """The job is followed, and is in `Scheduler.tracked`."""
 
 UNDECIDED_PHASES = frozenset({_P.CLAIMING, _P.RECOVERING})

@@ -91,7 +91,7 @@ class Poller:
         self._in_flight += 1
         self._budget.on_sent("poll", now)
 
-    async def take_turn(self, gives_up_at: float = NEVER) -> bool:
+    async def wait_until_admitted(self, gives_up_at: float = NEVER) -> bool:
         """Wait until a request may leave as polls do, and record that it left; return False if that takes too long."""
         while not self.admits(now := self._clock()):
             if now >= gives_up_at:
@@ -106,7 +106,7 @@ class Poller:
         job.schedule.on_began(job)
         job.followed_since = self._clock()
         job.failures = 0  # until now it counted creates
-        job.callback_pending |= self.fallback.forget_early_delivery(job.record)
+        job.callback_pending |= self.fallback.take_early_delivery(job.record)
         if self.fallback.waits_for_callback(job):
             return self.fallback.next_check_at(job)
         return job.running_at + job.schedule.next_poll_age_s(0.0)  # an adopted job may have ended long ago
@@ -134,13 +134,15 @@ class Poller:
         """Poll a job once."""
         job.polls += 1
         job.polled_at = self._clock()
-        called, job.callback_pending = job.callback_pending, False
+        callback_came, job.callback_pending = job.callback_pending, False
         try:
             seen = await self.run_admitted_request(partial(self._query, job.record.task_id or ""))
         except NanoBananaError as error:
-            job.callback_pending = job.callback_pending or called  # the callback still needs a poll that is answered
+            job.callback_pending = (
+                job.callback_pending or callback_came
+            )  # the callback still needs a poll that is answered
             return self._retry_or_stop(job, error)
-        return await self.apply_observation(job, seen, called=called)
+        return await self.apply_observation(job, seen, callback_came=callback_came)
 
     async def poll_images(self, poll: ImagePoll) -> float | None:
         """Poll a task for its images once. Return when to repeat that; None if all waiters have their answer."""
@@ -157,8 +159,8 @@ class Poller:
         poll.finish(seen if seen.images else UnexpectedResponse(why))
         return None
 
-    async def apply_observation(self, job: TrackedJob, seen: Observation, *, called: bool = False) -> Next:
-        """Return what follows from the answer to a poll; `called` says whether a callback had come."""
+    async def apply_observation(self, job: TrackedJob, seen: Observation, *, callback_came: bool = False) -> Next:
+        """Return what follows from the answer to a poll; `callback_came` says whether a callback had come."""
         job.failures, job.last_failure = 0, None
         self._warn_unknown_status(job, seen)
         age_s = self._clock() - job.running_at
@@ -167,11 +169,11 @@ class Poller:
         self._store.emit(JobPolled(record=job.record, status=seen.status, polls=job.polls, delay_s=delay_s))
         match seen.state:
             case JobState.SUCCEEDED if seen.images:
-                return await self._record_success(job, seen, called)
+                return await self._record_success(job, seen, callback_came)
             case JobState.SUCCEEDED:
-                return await self._wait_for_late_images(job, seen, called)
+                return await self._wait_for_late_images(job, seen, callback_came)
             case JobState.FAILED:
-                return await self._record_failure(job, seen, called)
+                return await self._record_failure(job, seen, callback_came)
             case _:
                 job.on_observed_running(seen.progress)
                 return self._schedule_next_poll(job)
@@ -213,14 +215,14 @@ class Poller:
             )
         return seen
 
-    async def _record_success(self, job: TrackedJob, seen: Observation, called: bool) -> Next:
+    async def _record_success(self, job: TrackedJob, seen: Observation, callback_came: bool) -> Next:
         job.observation = seen
         # The ledger does not store inline images (data URLs); an empty URL marks the place of one.
         kept = tuple("" if url.startswith("data:") else url for url in seen.images)
-        await self._record_end(job, JobState.SUCCEEDED, seen, called, images=kept, missing=seen.missing)
+        await self._record_end(job, JobState.SUCCEEDED, seen, callback_came, images=kept, missing=seen.missing)
         return Finish()
 
-    async def _record_failure(self, job: TrackedJob, seen: Observation, called: bool) -> Next:
+    async def _record_failure(self, job: TrackedJob, seen: Observation, callback_came: bool) -> Next:
         job.observation = seen
         no_reason = "it ended without an image" if seen.state is JobState.SUCCEEDED else "the gateway gave no reason"
         failure = Failure(
@@ -230,18 +232,18 @@ class Poller:
             request_id=seen.request_id or seen.provider_request_id,
             failure_kind=seen.failure_kind,
         )
-        await self._record_end(job, JobState.FAILED, seen, called, failure=failure)
+        await self._record_end(job, JobState.FAILED, seen, callback_came, failure=failure)
         return Finish()
 
     async def _record_end(
-        self, job: TrackedJob, state: JobState, seen: Observation, called: bool, **facts: object
+        self, job: TrackedJob, state: JobState, seen: Observation, callback_came: bool, **facts: object
     ) -> None:
         record = job.record
-        self.fallback.on_ended(record, called=called)
+        self.fallback.on_ended(record, callback_came=callback_came)
         if job.schedule is not None:
             age_s = self._clock() - job.running_at
             took_s = seen.duration_s(age_s)
-            job.schedule.on_ended(job, age_s, age_s if called and took_s is None else took_s)
+            job.schedule.on_ended(job, age_s, age_s if callback_came and took_s is None else took_s)
         unwritten = await self._store.transition_as_reported(
             job,
             state,
@@ -254,7 +256,7 @@ class Poller:
         if unwritten is not None:  # the caller gets the images that were paid for all the same
             self._store.emit(PollFailed(record=job.record, error=unwritten, wait_s=None, polls=job.polls))
 
-    async def _wait_for_late_images(self, job: TrackedJob, seen: Observation, called: bool) -> Next:
+    async def _wait_for_late_images(self, job: TrackedJob, seen: Observation, callback_came: bool) -> Next:
         """Wait for late images for a while; then the job has failed, unless there are links that can't be used."""
         now = self._clock()
         since = min(job.rare.first_imageless_at, now)
@@ -262,7 +264,7 @@ class Poller:
         if now - since < LATE_IMAGES_S:
             return ScheduleAt(now + max(1.0, self._polling.min_gap_s))
         if not seen.missing:
-            return await self._record_failure(job, seen, called)
+            return await self._record_failure(job, seen, callback_came)
         excerpt = ", ".join(f"{name}={value!r}"[:60] for name, value in islice(seen.raw.items(), 20))[:300]
         reasons = "".join(dict.fromkeys(f"; {why}" for _, why in seen.missing))[:300]
         status = seen.status[:LONGEST_STATUS_WORD]

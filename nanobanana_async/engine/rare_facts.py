@@ -27,7 +27,7 @@ class RareFacts:
     """Its create was refused once, and the uploads that were not made for it were made again."""
     expected_credits: Decimal | None = None
     """The user's estimate of the price, until the gateway states one."""
-    retry_failed: frozenset[str] = frozenset()
+    retry_failure_kinds: frozenset[str] = frozenset()
     """If the job is FAILED in the ledger, it is bought again."""
     released_if_unsent: bool = False
     """Other workers may buy it: when its last caller leaves before it is sent, it is released, not withdrawn."""

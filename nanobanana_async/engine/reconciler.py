@@ -93,8 +93,8 @@ class Reconciler:
     async def _reconcile_waiting(self) -> None:
         """Read the history for the jobs of this session that wait for it."""
         history, now = self._history, self._engine.clock()
-        waits = [wait for wait in history.waits.values() if self._still_in_doubt(wait)]
-        history.waits = {wait.job.key: wait for wait in waits}
+        waits = [wait for wait in history.awaiting_jobs.values() if self._still_in_doubt(wait)]
+        history.awaiting_jobs = {wait.job.key: wait for wait in waits}
         unread = [wait for wait in waits if wait.found_task is None]
         if any(wait.due <= now for wait in unread):
             records = [wait.job.record for wait in unread]
@@ -132,7 +132,7 @@ class Reconciler:
         if not parked and (
             self._history.is_failing or not self._history.is_readable
         ):  # its repeats go on, as without a history
-            self._history.waits.pop(job.key, None)
+            self._history.awaiting_jobs.pop(job.key, None)
             return
         if wait.due > now and self._history.is_readable:
             return
@@ -161,12 +161,12 @@ class Reconciler:
             wait.due = self._engine.clock() + RETRY_S
 
     def _recover_with(self, wait: JobAwaitingHistory, step: JobStep) -> None:
-        self._history.waits.pop(wait.job.key, None)
+        self._history.awaiting_jobs.pop(wait.job.key, None)
         self._engine.scheduler.start_recovery(wait.job, step)
 
     async def _assign_task(self, task_id: str, job: TrackedJob) -> Next:
         try:
-            return await self._engine.claims.store_resolution(job, task_id=task_id, body=None)
+            return await self._engine.claimer.store_resolution(job, task_id=task_id, body=None)
         except TaskTaken:  # another process was faster: the task is its job's
             if job.record.state is JobState.UNCERTAIN:
                 return HoldSlots(job.holds_slots_until)
@@ -176,7 +176,7 @@ class Reconciler:
     async def _reopen(self, job: TrackedJob) -> Next:
         """Let a job that was not bought be sent again; the second time its callers get why it was never answered."""
         failure, again = job.last_failure, job.rare.reopened
-        next_step = await self._engine.claims.return_to_pending(job)
+        next_step = await self._engine.claimer.return_to_pending(job)
         job.rare = evolve(job.rare, reopened=not again)
         if not again:
             return next_step
@@ -252,7 +252,7 @@ class Reconciler:
 
     async def _store_not_bought(self, job: TrackedJob) -> Next:
         """Store that an UNCERTAIN job was not bought. No caller has asked this session to buy it."""
-        await self._engine.claims.return_to_pending(job)
+        await self._engine.claimer.return_to_pending(job)
         return Finish()
 
     async def _update_candidates(self, candidates: tuple[Candidate, ...], job: TrackedJob) -> Next:

@@ -75,8 +75,8 @@ class References:
         if (unmoved := self.after_failure(job, error)) is not None:
             self._apply(job, Finish(unmoved))
 
-    async def identify(self, request: ImageRequest) -> tuple[ImageRequest, LocalImagesByDigest]:
-        """Return the request with its local images in their stored form, and these images. See `local.identify`."""
+    async def digest_images(self, request: ImageRequest) -> tuple[ImageRequest, LocalImagesByDigest]:
+        """Return the request with its local images in their stored form, and these images by their digests."""
         if not any(isinstance(image, LocalImage) for image in request.images):
             return request, NO_SOURCES
         return await self._threads.run_or_abandon(
@@ -166,7 +166,7 @@ class References:
     async def load_body(self, job: TrackedJob) -> tuple[bytes, int]:
         """Return the bytes that a create of the job sends, and how many bytes of images are in memory for it.
 
-        Raises an error if an image can't be read; nothing is held then. `release_memory` must follow otherwise.
+        Raises an error if an image can't be read; nothing is held then. `release_bytes` must follow otherwise.
         """
         await self._begin_generation_if_body_changed(job)
         record = job.record
@@ -195,7 +195,7 @@ class References:
         if was_sent and self._gateway.supports_idempotency_keys and sent.body not in (b"", record.body):
             await self._store.start_generation(job, sent, body=record.body, request=record.request)
 
-    def release_memory(self, size: int) -> None:
+    def release_bytes(self, size: int) -> None:
         """Record that the images of a create are no longer in memory."""
         if size:
             self._memory.release(size)

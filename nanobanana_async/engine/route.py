@@ -30,8 +30,8 @@ class Route:
     """Account -> why it does not buy the job."""
 
 
-AfterRefusal = Callable[..., tuple[RetryDecision, NanoBananaError]]
-"""`Router.after_refusal` for the jobs of one account."""
+AfterFailedCreate = Callable[..., tuple[RetryDecision, NanoBananaError]]
+"""`Router.after_failed_create` for the jobs of one account."""
 
 
 def keep_decision(

@@ -39,11 +39,11 @@ class JointReferences(References):
     def __init__(self, engines: Sequence[Engine]) -> None:
         self._of_gateways = {engine.gateway.name: engine.references for engine in engines}
 
-    async def identify(self, request: ImageRequest) -> tuple[ImageRequest, LocalImagesByDigest]:
+    async def digest_images(self, request: ImageRequest) -> tuple[ImageRequest, LocalImagesByDigest]:
         """Return the request with its local images in their stored form, and these images."""
         found = request, NO_SOURCES
         for references in self._of_gateways.values():
-            found = await references.identify(request)
+            found = await references.digest_images(request)
         return found
 
 
@@ -63,13 +63,13 @@ class RoutedEngine(Engine):
         self.gateway, self.account = first.gateway, first.account
         self.slots, self.poller, self.submitter = first.slots, first.poller, first.submitter
         self.estimates, self.history, self.references = first.estimates, first.history, JointReferences(engines)
-        self.claims, self.scheduler = first.claims, first.scheduler
+        self.claimer, self.scheduler = first.claimer, first.scheduler
         self.members, self.orphans_seen = tuple(engines), first.orphans_seen
         self.tracked = ChainMap(*(engine.scheduler.tracked for engine in engines))
         self.router = router
         self._prices = prices
         prices.accounts = [engine.store.credits.prices for engine in engines]
-        self._asked: dict[str, ImageRequest] = {}
+        self._unsubmitted_requests: dict[str, ImageRequest] = {}
         """Key -> the request of a record that was made and not submitted yet."""
 
     def home_of(self, job: TrackedJob) -> Engine:
@@ -92,16 +92,16 @@ class RoutedEngine(Engine):
         Raises `InvalidRequest`, before anything is stored, for a request that no account can take.
         """
         key = validate_key(key)
-        home = self.router.engine_following(key)
+        home = self.router.find_follower(key)
         if home is None and not is_generated_key(key) and (known := await self.store.ledger.find(key)) is not None:
-            home = self.router.engine_following(key) or self.router.by_account.get(known.account)
+            home = self.router.find_follower(key) or self.router.by_account.get(known.account)
         if budget is not None:
             self._check_one_gateway("a budget")
         home = home or self.router.choose(request, priority)
         record = await home.new_record(
             request, key, batch=batch, budget=budget, priority=priority, group=group, with_callback=with_callback
         )
-        self._asked[key] = request
+        self._unsubmitted_requests[key] = request
         return record
 
     def submit(
@@ -114,11 +114,11 @@ class RoutedEngine(Engine):
         group: Hashable = None,
     ) -> TrackedJob:
         """Let the account of the record buy the job, or return the job that an account has under its key."""
-        asked = self._asked.pop(record.key, None)
+        asked = self._unsubmitted_requests.pop(record.key, None)
         model = self.router.home_of(record).gateway.model
         if asked is None or record.request is None or not same_request(with_model(asked, model), record.request):
             asked = None  # of another call with this key
-        home = self.router.engine_following(record.key) or self.router.home_of(record)
+        home = self.router.find_follower(record.key) or self.router.home_of(record)
         if home.account != record.account and asked is not None and home.account in self.router.by_account:
             record = self.router.record_for(home, record, asked)
         job = home.submit(

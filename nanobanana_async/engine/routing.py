@@ -58,15 +58,15 @@ class Router:
         self._preparing: dict[str, list[TrackedJob]] = {engine.account: [] for engine in engines}
         """Of these, those that wait for uploads of their reference images."""
         for engine in engines:
-            engine.submitter.after_refusal = partial(self.after_refusal, engine)
+            engine.submitter.after_failed_create = partial(self.after_failed_create, engine)
             engine.references.after_failure = partial(self._move_unprepared, engine)
             engine.references.uploader.on_retry = self.rebalance_jobs
-            engine.claims.follow_with_account = partial(self._follow_with_account, engine)
-            engine.scheduler.dispatcher.on_admitted = self.rebalance_jobs
+            engine.claimer.follow_with_account = partial(self._follow_with_account, engine)
+            engine.scheduler.dispatcher.after_admission = self.rebalance_jobs
             engine.scheduler.dispatcher.ask_again_every_s = ASK_AGAIN_S
-            engine.store.credits.followed = ChainMap(*(each.scheduler.tracked for each in engines))
+            engine.store.credits.tracked_in_session = ChainMap(*(each.scheduler.tracked for each in engines))
 
-    def engine_following(self, key: str) -> Engine | None:
+    def find_follower(self, key: str) -> Engine | None:
         """Return the engine that follows a job, or holds its slots while it is uncertain."""
         for engine in self.engines:
             if key in engine.tracked or key in engine.scheduler.holding:
@@ -75,7 +75,7 @@ class Router:
 
     def home_of(self, record: JobRecord) -> Engine:
         """Return the engine of a job's account; any engine, which refuses it, if the session does not have it."""
-        return self.engine_following(record.key) or self.by_account.get(record.account) or self.engines[0]
+        return self.find_follower(record.key) or self.by_account.get(record.account) or self.engines[0]
 
     def choose(self, request: ImageRequest, priority: int) -> Engine:
         """Return the engine that should buy a new job. Raises `InvalidRequest` if none can take the request."""
@@ -94,7 +94,7 @@ class Router:
         if job.phase is Phase.CLAIMING:
             self._arriving[engine.account].append(job)
 
-    def after_refusal(
+    def after_failed_create(
         self, engine: Engine, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, sent_before: bool
     ) -> tuple[RetryDecision, NanoBananaError]:
         """Return the decision about a failed create, and its error: the job may wait for another account instead."""
@@ -158,7 +158,7 @@ class Router:
             if source in roomy and len(roomy) == 1:
                 continue
             for job in self._waiting_with(source):
-                if not may_move(job) or self._leaves_soon(source, job, now):
+                if not may_move(job) or self._has_slot_with(source, job, now):
                     continue
                 targets = (each for each in roomy if each is not source and self._sends_now(each, job, now))
                 target = next(targets, None)
@@ -229,40 +229,40 @@ class Router:
             return False
         self._hand_on(source, target, job)
         target.store.replace_record(job, record)
-        target.scheduler.start_step(target.claims.check_owner, job)
+        target.scheduler.start_step(target.claimer.check_owner, job)
         return True
 
     def _rank(self, engine: Engine, request: ImageRequest, priority: int) -> tuple[float, ...]:
         now, weight = engine.clock(), engine.gateway.slots_for(request)
-        coming = self._coming(engine, priority) * weight
+        coming = self._jobs_ahead(engine, priority) * weight
         rests = self._rests(engine, now)
         has_room = not rests and engine.slots.has_room(weight, now, coming)
         learned = engine.estimates.best_known_durations
-        job_s = engine.gateway.expected_job_s if learned is None else learned.median_s
+        typical_job_s = engine.gateway.expected_job_s if learned is None else learned.median_s
         taken = engine.slots.load.taken
         slots = engine.slots.limiter.job_limit.cap_in_slots or max(taken, 1)
         surplus = coming + taken + weight - slots
-        wait_s = 0.0 if has_room else max(surplus / slots * job_s, engine.slots.breaker.paused_until - now, 0.0)
+        wait_s = 0.0 if has_room else max(surplus / slots * typical_job_s, engine.slots.breaker.paused_until - now, 0.0)
         if self._by_wait:
-            return rests, wait_s + job_s
+            return rests, wait_s + typical_job_s
         return rests, not has_room, wait_s, self.engines.index(engine)
 
     def _has_room(self, engine: Engine, weight: int, now: float) -> bool:
         """Return whether an account would send one more job now, beside those that it has."""
-        return not self._rests(engine, now) and engine.slots.has_room(weight, now, self._coming(engine) * weight)
+        return not self._rests(engine, now) and engine.slots.has_room(weight, now, self._jobs_ahead(engine) * weight)
 
     def _sends_now(self, engine: Engine, job: TrackedJob, now: float) -> bool:
         """Return whether an account would send a job of another account now, or upload its reference images."""
         answers = job.phase is not Phase.PREPARING or engine.poller.outage.error is None
         return answers and self._has_room(engine, job.weight, now) and self._may_take(engine, job, now)
 
-    def _leaves_soon(self, source: Engine, job: TrackedJob, now: float) -> bool:
+    def _has_slot_with(self, source: Engine, job: TrackedJob, now: float) -> bool:
         """Return whether a job waits with its account for something else than a slot."""
         if job.phase is Phase.PREPARING:
             return False
         return not self._rests(source, now) and source.slots.has_room(job.weight, now, 0)
 
-    def _coming(self, engine: Engine, priority: int | None = None) -> int:
+    def _jobs_ahead(self, engine: Engine, priority: int | None = None) -> int:
         """Return how many jobs an account sends before a new one: of this priority, or of any."""
         preparing, arriving = self._preparing_with(engine), self._arriving[engine.account]
         return len(arriving) + len(preparing) + engine.scheduler.dispatcher.queue_length(priority)

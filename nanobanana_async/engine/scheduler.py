@@ -7,8 +7,8 @@ from typing import Any, assert_never
 
 from anyio.abc import TaskGroup
 
-from nanobanana_async.engine.claims import Claims
-from nanobanana_async.engine.dispatcher import Decline, DispatchDecision, Dispatcher, RequestKind
+from nanobanana_async.engine.claimer import Claimer
+from nanobanana_async.engine.dispatcher import CapExceeded, DispatchDecision, Dispatcher, DispatchKind
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.foreign_slots import recount_foreign_slots
 from nanobanana_async.engine.image_poll import ImagePoll
@@ -49,7 +49,7 @@ class Scheduler:
         slots: Slots,
         submitter: Submitter,
         poller: Poller,
-        claims: Claims,
+        claimer: Claimer,
         estimates: JobEstimates,
         references: References,
         *,
@@ -62,14 +62,14 @@ class Scheduler:
         self._submitter = submitter
         self._poller = poller
         self._estimates = estimates
-        self._claims = claims
+        self._claimer = claimer
         self._references = references
         self.workers = WorkerPool(max_requests, apply=self._apply, freed=self.tick, crashed=self._crashed)
         references.start(self.workers, apply=self._apply, freed=self.tick)
         self.dispatcher = Dispatcher(slots, poller, estimates, self.workers, store.credits)
         self._timers = Timers(loop)
         self.tracked: dict[str, TrackedJob] = {}
-        store.credits.tracked = store.credits.followed = self.tracked
+        store.credits.tracked = store.credits.tracked_in_session = self.tracked
         self.holding: dict[str, TrackedJob] = {}
         """Uncertain jobs that hold their slots while they may still run, by key."""
         self.image_polls = ImagePolls(poller, self.dispatcher, self._timers)
@@ -81,13 +81,13 @@ class Scheduler:
         """Start the workers and background tasks in this task group."""
         self._group = group
         self.workers.start(group)
-        self.workers.start_task("pump", self._tick_on_timer, again=True)
+        self.workers.start_task("pump", self._tick_on_timer, restart=True)
         if self._store.lease is not None:
             self._store.lease.on_burial(self._on_burial)
-        recount = partial(recount_foreign_slots, self._claims, self._slots, self.workers, self.tick)
+        recount = partial(recount_foreign_slots, self._claimer, self._slots, self.workers, self.tick)
         self.workers.start_task("count", recount)
         for work in self.background_tasks:
-            self.workers.start_task("beside", work, again=True)
+            self.workers.start_task("beside", work, restart=True)
 
     def _on_burial(self) -> None:
         """Follow all jobs through the ledger: they went to other owners when ours was buried."""
@@ -142,19 +142,19 @@ class Scheduler:
         match start:
             case ImagePoll():
                 self.workers.start_request(self.image_polls.run, start)
-            case (job, RequestKind.CREATE):
+            case (job, DispatchKind.CREATE):
                 job.enter_phase(Phase.IN_FLIGHT)
                 self.workers.start_create(self._submitter.submit, job)
-            case (job, RequestKind.POLL):
+            case (job, DispatchKind.POLL):
                 job.enter_phase(Phase.IN_FLIGHT)
                 self.workers.start_poll(self._poller.poll, job)
-            case (job, Decline(error=error)):
-                self.withdraw(job, partial(self._claims.withdraw_unaffordable, error))
+            case (job, CapExceeded(error=error)):
+                self.withdraw(job, partial(self._claimer.withdraw_unaffordable, error))
 
     def withdraw(self, job: TrackedJob, step: JobStep | None = None) -> None:
         """Withdraw a job that waits to be sent."""
         job.enter_phase(Phase.WITHDRAWING)
-        self.start_step(step or self._claims.store_withdrawal, job)
+        self.start_step(step or self._claimer.store_withdrawal, job)
 
     def start_step(self, step: JobStep, job: TrackedJob) -> None:
         """Run a step that makes no request to the gateway; closing waits for it."""
@@ -202,7 +202,7 @@ class Scheduler:
             case AwaitHistory():
                 job.enter_phase(Phase.CHECKING)
             case HoldSlots(due=due):
-                self._untrack(job, Phase.DONE, hold_until=due)
+                self._untrack(job, Phase.UNFOLLOWED, hold_until=due)
             case StopFollowing():
                 self._untrack(job, Phase.KNOWN)
                 job.wake()
@@ -217,7 +217,7 @@ class Scheduler:
 
     def _schedule(self, job: TrackedJob, due: float) -> None:
         """Set a job's timer, or queue the job if its time has come."""
-        due = self._poller.fallback.planned_due(job, due, now := self._clock())
+        due = self._poller.fallback.adjust_due(job, due, now := self._clock())
         if due > now:
             job.enter_phase(Phase.SCHEDULED)
             self._timers.set_due(job, due)
@@ -234,14 +234,14 @@ class Scheduler:
             case Phase.SCHEDULED:
                 self._schedule(job, now)
             case Phase.FOREIGN if job.is_wanted:
-                self.start_step(self._claims.check_owner, job)
+                self.start_step(self._claimer.check_owner, job)
             case Phase.FOREIGN:
                 self._untrack(job, Phase.KNOWN)
             case Phase.HOLDING:  # by now it has ended, if it ever ran
                 if self.holding.get(job.key) is job:
                     del self.holding[job.key]
                 self._slots.release(job)
-                job.enter_phase(Phase.DONE)
+                job.enter_phase(Phase.UNFOLLOWED)
 
     def poll_soon(self, job: TrackedJob) -> None:
         """Poll a job as soon as possible, because a callback came."""
@@ -279,7 +279,7 @@ class Scheduler:
             if job.slots_taken_from is not None and not ours:  # the claim failed: the job is uncertain as before
                 job.record = job.ledger_record = job.slots_taken_from.record
             hold_until = job.holds_slots_until
-        self._untrack(job, Phase.DONE, hold_until=hold_until, ours=ours)
+        self._untrack(job, Phase.UNFOLLOWED, hold_until=hold_until, ours=ours)
         job.wake()
 
     def _untrack(self, job: TrackedJob, phase: Phase, *, hold_until: float = NEVER, ours: bool = True) -> None:
@@ -301,7 +301,7 @@ class Scheduler:
         # If the ledger does not have the task id, only this session can follow the job: then it is not released.
         known = ours and job.ledger_record.task_id == job.record.task_id
         if known and job.ledger_record.state in ACTIVE_STATES and not self.closing:
-            self.start_step(partial(self._claims.release_untracked, self.tracked), job)
+            self.start_step(partial(self._claimer.release_untracked, self.tracked), job)
         job.notify_listeners()
         self._store.emit(JobReleased(record=job.record, error=job.wait_error))
 

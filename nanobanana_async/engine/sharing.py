@@ -32,12 +32,12 @@ def make_limits(ledger: Ledger, concurrency: ConcurrencyPolicy) -> tuple[Admissi
     return AdmissionLimiter(concurrency, budget=budget), budget
 
 
-def exchange_if_shared(engine: Engine) -> None:
+def set_up_exchanges(engine: Engine) -> None:
     """Let an engine exchange with the other owners of its ledger, if that shares the account."""
     ledger, limiter, scheduler = engine.store.ledger, engine.slots.limiter, engine.scheduler
     if isinstance(ledger, SharesAccount) and isinstance(limiter, SharedLimiter):
         exchanges = Exchanges(ledger, engine.account, limiter, engine.slots, scheduler.dispatcher, engine.orphans_seen)
-        scheduler.dispatcher.on_admitted = exchanges.check
+        scheduler.dispatcher.after_admission = exchanges.wake_if_due
         scheduler.background_tasks.append(partial(exchanges.keep_exchanging, scheduler.tick))
 
 
@@ -64,16 +64,16 @@ class Exchanges:
         self._orphans_seen = orphans_seen
         self._failure_logged = False
 
-    def check(self) -> None:
+    def wake_if_due(self) -> None:
         """Begin an exchange if one is due; called after each step of a job."""
-        if self._next_at() <= self._clock():
+        if self._update_gates_and_next_at() <= self._clock():
             self._due.set()
 
     async def keep_exchanging(self, changed: Callable[[], None]) -> None:
         """Exchange whenever it is due, as long as the session is open; `changed` is called after each exchange."""
         while True:
             self._due.clear()
-            wait_s = self._next_at() - self._clock()
+            wait_s = self._update_gates_and_next_at() - self._clock()
             if wait_s > 0:
                 with anyio.move_on_after(wait_s):
                     await self._due.wait()
@@ -81,7 +81,7 @@ class Exchanges:
                 await self._exchange()
                 changed()
 
-    def _next_at(self) -> float:
+    def _update_gates_and_next_at(self) -> float:
         """Return when the next exchange is due, with the pauses that the session has met."""
         pause, breaker, shared = self._slots.request_budget.long_pause, self._slots.breaker, self._shared
         shared.gates_polls = pause.used_up
@@ -100,7 +100,7 @@ class Exchanges:
             self._dispatcher.polls_due,
             mean_job_s=limits.mean_job_s,
             notice_delay_s=limits.notice_delay_s,
-            longest_run_s=self._slots.longest_run_s,
+            max_run_s=self._slots.max_hold_s,
             urgent=self._dispatcher.urgent_slots(queued),
         )
         try:

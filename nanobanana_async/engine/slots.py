@@ -12,7 +12,7 @@ from nanobanana_async.policy.limiter import AdmissionLimiter
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.policy.session_budget import SessionBudget
 
-SOON_S = 2.0
+USABLE_WITHIN_S = 2.0
 """Slots that a session can't use within this time are another's: its next exchange comes about then."""
 
 
@@ -62,7 +62,7 @@ class Slots:
             return 0
         left = min(
             float(queued),
-            self.request_budget.cap_lets_leave(now, SOON_S),
+            self.request_budget.cap_lets_leave(now, USABLE_WITHIN_S),
             1.0 if self.breaker.is_half_open else math.inf,
         )
         free = self.limiter.job_limit.ceiling - self.load.taken
@@ -74,9 +74,9 @@ class Slots:
         return Load(self.held + self.foreign, self.weight_in_flight)
 
     @property
-    def longest_run_s(self) -> float:
+    def max_hold_s(self) -> float:
         """The longest time that a job may hold its slots."""
-        return self._estimates.longest_run_s
+        return self._estimates.max_run_s
 
     def creates_open_at(self, now: float) -> float:
         """Return when a first create may leave by the passing of time; a past time if other events are awaited."""

@@ -23,7 +23,7 @@ from nanobanana_async.engine.next_step import AwaitHistory, Enqueue, Finish, Hol
 from nanobanana_async.engine.ownership import facts_of_accepted, remember_unbought, wait_until_owner
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import References
-from nanobanana_async.engine.route import AfterRefusal, keep_decision
+from nanobanana_async.engine.route import AfterFailedCreate, keep_decision
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore, to_failure
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
@@ -85,7 +85,7 @@ class Submitter:
         self._answers = AnswerReader()
         self._jitter = random.Random()
         self._limits = LimitEvents(slots, store, gateway.account)
-        self.after_refusal: AfterRefusal = keep_decision
+        self.after_failed_create: AfterFailedCreate = keep_decision
 
     async def submit(self, job: TrackedJob) -> Next:
         """Make one create, the first or a repeat."""
@@ -104,12 +104,12 @@ class Submitter:
         try:
             answer = await self._attempt_create(job, body)
         finally:
-            self._references.release_memory(held)
+            self._references.release_bytes(held)
         match answer:
             case Accepted():
                 return await self._on_accepted(job, answer)
             case Allowance():  # the ledger does not allow it: it waits again, or is declined
-                self._store.credits.on_refused(job, answer, self._clock(), self._store.utcnow())
+                self._store.credits.on_ledger_refused(job, answer, self._clock(), self._store.utcnow())
                 return Enqueue()
             case NotOurs():
                 remember_unbought(job)
@@ -156,7 +156,7 @@ class Submitter:
         job.place = 0  # it has had its turn: the number need not stay in memory
         job.running_at = self._clock()
         self._slots.on_accepted(job, job.running_at)
-        self._history.record_answer_time(accepted.task_id, job.running_at - job.sent_at)
+        self._history.record_accepted_create(accepted.task_id, job.running_at - job.sent_at)
         if job.record.in_doubt:
             self._slots.spacing.on_repeat_answered(named_task=True)
         self._limits.emit_changes(job.running_at)
@@ -194,7 +194,7 @@ class Submitter:
         decision = decide_failed_create(error, attempt, self._retry)
         if decision.action is RetryAction.REFUSE and self._references.may_have_lost_uploads(job, error):
             decision = evolve(decision, action=RetryAction.REQUEUE)
-        decision, error = self.after_refusal(job, error, decision, sent_before)
+        decision, error = self.after_failed_create(job, error, decision, sent_before)
         now = self._clock()
         wait_s = self._retry_wait_s(job, error, decision)
         self._update_limits(job, error, decision, now)
@@ -300,8 +300,8 @@ class Submitter:
         if decision.action is not RetryAction.REPEAT:
             return 0.0
         backoff_s = self._retry.backoff_s(job.failures, self._jitter.random())
-        confirms_s = self._history.confirms_after_s(job.record) if decision.kind is FailureKind.IN_PROGRESS else 0.0
-        return max(asked_wait_s(error), confirms_s, self._poller.outage.limited_wait_s(error, backoff_s))
+        wait_s = self._history.conflict_proven_after_s(job.record) if decision.kind is FailureKind.IN_PROGRESS else 0.0
+        return max(asked_wait_s(error), wait_s, self._poller.outage.limited_wait_s(error, backoff_s))
 
     def _update_limits(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, now: float) -> None:
         used_up = isinstance(error, RateLimited) and self._poller.used_up_budgets.pause_if_used_up(error, job.sent_at)

@@ -45,7 +45,7 @@ class WorkerPool:
         self._freed = freed
         self._crashed = crashed
         self._group: TaskGroup | None = None
-        self._host: asyncio.Task[Any] | None = None
+        self._group_task: asyncio.Task[Any] | None = None
         self._idle: list[asyncio.Future[tuple[JobTask, Timed, bool]]] = []
 
         self._unfinished = 0
@@ -55,7 +55,7 @@ class WorkerPool:
     def start(self, group: TaskGroup) -> None:
         """Set the task group in which workers run; called in the group's own task."""
         self._group = group
-        self._host = asyncio.current_task()
+        self._group_task = asyncio.current_task()
         self._context = contextvars.copy_context()
 
     @property
@@ -89,12 +89,12 @@ class WorkerPool:
         self.free_requests -= 1
         self._hand_to_worker(job_task, job, True)
 
-    def start_task(self, name: str, work: Callable[[], Coroutine[Any, Any, None]], *, again: bool = False) -> None:
-        """Run a coroutine in the task group. A failure is logged; with `again` the coroutine is then started again."""
+    def start_task(self, name: str, work: Callable[[], Coroutine[Any, Any, None]], *, restart: bool = False) -> None:
+        """Run a coroutine in the task group. A failure is logged; then with `restart` it is started again."""
         if self._group is not None:
-            self._group.start_soon(self._run_background_task, name, work, again)
+            self._group.start_soon(self._run_background_task, name, work, restart)
 
-    def contain_failure(self, failure: BaseException) -> bool:
+    def try_contain(self, failure: BaseException) -> bool:
         """Whether a failure concerns only the current step; otherwise the task has to end.
 
         A `CancelledError` concerns only the step unless the session or the event loop ends: it came from an observer,
@@ -111,10 +111,10 @@ class WorkerPool:
 
     @property
     def _is_shutting_down(self) -> bool:
-        if self._group is None or self._host is None:
+        if self._group is None or self._group_task is None:
             return False
         # When the event loop shuts down it cancels all tasks, the session's too.
-        return self._group.cancel_scope.cancel_called or self._host.cancelling() > 0 or self._host.done()
+        return self._group.cancel_scope.cancel_called or self._group_task.cancelling() > 0 or self._group_task.done()
 
     def _add_unfinished(self) -> None:
         self._unfinished += 1
@@ -162,7 +162,7 @@ class WorkerPool:
             try:
                 job_task, job, permitted = await handover
             except asyncio.CancelledError as stray:
-                if not self.contain_failure(stray):
+                if not self.try_contain(stray):
                     raise
                 if handover.cancel() or handover.cancelled():
                     return
@@ -177,25 +177,27 @@ class WorkerPool:
                     self._permits.release()
                     self.free_requests += 1
         except BaseException as failure:
-            if not self.contain_failure(failure):
+            if not self.try_contain(failure):
                 raise
             self._crashed(job, failure)
         try:
             self._freed()
         except BaseException as failure:
-            if not self.contain_failure(failure):
+            if not self.try_contain(failure):
                 raise
             log_failure("engine.crashed", failure, task="pump")
 
-    async def _run_background_task(self, name: str, work: Callable[[], Coroutine[Any, Any, None]], again: bool) -> None:
+    async def _run_background_task(
+        self, name: str, work: Callable[[], Coroutine[Any, Any, None]], restart: bool
+    ) -> None:
         while True:
             try:
                 await work()
             except BaseException as failure:
-                if not self.contain_failure(failure):
+                if not self.try_contain(failure):
                     raise
                 log_failure("engine.crashed", failure, task=name)
-            if not again:
+            if not restart:
                 return
 
 

@@ -35,11 +35,11 @@ _LONG_NUMBER = 64
 _LONG_TEXT = 1024
 _LONG_RAW = 256 * 1024  # characters of an answer kept as `raw`
 _MOST_DECIMALS = 18
-_LONG = Context(prec=40)
+_DECIMAL_CONTEXT = Context(prec=40)
 _LONG_ANSWER = 1 << 16  # a longer answer may hold inline images: its values are searched for the key one by one
-_DEEP = 24
+_MAX_DEPTH = 24
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECONDS = 10**11  # a larger epoch time is in milliseconds: in seconds it would be the year 5138
+_LEAST_EPOCH_MS = 10**11  # a larger epoch time is in milliseconds: in seconds it would be the year 5138
 
 
 def _parse_integer(digits: str) -> int | Decimal:
@@ -48,7 +48,7 @@ def _parse_integer(digits: str) -> int | Decimal:
 
 def _parse_fraction(digits: str) -> Decimal | None:
     try:
-        return Decimal(digits) if len(digits) <= _LONG_NUMBER else _LONG.create_decimal(digits)
+        return Decimal(digits) if len(digits) <= _LONG_NUMBER else _DECIMAL_CONTEXT.create_decimal(digits)
     except ArithmeticError:  # InvalidOperation or Overflow, for an exponent of twenty digits
         return None
 
@@ -154,7 +154,7 @@ def parse_decimal(value: object, _: object = None) -> Decimal | None:
     # An exponent of a billion would print as a gigabyte of zeros.
     exponent = amount.as_tuple().exponent
     wanted = min(0, max(int(exponent), -_MOST_DECIMALS))
-    return amount if wanted == exponent else amount.quantize(Decimal(1).scaleb(wanted), context=_LONG)
+    return amount if wanted == exponent else amount.quantize(Decimal(1).scaleb(wanted), context=_DECIMAL_CONTEXT)
 
 
 def parse_count(value: object, _: object = None) -> int | None:
@@ -175,7 +175,7 @@ def parse_time(value: object, _: object = None) -> datetime | None:
             at = datetime.fromisoformat(value.strip())
             at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
         elif (epoch := parse_decimal(value)) is not None:
-            at = _EPOCH + timedelta(seconds=float(epoch / 1000 if epoch >= _MILLISECONDS else epoch))
+            at = _EPOCH + timedelta(seconds=float(epoch / 1000 if epoch >= _LEAST_EPOCH_MS else epoch))
         else:
             return None
     except (ValueError, OverflowError):
@@ -295,8 +295,8 @@ class _Raw:
         if isinstance(value, str):
             return self._bounded_text(value)
         if isinstance(value, (dict, list)):
-            if depth >= _DEEP or self._left <= 0:
-                return "<nested>" if depth >= _DEEP else "<more>"
+            if depth >= _MAX_DEPTH or self._left <= 0:
+                return "<nested>" if depth >= _MAX_DEPTH else "<more>"
             if isinstance(value, list):
                 return [self.plain(inner, depth + 1) for inner in value]
             return {self._name(name): self.plain(inner, depth + 1) for name, inner in value.items()}

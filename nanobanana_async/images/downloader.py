@@ -102,7 +102,7 @@ class ImageDownloader:
         if self._state == "closed":
             raise SessionClosed("the session is closed")
         if self._state == "not open":
-            self._fetcher.open()
+            self._fetcher.open_sessions()
             self._state = "open"
 
     async def aclose(self) -> None:

@@ -80,7 +80,7 @@ class ImageFetcher:
         self._direct: aiohttp.ClientSession | None = None
         self._proxied: aiohttp.ClientSession | None = None
 
-    def open(self) -> None:
+    def open_sessions(self) -> None:
         """Make the sessions; no connection is opened yet."""
         self._direct = self._session(self._direct_sockets)
         self._proxied = self._session(self._proxy_sockets) if self._proxies else None

@@ -272,7 +272,7 @@ class StoredLedger(Ledger, Protocol):
         """Yield the jobs, newest first; only those in the given states, and at most `limit`."""
         ...
 
-    async def jobs_between(self, first: str, last: str) -> Sequence[JobRecord]:
+    async def jobs_in_key_range(self, first_key: str, last_key: str) -> Sequence[JobRecord]:
         """Return the jobs whose keys lie between two keys, these included, in the order of their keys."""
         ...
 

@@ -122,7 +122,7 @@ class Charges:
         blocked = price.is_estimate and self._has_estimates(counted_by, price, unpriced)
         if not blocked and (total or 0) + amount <= to_billionths(max_credits):
             return Allowance(price=price, other_charges=spent)
-        ours, others = self._keys_that_may_free_credits(counted_by, estimated_only=blocked)
+        ours, others = self._jobs_that_may_free_credits(counted_by, estimated_only=blocked)
         refusal = Refusal.ESTIMATE if blocked else Refusal.SUM
         return Allowance(refusal=refusal, price=price, other_charges=spent, ours_may_free=ours, others_may_free=others)
 
@@ -224,7 +224,7 @@ class Charges:
             return True
         return self._execute(_SELECT_ESTIMATES, (batch,)).fetchone() is not None
 
-    def _keys_that_may_free_credits(self, counted_by: str, *, estimated_only: bool) -> tuple[tuple[str, ...], bool]:
+    def _jobs_that_may_free_credits(self, counted_by: str, *, estimated_only: bool) -> tuple[tuple[str, ...], bool]:
         """Return our jobs under a cap that may free credits, and whether another living owner has such jobs."""
         ours, owners = [], set()
         for key, owner, estimated in self._execute(_SELECT_UNDER_WAY, (counted_by,)).fetchall():

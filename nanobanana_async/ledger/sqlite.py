@@ -200,9 +200,9 @@ class SqliteLedger(WriterLedger):
         async for record in self._newest_first(JobTable.jobs_page, state, limit):
             yield record
 
-    async def jobs_between(self, first: str, last: str) -> Sequence[JobRecord]:
+    async def jobs_in_key_range(self, first_key: str, last_key: str) -> Sequence[JobRecord]:
         """Return the jobs whose keys lie between two keys, these included, in the order of their keys."""
-        return await self._submit(lambda table: table.jobs_between(first, last))
+        return await self._submit(lambda table: table.jobs_in_key_range(first_key, last_key))
 
     async def count_by_state(self) -> Counter[JobState]:
         """Count all jobs by state."""

@@ -215,9 +215,9 @@ class JobTable:
         rows = self.connection.execute(f"{pages} ORDER BY id DESC LIMIT ?", (*parameters, limit)).fetchall()
         return _next_page_start(rows, limit), [record_of(row[1:]) for row in rows]
 
-    def jobs_between(self, first: str, last: str) -> list[JobRecord]:
+    def jobs_in_key_range(self, first_key: str, last_key: str) -> list[JobRecord]:
         """Return the jobs whose keys lie between two keys, these included, in the order of their keys."""
-        return [record_of(row) for row in self.connection.execute(SELECT_BETWEEN, (first, last)).fetchall()]
+        return [record_of(row) for row in self.connection.execute(SELECT_BETWEEN, (first_key, last_key)).fetchall()]
 
     def count_by_state(self) -> Counter[JobState]:
         """Count the jobs by state."""

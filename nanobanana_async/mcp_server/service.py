@@ -164,10 +164,10 @@ class Service:
 
     def _begin(self, purchase: Purchase, work: Callable[[Purchase], Awaitable[None]]) -> Purchase:
         self._running[purchase.request_id] = purchase
-        self._group.start_soon(self._work, purchase, work)
+        self._group.start_soon(self._run_purchase, purchase, work)
         return purchase
 
-    async def _work(self, purchase: Purchase, work: Callable[[Purchase], Awaitable[None]]) -> None:
+    async def _run_purchase(self, purchase: Purchase, work: Callable[[Purchase], Awaitable[None]]) -> None:
         try:
             await work(purchase)
         except BatchStopped as stopped:

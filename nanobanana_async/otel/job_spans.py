@@ -34,11 +34,11 @@ from nanobanana_async.otel.instruments import Instruments
 from nanobanana_async.otel.names import (
     CALLBACK_RECEIVED,
     CREATE_ACCEPTED,
+    CREATE_DECISION,
     CREATE_FAILED,
     CREATE_OUTCOME,
     CREATE_REFUSED,
     CREATE_SENT,
-    DECISION,
     ERROR_TYPE,
     GENERATE,
     INPUT_MESSAGES,
@@ -54,10 +54,10 @@ from nanobanana_async.otel.names import (
     OUTPUT_TYPE,
     POLL_ANSWERED,
     POLL_FAILED,
+    POLL_STATUS,
     PROVIDER_NAME,
     REQUEST_MODEL,
     RESPONSE_ID,
-    STATUS,
     WAIT,
 )
 
@@ -141,7 +141,7 @@ class JobSpans:
                 self._count_poll(job, polls)
                 if delay_s is not None:
                     self._instruments.delay_s.record(delay_s, job.attributes)
-                self._add_event(job, POLL_ANSWERED, {STATUS: status})
+                self._add_event(job, POLL_ANSWERED, {POLL_STATUS: status})
             case PollFailed(error=error, polls=polls):
                 self._count_poll(job, polls)
                 self._add_event(job, POLL_FAILED, error_attributes(error))
@@ -189,7 +189,7 @@ class JobSpans:
         outcome = "refused" if refused else "failed"
         self._instruments.creates.add(1, job.attributes | {CREATE_OUTCOME: outcome})
         wait_s = max(event.wait_s, getattr(error, "retry_after_s", None) or 0.0)
-        facts = error_attributes(error) | {DECISION: event.action, WAIT: round(wait_s, 3)}
+        facts = error_attributes(error) | {CREATE_DECISION: event.action, WAIT: round(wait_s, 3)}
         if isinstance(error, RateLimited):
             kind: Attributes = {LIMIT_KIND: error.kind or "unknown"}
             self._instruments.refusals.add(1, job.attributes | kind)

@@ -30,9 +30,9 @@ IMAGE_FORMAT = "nanobanana.image.format"
 IMAGE_REFERENCES = "nanobanana.image.references"
 CREATE_OUTCOME = "nanobanana.create.outcome"
 LIMIT_KIND = "nanobanana.limit.kind"
-DECISION = "nanobanana.create.decision"
+CREATE_DECISION = "nanobanana.create.decision"
 WAIT = "nanobanana.wait"
-STATUS = "nanobanana.poll.status"
+POLL_STATUS = "nanobanana.poll.status"
 
 # Events of a span.
 CREATE_SENT = "nanobanana.create.sent"

@@ -51,7 +51,7 @@ class Group:
         self.level = level
         self.name = name
         self.weight = weight
-        self.tag = level.virtual
+        self.tag = level.virtual_time
         """S while it waits, else F."""
         self.jobs: list[tuple[int, Any]] = []
         """A heap: a create that was refused gets its old place."""
@@ -79,11 +79,11 @@ Job = TypeVar("Job", bound=Waiting)
 class Level:
     """The groups of one priority."""
 
-    __slots__ = ("groups", "heap", "idle", "passed", "priority", "virtual", "waiting")
+    __slots__ = ("groups", "heap", "idle", "priority", "served_since_lower", "virtual_time", "waiting")
 
     def __init__(self, priority: int) -> None:
         self.priority = priority
-        self.virtual = 0.0
+        self.virtual_time = 0.0
         """v above."""
         self.groups: dict[Hashable, Group] = {}
         self.idle: OrderedDict[Hashable, Group] = OrderedDict()
@@ -91,7 +91,7 @@ class Level:
         self.heap: list[tuple[float, int, Group]] = []
         """By start tag and place; an entry that is not the group's own is out of date."""
         self.waiting = 0
-        self.passed = 0
+        self.served_since_lower = 0
         """How many of its jobs were served since a lower priority was, while one waited."""
 
     def enter(self, group: Group) -> None:
@@ -183,7 +183,7 @@ class FairQueue(Generic[Job]):
             group = level.groups[job.group] = Group(level, job.group, self._weights.get(job.group, 1.0))
         elif not group.jobs:
             del level.idle[group.name]
-            group.tag = max(group.tag, level.virtual)
+            group.tag = max(group.tag, level.virtual_time)
         heapq.heappush(group.jobs, (job.place, job))
         level.waiting += 1
         if group.jobs[0][1] is job:
@@ -221,7 +221,7 @@ class FairQueue(Generic[Job]):
         """Take out a job that waits: another account serves it, at so many slot-seconds for its group."""
         level = self._levels[job.priority]
         group = level.groups[job.group]
-        level.virtual = max(level.virtual, group.tag)
+        level.virtual_time = max(level.virtual_time, group.tag)
         group.tag += cost / group.weight
         level.take(group, job)
         self._drop_if_idle(level)
@@ -237,22 +237,22 @@ class FairQueue(Generic[Job]):
         level = self._next_level()
         group = level.first()
         cost /= group.weight
-        if group.tag > level.virtual:
-            level.virtual = group.tag
+        if group.tag > level.virtual_time:
+            level.virtual_time = group.tag
         group.tag += cost
         level.waiting -= 1
         if len(self._priorities) > 1:
             for higher in self._priorities[bisect(self._priorities, level.priority) :]:
-                self._levels[higher].passed = 0
-            level.passed = level.passed + 1 if self._priorities[0] < level.priority else 0
+                self._levels[higher].served_since_lower = 0
+            level.served_since_lower = level.served_since_lower + 1 if self._priorities[0] < level.priority else 0
         else:
-            level.passed = 0
+            level.served_since_lower = 0
         job = self._take_first(level, group)
         job.turn_cost = (group, cost)
         return job
 
     def pass_over_first(self) -> bool:
-        """Leave out the group of the job that `first` has returned, until `end_round`; False: too many are left out."""
+        """Pass over the group of the first job until `restore_passed_over`; False: too many are passed over."""
         if len(self._passed_over) >= MOST_PASSED_OVER:
             return False
         level = self._next_level()
@@ -264,8 +264,8 @@ class FairQueue(Generic[Job]):
             self._priorities.remove(level.priority)
         return True
 
-    def end_round(self) -> None:
-        """Let the groups that were left out wait again, each at its place."""
+    def restore_passed_over(self) -> None:
+        """Let the groups that were passed over wait again, each at its place."""
         for group in self._passed_over:
             group.level.enter(group)
             if group.level.priority not in self._priorities:
@@ -288,7 +288,7 @@ class FairQueue(Generic[Job]):
         """Return the highest priority, or a lower one whose turn it is."""
         if len(self._priorities) > 1:
             for priority in reversed(self._priorities[1:]):
-                if (level := self._levels[priority]).passed < FLOOR - 1:
+                if (level := self._levels[priority]).served_since_lower < FLOOR - 1:
                     return level
         return self._levels[self._priorities[0]]
 

@@ -18,9 +18,9 @@ became free:
     trial refused after jobs ended:             + log 0.3 / 0.06              room did not help: rate
     trial accepted after a job ended:           + 0                           both explain it
 
-Odds beyond `SURELY_RATE` or `SURELY_JOBS` are a verdict. Until then an unexplained 429 is treated as one of slots,
-which is the cautious choice. A copy of the job limit from before is kept: if the verdict is the rate, the copy is
-restored, since the slots lost nothing, and the pacer handles the events instead.
+Odds beyond `SURELY_RATE_LOG_ODDS` or `SURELY_JOBS_LOG_ODDS` are a verdict. Until then an unexplained 429 is treated
+as one of slots, which is the cautious choice. A copy of the job limit from before is kept: if the verdict is the rate,
+the copy is restored, since the slots lost nothing, and the pacer handles the events instead.
 
 Two more kinds of evidence need no trial. Where polls share a budget with creates, a rate that refuses a create refuses
 them as well. And `_full_at` slots were held when a create was last refused for lack of one: with fewer held, a slot
@@ -44,8 +44,8 @@ from nanobanana_async.policy.learned import LearnedLimits, is_fresh, is_kept
 from nanobanana_async.policy.rate import Pacer
 from nanobanana_async.policy.request_budget import RequestBudget
 
-SURELY_RATE = 1.5
-SURELY_JOBS = -1.5
+SURELY_RATE_LOG_ODDS = 1.5
+SURELY_JOBS_LOG_ODDS = -1.5
 """Log-odds (4.5 to 1) at which the verdict is the rate or the slots; one clear trial is enough, or two."""
 MAX_LOG_ODDS = 4.0
 """Bound of the log-odds, so that a verdict can be revised after a few contrary trials."""
@@ -176,7 +176,7 @@ class AdmissionLimiter:
                 if self.limit_kind is None:
                     self._add_evidence(evidence)
                 event.log_odds += evidence
-            if event.log_odds > (0.0 if self.budget.is_limited else SURELY_RATE):
+            if event.log_odds > (0.0 if self.budget.is_limited else SURELY_RATE_LOG_ODDS):
                 self._attribute_to_rate(event)
             self._undecided = None
         self.job_limit.on_accepted(now, create.sent_at, load.held, load.in_flight, create.weight)
@@ -232,7 +232,7 @@ class AdmissionLimiter:
         if event is not None and sent_at > event.refused_at:
             odds = event.log_odds + evidence
         else:
-            usual = max(SURELY_JOBS, min(SURELY_RATE, self.rate_log_odds))
+            usual = max(SURELY_JOBS_LOG_ODDS, min(SURELY_RATE_LOG_ODDS, self.rate_log_odds))
             if self._held_when_full < math.inf and self.budget.is_limited:  # its odds were learned at a full account
                 doubtful = load.held and self._refused_in_a_row >= 4 * MAX_PACED_REFUSALS
                 usual = math.log(REFUSED_IF_RATE) if doubtful else 0.0
@@ -259,7 +259,7 @@ class AdmissionLimiter:
             evidence = math.log(REFUSED_IF_RATE) + load.likely_ended
             self._add_evidence(evidence)
             return evidence
-        if -0.5 < self.rate_log_odds < SURELY_RATE and load.held < event.held - 1:
+        if -0.5 < self.rate_log_odds < SURELY_RATE_LOG_ODDS and load.held < event.held - 1:
             # Jobs ended and fewer are held than before, and still there was no room.
             self._add_evidence(math.log(REFUSED_IF_RATE / REFUSED_AFTER_END_IF_JOBS))
         return math.log(max(event.held, 1) / max(1, min(load.held, event.held)))  # a slot limit would have fallen again
@@ -308,4 +308,6 @@ class AdmissionLimiter:
 
 
 def _limit_kind_of(rate_log_odds: float) -> LimitKind | None:
-    return "rate" if rate_log_odds >= SURELY_RATE else "jobs" if rate_log_odds <= SURELY_JOBS else None
+    return (
+        "rate" if rate_log_odds >= SURELY_RATE_LOG_ODDS else "jobs" if rate_log_odds <= SURELY_JOBS_LOG_ODDS else None
+    )

@@ -10,8 +10,8 @@ added up as log P(seen | shared) / P(seen | separate):
     other kind was accepted in between:       + log (1 - q)       a shared budget would have taken it as well
 
 So that there is evidence, after each refusal one request of the other kind may leave at once, until the budget is well
-known. From `SURELY_SHARED` on the pacer of both is used. Creates go first then: the dispatcher admits them first, and
-where the limit is a window they need not wait for the pace; polls share the rest.
+known. From `SURELY_SHARED_LOG_ODDS` on the pacer of both is used. Creates go first then: the dispatcher admits them
+first, and where the limit is a window they need not wait for the pace; polls share the rest.
 
 What was accepted in the last full minute proves that such a rate is allowed: no pace falls far below it.
 """
@@ -29,7 +29,7 @@ RequestKind = Literal["create", "poll"]
 
 _OTHER_KIND: dict[RequestKind, RequestKind] = {"create": "poll", "poll": "create"}
 
-SURELY_SHARED = 1.5
+SURELY_SHARED_LOG_ODDS = 1.5
 """Log-odds (4.5 to 1) from which the budget counts as shared; they begin there."""
 MAX_LOG_ODDS = 6.0
 """Bound of the log-odds, so that a verdict can be revised after a few contrary observations."""
@@ -76,7 +76,7 @@ class _KindState:
 class RequestBudget:
     """The pacers of creates and polls, which may be one; see the theory at the top of the module."""
 
-    shared_log_odds: float = SURELY_SHARED
+    shared_log_odds: float = SURELY_SHARED_LOG_ODDS
     """Of a shared budget. It is assumed at first, since accounts are sold with one limit of requests."""
     _kinds: dict[RequestKind, _KindState] = field(factory=lambda: {"create": _KindState(), "poll": _KindState()})
     _both: _KindState = field(factory=_KindState)
@@ -86,7 +86,7 @@ class RequestBudget:
     @property
     def is_shared(self) -> bool:
         """Whether creates and polls share one budget."""
-        return self.shared_log_odds >= SURELY_SHARED
+        return self.shared_log_odds >= SURELY_SHARED_LOG_ODDS
 
     @property
     def is_limited(self) -> bool:

@@ -170,7 +170,7 @@ class SharedAccount:
         *,
         mean_job_s: float,
         notice_delay_s: float,
-        longest_run_s: float,
+        max_run_s: float,
         urgent: int = 0,
     ) -> Report:
         """Return what to say in an exchange that begins now."""
@@ -190,7 +190,7 @@ class SharedAccount:
                 interactive=self.interactive,
                 reserve=self.reserve,
                 events=tuple(map(self._by_shared_clock, events)),
-                longest_run_s=longest_run_s,
+                max_run_s=max_run_s,
                 mean_job_s=mean_job_s,
                 notice_delay_s=notice_delay_s,
                 gate_until=self._shared(self.gate_until),

@@ -98,7 +98,7 @@ class Report:
     reserve: int = 0
     events: tuple[RequestEvent, ...] = ()
     """In their order, since its last exchange."""
-    longest_run_s: float = math.inf
+    max_run_s: float = math.inf
     """A job without an owner that began longer ago has ended."""
     mean_job_s: float = 20.0
     notice_delay_s: float = 0.5

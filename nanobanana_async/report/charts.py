@@ -59,7 +59,7 @@ def charts_of(summary: Summary, run: Recorder | None) -> tuple[list[Chart], Busy
     held = summary.held()
     durations_s = sorted(summary.durations_s)
     # Only sends and ends count as activity: a job that no session followed overnight did not run all night.
-    spans = [(at, at) for at in (*summary.began, *summary.ended, *(start for start, _ in summary.still_held))]
+    spans = [(at, at) for at in (*summary.sent_at, *summary.ended_at, *(start for start, _ in summary.still_held))]
     if run is not None and run.started_at is not None and run.last_at is not None and run.samples:
         start = run.started_at.timestamp()
         spans.append((start, max(start, run.last_at.timestamp())))
@@ -83,11 +83,11 @@ def _slots_chart(held: Sequence[tuple[float, float, int]], run: Recorder | None,
     max_held = max((value for _, value in steps), default=0.0)
     top, y_ticks = _axis_top_and_ticks(max(max_held, *limits, 1.0), whole=True)
     y = _scale(top)
-    layers = [("paused", _bands(paused)), ("held", _area(steps, y)), ("edge", _line(steps, y))]
+    layers = [("paused", _band_path(paused)), ("held", _area_path(steps, y)), ("edge", _line_path(steps, y))]
     legend = [("held", "held")]
     notes = []
     if limits:
-        layers.append(("limit", _line(limit, y)))
+        layers.append(("limit", _line_path(limit, y)))
         legend.append(("limit", "learned limit"))
         notes.append(f"limit {number(limits[-1])} learned")
     if throttled:
@@ -155,7 +155,7 @@ def _credits_chart(summary: Summary, axis: BusyTimeAxis) -> Chart | None:
         title="Credits",
         headline=f"{number(round(summary.price_sum / len(summary.paid), 2))} a row",
         note="added up as rows end",
-        layers=(("spent", _area(steps, y)), ("spent-edge", _line([*steps, (1.0, None)], y))),
+        layers=(("spent", _area_path(steps, y)), ("spent-edge", _line_path([*steps, (1.0, None)], y))),
         x_ticks=_time_ticks(axis, 4),
         y_ticks=y_ticks,
     )
@@ -232,7 +232,7 @@ def _scale(top: float) -> Callable[[float], float]:
     return lambda value: _HEIGHT * (1 - value / top)
 
 
-def _line(steps: Sequence[tuple[float, float | None]], y: Callable[[float], float]) -> str:
+def _line_path(steps: Sequence[tuple[float, float | None]], y: Callable[[float], float]) -> str:
     """Return a path of steps; None interrupts the line."""
     path, down = [], False
     for place, value in steps:
@@ -247,14 +247,14 @@ def _line(steps: Sequence[tuple[float, float | None]], y: Callable[[float], floa
     return "".join(path)
 
 
-def _area(steps: Sequence[Step], y: Callable[[float], float]) -> str:
+def _area_path(steps: Sequence[Step], y: Callable[[float], float]) -> str:
     if not steps:
         return ""
     parts = [f"H{_n(place * _WIDTH)}V{_n(y(value))}" for place, value in steps]
     return f"M{_n(steps[0][0] * _WIDTH)} 100{''.join(parts)}H1000V100Z"
 
 
-def _bands(spans: Sequence[tuple[float, float]]) -> str:
+def _band_path(spans: Sequence[tuple[float, float]]) -> str:
     return "".join(
         f"M{_n(start * _WIDTH)} 0H{_n(max(end * _WIDTH, start * _WIDTH + 1))}V100H{_n(start * _WIDTH)}Z"
         for start, end in spans

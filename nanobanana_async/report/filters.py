@@ -18,23 +18,23 @@ class Filter:
     number: int
     name: str
     values: list[str] = field(factory=list)
-    rows: list[int] = field(factory=list)
+    row_counts: list[int] = field(factory=list)
     """In how many rows each value is."""
 
     @property
     def is_useful(self) -> bool:
         """Whether it divides the rows, and is not different in each row."""
-        return 2 <= len(self.values) <= _MOST_VALUES and max(self.rows) > 1
+        return 2 <= len(self.values) <= _MOST_VALUES and max(self.row_counts) > 1
 
-    def number_of(self, value: str) -> int | None:
+    def count_value(self, value: str) -> int | None:
         """Count a value, and return its number; None once there are too many."""
         if value not in self.values:
             if len(self.values) > _MOST_VALUES:
                 return None
             self.values.append(value)
-            self.rows.append(0)
+            self.row_counts.append(0)
         number = self.values.index(value)
-        self.rows[number] += 1
+        self.row_counts[number] += 1
         return number
 
 
@@ -44,14 +44,14 @@ class Filters:
     def __init__(self) -> None:
         self._filters: dict[str, Filter] = {}
 
-    def add(self, row: ReportRow) -> dict[int, int]:
+    def index_row(self, row: ReportRow) -> dict[int, int]:
         """Return the number of the row's value for the number of each name."""
         found: dict[int, int] = {}
         for name, value in _facts(row).items():
             if name not in self._filters and len(self._filters) < _MOST_NAMES:
                 self._filters[name] = Filter(len(self._filters), name)
             known = self._filters.get(name)
-            if known is not None and (number := known.number_of(value)) is not None:
+            if known is not None and (number := known.count_value(value)) is not None:
                 found[known.number] = number
         return found
 

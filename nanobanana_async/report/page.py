@@ -83,7 +83,7 @@ def write_report(
                     summary.shown[row.status] += 1
                     advised = advice is not None and (row.status != "succeeded" or row.changed)
                     todo = advice(row) if advice is not None and advised else None
-                    cards.write(_card(row, path.parent, todo, filters.add(row)))
+                    cards.write(_card(row, path.parent, todo, filters.index_row(row)))
             cards.seek(0)
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             with open(descriptor, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
@@ -169,7 +169,7 @@ def _digest(text: str) -> str:
 
 def _run_period(summary: Summary, axis: BusyTimeAxis) -> str:
     """Return when the run began; a period for several runs, whose length is no running time."""
-    moments = [*summary.began, *summary.ended]
+    moments = [*summary.sent_at, *summary.ended_at]
     if not moments:
         return ""
     if not axis.cuts:

@@ -33,8 +33,8 @@ class Summary:
         self.images = 0
         self.price_sum: Decimal | None = None
         """Of the credits of the rows; None until a row has a price."""
-        self.began = array("d")
-        self.ended = array("d")
+        self.sent_at = array("d")
+        self.ended_at = array("d")
         self.slots = array("d")
         self.paid_at = array("d")
         self.paid = array("d")
@@ -54,8 +54,8 @@ class Summary:
         sent_at = None if row.sent_at is None else row.sent_at.timestamp()
         ended_at = None if row.ended_at is None else row.ended_at.timestamp()
         if sent_at is not None and ended_at is not None:
-            self.began.append(sent_at)
-            self.ended.append(max(sent_at, ended_at))
+            self.sent_at.append(sent_at)
+            self.ended_at.append(max(sent_at, ended_at))
             self.slots.append(row.slots)
         elif sent_at is not None and row.status == "unfinished":
             self.still_held.append((sent_at, row.slots))
@@ -74,7 +74,7 @@ class Summary:
     @property
     def durations_s(self) -> list[float]:
         """Duration of each job that has ended."""
-        return [end - start for start, end in zip(self.began, self.ended, strict=True)]
+        return [end - start for start, end in zip(self.sent_at, self.ended_at, strict=True)]
 
     @property
     def frame_ratio(self) -> float:
@@ -86,9 +86,9 @@ class Summary:
 
     def held(self) -> list[tuple[float, float, int]]:
         """Return spans of held slots: start, end, number. Unfinished jobs hold theirs until the last known time."""
-        times = zip(self.began, self.ended, self.slots, strict=True)
+        times = zip(self.sent_at, self.ended_at, self.slots, strict=True)
         spans = [(start, end, int(slots)) for start, end, slots in times]
-        last = max((*self.ended, *(start for start, _ in self.still_held)), default=0.0)
+        last = max((*self.ended_at, *(start for start, _ in self.still_held)), default=0.0)
         return spans + [(start, last, slots) for start, slots in self.still_held]
 
 

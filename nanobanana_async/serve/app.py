@@ -136,7 +136,7 @@ class _Api:
         attempt = Attempt.of(request.headers)
         job, order = await self.orders.submit(token, wanted.request, attempt)
         if "respond-async" in request.headers.get("prefer", "").lower():
-            self.orders.end(order, attempt, answered=True)
+            self.orders.end_request(order, attempt, answered=True)
             # Relative to the path under which the application is mounted.
             place = f"{request.scope.get('root_path', '')}/v1/jobs/{job.key}"
             headers = {"location": place, "preference-applied": "respond-async"}
@@ -162,7 +162,7 @@ class _Api:
                 group.cancel_scope.cancel()
         finally:
             final = response is not None and response.headers.get("x-should-retry") != "true"
-            self.orders.end(order, attempt, answered=final)
+            self.orders.end_request(order, attempt, answered=final)
         return response
 
     async def _images_or_error(self, job: Job, response_format: ResponseFormat, timeout: float | None) -> Response:

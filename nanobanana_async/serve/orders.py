@@ -64,7 +64,8 @@ class Order:
     """A job that requests have ordered; a retry without `Idempotency-Key` may continue it."""
 
     key: str
-    attempt: int
+    last_retry_count: int
+    """Of its last request."""
     waiting: int = 0
     """How many requests wait for it now."""
     last_request_at: float = 0.0
@@ -80,13 +81,13 @@ class Orders:
 
     session: Session
     tokens: Sequence[Token]
-    _orders: dict[str, list[Order]] = field(factory=dict)
+    _orders_by_prefix: dict[str, list[Order]] = field(factory=dict)
     _swept_at: float = 0.0
 
     async def submit(self, token: Token, wanted: ImageRequest, attempt: Attempt) -> tuple[Job, Order]:
-        """Store the job of a request, or find it, and return it with its order. Call `end` once it is answered."""
+        """Store or find the job of a request; return it with its order. Call `end_request` once it is answered."""
         engine = engine_of(self.session)
-        request, sources = await engine.references.identify(wanted)
+        request, sources = await engine.references.digest_images(wanted)
         models = {gateway.model for gateway in self.session.gateways}
         if len(models) == 1:  # else the account that buys it chooses the model
             request = with_model(request, models.pop())
@@ -108,7 +109,7 @@ class Orders:
                 await tracked.wait_for_change()
             return await handle_once_stored(engine, tracked), order
         except BaseException:
-            self.end(order, attempt, answered=False)
+            self.end_request(order, attempt, answered=False)
             raise
 
     async def store_budgets(self) -> None:
@@ -129,7 +130,7 @@ class Orders:
                 if record.state is JobState.PENDING and record.key not in engine.tracked:
                     await handle_once_stored(engine, engine.submit(record))
 
-    def end(self, order: Order, attempt: Attempt, *, answered: bool) -> None:
+    def end_request(self, order: Order, attempt: Attempt, *, answered: bool) -> None:
         """Record that a request is over; `answered` if it has an answer after which no retry should come."""
         order.waiting -= 1
         if answered:
@@ -141,20 +142,22 @@ class Orders:
         self._sweep()
         prefix = f"{token.batch}{_digest('body', json.dumps(request.to_dict(), sort_keys=True))}-"
         if attempt.retry_count > 0:
-            if (order := _continued(self._orders.get(prefix, ()), attempt.retry_count)) is not None:
-                order.attempt = attempt.retry_count
+            if (order := _continued(self._orders_by_prefix.get(prefix, ()), attempt.retry_count)) is not None:
+                order.last_retry_count = attempt.retry_count
                 return order
             stored = await self._stored(prefix, attempt)
-            taken = {order.key for order in self._orders.get(prefix, ())}  # read now: other requests ran meanwhile
+            taken = {
+                order.key for order in self._orders_by_prefix.get(prefix, ())
+            }  # read now: other requests ran meanwhile
             # No client has the images of one that runs; those that ended last may not have been delivered.
             for record in sorted(stored, key=lambda record: record.ended_at or _NOT_ENDED, reverse=True):
                 if record.key not in taken:
                     return self._remember(prefix, record.key, attempt)
-        return self._remember(prefix, f"{self._key_at(prefix)}{secrets.token_hex(8)}", attempt)
+        return self._remember(prefix, f"{self._key_prefix_at(prefix)}{secrets.token_hex(8)}", attempt)
 
     def _remember(self, prefix: str, key: str, attempt: Attempt) -> Order:
         order = Order(key, attempt.retry_count, kept_until=_loop_time() + REMEMBERED_S)
-        self._orders.setdefault(prefix, []).append(order)
+        self._orders_by_prefix.setdefault(prefix, []).append(order)
         return order
 
     async def _stored(self, prefix: str, attempt: Attempt) -> Sequence[JobRecord]:
@@ -163,10 +166,10 @@ class Orders:
         if not isinstance(ledger, (SqliteLedger, PostgresLedger)):
             return ()
         back_s = min(attempt.retry_count * attempt.remembered_s, _MOST_REMEMBERED_S)  # to the first attempt
-        return (await ledger.jobs_between(self._key_at(prefix, back_s), f"{prefix}~"))[::-1]
+        return (await ledger.jobs_in_key_range(self._key_prefix_at(prefix, back_s), f"{prefix}~"))[::-1]
 
-    def _key_at(self, prefix: str, back_s: float = 0.0) -> str:
-        """Return what the keys of orders begin with that were made at a time: they sort by it, for `jobs_between`."""
+    def _key_prefix_at(self, prefix: str, back_s: float = 0.0) -> str:
+        """Return what the keys of orders begin with that were made at a time. They sort by it."""
         when = engine_of(self.session).store.utcnow() - timedelta(seconds=back_s)
         return f"{prefix}{int(when.timestamp() * 1000):012x}-"
 
@@ -176,10 +179,10 @@ class Orders:
         if now < self._swept_at + _SWEEP_S:
             return
         self._swept_at = now
-        for prefix, orders in list(self._orders.items()):
+        for prefix, orders in list(self._orders_by_prefix.items()):
             orders[:] = [order for order in orders if order.waiting or order.kept_until > now]
             if not orders:
-                del self._orders[prefix]
+                del self._orders_by_prefix[prefix]
 
 
 def _continued(orders: Sequence[Order], retry_count: int) -> Order | None:
@@ -191,9 +194,9 @@ def _continued(orders: Sequence[Order], retry_count: int) -> Order | None:
 
     def likelihood(order: Order) -> tuple[bool, bool, bool, float]:
         left = not order.waiting and order.answered_after_s is None
-        return left, not order.waiting, order.attempt == retry_count - 1, order.answered_after_s or 0.0
+        return left, not order.waiting, order.last_retry_count == retry_count - 1, order.answered_after_s or 0.0
 
-    return max((order for order in orders if order.attempt < retry_count), key=likelihood, default=None)
+    return max((order for order in orders if order.last_retry_count < retry_count), key=likelihood, default=None)
 
 
 def _digest(kind: str, text: str) -> str:

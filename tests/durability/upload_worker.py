@@ -24,7 +24,7 @@ from tests.support.fakes import REAL_TIME
 
 # Each step: a method, and whether it ends before the process does.
 STEPS: dict[str, tuple[type, str, bool]] = {
-    "identified": (References, "identify", True),
+    "identified": (References, "digest_images", True),
     "claimed": (SqliteLedger, "claim", True),
     "upload asked for": (Uploader, "_request_upload", False),
     "upload prepared": (Uploader, "_request_upload", True),

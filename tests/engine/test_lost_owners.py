@@ -8,7 +8,7 @@ import pytest
 from attrs import evolve
 
 from nanobanana_async import JobState, JobUncertain, NotOurs, Session
-from nanobanana_async.engine.claims import Claims
+from nanobanana_async.engine.claimer import Claimer
 from nanobanana_async.engine.ownership import LEASE_CHECK_S
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import TrackedJob
@@ -118,12 +118,12 @@ async def test_answer_that_comes_to_a_buried_owner_ends_the_doubt_of_the_heir() 
 
 @virtually
 async def test_dropped_late_answer_leaves_the_doubt_of_the_heir() -> None:
-    async def dropped(self: Claims, job: TrackedJob, late: object, claim: object) -> bool:
+    async def dropped(self: Claimer, job: TrackedJob, late: object, claim: object) -> bool:
         job.rare = evolve(job.rare, late_answer=None)
         return False
 
     shared, gateway = SharedLedger(), SlowGateway()
-    with patched([(Claims, "_write_late_answer", dropped)]):  # a deliberate bug
+    with patched([(Claimer, "_write_late_answer", dropped)]):  # a deliberate bug
         async with two_processes(shared, gateway.answer_slowly, session_of=defapi) as (first, second):
             waiting = fox(first.session)
             await asyncio.sleep(5.0)

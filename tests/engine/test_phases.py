@@ -23,7 +23,7 @@ def test_every_phase_has_transitions_and_is_reachable() -> None:
 
 
 def test_every_live_phase_can_end() -> None:
-    assert all(Phase.DONE in PHASES[phase] for phase in FOLLOWED_PHASES)
+    assert all(Phase.UNFOLLOWED in PHASES[phase] for phase in FOLLOWED_PHASES)
 
 
 def test_transition_outside_the_table_raises() -> None:
@@ -45,7 +45,7 @@ async def test_finished_job_is_no_longer_tracked() -> None:
     async with apimall(FakeTransport(FakeGateway().answer)) as session:
         job = await session.submit("a fox")
         await job
-        assert job._tracked.phase is Phase.DONE
+        assert job._tracked.phase is Phase.UNFOLLOWED
         engine = session._session_task.engine
         assert engine is not None
         assert engine.tracked == {}

@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from nanobanana_async.engine.unseen_webhooks import UnseenWebhooks
+from nanobanana_async.engine.unlisted_registrations import UnlistedRegistrations
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.columns import COLUMNS
@@ -164,7 +164,7 @@ def _unseen_webhooks(data: bytes) -> None:
         ledger = MemoryLedger()
         await ledger.open()
         await ledger.remember("a webhooks", texts_of(data))
-        return await UnseenWebhooks(ledger, "a", lambda: NOON).count()
+        return await UnlistedRegistrations(ledger, "a", lambda: NOON).count()
 
     assert isinstance(in_loop(count()), int)
 
@@ -243,7 +243,7 @@ TARGETS = (
         shapes=json_shapes(objects_with(_STATE_NAMES)),
     ),
     Target(
-        name="unseen-webhooks",
+        name="unlisted-registrations",
         run=_unseen_webhooks,
         seeds=(b'{"at": "2026-03-12T12:00:00+00:00", "count": 1}',),
         shapes=json_shapes(

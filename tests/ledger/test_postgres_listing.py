@@ -159,7 +159,7 @@ async def test_jobs_are_found_by_the_range_of_their_keys(pair: Pair) -> None:
     one, two = pair
     for key in ("b-2", "a-9", "b-1", "B-1", "b-3", "c-1"):
         await one.claim(job(key))
-    found = await two.jobs_between("b-", "b-~")
+    found = await two.jobs_in_key_range("b-", "b-~")
     assert [record.key for record in found] == ["b-1", "b-2", "b-3"]
     assert found[0] == await two.find("b-1")
-    assert [record.key for record in await two.jobs_between("b-2", "b-2")] == ["b-2"]
+    assert [record.key for record in await two.jobs_in_key_range("b-2", "b-2")] == ["b-2"]

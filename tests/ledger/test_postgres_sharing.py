@@ -97,7 +97,7 @@ async def test_jobs_without_an_owner_take_their_slots_until_adopted(postgres: Se
         assert (await first.exchange(ACCOUNT, Report(number=1, held=0, queued=50))).granted == 17
         await first.adopt("order-0")
         assert (await first.exchange(ACCOUNT, Report(number=2, held=1, queued=50))).granted == 18
-        old = Report(number=3, held=1, queued=50, longest_run_s=0.0)
+        old = Report(number=3, held=1, queued=50, max_run_s=0.0)
         assert (await first.exchange(ACCOUNT, old)).granted == 20
 
 

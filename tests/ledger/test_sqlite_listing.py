@@ -132,11 +132,11 @@ async def test_jobs_are_found_by_the_range_of_their_keys(path: Path) -> None:
     async with ledger_at(path) as ledger:
         for key in ("b-2", "a-9", "b-1", "b-3", "c-1", "b"):
             await ledger.claim(job(key))
-        found = await ledger.jobs_between("b-1", "b-2")
+        found = await ledger.jobs_in_key_range("b-1", "b-2")
         assert [record.key for record in found] == ["b-1", "b-2"]
         assert found[0] == await ledger.find("b-1")
-        assert [record.key for record in await ledger.jobs_between("b-", "b-~")] == ["b-1", "b-2", "b-3"]
-        assert list(await ledger.jobs_between("d", "e")) == []
+        assert [record.key for record in await ledger.jobs_in_key_range("b-", "b-~")] == ["b-1", "b-2", "b-3"]
+        assert list(await ledger.jobs_in_key_range("d", "e")) == []
         plan = await ledger._submit(
             lambda table: table.connection.execute(f"EXPLAIN QUERY PLAN {SELECT_BETWEEN}", ("a", "b")).fetchall()
         )

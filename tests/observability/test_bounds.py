@@ -131,7 +131,7 @@ async def test_a_job_is_logged_from_tracked_to_released(caplog: pytest.LogCaptur
             job = await session.submit("a fox")
             await job.wait_for_task_id()
             session._callback_urls.enable("https://app.example", Secret("0123456789abcdef"))
-            assert await session._callback_urls.handle_verified(job.key, b"")
+            assert await session._callback_urls.handle_callback(job.key, b"")
             with pytest.raises(Exception, match="failed"):
                 await job
     beside = {"limits.changed", "webhook.not_registered"}  # the scripted gateway lists no webhooks

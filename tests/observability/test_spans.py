@@ -396,7 +396,7 @@ async def test_a_callback_is_an_event_of_the_span() -> None:
         session._callback_urls.enable("https://app.example/hooks", Secret("0123456789abcdef"))
         job = await session.submit(PROMPT)
         await asyncio.sleep(30.5)
-        assert await session._callback_urls.handle_verified(job.key, b"{}")
+        assert await session._callback_urls.handle_callback(job.key, b"{}")
         await job
     assert event_names(collector.span) == [
         "create.sent",

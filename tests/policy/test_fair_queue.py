@@ -114,7 +114,7 @@ def test_group_that_is_passed_over_waits_again_after_the_round() -> None:
     assert queue.pass_over_first()  # d
     assert groups_of(queue, 1) == ["c"]
     assert (queue.first(), bool(queue), len(queue)) == (None, False, 4)
-    queue.end_round()
+    queue.restore_passed_over()
     assert groups_of(queue, 4) == ["a", "d", "a", "a"]
     assert (queue.first(), len(queue)) == (None, 0)
 
@@ -125,7 +125,7 @@ def test_last_job_beside_a_passed_over_group_leaves_a_queue_that_works() -> None
     assert serve(queue).group == "b"
     assert serve(queue).group == "c"  # not the empty level of a
     assert queue.first() is None
-    queue.end_round()
+    queue.restore_passed_over()
     assert groups_of(queue, 1) == ["a"]
     assert not queue
 
@@ -137,14 +137,14 @@ def test_dropped_job_beside_a_passed_over_group_leaves_a_queue_that_works() -> N
     assert queue.drop_first() is raised
     assert queue.pass_over_first()  # a; what stood for b is dropped
     assert queue.first() is None
-    queue.end_round()
+    queue.restore_passed_over()
     assert groups_of(queue, 1) == ["a"]
 
 
 def test_only_so_many_groups_are_passed_over_in_a_round() -> None:
     queue = queue_of(*[Item(f"user {number}") for number in range(MOST_PASSED_OVER + 1)])
     assert [queue.pass_over_first() for _ in range(MOST_PASSED_OVER + 1)] == [True] * MOST_PASSED_OVER + [False]
-    queue.end_round()
+    queue.restore_passed_over()
     assert groups_of(queue, MOST_PASSED_OVER + 1) == [f"user {number}" for number in range(MOST_PASSED_OVER + 1)]
 
 

@@ -34,7 +34,7 @@ SWEEP = [
 def offered(rows: list[object]) -> dict[str, list[str]]:
     filters = Filters()
     for number, metadata in enumerate(rows):
-        filters.add(row(number, metadata=metadata, settings={}))
+        filters.index_row(row(number, metadata=metadata, settings={}))
     return {each.name: each.values for each in filters.useful()}
 
 
@@ -56,8 +56,10 @@ def test_a_name_with_many_values_is_no_filter() -> None:
 def test_settings_are_filters_too() -> None:
     filters = Filters()
     for number, size in enumerate(("1K", "2K", "1K")):
-        filters.add(row(number, settings={"resolution": size, "model": "m"}))
-    assert [(each.name, each.values, each.rows) for each in filters.useful()] == [("resolution", ["1K", "2K"], [2, 1])]
+        filters.index_row(row(number, settings={"resolution": size, "model": "m"}))
+    assert [(each.name, each.values, each.row_counts) for each in filters.useful()] == [
+        ("resolution", ["1K", "2K"], [2, 1])
+    ]
 
 
 @pytest.fixture(scope="module")

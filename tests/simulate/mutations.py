@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 from nanobanana_async.accounts import account_fingerprint
 from nanobanana_async.engine import evidence, reconciler
 from nanobanana_async.engine import submitter as buying
-from nanobanana_async.engine.claims import Claims
+from nanobanana_async.engine.claimer import Claimer
 from nanobanana_async.engine.next_step import Enqueue, Next
 from nanobanana_async.engine.resolver import JobResolver
 from nanobanana_async.engine.store import JobStore
@@ -167,7 +167,7 @@ def _refused_is_renewed_in_memory_only() -> list[Change]:
 
 
 def _uncertain_is_bought_again() -> list[Change]:
-    claim_of = Claims._claim_and_check
+    claim_of = Claimer._claim_and_check
 
     async def claimed(self: Any, job: TrackedJob) -> Any:
         claim = await claim_of(self, job)
@@ -175,7 +175,7 @@ def _uncertain_is_bought_again() -> list[Change]:
             return evolve(claim, record=evolve(claim.record, state=JobState.REFUSED))
         return claim
 
-    return [(Claims, "_claim_and_check", claimed)]
+    return [(Claimer, "_claim_and_check", claimed)]
 
 
 def _ended_jobs_are_forgotten() -> list[Change]:

@@ -120,7 +120,7 @@ def test_move_of_a_job_in_doubt_is_caught() -> None:
     def may_always_move(job: Any) -> bool:
         return job.may_buy and job.record.task_id is None and job.record.request is not None
 
-    lost_is_refused = (Router, "after_refusal", take_for_a_refusal)
+    lost_is_refused = (Router, "after_failed_create", take_for_a_refusal)
     found: set[str] = set()
     for seed in range(103, 108):
         with patched([lost_is_refused, (routing, "may_move", may_always_move)]):

@@ -266,7 +266,7 @@ class LedgerView(FeedingView):
             shares = {owner: share for owner, share in shares.items() if owner in living}
             state = AccountState.from_json(self.shared.accounts.get(account), shares)
             at = asyncio.get_running_loop().time() + CLOCK_AHEAD_S
-            owned = self.shared.owned(account, utcnow() - timedelta(seconds=report.longest_run_s))
+            owned = self.shared.owned(account, utcnow() - timedelta(seconds=report.max_run_s))
             allotment = exchange(state, self.shared.owners.index(self), report, at, owned)
             self.shared.accounts[account], self.shared.shares[account] = state.to_json(), state.shares
             return allotment

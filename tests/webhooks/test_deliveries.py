@@ -305,7 +305,7 @@ async def test_unknown_tasks_are_forgotten_and_bounded() -> None:
         assert len(early) == MOST_REMEMBERED
         await asyncio.sleep(REMEMBERED_S + 1.0)
         assert len(early) == 0
-        assert not early.forget(session.gateway.account, "foreign-1000")
+        assert not early.take(session.gateway.account, "foreign-1000")
     assert gateway.polled.total() == 0
 
 
@@ -324,7 +324,7 @@ def test_too_old_task_is_not_taken() -> None:
     times = iter([0.0, REMEMBERED_S])
     early = early_deliveries.EarlyDeliveries(lambda: next(times))
     early.add("a", "t1")
-    assert not early.forget("a", "t1")
+    assert not early.take("a", "t1")
 
 
 # Several processes on one ledger

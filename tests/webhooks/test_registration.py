@@ -7,7 +7,7 @@ import pytest
 
 from nanobanana_async import ConcurrencyPolicy, ConfigurationError, MemoryLedger, TransportError
 from nanobanana_async.engine.account_webhook import CHECK_GAP_S, LONGEST_CHECK_GAP_S
-from nanobanana_async.engine.unseen_webhooks import MOST_UNSEEN
+from nanobanana_async.engine.unlisted_registrations import MOST_UNLISTED
 from nanobanana_async.testing import FakeTransport, Reply
 from nanobanana_async.webhooks import CallbackReceiver
 from tests.support.callbacks import PUBLIC, CallbackGateway, calling
@@ -116,7 +116,7 @@ async def test_webhooks_of_others_are_never_touched() -> None:
     async with hooked(gateway, ledger=ledger, public_url="https://old.example"):
         pass
     async with hooked(gateway, ledger=ledger) as session:
-        assert await session._callback_urls.unregister() == 1
+        assert await session._callback_urls.unregister_webhooks() == 1
     assert gateway.urls == OTHERS
 
 
@@ -131,7 +131,7 @@ async def test_processes_that_start_at_once_keep_one_webhook(count: int, caplog:
     await asyncio.sleep(10.0)
     for each in processes:
         await each.session.aclose()
-    assert gateway.registered == min(count, MOST_UNSEEN)
+    assert gateway.registered == min(count, MOST_UNLISTED)
     assert list(gateway.webhooks) == ["wh_1"]
     assert warnings_in(caplog) == []
 

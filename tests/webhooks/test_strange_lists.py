@@ -11,7 +11,7 @@ import pytest
 
 from nanobanana_async import MemoryLedger, TransportError
 from nanobanana_async.engine.account_webhook import CHECK_GAP_S, LONGEST_CHECK_GAP_S, MOST_PAGES
-from nanobanana_async.engine.unseen_webhooks import MOST_UNSEEN, PAUSE
+from nanobanana_async.engine.unlisted_registrations import COUNTED_FOR, MOST_UNLISTED
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import Reply
 from tests.support.callbacks import PUBLIC
@@ -85,7 +85,7 @@ async def test_id_in_the_answer_to_a_registration_is_not_trusted(answered_id: st
 async def test_id_that_also_stands_beside_another_url_is_not_removed() -> None:
     gateway, ledger = StrangeGateway(lambda webhook: {**webhook, "id": "wh_1"}), MemoryLedger()
     async with hooked(gateway, ledger=ledger) as session:
-        assert await session._callback_urls.unregister() == 0
+        assert await session._callback_urls.unregister_webhooks() == 0
     assert gateway.webhooks["wh_1"]["url"] == OTHERS
 
 
@@ -135,7 +135,7 @@ async def test_url_that_only_contains_ours_is_not_removed(url: str) -> None:
     gateway, ledger = WebhookGateway(), MemoryLedger()
     async with hooked(gateway, ledger=ledger) as session:
         gateway.add(url.format(gateway.urls[0]), status="inactive")
-        assert await session._callback_urls.unregister() == 1
+        assert await session._callback_urls.unregister_webhooks() == 1
     assert list(gateway.webhooks) == ["wh_2"]
 
 
@@ -169,7 +169,7 @@ async def test_hidden_webhook_is_registered_once_a_day(
 async def test_day_after_a_hidden_webhook_one_more_is_registered() -> None:
     gateway, ledger = StrangeGateway(lambda webhook: None), MemoryLedger()
     async with hooked(gateway, ledger=ledger):
-        await asyncio.sleep(PAUSE / timedelta(seconds=1))
+        await asyncio.sleep(COUNTED_FOR / timedelta(seconds=1))
     async with hooked(gateway, ledger=ledger):
         pass
     assert gateway.registered == 3
@@ -221,7 +221,7 @@ async def test_lost_answers_of_hidden_webhooks_are_few(caplog: pytest.LogCapture
     for _ in range(3):
         async with hooked(gateway, ledger=ledger):
             await asyncio.sleep(2 * LONGEST_CHECK_GAP_S)
-    assert gateway.registered == 1 + MOST_UNSEEN
+    assert gateway.registered == 1 + MOST_UNLISTED
     assert sum(text.startswith("webhook.hidden") for text in hidden(caplog)) == 3
 
 
@@ -231,7 +231,7 @@ async def test_refused_registration_does_not_count_as_hidden(status: int) -> Non
     gateway = WebhookGateway()
     no = json_reply(status, {"success": False, "error": {"code": "forbidden", "message": "no"}})
     empty = json_reply(200, {"success": True, "data": []})
-    gateway.troubles = [empty, no] * (MOST_UNSEEN + 2)
+    gateway.troubles = [empty, no] * (MOST_UNLISTED + 2)
     async with hooked(gateway):
         await asyncio.sleep(1000.0)
     assert list(gateway.webhooks) == ["wh_1"]
@@ -244,7 +244,7 @@ def unsent(gateway: WebhookGateway) -> list[Reply]:
 @virtually
 async def test_registration_that_never_left_does_not_count_as_hidden() -> None:
     gateway = WebhookGateway()
-    gateway.troubles = unsent(gateway) * (MOST_UNSEEN + 1)
+    gateway.troubles = unsent(gateway) * (MOST_UNLISTED + 1)
     async with hooked(gateway):
         await asyncio.sleep(1000.0)
     assert list(gateway.webhooks) == ["wh_1"]

@@ -44,12 +44,12 @@ class SweepInput(InputFile):
     """A sweep in the place of a file of rows."""
 
     sweep: Sweep = field(kw_only=True)
-    template: str = field(default="", kw_only=True)
+    heading_if_unnamed: str = field(default="", kw_only=True)
     """The prompt with its variables, if the batch has no name that was given."""
 
     @property
     def heading(self) -> str:
-        return self.template or self.batch
+        return self.heading_if_unnamed or self.batch
 
     @property
     def row_word(self) -> str:
@@ -123,7 +123,7 @@ def open_sweep(options: SweepOptions, name: str | None, reading: ReadingOptions)
         raise ConfigurationError("--name is empty")
     note = f"{sweep.shape}: {plural(len(sweep), 'row')}"
     template = options.prompt if name is None else ""
-    yield SweepInput(Path(), "the sweep", "jsonl", batch, reading, note, sweep=sweep, template=template)
+    yield SweepInput(Path(), "the sweep", "jsonl", batch, reading, note, sweep=sweep, heading_if_unnamed=template)
 
 
 def file_of_values(given: str) -> Path | None:

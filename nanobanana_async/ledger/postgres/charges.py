@@ -194,7 +194,7 @@ class Charges:
         blocked = price.is_estimate and (yield from self._has_estimates(values, price, unpriced))
         if not blocked and total + amount <= from_billionths(to_billionths(max_credits)):
             return Allowance(price=price, other_charges=total)
-        ours, others = yield from self._keys_that_may_free_credits(values, estimated_only=blocked)
+        ours, others = yield from self._jobs_that_may_free_credits(values, estimated_only=blocked)
         refusal = Refusal.ESTIMATE if blocked else Refusal.SUM
         return Allowance(refusal=refusal, price=price, other_charges=total, ours_may_free=ours, others_may_free=others)
 
@@ -287,7 +287,7 @@ class Charges:
         (found,) = yield [Statement(_SELECT_ESTIMATES, values)]
         return bool(found)
 
-    def _keys_that_may_free_credits(
+    def _jobs_that_may_free_credits(
         self, values: dict[str, Any], *, estimated_only: bool
     ) -> Work[tuple[tuple[str, ...], bool]]:
         """Return our jobs under a cap that may free credits, and whether another living owner has such jobs."""

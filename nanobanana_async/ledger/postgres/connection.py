@@ -142,7 +142,7 @@ class PostgresConnection(Transactions):
         self._disconnect()
 
     def _resign(self) -> None:
-        with self._transaction(fenced=True, answer_s=driver.LONG_ANSWER_S) as send:
+        with self._transaction(fenced=True, answer_s=driver.BULK_TIMEOUT_S) as send:
             send([Statement(resign, returns_rows=False) for resign in leases.RESIGN])
 
     # The flush
@@ -236,7 +236,7 @@ class PostgresConnection(Transactions):
         """
         sent_at = self._settings.tenure.clock()
         written: int | None = None
-        with self._transaction(answer_s=None if self.owner is None else driver.LONG_ANSWER_S) as send:
+        with self._transaction(answer_s=None if self.owner is None else driver.BULK_TIMEOUT_S) as send:
             facts = self._settings.lease.owner_facts()
             (((owner, timeline),),) = send([Statement(leases.ENLIST.format(self._timeline_sql), facts)])
             (((earlier, age_s),),) = send([Statement(NOTE_TIMELINE, {"timeline": timeline})])
@@ -284,7 +284,7 @@ class PostgresConnection(Transactions):
             Statement(sql_text, values, returns_rows=False)
             for sql_text in (leases.SEND_IN_DOUBT, *leases.RELEASES_OF_BURIED)
         ]
-        with self._transaction(fenced=True, answer_s=driver.LONG_ANSWER_S) as send:
+        with self._transaction(fenced=True, answer_s=driver.BULK_TIMEOUT_S) as send:
             buried, *_ = send([Statement(leases.BURY, values), *releases])
         if not buried:
             self._end_flushes(leases.END_FLUSHES_OF_SILENT, values)

@@ -33,7 +33,7 @@ LOCK_TIMEOUT_S = 4.0
 One that beats too seldom never finds the owner dead for whose flush it waits (`leases.BEATS_WITHOUT_ANSWER`).
 """
 
-LONG_ANSWER_S = 120.0
+BULK_TIMEOUT_S = 120.0
 """How long a statement may take that works on many rows: a migration, or the release of all jobs of an owner."""
 
 CANCEL_S = 1.0

@@ -204,9 +204,9 @@ class PostgresLedger(FeedingCalls, OwnerLedger):
         async for record in self._newest_first(listing.jobs_page, state, limit):
             yield record
 
-    async def jobs_between(self, first: str, last: str) -> Sequence[JobRecord]:
+    async def jobs_in_key_range(self, first_key: str, last_key: str) -> Sequence[JobRecord]:
         """Return the jobs whose keys lie between two keys, these included, in the order of their keys."""
-        return await self._submit(partial(listing.jobs_between, first=first, last=last))
+        return await self._submit(partial(listing.jobs_in_key_range, first_key=first_key, last_key=last_key))
 
     async def count_by_state(self) -> Counter[JobState]:
         """Count all jobs by state."""

@@ -124,9 +124,9 @@ def jobs_page(table: PostgresTable, states: Collection[JobState] | None, before:
     return _page(newest[:limit], limit)
 
 
-def jobs_between(table: PostgresTable, first: str, last: str) -> Work[list[JobRecord]]:
+def jobs_in_key_range(table: PostgresTable, first_key: str, last_key: str) -> Work[list[JobRecord]]:
     """Return the jobs whose keys lie between two keys, these included, in the order of their keys."""
-    (rows,) = yield [Statement(_SELECT_BETWEEN, {"first": as_text(first), "last": as_text(last)})]
+    (rows,) = yield [Statement(_SELECT_BETWEEN, {"first": as_text(first_key), "last": as_text(last_key)})]
     return [record_of(row) for row in rows]
 
 

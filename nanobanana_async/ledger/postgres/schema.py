@@ -60,7 +60,7 @@ def prepare(
     if not may_write:
         state = "there is no ledger in this schema" if found is None else f"version {found}"
         raise LedgerError(f"ledger {url}: {state}: open it for writing once, which creates or migrates it")
-    db.answer_s = driver.LONG_ANSWER_S
+    db.answer_s = driver.BULK_TIMEOUT_S
     with _transaction(db, settings):  # the lock ends with it: two hosts may open an empty database at once
         db.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"nanobanana_async {url.schema}",))
         found = read_version(db, url, tables)

@@ -64,7 +64,7 @@ def read_account(table: PostgresTable, account: str) -> Work[AccountState | None
 
 
 def _exchange(me: int, account: str, report: Report) -> Work[Allotment]:
-    whose = {"account": account, "longest_s": min(report.longest_run_s, 1e9)}
+    whose = {"account": account, "longest_s": min(report.max_run_s, 1e9)}
     _, ((text,),), ((now, counted, found),) = yield [
         Statement(_ADD_ACCOUNT, whose, returns_rows=False),
         Statement(_LOCK_ACCOUNT, whose),

@@ -10,13 +10,13 @@ from datetime import datetime, timedelta
 
 from nanobanana_async.ledger.base import Ledger
 
-MOST_UNSEEN = 3
-"""How many registrations without a usable answer are made within `PAUSE`."""
+MOST_UNLISTED = 3
+"""How many registrations without a usable answer are made within `COUNTED_FOR`."""
 
-PAUSE = timedelta(days=1)
+COUNTED_FOR = timedelta(days=1)
 
 
-class UnseenWebhooks:
+class UnlistedRegistrations:
     """Counts the account's registrations that were made, or may have been, and were not seen in the list."""
 
     def __init__(self, ledger: Ledger, account: str, utcnow: Callable[[], datetime]) -> None:
@@ -29,7 +29,7 @@ class UnseenWebhooks:
         text = await self._ledger.recall(self._name)
         try:
             facts = json.loads(text or "{}")
-            recent = abs(self._utcnow() - datetime.fromisoformat(facts["at"])) < PAUSE
+            recent = abs(self._utcnow() - datetime.fromisoformat(facts["at"])) < COUNTED_FOR
             return int(facts["count"]) if recent else 0
         except (
             ValueError,

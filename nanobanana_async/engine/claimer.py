@@ -48,8 +48,8 @@ OWNER_CHECK_S = 1.0
 REBUYABLE = frozenset({JobState.REFUSED, JobState.WITHDRAWN})
 
 
-class Claims:
-    """Claims keys, adopts jobs, withdraws them and resolves them by hand. Each step returns a `Next`."""
+class Claimer:
+    """Claimer keys, adopts jobs, withdraws them and resolves them by hand. Each step returns a `Next`."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Claims:
         if claim.is_new:
             return self._next_by_state(job)
         known = claim.record
-        again = known.state in REBUYABLE or has_failed_with(known, job.rare.retry_failed)
+        again = known.state in REBUYABLE or has_failed_with(known, job.rare.retry_failure_kinds)
         if again or known.account != wanted.account:
             try:
                 await self._store.start_generation(job, known, wanted.body, wanted.request, wanted.budget)
@@ -201,7 +201,7 @@ class Claims:
 
     async def count_foreign_slots(self) -> int:
         """Count the jobs of this account that other owners sent, and that may still run and hold slots."""
-        since = self._store.utcnow() - timedelta(seconds=self._estimates.longest_run_s)
+        since = self._store.utcnow() - timedelta(seconds=self._estimates.max_run_s)
         return await self._store.ledger.count_foreign_jobs(self._gateway.account, since=since)
 
     async def _claim_and_check(self, job: TrackedJob) -> Claim:
