@@ -150,7 +150,7 @@ class LimitsChanged:
     """The learned limits of the account changed; the fields are those of `SessionStats`."""
 
     job_limit: int | None  # None: not known
-    creates_per_s: float | None  # None: not known
+    max_creates_per_s: float | None  # None: not known
     limit_kind: str | None  # what 429s without a stated kind are attributed to
     creates_paused: bool  # while the gateway asks for a pause or is down
     slots_held: int  # job slots in use

@@ -25,7 +25,7 @@ class SessionStats:
 
     job_limit: int | None
     """The learned limit of job slots; None until a 429 showed one, in this session or a recent one on its ledger."""
-    creates_per_s: float | None
+    max_creates_per_s: float | None
     """The learned rate of creates per second; None until a 429 showed one, as above."""
     limit_kind: str | None
     """The limit that 429s without a stated kind are attributed to: "jobs" or "rate"; None while undecided."""
@@ -77,7 +77,7 @@ class SessionStats:
             ("jobs ended", ", ".join(f"{count} {how}" for how, count in ended.items() if count) or None),
             ("job slots", f"{self.slots_held} of {self.job_limit or 'an unknown limit'}"),
             ("waiting for a slot", self._queued_text()),
-            ("creates a second", None if self.creates_per_s is None else f"{self.creates_per_s:.2g}"),
+            ("creates a second", None if self.max_creates_per_s is None else f"{self.max_creates_per_s:.2g}"),
             (
                 "used up",
                 None if self.paused_until is None else f"a daily budget, until {moment(self.paused_until)}",
@@ -113,7 +113,7 @@ def _collect_stats(engine: Engine) -> SessionStats:
     rest = None if engine.rest is None or engine.rest.until <= now else engine.rest
     return SessionStats(
         job_limit=limits.job_limit,
-        creates_per_s=limits.creates_per_s,
+        max_creates_per_s=limits.max_creates_per_s,
         limit_kind=limits.limit_kind,
         creates_paused=limits.creates_paused,
         paused_until=engine.poller.used_up_budgets.until,
@@ -165,7 +165,7 @@ def sum_stats(accounts: Sequence[SessionStats]) -> SessionStats:
         by_group.update(each.queued_by_group)
     return SessionStats(
         job_limit=_sum_if_known([each.job_limit for each in accounts]),
-        creates_per_s=_sum_if_known([each.creates_per_s for each in accounts]),
+        max_creates_per_s=_sum_if_known([each.max_creates_per_s for each in accounts]),
         limit_kind=kinds.pop() if len(kinds) == 1 else None,
         creates_paused=all(each.creates_paused for each in accounts),
         outage="; ".join(outages) if len(outages) == len(accounts) else None,

@@ -41,7 +41,7 @@ class Outcome:
     """With `save_to` its images: their paths in a folder, their URLs in an object store."""
 
     @property
-    def number(self) -> int:
+    def row_number(self) -> int:
         """The row's number, from 1, as file names and messages have it."""
         return self.index + 1
 
@@ -55,7 +55,7 @@ class Outcome:
         if self.error is not None:
             raise self.error
         if self.result is None:
-            raise RuntimeError(f"row {self.number} has neither a result nor an error")
+            raise RuntimeError(f"row {self.row_number} has neither a result nor an error")
         return self.result
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Outcome:
         }
 
     def _repr_html_(self) -> str:
-        facts: list[LabelledValue] = [("row", self.number)]
+        facts: list[LabelledValue] = [("row", self.row_number)]
         shown: list[Html] = []
         if self.result is None:
             facts += [*request_facts(self.request), ("key", self.key or None)]

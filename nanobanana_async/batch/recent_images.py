@@ -72,7 +72,7 @@ class RecentImages:
         for image, place in zip(result.images, saved, strict=True):
             path = place if isinstance(place, Path) else None  # an object in a store is shown by its link
             url = "" if path is not None and is_inline(image.url) else image.url
-            self._images.append(_GridImage(outcome.index, f"row {outcome.number}: {prompt}", url, path))
+            self._images.append(_GridImage(outcome.index, f"row {outcome.row_number}: {prompt}", url, path))
             self._seen += 1
         while sum(image.kept_chars for image in self._images) > MAX_KEPT_CHARS:
             self._images.popleft()

@@ -20,7 +20,7 @@ class LimitEvents:
         standing = self._slots.snapshot(now)
         known = (
             standing.job_limit,
-            standing.creates_per_s,
+            standing.max_creates_per_s,
             standing.limit_kind,
             standing.creates_paused,
             standing.throttled,

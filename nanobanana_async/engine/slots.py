@@ -133,7 +133,7 @@ class Slots:
         pacer = self.limiter.pacer
         return LimitsChanged(
             job_limit=self.limiter.job_limit.cap_in_slots,
-            creates_per_s=pacer.rate if pacer.active else None,
+            max_creates_per_s=pacer.rate if pacer.active else None,
             limit_kind=self.limiter.limit_kind,
             creates_paused=self.request_budget.long_pause.used_up
             or not self.breaker.allows(now, self.creates_in_flight),

@@ -19,7 +19,7 @@ class LimitSample:
 
     at: datetime
     job_limit: int | None
-    creates_per_s: float | None
+    max_creates_per_s: float | None
     creates_paused: bool
     throttled: int
     """429s to creates so far."""
@@ -94,11 +94,11 @@ class Recorder:
     def _limits_changed(self, now: datetime, *accounts: LimitsChanged) -> None:
         """Add a sample of the sums over the accounts. A limit is known if that of each is."""
         limits = [each.job_limit for each in accounts if each.job_limit is not None]
-        rates = [each.creates_per_s for each in accounts if each.creates_per_s is not None]
+        rates = [each.max_creates_per_s for each in accounts if each.max_creates_per_s is not None]
         sample = LimitSample(
             at=now,
             job_limit=sum(limits) if len(limits) == len(accounts) else None,
-            creates_per_s=sum(rates) if len(rates) == len(accounts) else None,
+            max_creates_per_s=sum(rates) if len(rates) == len(accounts) else None,
             creates_paused=all(each.creates_paused for each in accounts),
             throttled=sum(each.throttled for each in accounts),
         )

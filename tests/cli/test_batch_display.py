@@ -18,7 +18,7 @@ from tests.support.ledger_contract import job
 
 STATS = SessionStats(
     job_limit=12,
-    creates_per_s=None,
+    max_creates_per_s=None,
     limit_kind=None,
     creates_paused=False,
     outage=None,

@@ -31,7 +31,7 @@ async def test_learned_limit_is_an_event_once_and_in_stats() -> None:
     assert changes[0].job_limit is None
     assert 6 in {event.job_limit for event in changes}
     assert all(one != other for one, other in itertools.pairwise(changes))
-    assert (stats.job_limit, stats.limit_kind, stats.creates_per_s, stats.creates_paused) == (6, None, None, False)
+    assert (stats.job_limit, stats.limit_kind, stats.max_creates_per_s, stats.creates_paused) == (6, None, None, False)
     assert stats.throttled == changes[-1].throttled > 0
 
 
@@ -43,7 +43,7 @@ async def test_learned_rate_is_in_creates_per_second() -> None:
         async with asyncio.TaskGroup() as group:
             for number in range(60):
                 group.create_task(session.generate(f"a fox, number {number}"))
-        rate = session.stats().creates_per_s
+        rate = session.stats().max_creates_per_s
     assert rate is not None
     assert 1.5 < rate < 3.0
 

@@ -59,7 +59,7 @@ def test_links_are_shown_in_row_order() -> None:
 
 def test_an_outcome_has_the_number_of_its_file_names() -> None:
     second = outcome(1, LINK)
-    assert second.number == 2
+    assert second.row_number == 2
     assert "row 2" in page(second).text
     with pytest.raises(RuntimeError, match="row 2 has"):
         Outcome(index=1, key="", request=None).unwrap()

@@ -113,7 +113,7 @@ def test_a_saved_outcome_shows_images_and_paths() -> None:
 def stats(**numbers: object) -> SessionStats:
     plain: dict[str, object] = {
         "job_limit": None,
-        "creates_per_s": None,
+        "max_creates_per_s": None,
         "limit_kind": None,
         "creates_paused": False,
         "outage": None,
@@ -145,7 +145,7 @@ def test_stats_of_a_new_session_show_an_unknown_limit() -> None:
 def test_stats_show_learned_values() -> None:
     shown = stats(
         job_limit=6,
-        creates_per_s=1.25,
+        max_creates_per_s=1.25,
         creates_paused=True,
         job_duration_median_s=75.0,
         succeeded=11,

@@ -135,7 +135,7 @@ def limits_changed(limit: int | None, throttled: int = 0, *, creates_paused: boo
     """Return a LimitsChanged event."""
     return LimitsChanged(
         job_limit=limit,
-        creates_per_s=None,
+        max_creates_per_s=None,
         limit_kind=None,
         creates_paused=creates_paused,
         slots_held=0,
