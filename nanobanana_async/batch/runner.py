@@ -60,7 +60,7 @@ class BatchRunner:
         self._finishers = asyncio.Semaphore(FINISHING)
         self._room_changed = asyncio.Event()
         self.changed = asyncio.Event()
-        """Set when `take` or `is_exhausted` may have changed."""
+        """Set when `take_outcome` or `is_exhausted` may have changed."""
         self._ready: list[tuple[int, Outcome]] = []
         """A heap of outcomes, by place if ordered, otherwise by time."""
         self.running: dict[int, TrackedJob] = {}

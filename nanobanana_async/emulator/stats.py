@@ -32,14 +32,14 @@ class EmulatorStats:
 
     running_now: int  # jobs
     running_max: int  # the most jobs at once
-    ended: int  # jobs that ended with images
-    failed: int  # jobs that ended without
+    ended: int  # jobs, with and without images
+    failed: int  # of these, those without images
     unpolled: int  # ended, and no poll has reported the end yet
 
     polls: int  # queries about jobs
     polls_by_status: Mapping[str, int]  # by the status that they reported
-    polls_per_job_mean: float  # of jobs that ended
-    polls_per_job_max: int  # of jobs that ended
+    polls_per_job_mean: float  # polls by accepted creates
+    polls_per_job_max: int  # the most about one job
     seen: int  # jobs whose end a poll has reported
     seen_delay_mean_s: float  # from a job's end to the first poll that reported it
     seen_delay_p99_s: float  # 99 % are not later

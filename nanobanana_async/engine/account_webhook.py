@@ -36,6 +36,9 @@ from nanobanana_async.policy.session_budget import SessionBudget
 FIRST_WAIT_S = 5.0
 LONGEST_WAIT_S = 900.0
 
+# So long after a list without our webhook it is read once more: other processes may be registering it just now.
+REREAD_AFTER_S = 5.0
+
 # Where deliveries do not come, the registration is checked again after this time; twice as long after each check that
 # finds nothing to change, up to the longest.
 CHECK_GAP_S = 300.0
@@ -180,7 +183,7 @@ class AccountWebhook:
         current, others = self._current_and_others(await self._webhooks.fetch_ours())
         unlisted = await self._unlisted.count()
         if not current and unlisted >= MOST_UNLISTED and not self._is_unlisted:
-            await anyio.sleep(FIRST_WAIT_S)  # other processes may be registering it just now
+            await anyio.sleep(REREAD_AFTER_S)
             current, others = self._current_and_others(await self._webhooks.fetch_ours())
         if missing := not current:
             if self._is_unlisted or unlisted >= MOST_UNLISTED:

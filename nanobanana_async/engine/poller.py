@@ -179,7 +179,7 @@ class Poller:
                 return self._schedule_next_poll(job)
 
     async def run_admitted_request(self, query: Callable[[], Awaitable[T]]) -> T:
-        """Make a request that was let leave (`admits`, `sent`); breaker and budget learn from its outcome."""
+        """Make a request that was let leave (`admits`, `on_sent`); breaker and budget learn from its outcome."""
         self.polls += 1
         sent_at = self._clock()
         try:

@@ -84,7 +84,7 @@ class WorkerPool:
                 await self._all_finished.wait()
 
     def start_request(self, job_task: JobTask, job: Timed) -> None:
-        """Run a coroutine that makes a request; the pool must not be `full`."""
+        """Run a coroutine that makes a request; a request must be free for it (`free_requests`)."""
         self._permits.acquire_nowait()
         self.free_requests -= 1
         self._hand_to_worker(job_task, job, True)

@@ -159,7 +159,7 @@ def _account_state(data: bytes) -> None:
     AccountState.from_json(state.to_json(), {})
 
 
-def _unseen_webhooks(data: bytes) -> None:
+def _unlisted_registrations(data: bytes) -> None:
     async def count() -> int:
         ledger = MemoryLedger()
         await ledger.open()
@@ -244,7 +244,7 @@ TARGETS = (
     ),
     Target(
         name="unlisted-registrations",
-        run=_unseen_webhooks,
+        run=_unlisted_registrations,
         seeds=(b'{"at": "2026-03-12T12:00:00+00:00", "count": 1}',),
         shapes=json_shapes(
             st.fixed_dictionaries({"at": LEAVES | st.just("2026-03-12T12:00:00+00:00"), "count": VALUES}) | VALUES
