@@ -4,6 +4,7 @@ import asyncio
 
 from cyclopts import App
 
+from nanobanana_async.cli.doctor.ledger_checks import LACKS_ADVICE, lacks
 from nanobanana_async.cli.jobs.actions import open_read_only
 from nanobanana_async.cli.options import DEFAULT_LEDGER, LedgerOption
 from nanobanana_async.errors import ConfigurationError, LedgerError
@@ -28,7 +29,7 @@ def migrate(*, ledger: LedgerOption = DEFAULT_LEDGER) -> int:
 
 
 def check(*, ledger: LedgerOption = DEFAULT_LEDGER) -> int:
-    """Check that a ledger can be read, and print what is in it and which hosts use it. Nothing is changed.
+    """Check that a ledger can be read and lacks no part; print what is in it and who uses it. Nothing is changed.
 
     Parameters
     ----------
@@ -50,6 +51,8 @@ async def _migrate(location: Location) -> None:
 
 async def _facts(location: Location) -> str:
     async with open_read_only(location) as opened:
+        if missing := await opened.missing_parts():
+            raise ConfigurationError(f"ledger {lacks(location, missing)}: {LACKS_ADVICE}")
         counts, unowned = await opened.count_by_state(), await opened.count_unowned()
         lines = [f"ledger {location} can be read"]
         if isinstance(opened, PostgresLedger):

@@ -156,6 +156,9 @@ async def test_table_or_column_that_a_ledger_lacks_is_a_problem(tmp_path: Path) 
         assert (said.code, verdict) == (1, "problem")
         assert text.startswith(lacks)
         assert "restore a backup" in text
+        checked = await nanobanana("ledger", "check", "--ledger", str(file), environ=environment())
+        assert (checked.code, checked.out) == (2, "")
+        assert f"{lacks}: it was changed by hand" in checked.err
         with closing(sqlite3.connect(file)) as db:
             assert db.execute("SELECT name FROM sqlite_schema").fetchall() == before
 

@@ -35,6 +35,9 @@ NETWORK_FILE_SYSTEMS = {
 
 MOST_NAMED = 5
 """Of the missing parts of a ledger."""
+LACKS_ADVICE = (
+    "it was changed by hand, or made by another state of the library: restore a backup, or name another ledger"
+)
 
 MOUNTS = Path("/proc/self/mounts")
 """The mounted file systems; only on Linux."""
@@ -52,7 +55,7 @@ async def ledger_findings(location: Location, gateway: Gateway | None) -> AsyncI
     try:
         async with open_read_only(location) as ledger:
             if missing := await ledger.missing_parts():
-                yield _incomplete(location, missing)
+                yield Finding("ledger", "problem", lacks(location, missing), LACKS_ADVICE)
                 return
             yield await _contents(location, ledger)
             if gateway is not None:
@@ -86,12 +89,12 @@ def file_system(folder: Path) -> str | None:
     return found[1]
 
 
-def _incomplete(location: Location, missing: Sequence[str]) -> Finding:
+def lacks(location: Location, missing: Sequence[str]) -> str:
+    """Say which parts a ledger lacks; a missing table stands for its columns."""
     tables = {part.split()[1] for part in missing if part.startswith("table ")}
     shown = [part for part in missing if not (part.startswith("column ") and part.split()[1].split(".")[0] in tables)]
     more = f" and {len(shown) - MOST_NAMED} more" if len(shown) > MOST_NAMED else ""
-    advice = "it was changed by hand, or made by another state of the library: restore a backup, or name another ledger"
-    return Finding("ledger", "problem", f"{location} lacks {', '.join(shown[:MOST_NAMED])}{more}", advice)
+    return f"{location} lacks {', '.join(shown[:MOST_NAMED])}{more}"
 
 
 async def _contents(location: Location, ledger: StoredLedger) -> Finding:
