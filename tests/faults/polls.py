@@ -10,7 +10,7 @@ import logging
 import random
 from typing import Any
 
-from nanobanana_async import JobFailed, JobState, JobUnfinished, TaskNotFound, Timeouts, TransportError
+from nanobanana_async import JobFailed, JobState, TaskNotFound, Timeouts, TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import TERMINAL_STATES
 from nanobanana_async.testing import FakeTransport, Reply, run_virtual
@@ -72,23 +72,22 @@ async def _play(name: GatewayName, seed: int) -> list[str]:
     async with session_of(FakeTransport(answer), ledger=ledger, timeouts=Timeouts(job_s=JOB_S)) as session:
         job = await session.submit("a fox", idempotency_key="order-1")
         ended = ""
-        for _ in range(20 if endless else 400):  # a 404 ends the waiting, not the job
-            began = now()
+        reason: Exception | None
+        for _ in range(20 if endless else 400):  # a 404 or the deadline ends the waiting, not the job
+            began, reason = now(), None
             try:
                 ended = (await job).task_id
             except TaskNotFound:
                 ended = "404"
             except JobFailed:
                 ended = "failed"
-            except JobUnfinished:
-                ended = "unfinished"
-            except Exception as error:
-                ended = "unfinished"  # the last failure of the polls, when the deadline has passed
-                if now() - began < JOB_S:
-                    breaches.append(f"{type(error).__name__} after {now() - began:.0f} s: {error}")
+            except Exception as error:  # JobUnfinished, or the last failure of the polls
+                ended, reason = "unfinished", error
+            if ended == "unfinished" and now() - began < JOB_S:
+                breaches.append(f"{type(reason).__name__} after {now() - began:.0f} s: {reason}")
             if now() - began > JOB_S + SLACK_S:
                 breaches.append(f"waited for {now() - began:.0f} s")
-            if ended != "404":
+            if ended != "404" and (endless or ended != "unfinished"):
                 break
         wanted = "unfinished" if endless else "failed" if failing else "t1"
         if ended != wanted and not (endless and ended == "404"):
