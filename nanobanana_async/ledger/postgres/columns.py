@@ -71,10 +71,20 @@ def scalar(column: str) -> str:
 SELECTED = ", ".join(f"j.{column}::text" if column in _JSON else f"j.{column}" for column in COLUMNS)
 """The columns of `jobs AS j` in the form that `record_of` reads."""
 
+_LISTS = ("candidates", "images", "missing")
+
+
+def _read_list(column: str) -> Callable[[str], Any]:
+    """Return the reader of a column that is empty in most rows."""
+    read = READERS[column]
+    return lambda text: () if text == "[]" else read(text)
+
+
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(_TEXTS, from_text),
     **dict.fromkeys(_TIMES, lambda when: when.astimezone(UTC)),
     **{column: READERS[column] for column in (*_JSON, "state")},
+    **{column: _read_list(column) for column in _LISTS},
     **dict.fromkeys(("credits_used", "credits_refunded"), read_credits),
     "body": bytes,
 }
