@@ -89,9 +89,7 @@ _UPDATE_ROWS = (
     " AND (f.row_index <> u.row_index OR f.metadata IS DISTINCT FROM u.metadata OR f.name <> u.name"
     " OR f.delivered <> j.revision)"
 )
-
 _MARK_JOBS = f"UPDATE jobs AS j SET fed = true FROM {_FED_ROWS} WHERE j.key = u.key AND NOT j.fed"
-
 _DRAWN = f"{', '.join(f'f.{column}' for column in _FED_COLUMNS)}, {SELECTED}"
 _DRAW = (
     "WITH free AS MATERIALIZED (SELECT job FROM fed_rows WHERE batch = %(batch)s AND worker IS NULL"
@@ -287,26 +285,18 @@ def _facts_of(row: Row) -> FedBatch:
 
 def _fed_columns(rows: Mapping[str, FedRow]) -> dict[str, list[Any]]:
     """Return the columns of `fed_rows`, with the stored keys of their jobs."""
-    return {
-        "key": list(rows),
-        "row_index": [row.index for row in rows.values()],
-        "place": [row.place for row in rows.values()],
-        "own_key": [none_or_text(row.own_key) for row in rows.values()],
-        "digest": [row.digest for row in rows.values()],
-        "metadata": [row.metadata for row in rows.values()],
-        "name": [as_text(row.name) for row in rows.values()],
-    }
+    values = [
+        (row.index, row.place, none_or_text(row.own_key), row.digest, row.metadata, as_text(row.name))
+        for row in rows.values()
+    ]
+    return {"key": list(rows), **dict(zip(_FED_COLUMNS, map(list, zip(*values, strict=True)), strict=True))}
 
 
 def _job_columns(rows: Mapping[str, FedRow]) -> dict[str, Any]:
     """Return the columns of the jobs of rows: what they have in common is sent once."""
     records = [row.record for row in rows.values()]
-    return {
-        **identity_row(records[0]),
-        **progress_row(records[0]),
-        "request": [request_text(record) for record in records],
-        "body": [record.body for record in records],
-    }
+    own = {"request": [request_text(record) for record in records], "body": [record.body for record in records]}
+    return {**identity_row(records[0]), **progress_row(records[0]), **own}
 
 
 def _drawn_row(row: Row) -> FedRow:
