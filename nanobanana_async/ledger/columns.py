@@ -66,14 +66,18 @@ def time_to_text(when: datetime) -> str:
     return when.astimezone(UTC).isoformat(timespec="microseconds")
 
 
+def request_text(record: JobRecord) -> str | None:
+    """Return the record's value of the column `request`."""
+    return None if record.request is None else _to_json(_CONVERTER.unstructure(record.request))
+
+
 def identity_values(record: JobRecord) -> Row:
     """Return the record's values of the columns `IDENTITY`."""
-    request = None if record.request is None else _to_json(_CONVERTER.unstructure(record.request))
     return (
         record.key,
         record.gateway,
         record.account,
-        request,
+        request_text(record),
         record.body,
         time_to_text(record.created_at),
         record.batch,

@@ -27,6 +27,7 @@ _TEXTS = ("key", "gateway", "account", "batch", "budget", "group_name", "task_id
 _TYPES: Mapping[str, str] = {
     **dict.fromkeys(_TIMES, "timestamptz"),
     **dict.fromkeys(("priority", "revision", "before", "generation", "attempts"), "integer"),
+    **dict.fromkeys(("row_index", "place"), "bigint"),
     **dict.fromkeys(("credits_used", "credits_refunded", "credits", "cap"), "numeric"),
     **dict.fromkeys((*_JSON, "charges"), "json"),
     **dict.fromkeys(("in_doubt", "owned"), "boolean"),
@@ -70,10 +71,20 @@ def scalar(column: str) -> str:
 SELECTED = ", ".join(f"j.{column}::text" if column in _JSON else f"j.{column}" for column in COLUMNS)
 """The columns of `jobs AS j` in the form that `record_of` reads."""
 
+_LISTS = ("candidates", "images", "missing")
+
+
+def _read_list(column: str) -> Callable[[str], Any]:
+    """Return the reader of a column that is empty in most rows."""
+    read = READERS[column]
+    return lambda text: () if text == "[]" else read(text)
+
+
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     **dict.fromkeys(_TEXTS, from_text),
     **dict.fromkeys(_TIMES, lambda when: when.astimezone(UTC)),
     **{column: READERS[column] for column in (*_JSON, "state")},
+    **{column: _read_list(column) for column in _LISTS},
     **dict.fromkeys(("credits_used", "credits_refunded"), read_credits),
     "body": bytes,
 }

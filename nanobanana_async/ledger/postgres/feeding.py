@@ -5,7 +5,6 @@ those that others have locked, so no worker waits for another one.
 """
 
 import asyncio
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,7 +14,7 @@ from attrs import define, field
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobRecord
-from nanobanana_async.ledger.columns import COLUMNS, sql_list
+from nanobanana_async.ledger.columns import COLUMNS, request_text, sql_list
 from nanobanana_async.ledger.feeding import UNSAVED, WITHOUT_IMAGES, Draw, Fed, FedBatch, FedRow
 from nanobanana_async.ledger.postgres.columns import (
     SELECTED,
@@ -49,45 +48,48 @@ _OPEN = (
 )
 _SELECT_FACTS = f"SELECT {_FACTS} FROM fed_batches WHERE batch = %(batch)s"
 
-# Jobs are inserted in the order of their keys: two who insert the same ones then wait for each other, not crosswise.
 _OWN = ("key", "request", "body")
 """All rows are PENDING and were never sent: only these columns of their jobs differ."""
-_INSERT_JOBS = (
-    f"INSERT INTO jobs ({', '.join(COLUMNS)}, fed)"
-    f" SELECT {', '.join(f'u.{column}' if column in _OWN else scalar(column) for column in COLUMNS)}, true"
-    f" FROM {recordset(*_OWN)} ORDER BY u.key ON CONFLICT (key) DO NOTHING RETURNING key"
+_FED_COLUMNS = ("row_index", "place", "own_key", "digest", "metadata", "name")
+_FED_ROWS = recordset("key", *_FED_COLUMNS)
+# Jobs are inserted in the order of their keys: two who insert the same ones then wait for each other, not crosswise.
+_INSERT_NEW = (
+    f"WITH u AS (SELECT * FROM {recordset(*_OWN, *_FED_COLUMNS)}),"
+    f" new AS (INSERT INTO jobs ({', '.join(COLUMNS)}, fed)"
+    f" SELECT {', '.join(f'u.{column}' if column in _OWN else scalar(column) for column in COLUMNS)}, true FROM u"
+    " ORDER BY u.key ON CONFLICT (key) DO NOTHING RETURNING id, key),"
+    f" stored AS (INSERT INTO fed_rows (job, batch, {', '.join(_FED_COLUMNS)})"
+    f" SELECT new.id, %(fed_batch)s, {', '.join(f'u.{column}' for column in _FED_COLUMNS)}"
+    " FROM new JOIN u ON u.key = new.key ORDER BY new.id),"
+    " counted AS (UPDATE fed_batches SET fed = fed + (SELECT count(*) FROM new) WHERE batch = %(fed_batch)s)"
+    " SELECT key FROM u WHERE key NOT IN (SELECT key FROM new)"
 )
-_FACTS_OF_ROW = (
-    "json_to_recordset(%(facts)s::json) AS u(key text, place bigint, row_index bigint, own_key text, digest text,"
-    " metadata text, name text)"
-)
+"""Insert the rows whose jobs are new; return the keys of the others."""
+_LAST_PLACE = "SELECT max(place) FROM fed_rows WHERE batch = %(batch)s AND place IS NOT NULL"
 _MISPLACED = (
-    f"SELECT min(u.place) FROM {_FACTS_OF_ROW} JOIN fed_rows AS f ON f.batch = %(batch)s AND f.place = u.place"
+    f"SELECT min(u.place) FROM {_FED_ROWS} JOIN fed_rows AS f ON f.batch = %(batch)s AND f.place = u.place"
     " JOIN jobs AS j ON j.id = f.job WHERE j.key <> u.key"
 )
 _KNOWN = (
     f"SELECT f.digest IS NULL, f.digest <> u.digest OR j.account <> %(account)s, {SELECTED}"
-    f" FROM {_FACTS_OF_ROW} JOIN jobs AS j ON j.key = u.key LEFT JOIN fed_rows AS f ON f.job = j.id"
+    f" FROM {_FED_ROWS} JOIN jobs AS j ON j.key = u.key LEFT JOIN fed_rows AS f ON f.job = j.id"
     " WHERE f.job IS NULL OR f.digest <> u.digest OR j.account <> %(account)s"
     f" OR j.state IN ({sql_list(WITHOUT_IMAGES)})"
 )
-_INSERT_ROWS = (
-    "WITH stored AS (INSERT INTO fed_rows (job, batch, row_index, place, own_key, digest, metadata, name)"
-    " SELECT j.id, %(batch)s, u.row_index, u.place, u.own_key, u.digest, u.metadata, u.name"
-    f" FROM {_FACTS_OF_ROW} JOIN jobs AS j ON j.key = u.key ORDER BY u.key ON CONFLICT (job) DO NOTHING RETURNING 1)"
+_INSERT_KNOWN = (
+    f"WITH stored AS (INSERT INTO fed_rows (job, batch, {', '.join(_FED_COLUMNS)})"
+    f" SELECT j.id, %(batch)s, {', '.join(f'u.{column}' for column in _FED_COLUMNS)}"
+    f" FROM {_FED_ROWS} JOIN jobs AS j ON j.key = u.key ORDER BY u.key ON CONFLICT (job) DO NOTHING RETURNING 1)"
     " UPDATE fed_batches SET fed = fed + (SELECT count(*) FROM stored) WHERE batch = %(batch)s"
 )
 _UPDATE_ROWS = (
     "UPDATE fed_rows AS f SET row_index = u.row_index, metadata = u.metadata, name = u.name,"
     " delivered = CASE WHEN f.delivered = j.revision THEN f.delivered END"
-    f" FROM {_FACTS_OF_ROW} JOIN jobs AS j ON j.key = u.key WHERE f.job = j.id"
+    f" FROM {_FED_ROWS} JOIN jobs AS j ON j.key = u.key WHERE f.job = j.id"
     " AND (f.row_index <> u.row_index OR f.metadata IS DISTINCT FROM u.metadata OR f.name <> u.name"
     " OR f.delivered <> j.revision)"
 )
-
-_MARK_JOBS = f"UPDATE jobs AS j SET fed = true FROM {_FACTS_OF_ROW} WHERE j.key = u.key AND NOT j.fed"
-
-_FED_COLUMNS = ("row_index", "place", "own_key", "digest", "metadata", "name")
+_MARK_JOBS = f"UPDATE jobs AS j SET fed = true FROM {_FED_ROWS} WHERE j.key = u.key AND NOT j.fed"
 _DRAWN = f"{', '.join(f'f.{column}' for column in _FED_COLUMNS)}, {SELECTED}"
 _DRAW = (
     "WITH free AS MATERIALIZED (SELECT job FROM fed_rows WHERE batch = %(batch)s AND worker IS NULL"
@@ -99,9 +101,14 @@ _IN_HAND = (
     f"SELECT {_DRAWN} FROM fed_rows AS f JOIN jobs AS j ON j.id = f.job"
     " WHERE f.batch = %(batch)s AND f.worker = %(me)s AND f.delivered IS NULL ORDER BY f.row_index"
 )
+_OF_WORKERS = "FROM fed_rows WHERE batch = %(batch)s AND worker IS NOT NULL AND delivered IS NULL"
+# The workers are found one by one in the index, so that it does not take longer when they have more rows in hand.
 _FREE_OF_DEAD = (
-    "UPDATE fed_rows SET worker = NULL WHERE batch = %(batch)s AND worker IS NOT NULL AND delivered IS NULL"
-    " AND NOT EXISTS (SELECT FROM owners AS o WHERE o.id = fed_rows.worker AND o.buried_by IS NULL) RETURNING 1"
+    f"WITH RECURSIVE workers AS (SELECT min(worker) AS id {_OF_WORKERS}"
+    f" UNION ALL SELECT (SELECT min(worker) {_OF_WORKERS} AND worker > w.id) FROM workers AS w WHERE w.id IS NOT NULL)"
+    " UPDATE fed_rows SET worker = NULL WHERE batch = %(batch)s AND delivered IS NULL AND worker IN (SELECT w.id"
+    " FROM workers AS w WHERE NOT EXISTS (SELECT FROM owners AS o WHERE o.id = w.id AND o.buried_by IS NULL))"
+    " RETURNING 1"
 )
 _UNFINISHED = (
     "SELECT EXISTS (SELECT FROM fed_rows WHERE batch = %(batch)s AND worker IS NULL AND delivered IS NULL)"
@@ -199,37 +206,32 @@ def _find_batch(table: PostgresTable, batch: str) -> Work[FedBatch | None]:
 
 def _feed(table: PostgresTable, batch: str, rows: Sequence[FedRow]) -> Work[Fed]:
     by_key = {as_text(row.record.key): row for row in rows}
-    values: dict[str, Any] = {
-        "batch": as_text(batch),
-        "account": as_text(rows[0].record.account),
-        "facts": json.dumps([_facts_of_row(key, row) for key, row in by_key.items()]),
-    }
-    _, ((misplaced,),) = yield [
-        Statement(f"{_SELECT_FACTS} FOR UPDATE", values),
-        Statement(_MISPLACED, values),
-    ]
-    if misplaced is not None:
-        return Fed(misplaced=int(misplaced), other_requests={})
-    (inserted,) = yield [Statement(_INSERT_JOBS, _jobs_to_insert([row.record for row in rows]))]
-    new = {key for (key,) in inserted}
-    known = [(key, row) for key, row in by_key.items() if key not in new]
+    facts = {"batch": as_text(batch), "account": as_text(rows[0].record.account)}
+    _, ((last,),) = yield [Statement(f"{_SELECT_FACTS} FOR UPDATE", facts), Statement(_LAST_PLACE, facts)]
+    columns = _fed_columns(by_key)
+    if last is not None and any(place is not None and place <= last for place in columns["place"]):
+        (((misplaced,),),) = yield [Statement(_MISPLACED, {**facts, **columns})]
+        if misplaced is not None:
+            return Fed(misplaced=int(misplaced), other_requests={})
+    (found,) = yield [Statement(_INSERT_NEW, {"fed_batch": facts["batch"], **_job_columns(by_key), **columns})]
+    if not found:
+        return Fed(new=len(by_key), other_requests={})
+    known = {key: by_key[key] for (key,) in found}
     other_requests: dict[str, JobRecord] = {}
     ended: list[JobRecord] = []
-    if known:
-        values["facts"] = json.dumps([_facts_of_row(key, row) for key, row in known])
-        (found,) = yield [Statement(_KNOWN, values)]
-        for unfed, differs, *columns in found:
-            record = record_of(tuple(columns))
-            row = by_key[as_text(record.key)]
-            if differs or (unfed and not _is_same_job(record, row.record)):
-                other_requests[record.key] = record
-            elif record.state in WITHOUT_IMAGES:
-                ended.append(record)
-    stored = [(key, row) for key, row in by_key.items() if row.record.key not in other_requests]
-    values["facts"] = json.dumps([_facts_of_row(key, row) for key, row in stored])
-    update = [Statement(sql, values, returns_rows=False) for sql in (_MARK_JOBS, _UPDATE_ROWS) if known]
-    yield [Statement(_INSERT_ROWS, values, returns_rows=False), *update]
-    return Fed(new=len(new), other_requests=other_requests, ended=tuple(ended))
+    (found,) = yield [Statement(_KNOWN, {**facts, **_fed_columns(known)})]
+    for unfed, differs, *values in found:
+        record = record_of(tuple(values))
+        row = by_key[as_text(record.key)]
+        if differs or (unfed and not _is_same_job(record, row.record)):
+            other_requests[record.key] = record
+        elif record.state in WITHOUT_IMAGES:
+            ended.append(record)
+    stored = {key: row for key, row in known.items() if row.record.key not in other_requests}
+    if stored:
+        given = {**facts, **_fed_columns(stored)}
+        yield [Statement(sql, given, returns_rows=False) for sql in (_INSERT_KNOWN, _MARK_JOBS, _UPDATE_ROWS)]
+    return Fed(new=len(by_key) - len(known), other_requests=other_requests, ended=tuple(ended))
 
 
 def _draw(table: PostgresTable, batch: str, count: int, drawing: Drawing, now: float) -> Work[Draw]:
@@ -281,23 +283,20 @@ def _facts_of(row: Row) -> FedBatch:
     )
 
 
-def _facts_of_row(key: str, row: FedRow) -> dict[str, Any]:
-    """Return the values of a row of `fed_rows`, with the stored key of its job."""
-    return {
-        "key": key,
-        "row_index": row.index,
-        "place": row.place,
-        "own_key": none_or_text(row.own_key),
-        "digest": row.digest,
-        "metadata": row.metadata,
-        "name": as_text(row.name),
-    }
+def _fed_columns(rows: Mapping[str, FedRow]) -> dict[str, list[Any]]:
+    """Return the columns of `fed_rows`, with the stored keys of their jobs."""
+    values = [
+        (row.index, row.place, none_or_text(row.own_key), row.digest, row.metadata, as_text(row.name))
+        for row in rows.values()
+    ]
+    return {"key": list(rows), **dict(zip(_FED_COLUMNS, map(list, zip(*values, strict=True)), strict=True))}
 
 
-def _jobs_to_insert(records: Sequence[JobRecord]) -> dict[str, Any]:
-    """Return the parameters of `_INSERT_JOBS`: what the jobs have in common is sent once."""
-    own = [identity_row(record) for record in records]
-    return {**own[0], **progress_row(records[0]), **{column: [row[column] for row in own] for column in _OWN}}
+def _job_columns(rows: Mapping[str, FedRow]) -> dict[str, Any]:
+    """Return the columns of the jobs of rows: what they have in common is sent once."""
+    records = [row.record for row in rows.values()]
+    own = {"request": [request_text(record) for record in records], "body": [record.body for record in records]}
+    return {**identity_row(records[0]), **progress_row(records[0]), **own}
 
 
 def _drawn_row(row: Row) -> FedRow:

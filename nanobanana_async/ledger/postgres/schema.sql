@@ -116,7 +116,7 @@ CREATE UNIQUE INDEX fed_rows_place ON fed_rows (batch, place) WHERE place IS NOT
 CREATE INDEX fed_rows_free ON fed_rows (batch, row_index, job) WHERE worker IS NULL AND delivered IS NULL;
 
 -- The rows that workers have in hand: never more than all of them run and queue.
-CREATE INDEX fed_rows_drawn ON fed_rows (batch) WHERE worker IS NOT NULL AND delivered IS NULL;
+CREATE INDEX fed_rows_drawn ON fed_rows (batch, worker) WHERE worker IS NOT NULL AND delivered IS NULL;
 
 CREATE INDEX fed_rows_unsaved ON fed_rows (batch) WHERE delivered < 0;
 
