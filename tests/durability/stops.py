@@ -26,7 +26,7 @@ from tests.durability.stop_worker import SELF_STOPS, Orders, StopAt, command
 from tests.durability.worker import GatewayName, prompt_of
 from tests.support.postgres import PASSWORD, USER, Server, new_schema, running_server
 
-STOPPED_S, BURIED_WITHIN_S = 5.0, 20.0
+STOPPED_S, BURIED_WITHIN_S = 3.0, 20.0
 """For how long a host is stopped at least, and at most if it is not buried: its lease is two seconds."""
 WAYS: tuple[StopAt, ...] = (*SELF_STOPS, "random", "cut off")
 ROWS, JOB_S = 16, 1.5

@@ -24,7 +24,7 @@ from tests.support.peers import Connection, Peer
 
 SMALL = make_image("png", (4, 3))
 LARGE = make_image("png", (400, 300))
-IDLE_S, TOTAL_S = 0.05, 6.0
+IDLE_S, TOTAL_S = 0.05, 3.0
 """After garbage in place of the end of the last chunk aiohttp waits as long as it may."""
 
 

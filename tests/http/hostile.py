@@ -70,6 +70,7 @@ async def ask(name: str, port: int) -> dict[str, Any]:
             answered.set()
 
     async with Session(gateway, timeouts=timeouts, retry=once, observers=[observe]) as session:
+        session._components.downloads._attempts = 1
         before = _memory_mib("VmRSS")
         watch = Watch()
         async with asyncio.timeout(PATIENCE_S):

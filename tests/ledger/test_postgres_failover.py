@@ -20,9 +20,9 @@ from tests.batch.fakes import slots
 from tests.ledger.child import line
 from tests.ledger.postgres_child import host
 from tests.support.ledger_contract import NOON, job
-from tests.support.loopback import BOTH, GatewayName, gateway_of, until
+from tests.support.loopback import BOTH, QUICK_POLLS, GatewayName, gateway_of, until
 from tests.support.mutations import patched
-from tests.support.postgres import SHORT, Pair, Server, new_schema, running_pair, why_no_server
+from tests.support.postgres import SHORT, Pair, Server, new_schema, running_pair, running_server, why_no_server
 
 pytestmark = pytest.mark.slow
 
@@ -30,12 +30,19 @@ EIGHT = Price("fox", Decimal(8))
 SPRING = batch_key_prefix("spring")
 
 
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """A primary and its standby."""
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Server]:
+    """A server that a test may kill."""
     if (reason := why_no_server()) is not None:
         pytest.skip(reason)
-    with running_pair() as pair:
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def pair(own_server: Server) -> Iterator[Pair]:
+    """A primary and its standby, which was just made."""
+    with running_pair(own_server) as pair:
         yield pair
 
 
@@ -148,7 +155,7 @@ async def test_waiting_jobs_of_a_host_that_died_across_it_are_bought_once_or_par
         await asyncio.to_thread(pair.fail_over)
         bought = sorted(each.prompt for each in emulator.jobs())
         ledger = PostgresLedger(pair.url, schema=schema, lease=SHORT)
-        async with Session(gateway_of(emulator, gateway), ledger=ledger) as session:
+        async with Session(gateway_of(emulator, gateway), ledger=ledger, polling=QUICK_POLLS) as session:
             parked = []
             for key in keys:
                 try:

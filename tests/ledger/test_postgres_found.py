@@ -205,7 +205,7 @@ async def test_opening_waits_for_a_host_that_migrates(postgres: Server, caplog: 
     await ledger.aclose()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def own_server() -> Iterator[Server]:
     """A server that a test may stop."""
     if (reason := why_no_server()) is not None:

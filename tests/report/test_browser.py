@@ -13,6 +13,7 @@ import pytest
 
 from nanobanana_async.report import write_report
 from tests.support.reports import made_rows, made_run, paint_images, row, without_image
+from tests.support.rows import each_row
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install playwright")
 
@@ -105,7 +106,7 @@ def test_chips_filter_by_status(visit: Page) -> None:
     assert len(shown(visit)) == 16
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("words", "found"),
     [
         ("HARBOUR", [0, 1, 2, 3, 4, 5, 14]),
@@ -119,6 +120,8 @@ def test_chips_filter_by_status(visit: Page) -> None:
     ],
 )
 def test_search_finds_every_word_in_prompts_and_errors(visit: Page, words: str, found: list[int]) -> None:
+    visit.locator("#search").fill("")
+    expect(visit.locator("#shown")).to_have_text("16 rows")
     visit.locator("#search").fill(words)
     expect(visit.locator("#shown")).to_have_text(f"{len(found)} of 16 rows")
     assert shown(visit) == found
@@ -144,7 +147,7 @@ def test_cards_are_sorted(browser: Browser, folder: Path) -> None:
     page.context.close()
 
 
-@pytest.mark.parametrize("index", [7, 8, 9, 10])
+@each_row("index", [7, 8, 9, 10])
 def test_a_prompt_is_copied_unchanged(visit: Page, index: int) -> None:
     prompt = ROWS[index].prompt
     card = visit.locator(f"[aria-label^='Row {index + 1},']")

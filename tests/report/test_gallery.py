@@ -12,6 +12,7 @@ import pytest
 
 from nanobanana_async.report import Advice, make_thumbnail, write_report
 from tests.support.reports import made_rows, made_run, paint_images, row, without_image
+from tests.support.rows import each_row
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install playwright")
 
@@ -87,7 +88,7 @@ def visit(window: Visit, folder: Path) -> Iterator[Page]:
     window.check_quiet(folder)
 
 
-@pytest.mark.parametrize(
+@each_row(
     ("words", "found"),
     [
         ("creme BRULEE", [0]),
@@ -106,6 +107,8 @@ def visit(window: Visit, folder: Path) -> Iterator[Page]:
     ],
 )
 def test_search_finds_rows_metadata_and_names_without_accents(visit: Page, words: str, found: list[int]) -> None:
+    visit.locator("#search").fill("")
+    expect(visit.locator("#shown")).to_have_text("6 rows")
     visit.locator("#search").fill(words)
     expect(visit.locator("#shown")).to_have_text(f"{len(found)} of 6 rows")
     assert shown(visit) == found

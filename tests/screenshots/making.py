@@ -1,5 +1,6 @@
 """Makes the images of README and docs from real runs on the emulator: nothing in them is drawn by hand."""
 
+import asyncio
 import csv
 import itertools
 import tempfile
@@ -12,7 +13,7 @@ import pytest
 from attrs import frozen
 from playwright.async_api import Browser
 
-from nanobanana_async.emulator import Emulator, LogNormal
+from nanobanana_async.emulator import Emulator, Fixed, LogNormal
 from tests.notebook.kernel import executed, html, kernel, nbformat
 from tests.screenshots.pages import chromium, opened, shows_images, write_pngs
 from tests.screenshots.terminal import Terminal, write_svg
@@ -36,6 +37,7 @@ TYPED_IN_STUDIO = (
     "a tea house in autumn",
 )
 NOTEBOOK = ROOT / "docs/notebook.ipynb"
+POLLED_EARLY = "import nanobanana_async.policy.poll_schedule as polls; polls.FEW_SECONDS_S, polls.LEAST_DELAY_S = 0.1, 0.05"
 NOTEBOOK_PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -62,11 +64,20 @@ class Making:
     out: Path
     room: Path
     """A folder for what the runs leave."""
+    quick: bool = False
+    """Whether jobs are short and images small, for a test."""
+
+    def emulator(self, job_limit: int, duration: LogNormal, credits: int | None = None) -> Emulator:
+        """Return the gateway of a run."""
+        if self.quick:
+            return Emulator(job_limit=job_limit, credits=credits, duration=Fixed(0.2), image_scale=0.1)
+        return Emulator(job_limit=job_limit, credits=credits, duration=duration, image_scale=0.5)
 
 
 async def demo(making: Making) -> None:
     """Show the whole output of `nanobanana demo`."""
-    screen = await Terminal(columns=COLUMNS, rows=31, folder=making.room).run("nanobanana demo")
+    typed = "nanobanana demo --prompts 6" if making.quick else "nanobanana demo"
+    screen = await Terminal(columns=COLUMNS, rows=31, folder=making.room).run(typed)
     write_svg(screen, making.out / "demo.svg", columns=COLUMNS, title="nanobanana demo")
 
 
@@ -79,8 +90,7 @@ async def batch(making: Making) -> None:
         ratios = itertools.cycle(RATIOS)
         for mood, subject in itertools.product(SHELVES, SUBJECTS):
             rows.writerow([f"{subject} {mood}", next(ratios), SHELVES[mood]])
-    gateway = Emulator(job_limit=6, credits=1000, duration=LogNormal(median_s=2.0, sigma=0.25), image_scale=0.5)
-    async with gateway as emulator:
+    async with making.emulator(6, LogNormal(median_s=2.0, sigma=0.25), credits=1000) as emulator:
         terminal = Terminal(columns=COLUMNS, rows=6, folder=making.room, emulator=emulator)
         typed = "nanobanana batch prompts.csv -o spring --max-credits 400"
         screen = await terminal.run(
@@ -95,7 +105,7 @@ async def batch(making: Making) -> None:
 
 async def studio_page(making: Making) -> None:
     """Show the studio, in which some images are there and others are being made."""
-    emulator = Emulator(job_limit=3, duration=LogNormal(median_s=2.5), image_scale=0.5)
+    emulator = making.emulator(3, LogNormal(median_s=2.5))
     async with (
         emulator,
         running(studio(making.room, emulator)) as server,
@@ -116,6 +126,9 @@ async def notebook(making: Making) -> None:
     with pytest.MonkeyPatch.context() as patch:
         async with kernel(tour, making.room, patch) as client:
             cells = [cell for cell in tour.cells if cell.cell_type == "code" and cell.source]
+            if making.quick:
+                await client.kc.execute(POLLED_EARLY, reply=True, store_history=False)
+                cells = [cell for cell in cells if cell.id in ("emulator", "open", "one", "batch", "close")]
             for cell in cells:
                 await executed(client, cell)
                 if cell.id in ("one", "batch"):
@@ -154,9 +167,18 @@ FILES = (
 """What all makers write."""
 
 
-async def make(out: Path, names: tuple[str, ...] = tuple(MAKERS)) -> None:
-    """Write the images of these makers into a folder, one after another: the demo shows how long it took."""
-    async with chromium() as browser:
-        for name in names:
+async def make(out: Path, names: tuple[str, ...] = tuple(MAKERS), *, quick: bool = False) -> None:
+    """Write the images of these makers into a folder, one after another: the demo shows how long it took.
+
+    With `quick` all are made at once, from short runs.
+    """
+    turns = asyncio.Semaphore(len(names) if quick else 1)
+
+    async def made(name: str) -> None:
+        async with turns:
             with tempfile.TemporaryDirectory(prefix="screenshots-") as room:
-                await MAKERS[name](Making(browser=browser, out=out, room=Path(room)))
+                await MAKERS[name](Making(browser=browser, out=out, room=Path(room), quick=quick))
+
+    async with chromium() as browser, asyncio.TaskGroup() as group:
+        for name in names:
+            group.create_task(made(name))

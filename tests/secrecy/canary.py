@@ -26,7 +26,8 @@ def fragments_of(word: str) -> tuple[str, ...]:
 def _in_base64(word: str) -> Iterator[str]:
     for before in range(3):
         encoded = base64.b64encode(b"-" * before + word.encode() + b"-" * 3).decode()
-        yield encoded[4:-8]  # none of these depends on what stands beside it
+        fragment = encoded[4:-8]  # none of these depends on what stands beside it
+        yield from {fragment, fragment.translate(str.maketrans("+/", "-_"))}
 
 
 _ESCAPE = re.compile(r"\\+(?:u00|x)([0-9a-fA-F]{2})")
@@ -48,14 +49,14 @@ ECHOES: Mapping[str, Callable[[str], str]] = {
 }
 
 
+@functools.lru_cache(maxsize=512)  # an object says the same as repr, as str and in its attributes
 def seen(text: str, word: str = KEY) -> bool:
     """Return True if a text contains the secret in any of these encodings."""
     unescaped = _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)), text)
-    spellings = (text, unquote(text), unquote(unquote(text)), html.unescape(text), unescaped, text.replace("\\/", "/"))
-    fragments = fragments_of(word)
+    spellings = {text, unquote(text), unquote(unquote(text)), html.unescape(text), unescaped, text.replace("\\/", "/")}
     if any(word.lower() in spelling.lower() for spelling in spellings):
         return True
-    return any(fragment in text or fragment.translate(str.maketrans("+/", "-_")) in text for fragment in fragments)
+    return any(fragment in text for fragment in fragments_of(word))
 
 
 def chain(error: BaseException | None, known: set[int] | None = None) -> Iterator[BaseException]:

@@ -15,6 +15,7 @@ import pytest
 
 from nanobanana_async.cli import app as cli
 from nanobanana_async.cli.result_lines import link_of
+from nanobanana_async.emulator import Emulator, Fixed
 from nanobanana_async.escaping import one_line
 from nanobanana_async.models import GeneratedImage
 from tests.secrecy.canary import KEY, seen
@@ -184,9 +185,9 @@ async def test_refused_environment_variables_show_no_key(
 @pytest.mark.slow
 async def test_unencodable_characters_do_not_end_the_command(tmp_path: Path) -> None:
     (tmp_path / "rows.txt").write_text("a fox", encoding="utf-8")
-    environ = environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0")
-    command = ("batch", "rows.txt", "-o", "füchse", "--gateway", "emulator")
-    said = await in_a_process(*command, environ=environ, folder=tmp_path)
+    async with Emulator(duration=Fixed(0.05)) as emulator:
+        environ = environment(emulator, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+        said = await in_a_process("batch", "rows.txt", "-o", "füchse", environ=environ, folder=tmp_path)
     assert said.code == 0, said.err
     assert "f\\xfcchse/images/" in said.out
 

@@ -263,7 +263,7 @@ async def test_a_proxy_that_fails_exposes_no_password(name: str, logged: list[st
             MALL,
             proxy=Secret(f"{PROXY}:{port}"),
             timeouts=Timeouts(connect_s=0.3, create_s=0.3, query_s=0.3, close_s=0.2),
-            retry=RetryPolicy(max_attempts=1, max_wait_s=0.3),
+            retry=RetryPolicy(max_attempts=1, first_backoff_s=0.01, max_backoff_s=0.05, max_wait_s=0.3),
         )
         session._components.downloads._attempts = 1
         async with session:

@@ -94,6 +94,11 @@ class Program:
                 raise RuntimeError((self.folder / "log").read_text())
             time.sleep(0.02)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started and not stopped since."""
+        return self._process is not None
+
     def stop(self, number: signal.Signals) -> None:
         """Send a signal and wait for the end."""
         process, self._process = self._process, None
@@ -118,6 +123,7 @@ class Server(Program):
             "initdb",
             *("-D", str(self.folder / "data"), "-U", USER, "--pwfile", str(password), "--no-sync", "-E", "UTF8"),
             *("--locale=C", "--auth-local=trust", "--auth-host=scram-sha-256", "--no-instructions"),
+            "--wal-segsize=1",  # less to write at the start, and for a standby to copy
         )
 
     def _run_program(self, name: str, *options: str) -> None:
@@ -253,17 +259,19 @@ def running_server() -> Iterator[Server]:
 
 
 @contextmanager
-def running_pair() -> Iterator[Pair]:
-    """Run a server and its standby until the end of the block."""
+def running_pair(primary: Server) -> Iterator[Pair]:
+    """Run a standby of a server until the end of the block; then the server runs again."""
     programs = server_programs()
     assert programs is not None
-    with running_server() as primary, _folder() as folder:
+    with _folder() as folder:
         standby = Standby(folder, programs, primary)
         try:
             standby.start()
             yield Pair(primary, standby)
         finally:
             standby.crash()
+            if not primary.is_running:
+                primary.start()
 
 
 @contextmanager

@@ -133,7 +133,7 @@ async def test_callback_during_a_poll_causes_another_poll() -> None:
 
 @pytest.mark.slow
 @virtually
-async def test_ten_thousand_forged_callbacks_use_no_memory() -> None:
+async def test_four_thousand_forged_callbacks_use_no_memory() -> None:
     gateway = CallbackGateway(job_s=600.0)
     ledger = RecordingLedger(keep_ended=True)
     bodies: list[list[Piece]] = [[lie] for lie in LIES.values()]
@@ -162,14 +162,14 @@ async def test_ten_thousand_forged_callbacks_use_no_memory() -> None:
 
         await flood(500)
         tracemalloc.start()
-        first = await flood(1000)
-        last = await flood(8500)
+        first = await flood(500)
+        last = await flood(3000)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert answers == {200: 5000, 404: 5000}
+        assert answers == {200: 2000, 404: 2000}
         took = now() - begun
         assert ledger.writes == writes
         assert {job.state for job in jobs} <= {JobState.RUNNING, JobState.SUCCEEDED}
         assert max(Counter(gateway.polled).values()) <= took + 1
-    assert last - first < 200_000
+    assert last - first < 70_000
     assert peak < 16_000_000
