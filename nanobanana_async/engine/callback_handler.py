@@ -7,7 +7,7 @@ import anyio
 from anyio.abc import TaskGroup
 from attrs import evolve
 
-from nanobanana_async.engine.callback_urls import CallbackUrls
+from nanobanana_async.engine.callback_router import CallbackRouter
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import TrackedJob
@@ -31,7 +31,7 @@ MAX_CONFIRMATIONS = 8
 class CallbackHandler:
     """Finds the job of a callback: tracked here, followed by another process, or uncertain and without an owner."""
 
-    def __init__(self, gateway: Gateway, engine: Engine, callbacks: CallbackUrls) -> None:
+    def __init__(self, gateway: Gateway, engine: Engine, callbacks: CallbackRouter) -> None:
         self._gateway = gateway
         self._engine = engine
         self._callbacks = callbacks

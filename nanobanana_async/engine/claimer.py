@@ -49,7 +49,7 @@ REBUYABLE = frozenset({JobState.REFUSED, JobState.WITHDRAWN})
 
 
 class Claimer:
-    """Claimer keys, adopts jobs, withdraws them and resolves them by hand. Each step returns a `Next`."""
+    """Claims keys, adopts jobs, withdraws them and resolves them by hand. Each step returns a `Next`."""
 
     def __init__(
         self,

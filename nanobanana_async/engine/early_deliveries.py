@@ -42,7 +42,7 @@ class EarlyDeliveries:
         found = self._waiting.pop((account, task_id), None)
         return found is not None and self._clock() < found.came_at + REMEMBERED_S
 
-    def take_due(self, limit: int) -> list[tuple[str, str]]:
+    def due_for_search(self, limit: int) -> list[tuple[str, str]]:
         """Return the tasks to search in the ledger now, and forget those that are too old."""
         now = self._clock()
         while self._waiting and next(iter(self._waiting.values())).came_at + REMEMBERED_S <= now:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import anyio
 from attrs import evolve
 
-from nanobanana_async.engine.callback_urls import CallbackUrls
+from nanobanana_async.engine.callback_router import CallbackRouter
 from nanobanana_async.engine.contained_send import send_contained
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.fallback_polling import FallbackPolling
@@ -51,7 +51,7 @@ class Poller:
         estimates: JobEstimates,
         polling: PollPolicy,
         retry: RetryPolicy,
-        callbacks: CallbackUrls,
+        callbacks: CallbackRouter,
         budget: SessionBudget,
         *,
         query_s: float,

@@ -41,7 +41,7 @@ class SharedAccount:
     """When the next exchange is due because of what happened."""
     failing: bool = False
     """The last exchange got no answer."""
-    spoke_at: float = -math.inf
+    exchanged_at: float = -math.inf
     """When the last exchange ended."""
     gate_until: float = -math.inf
     """Until when the gateway takes nothing from this session, as the session itself has found."""
@@ -86,7 +86,7 @@ class SharedAccount:
 
     def ask_soon(self) -> None:
         """Let an exchange be due, but not right after the last one."""
-        self.ask(self.spoke_at + LEAST_GAP_S)
+        self.ask(self.exchanged_at + LEAST_GAP_S)
 
     def on_throttled(self) -> None:
         """Hold requests back until the learner knows of a 429."""
@@ -152,7 +152,7 @@ class SharedAccount:
         if taken < self.allotment.granted and (not queued or self.allotment.room < self.allotment.granted):
             self.ask_soon()  # it gives back
         if self.failing:
-            return self.spoke_at + TICK_S
+            return self.exchanged_at + TICK_S
         ticks = (
             1
             if hungry or self._events
@@ -160,7 +160,7 @@ class SharedAccount:
             if taken or queued or (self.outage and self.gate_until > now)
             else math.inf
         )
-        return min(self.exchange_wanted_at, self.spoke_at + ticks * TICK_S, self._local(self.allotment.ask_at))
+        return min(self.exchange_wanted_at, self.exchanged_at + ticks * TICK_S, self._local(self.allotment.ask_at))
 
     def report(
         self,
@@ -212,7 +212,7 @@ class SharedAccount:
             self._departures = {"create": deque(), "poll": deque()}
         if error_s <= self._offset_error_s or now > self._offset_at + OFFSET_KEPT_S:
             self._offset_s, self._offset_error_s, self._offset_at = allotment.at - (now - error_s), error_s, now
-        self.allotment, self._report, self.failing, self.spoke_at = allotment, None, False, now
+        self.allotment, self._report, self.failing, self.exchanged_at = allotment, None, False, now
         self._known.append((now, allotment.at))
         for kind, times in allotment.departures.items():
             self._departures[kind].extend(map(self._local, times))
@@ -220,7 +220,7 @@ class SharedAccount:
 
     def on_exchange_failed(self, now: float) -> None:
         """Record that an exchange got no answer: what was allotted lasts."""
-        self.failing, self.spoke_at = True, now
+        self.failing, self.exchanged_at = True, now
 
     def undecided_since(self) -> float | None:
         """Return since when the learner is in doubt about a 429."""
