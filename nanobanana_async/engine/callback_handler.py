@@ -18,7 +18,7 @@ from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.policy.retry import is_outage
 
 # How often the callback notices are fetched that other processes left for us in the ledger.
-NOTICE_POLL_S = 0.5
+NOTICE_FETCH_S = 0.5
 
 # The gap between two queries about an uncertain job; it grows while queries fail, up to `LONGEST_CONFIRM_GAP_S`.
 CONFIRM_GAP_S = 1.0
@@ -59,7 +59,7 @@ class CallbackHandler:
         """Fetch the notices that other processes leave about callbacks of our jobs, as long as the session is open."""
         await self._callbacks.enabled.wait()
         while True:
-            await anyio.sleep(NOTICE_POLL_S)
+            await anyio.sleep(NOTICE_FETCH_S)
             try:
                 notices = await self._engine.store.ledger.take_notices() if self._engine.tracked else ()
             except LedgerError as error:

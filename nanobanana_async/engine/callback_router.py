@@ -122,7 +122,7 @@ class CallbackRouter:
             raise ConfigurationError("the session is not open: unregister before it is closed")
         return sum([await each.unregister_webhooks() for each in self._delivery_handlers.values()])
 
-    async def add_to(self, request: ImageRequest, gateway: Gateway, key: str) -> ImageRequest:
+    async def with_callback_url(self, request: ImageRequest, gateway: Gateway, key: str) -> ImageRequest:
         """Return the request with the URL of its job, if callbacks are received and the gateway calls such URLs."""
         if not (self.enabled.is_set() and gateway.supports_callbacks) or request.callback_url:
             return request

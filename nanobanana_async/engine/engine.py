@@ -94,7 +94,7 @@ class Engine:
             self.scheduler.start_step(self.claimer.claim, job)
         else:
             self.claimer.check_same_purchase(job.record, record)
-            self.claimer.take_budget(job, record.budget)
+            self.claimer.put_under_budget(job, record.budget)
             self.scheduler.dispatcher.raise_priority(job, record.priority)
             if record.request is not None:
                 self.references.take_newer_request(job, record.request, sources)
@@ -145,7 +145,7 @@ class Engine:
         key = validate_key(key)
         request = with_model(request, self.gateway.model)
         if with_callback:
-            request = await self.callbacks.add_to(request, self.gateway, key)
+            request = await self.callbacks.with_callback_url(request, self.gateway, key)
         self.gateway.check(request)
         if budget is not None:
             await self.store.set_budget(budget)

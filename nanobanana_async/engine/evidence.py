@@ -27,7 +27,7 @@ def shows_shared_keys(record: JobRecord) -> bool:
     return uncertain and failure is not None and failure.kind == IdempotencyConflict.__name__
 
 
-def to_doubt(record: JobRecord, gateway: Gateway, lateness_s: float, *, shared: bool) -> JobInDoubt:
+def to_job_in_doubt(record: JobRecord, gateway: Gateway, lateness_s: float, *, shared: bool) -> JobInDoubt:
     """Return a job in doubt; its record must say when its answer was lost.
 
     With `shared` another ledger buys jobs under the same keys: then a 409 may be about its create.

@@ -169,7 +169,7 @@ class SessionComponents:
         unlisted = UnlistedRegistrations(self.ledger, gateway.account, engine.store.utcnow)
         webhook = AccountWebhook(webhooks, self.callback_router, engine.poller.fallback, unlisted)
         deliveries = DeliveryHandler(webhook, gateway, engine, self.callback_router, handler)
-        engine.scheduler.background_tasks += [webhook.keep_registered, deliveries.keep_checking_early]
+        engine.scheduler.background_tasks += [webhook.keep_registered, deliveries.keep_searching_early_deliveries]
         return deliveries
 
 

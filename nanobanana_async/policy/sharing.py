@@ -117,7 +117,7 @@ class Allotment:
     """The ledger's time of the exchange."""
     granted: int = 0
     target: int = 0
-    ask_at: float = math.inf
+    exchange_again_at: float = math.inf
     """When to ask again, because time alone may make room then."""
     learning: bool = True
     """The limit is being approached: the answer to each create is to be reported at once."""
@@ -267,7 +267,7 @@ def _allotment(state: AccountState, owner: int, report: Report, now: float) -> A
         at=now,
         granted=share.granted,
         target=share.target,
-        ask_at=min((at for at in (limiter.blocked_until, limiter.trial_at) if at > now), default=math.inf),
+        exchange_again_at=min((at for at in (limiter.blocked_until, limiter.trial_at) if at > now), default=math.inf),
         learning=limiter.job_limit.mode is not Mode.HOLD,
         cap=limiter.job_limit.cap,
         rate_log_odds=limiter.rate_log_odds,

@@ -14,7 +14,7 @@ from nanobanana_async.errors import GatewayError, InvalidRequest, JobFailed, Nan
 from nanobanana_async.images.formats import detect
 from nanobanana_async.models import GenerationResult, json_number, to_json_types
 
-_PARAMS = {
+_PARAM_BY_FIELD = {
     "num_images": "n",
     "aspect_ratio": "size",
     "resolution": "size",
@@ -24,7 +24,7 @@ _PARAMS = {
     "prompt": "prompt",
     "model": "model",
 }
-_FIELD = re.compile(rf"\b({'|'.join(_PARAMS)})\b")
+_FIELD = re.compile(rf"\b({'|'.join(_PARAM_BY_FIELD)})\b")
 
 
 class ApiError(Exception):
@@ -113,7 +113,7 @@ def api_error(error: NanoBananaError, key: str | None = None) -> ApiError:
         found = _ANSWER_BY_FAILURE_KIND.get(error.kind, _Answer(502, "generation_failed", error_type=_GATEWAY))
     elif isinstance(error, InvalidRequest):
         named = _FIELD.search(message) if error.status is None else None
-        param = _PARAMS[named[1]] if named else None
+        param = _PARAM_BY_FIELD[named[1]] if named else None
         if param is not None:
             message = f"{param}: {message}"
     elif isinstance(error, errors.JobUnfinished):

@@ -279,7 +279,7 @@ def test_nothing_leaves_while_no_job_is_held_and_the_limit_refuses() -> None:
     ask(state, 1, queued=1)
     first = throttled(NOW + 1, 0, NOW)
     allotment = exchange(state, 1, Report(number=2, held=0, queued=1, events=(first,)), NOW + 1)
-    assert (allotment.granted, allotment.ask_at) == (0, NOW + 1.5)
+    assert (allotment.granted, allotment.exchange_again_at) == (0, NOW + 1.5)
     assert ask(state, 1, queued=1, now=NOW + 1.6) == 1
     ended = RequestEvent(what="ended")
     again = throttled(NOW + 2, 0, NOW + 1.7)
@@ -292,7 +292,7 @@ def test_an_unexplained_refusal_is_tried_again_by_one_owner() -> None:
     ask(state, 1, held=9)
     unexplained = RequestEvent(what="throttled", at=NOW + 1, sent_at=NOW, load=Load(9))
     allotment = exchange(state, 1, Report(number=2, held=9, queued=9, events=(unexplained,)), NOW + 1)
-    assert (allotment.granted, allotment.undecided_since, allotment.ask_at) == (9, NOW + 1, NOW + 1.5)
+    assert (allotment.granted, allotment.undecided_since, allotment.exchange_again_at) == (9, NOW + 1, NOW + 1.5)
     assert ask(state, 1, held=9, queued=9, now=NOW + 1.6) == 10
     assert ask(state, 2, queued=9, now=NOW + 1.6) == 0
 

@@ -220,12 +220,12 @@ def _one_task_for_two_jobs() -> list[Change]:
 
 
 def _every_create_was_processed() -> list[Change]:
-    to_doubt = evidence.to_doubt
+    to_job_in_doubt = evidence.to_job_in_doubt
 
     def to_processed(record: JobRecord, gateway: Gateway, lateness_s: float, *, shared: bool) -> JobInDoubt:
-        return evolve(to_doubt(record, gateway, lateness_s, shared=shared), processed=True)
+        return evolve(to_job_in_doubt(record, gateway, lateness_s, shared=shared), processed=True)
 
-    return [(reconciler, "to_doubt", to_processed), (reconciler, "was_processed", lambda *_: True)]
+    return [(reconciler, "to_job_in_doubt", to_processed), (reconciler, "was_processed", lambda *_: True)]
 
 
 def _undecided_is_not_bought() -> list[Change]:
