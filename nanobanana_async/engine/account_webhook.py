@@ -143,7 +143,7 @@ class AccountWebhook:
         self._wanted = True
 
     async def keep_registered(self) -> None:
-        """Register the webhook once there is a receiver; check it again where deliveries are lost."""
+        """Register the webhook once there is a receiver; check it again where it is in doubt."""
         await self._callbacks.enabled.wait()
         wait_s, gap_s = FIRST_WAIT_S, CHECK_GAP_S
         while True:

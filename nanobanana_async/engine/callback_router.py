@@ -1,4 +1,4 @@
-"""Make and verify the URLs that a gateway calls when a task has ended: one for each job, or one for the account.
+"""Make and verify the URLs that a gateway calls when a task has ended, one for each job or one for the account.
 
 The URL holds a token that others cannot guess (an HMAC of the job's key, or of the account), and the content of a
 callback is only a hint: it causes one poll, and is never believed.
@@ -62,7 +62,10 @@ class HandlesDeliveries(Protocol):
 
 
 class CallbackRouter:
-    """Makes callback URLs and verifies them. The secret comes from the user, or else from the ledger."""
+    """Makes and verifies callback URLs, and gives each callback to the handler of its account.
+
+    The secret comes from the user, or else from the ledger.
+    """
 
     def __init__(self, ledger: Ledger, guard: LoopGuard) -> None:
         self._ledger = ledger
