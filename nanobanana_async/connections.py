@@ -113,7 +113,7 @@ def make_components(
     chosen_ledger = to_ledger(ledger)
     shared: dict[str, Any] = {}
     if shares_with is not None:
-        shared = {"guard": shares_with.guard, "callback_urls": shares_with.callback_urls}
+        shared = {"guard": shares_with.guard, "callback_router": shares_with.callback_router}
     return SessionComponents(
         gateway=gateway,
         ledger=chosen_ledger,

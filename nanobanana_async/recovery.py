@@ -6,7 +6,7 @@ from nanobanana_async.callers import handle_once_stored
 from nanobanana_async.engine.adoption import Adoption
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.reconciler import Reconciler
-from nanobanana_async.engine.resolver import JobResolver
+from nanobanana_async.engine.resolver import ManualResolver
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import ConfigurationError, SessionClosed
 from nanobanana_async.escaping import as_plain_str
@@ -37,7 +37,7 @@ async def attach_task(engine: Engine, task_id: str, key: str | None, request: Im
     if len(engine.members) > 1:
         raise ConfigurationError("attach a task that the ledger does not know in a session with its account alone")
     record = engine.new_attached_record(task_id, key_for_task(task_id) if key is None else key, request)
-    seen = await JobResolver(engine).query_before_attach(record)
+    seen = await ManualResolver(engine).query_before_attach(record)
     return await handle_once_stored(engine, engine.attach(record, seen))
 
 
@@ -69,7 +69,7 @@ async def resolve_job(engine: Engine, job: Job | str, *, task_id: str | None, no
     if len(engine.members) > 1 and (found := await engine.find(key)) is not None:
         _check_open(engine)
         home = engine.home_of(found)
-    tracked = await JobResolver(home).resolve(key, task_id=task_id, buy_again=buy_again)
+    tracked = await ManualResolver(home).resolve(key, task_id=task_id, buy_again=buy_again)
     engine.keep_for_handle(tracked)
     return Job(engine, tracked)
 

@@ -21,7 +21,7 @@ _REFERENCE_NAME = re.compile(_NAME)
 _REFERENCE_PATH = re.compile(rf"{REFERENCES}/({_NAME})\Z")
 _FILE_THREADS = 4
 _SENT_AT_ONCE = 1 << 18
-_SWEEP_S = 3600.0
+_REMOVE_EVERY_S = 3600.0
 
 
 class ReferenceHost:
@@ -41,7 +41,7 @@ class ReferenceHost:
         self._folder = as_folder("folder", folder)
         self._keep_s = as_number("keep_s", keep_s, above=0, endless=True)
         self._threads = ThreadLimiter(_FILE_THREADS)
-        self._swept_at = -math.inf
+        self._removed_old_at = -math.inf
 
     async def publish(self, content: bytes, digest: str) -> str:
         """Store an image, and return the URL under which it is served. Raises `SaveError` if it can't be stored."""
@@ -110,8 +110,8 @@ class ReferenceHost:
             part.write_bytes(content)
             part.replace(file)
         now = file.stat().st_mtime
-        if now > self._swept_at + _SWEEP_S:
-            self._swept_at = now
+        if now > self._removed_old_at + _REMOVE_EVERY_S:
+            self._removed_old_at = now
             for old in self._folder.iterdir():
                 with suppress(FileNotFoundError):  # another worker has just removed it
                     if _REFERENCE_NAME.fullmatch(old.name) and old.stat().st_mtime < now - self._keep_s:

@@ -123,7 +123,7 @@ class Session(Purchases, NoPlainWith):
             adopt=adopt,
             adopt_every_s=adopt_every_s,
         )
-        self._callback_urls = self._components.callback_urls
+        self._callback_router = self._components.callback_router
         self._balances: dict[str, BalanceReader] = {}
 
     def __repr__(self) -> str:

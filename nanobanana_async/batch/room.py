@@ -9,7 +9,7 @@ PREFETCH = 8
 # limit grows with the outcomes taken, so that an early break buys little and a slow loop does not empty the slots. Rows
 # that run and rows that wait count together: when saving or the loop is slower than the gateway, each outcome taken
 # pulls one row. If only those that wait counted, all slots would empty, then all fill at once.
-MIN_BUFFER, MAX_BUFFER, BUFFER_SHARE = 4, 64, 4
+UNTAKEN_AT_FIRST, MOST_UNTAKEN, TAKEN_PER_UNTAKEN = 4, 64, 4
 
 # Rows that may be pulled, and so bought, before the first outcome is taken, and how many more per outcome taken: a
 # loop that breaks after k outcomes has bought at most 128 + 3k rows at any limit of the account. An account with 100
@@ -38,7 +38,7 @@ class Room:
     def has_room(self, *, running: int, unsent: int, waiting: int) -> bool:
         """Return whether one more row may be pulled, beside those that run, the unsent ones and waiting outcomes."""
         self._most_held = max(self._most_held, running - unsent)
-        most = max(MAX_BUFFER, ORDERED_WINDOW * running) if self._ordered else MAX_BUFFER
-        room = self._most_held + min(most, MIN_BUFFER + self.taken // BUFFER_SHARE)
+        most = max(MOST_UNTAKEN, ORDERED_WINDOW * running) if self._ordered else MOST_UNTAKEN
+        room = self._most_held + min(most, UNTAKEN_AT_FIRST + self.taken // TAKEN_PER_UNTAKEN)
         may_pull = self.pulled - self.given_back < self._at_first + PULLED_PER_TAKEN * self.taken
         return (not waiting or running + waiting < room) and may_pull and unsent < PREFETCH

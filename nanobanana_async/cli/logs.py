@@ -21,7 +21,7 @@ _SENTENCES = {
     "ledger.failed_over": "{rest}",
 }
 _FAILED = "ledger.failed "
-_SHOWN = 300
+_MOST_SENTENCE_CHARACTERS = 300
 
 
 @contextmanager
@@ -49,7 +49,7 @@ class _SentenceHandler(logging.Handler):
         if sentence is None or sentence in self._said:
             return
         self._said.add(sentence)
-        print(f"nanobanana: {one_line(sentence)[:_SHOWN]}", file=sys.stderr)
+        print(f"nanobanana: {one_line(sentence)[:_MOST_SENTENCE_CHARACTERS]}", file=sys.stderr)
 
 
 def _sentence(record: logging.LogRecord) -> str | None:

@@ -23,7 +23,7 @@ from nanobanana_async.commands import command_line
 from nanobanana_async.config import Timeouts
 from nanobanana_async.connections import make_connections
 from nanobanana_async.engine.account_webhook import Webhooks
-from nanobanana_async.engine.callback_urls import ACCOUNT_PATH, CallbackUrls
+from nanobanana_async.engine.callback_router import ACCOUNT_PATH, CallbackRouter
 from nanobanana_async.escaping import escape_exactly, json_line, one_line
 from nanobanana_async.formatting import plural, shorten
 from nanobanana_async.gateways.capabilities import MAX_WEBHOOKS_READ, HasWebhooks, Webhook
@@ -191,7 +191,7 @@ async def _opened(gateway: Gateway, path: Location) -> AsyncIterator[Webhooks]:
         return await transport.send(request, timeout_s=timeouts.query_s)
 
     ledger = _ledger_of(path)
-    callbacks = CallbackUrls(ledger, LoopGuard("nanobanana webhooks"))
+    callbacks = CallbackRouter(ledger, LoopGuard("nanobanana webhooks"))
     await transport.open()
     try:
         await ledger.open()

@@ -13,7 +13,7 @@ from nanobanana_async.engine.engine import Engine
 from nanobanana_async.events import log
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.loop_guard import cancel_requested
-from nanobanana_async.policy.learned import LearnedAccount, LearnedClass, is_kept
+from nanobanana_async.policy.learned import LearnedAccount, LearnedPriceClass, is_kept
 
 SAVE_EVERY_S = 30.0
 """How much learning a `kill -9` loses at most."""
@@ -97,10 +97,12 @@ class AccountMemory:
         durations, prices = self._estimates.durations, self._prices.known
         classes = {}
         for name in sorted(durations.keys() | prices.keys()):
-            facts = LearnedClass(at=at, price=prices.get(name))
+            facts = LearnedPriceClass(at=at, price=prices.get(name))
             if (each := durations.get(name)) is not None:
                 mean, variance = each.log_moments
-                facts = LearnedClass(at=at, count=each.count, log_mean=mean, log_variance=variance, price=facts.price)
+                facts = LearnedPriceClass(
+                    at=at, count=each.count, log_mean=mean, log_variance=variance, price=facts.price
+                )
             classes[name] = facts
         return LearnedAccount(limits=self._limiter.learned(now=self._clock(), at=at), classes=classes)
 

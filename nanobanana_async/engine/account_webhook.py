@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import anyio
 
 from nanobanana_async.commands import command_line
-from nanobanana_async.engine.callback_urls import CallbackUrls
+from nanobanana_async.engine.callback_router import CallbackRouter
 from nanobanana_async.engine.contained_send import send_contained, wait_for_cap_and_pause
 from nanobanana_async.engine.fallback_polling import FallbackPolling
 from nanobanana_async.engine.unlisted_registrations import MOST_UNLISTED, UnlistedRegistrations
@@ -71,7 +71,7 @@ class BudgetedSend:
 class Webhooks:
     """Lists, registers and removes the webhooks of an account."""
 
-    def __init__(self, gateway: HasWebhooks, account: str, callbacks: CallbackUrls, send: Send) -> None:
+    def __init__(self, gateway: HasWebhooks, account: str, callbacks: CallbackRouter, send: Send) -> None:
         self._gateway = gateway
         self._account = account
         self._callbacks = callbacks
@@ -130,7 +130,7 @@ class AccountWebhook:
     """Keeps the webhook registered as long as the session is open. Without it jobs are polled as usual."""
 
     def __init__(
-        self, webhooks: Webhooks, callbacks: CallbackUrls, fallback: FallbackPolling, unlisted: UnlistedRegistrations
+        self, webhooks: Webhooks, callbacks: CallbackRouter, fallback: FallbackPolling, unlisted: UnlistedRegistrations
     ) -> None:
         self._webhooks = webhooks
         self._unlisted = unlisted
@@ -143,7 +143,7 @@ class AccountWebhook:
         self._wanted = True
 
     async def keep_registered(self) -> None:
-        """Register the webhook once there is a receiver; check it again where deliveries are lost."""
+        """Register the webhook once there is a receiver; check it again where it is in doubt."""
         await self._callbacks.enabled.wait()
         wait_s, gap_s = FIRST_WAIT_S, CHECK_GAP_S
         while True:
@@ -157,8 +157,8 @@ class AccountWebhook:
                 continue
             wait_s, gap_s = FIRST_WAIT_S, CHECK_GAP_S if new else gap_s
             await anyio.sleep(gap_s)
-            self._fallback.deliveries_lost.clear()
-            await self._fallback.deliveries_lost.wait()
+            self._fallback.webhook_doubted.clear()
+            await self._fallback.webhook_doubted.wait()
             gap_s = min(2 * gap_s, LONGEST_CHECK_GAP_S)
 
     async def unregister_webhooks(self) -> int:

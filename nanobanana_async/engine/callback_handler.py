@@ -7,7 +7,7 @@ import anyio
 from anyio.abc import TaskGroup
 from attrs import evolve
 
-from nanobanana_async.engine.callback_urls import CallbackUrls
+from nanobanana_async.engine.callback_router import CallbackRouter
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import TrackedJob
@@ -18,7 +18,7 @@ from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.policy.retry import is_outage
 
 # How often the callback notices are fetched that other processes left for us in the ledger.
-NOTICE_POLL_S = 0.5
+NOTICE_FETCH_S = 0.5
 
 # The gap between two queries about an uncertain job; it grows while queries fail, up to `LONGEST_CONFIRM_GAP_S`.
 CONFIRM_GAP_S = 1.0
@@ -31,7 +31,7 @@ MAX_CONFIRMATIONS = 8
 class CallbackHandler:
     """Finds the job of a callback: tracked here, followed by another process, or uncertain and without an owner."""
 
-    def __init__(self, gateway: Gateway, engine: Engine, callbacks: CallbackUrls) -> None:
+    def __init__(self, gateway: Gateway, engine: Engine, callbacks: CallbackRouter) -> None:
         self._gateway = gateway
         self._engine = engine
         self._callbacks = callbacks
@@ -59,7 +59,7 @@ class CallbackHandler:
         """Fetch the notices that other processes leave about callbacks of our jobs, as long as the session is open."""
         await self._callbacks.enabled.wait()
         while True:
-            await anyio.sleep(NOTICE_POLL_S)
+            await anyio.sleep(NOTICE_FETCH_S)
             try:
                 notices = await self._engine.store.ledger.take_notices() if self._engine.tracked else ()
             except LedgerError as error:

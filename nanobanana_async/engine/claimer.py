@@ -49,7 +49,7 @@ REBUYABLE = frozenset({JobState.REFUSED, JobState.WITHDRAWN})
 
 
 class Claimer:
-    """Claimer keys, adopts jobs, withdraws them and resolves them by hand. Each step returns a `Next`."""
+    """Claims keys, adopts jobs, withdraws them and resolves them by hand. Each step returns a `Next`."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Claimer:
         return self._apply_claim(job, claim, wanted)
 
     @staticmethod
-    def take_budget(job: TrackedJob, budget: str | None) -> None:
+    def put_under_budget(job: TrackedJob, budget: str | None) -> None:
         """Let a budget that a later caller names count a job that was not sent yet, and that no budget counts."""
         waits = job.record.state is JobState.PENDING and job.phase not in (Phase.IN_FLIGHT, Phase.MOVING)
         if budget is not None and waits and job.record.budget is None:
@@ -179,7 +179,7 @@ class Claimer:
         await self._store.transition(job, JobState.PENDING, **unsent, **NO_DOUBT)
         self._slots.release(job)
         job.failures, job.last_failure, job.first_attempt_at = 0, None, NEVER
-        job.rare = evolve(job.rare, draws_retry_budget=False)
+        job.rare = evolve(job.rare, spends_retry_budget=False)
         return self._next_by_state(job)
 
     async def store_withdrawal(self, job: TrackedJob) -> Next:

@@ -58,7 +58,7 @@ class CreditAccount:
         """Return the cap of the budget with this name, which the ledger counts."""
         return self._budgets.setdefault(name, LedgerCap(None, name))
 
-    def check(self, job: TrackedJob, now: float) -> Affordable:
+    def affordability_of(self, job: TrackedJob, now: float) -> Affordable:
         """Return whether all caps of the job allow it. A job that may have been bought is always allowed to go on."""
         if job.record.key in self._reservations or job.record.possibly_bought:
             return Affordable.NOW
@@ -72,12 +72,12 @@ class CreditAccount:
             if isinstance(cap, LedgerCap) and now >= cap.ask_again_at:
                 cap.forget_refusals()
         price = self.price_of(job)
-        return max(cap.check(price) for cap in caps)
+        return max(cap.affordability_of(price) for cap in caps)
 
-    def refusal_error(self, job: TrackedJob) -> CreditLimitReached:
+    def cap_exceeded_error(self, job: TrackedJob) -> CreditLimitReached:
         """Return the error of a job that a cap does not allow."""
         price = self.price_of(job)
-        cap = next(cap for cap in self._present_caps_of(job) if cap.check(price) is Affordable.NEVER)
+        cap = next(cap for cap in self._present_caps_of(job) if cap.affordability_of(price) is Affordable.NEVER)
         error = CreditLimitReached(cap.explain_refusal(price))
         if isinstance(cap, LedgerCap):
             error.budget, error.left = cap.budget, cap.left

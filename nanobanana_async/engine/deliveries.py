@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import anyio
 
 from nanobanana_async.engine.account_webhook import AccountWebhook
-from nanobanana_async.engine.callback_handler import NOTICE_POLL_S, CallbackHandler
-from nanobanana_async.engine.callback_urls import CallbackUrls
+from nanobanana_async.engine.callback_handler import NOTICE_FETCH_S, CallbackHandler
+from nanobanana_async.engine.callback_router import CallbackRouter
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.errors import LedgerError, NanoBananaError
 from nanobanana_async.events import log
@@ -21,7 +21,7 @@ from nanobanana_async.gateways.capabilities import HasWebhooks
 MAX_DELIVERY_AGE_S = 300.0
 """A signed delivery that is older is dropped."""
 
-CHECKS_PER_ROUND = 16
+SEARCHES_PER_ROUND = 16
 """How many early deliveries are searched in the ledger in a row."""
 
 
@@ -33,14 +33,14 @@ class DeliveryHandler:
         webhook: AccountWebhook,
         gateway: HasWebhooks,
         engine: Engine,
-        callbacks: CallbackUrls,
-        job_callbacks: CallbackHandler,
+        callbacks: CallbackRouter,
+        callback_handler: CallbackHandler,
     ) -> None:
         self._webhook = webhook
         self._gateway = gateway
         self._engine = engine
         self._callbacks = callbacks
-        self._job_callbacks = job_callbacks
+        self._callback_handler = callback_handler
         self._fallback = engine.poller.fallback
         self._signature_seen = False
         """A delivery with a right signature has come."""
@@ -65,13 +65,13 @@ class DeliveryHandler:
         """Remove the webhooks of the account that are ours; return how many."""
         return await self._webhook.unregister_webhooks()
 
-    async def keep_checking_early(self) -> None:
+    async def keep_searching_early_deliveries(self) -> None:
         """Search the jobs of early deliveries in the ledger, as long as the session is open."""
         await self._callbacks.enabled.wait()
         while True:
-            await anyio.sleep(NOTICE_POLL_S)
+            await anyio.sleep(NOTICE_FETCH_S)
             try:
-                for account, task_id in self._fallback.early_deliveries.take_due(CHECKS_PER_ROUND):
+                for account, task_id in self._fallback.early_deliveries.due_for_search(SEARCHES_PER_ROUND):
                     await self._find_job(account, task_id)
             except LedgerError as error:
                 log.warning("ledger.failed error=%s", error.message)
@@ -80,7 +80,7 @@ class DeliveryHandler:
         """Wake the job of a task; if there is none yet, the delivery stays remembered."""
         record = await self._engine.store.ledger.find_task(account, task_id)
         if record is not None and self._fallback.early_deliveries.take(account, task_id):
-            await self._job_callbacks.handle_task(record, task_id)
+            await self._callback_handler.handle_task(record, task_id)
 
     async def _is_forged_or_replayed(self, account: str, headers: Mapping[str, str], body: bytes) -> bool:
         secret = await self._callbacks.account_secret(account)

@@ -186,12 +186,12 @@ class Dispatcher:
                 if not self._waits_to_be_sent(job):  # it was withdrawn, is not followed, or another owner has sent it
                     queue.drop_first()
                     continue
-                affordable = self._credits.check(job, now)
+                affordable = self._credits.affordability_of(job, now)
                 if affordable is Affordable.NEVER:
-                    starts.append((queue.drop_first(), CapExceeded(self._credits.refusal_error(job))))
+                    starts.append((queue.drop_first(), CapExceeded(self._credits.cap_exceeded_error(job))))
                     self._declined += 1
                     continue
-                if not self._requests_left(starts):
+                if not self._free_requests(starts):
                     return NEVER
                 if affordable is Affordable.LATER:
                     ask_again_at = min(ask_again_at, self._credits.ask_again_at(job), now + self.ask_again_every_s)
@@ -219,7 +219,7 @@ class Dispatcher:
 
     def _admit_polls(self, now: float, starts: list[DispatchDecision]) -> float:
         while self._image_polls or self._due_polls:
-            if not (free := self._requests_left(starts)):
+            if not (free := self._free_requests(starts)):
                 return NEVER
             if not self._poller.admits(now):
                 opens_at = self._poller.opens_at()
@@ -242,7 +242,7 @@ class Dispatcher:
         sendable = job.phase is Phase.QUEUED and record.state in (JobState.PENDING, JobState.SUBMITTING)
         return sendable and self._credits.tracked.get(record.key) is job
 
-    def _requests_left(self, starts: list[DispatchDecision]) -> int:
+    def _free_requests(self, starts: list[DispatchDecision]) -> int:
         """Return how many more requests may leave after the starts that were just taken out."""
         return self._workers.free_requests - len(starts) + self._declined
 

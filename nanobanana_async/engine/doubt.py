@@ -88,7 +88,7 @@ def why_in_doubt(error: NanoBananaError, record: JobRecord, decision: RetryDecis
     return failure
 
 
-def count_of(candidates: Sequence[Candidate]) -> str:
+def candidate_count_text(candidates: Sequence[Candidate]) -> str:
     """Return how many tasks could be a job, such as "2 tasks", or that there are more than are kept."""
     more = " or more" if len(candidates) >= MOST_CANDIDATES else ""
     return f"{plural(len(candidates), 'task')}{more}"
@@ -101,4 +101,4 @@ def candidates_hint(record: JobRecord, ledger: object | None) -> str:
     listed = ", ".join(candidate.task_id for candidate in record.candidates[:MOST_CANDIDATES_NAMED])
     if ledger is not None:
         listed = f"`{jobs_command('show', ledger=ledger, names=[record.key])}` lists them"
-    return f"; {count_of(record.candidates)} could be it: {listed}"
+    return f"; {candidate_count_text(record.candidates)} could be it: {listed}"

@@ -11,13 +11,13 @@ MOST_REMEMBERED = 1000
 
 # How long after a delivery the ledger is first read again: another process may have written the task id meanwhile.
 # The gap doubles each time.
-FIRST_CHECK_S = 0.5
+FIRST_SEARCH_S = 0.5
 
 
 @define
 class _EarlyDelivery:
     came_at: float
-    next_check_at: float
+    next_search_at: float
 
 
 class EarlyDeliveries:
@@ -33,7 +33,7 @@ class EarlyDeliveries:
     def add(self, account: str, task_id: str) -> None:
         """Remember a task."""
         now = self._clock()
-        self._waiting.setdefault((account, task_id), _EarlyDelivery(now, now + FIRST_CHECK_S))
+        self._waiting.setdefault((account, task_id), _EarlyDelivery(now, now + FIRST_SEARCH_S))
         if len(self._waiting) > MOST_REMEMBERED:
             self._waiting.popitem(last=False)
 
@@ -42,14 +42,14 @@ class EarlyDeliveries:
         found = self._waiting.pop((account, task_id), None)
         return found is not None and self._clock() < found.came_at + REMEMBERED_S
 
-    def take_due(self, limit: int) -> list[tuple[str, str]]:
+    def due_for_search(self, limit: int) -> list[tuple[str, str]]:
         """Return the tasks to search in the ledger now, and forget those that are too old."""
         now = self._clock()
         while self._waiting and next(iter(self._waiting.values())).came_at + REMEMBERED_S <= now:
             self._waiting.popitem(last=False)
         due: list[tuple[str, str]] = []
         for task, early in self._waiting.items():
-            if early.next_check_at <= now and len(due) < limit:
-                early.next_check_at = now + max(FIRST_CHECK_S, now - early.came_at)
+            if early.next_search_at <= now and len(due) < limit:
+                early.next_search_at = now + max(FIRST_SEARCH_S, now - early.came_at)
                 due.append(task)
         return due

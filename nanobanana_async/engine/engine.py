@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from attrs import evolve
 
-from nanobanana_async.engine.callback_urls import CallbackUrls
+from nanobanana_async.engine.callback_router import CallbackRouter
 from nanobanana_async.engine.claimer import Claimer
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.history import History
@@ -48,7 +48,7 @@ class Engine:
         history: History,
         *,
         budgets: tuple[Cap, ...],
-        callbacks: CallbackUrls,
+        callbacks: CallbackRouter,
         guard: LoopGuard,
         max_requests: int,
     ) -> None:
@@ -94,7 +94,7 @@ class Engine:
             self.scheduler.start_step(self.claimer.claim, job)
         else:
             self.claimer.check_same_purchase(job.record, record)
-            self.claimer.take_budget(job, record.budget)
+            self.claimer.put_under_budget(job, record.budget)
             self.scheduler.dispatcher.raise_priority(job, record.priority)
             if record.request is not None:
                 self.references.take_newer_request(job, record.request, sources)
@@ -145,7 +145,7 @@ class Engine:
         key = validate_key(key)
         request = with_model(request, self.gateway.model)
         if with_callback:
-            request = await self.callbacks.add_to(request, self.gateway, key)
+            request = await self.callbacks.with_callback_url(request, self.gateway, key)
         self.gateway.check(request)
         if budget is not None:
             await self.store.set_budget(budget)
@@ -223,14 +223,14 @@ class Engine:
     def resolve(self, job: TrackedJob, *, task_id: str | None, buy_again: bool) -> TrackedJob:
         """Resolve a job: it has this task id, is bought again, or was not bought. Return the tracked job.
 
-        A RUNNING job must be ours, and the gateway must not know its task (`JobResolver` checks that).
+        A RUNNING job must be ours, and the gateway must not know its task (`ManualResolver` checks that).
         """
         record = job.record
         if task_id is not None:
             validate_task_id(task_id)
         self.check_resolvable(job, buy_again=buy_again)
         if buy_again and self.store.credits.affordability_of_another_purchase(job, self.clock()) is Affordable.NEVER:
-            raise self.store.credits.refusal_error(job).for_job(record.key, safe_to_repeat=False)
+            raise self.store.credits.cap_exceeded_error(job).for_job(record.key, safe_to_repeat=False)
         body = self.references.body_to_store(record.request) if buy_again and record.request is not None else None
         job.may_buy = True
 
@@ -242,7 +242,7 @@ class Engine:
             except LedgerError as error:  # the record is unchanged: it can be resolved again
                 taken = isinstance(error, TaskTaken)
                 job.wake(ConfigurationError(f"{error.message}: nothing was changed") if taken else error)
-                if job.record.state is JobState.RUNNING:  # `JobResolver` releases it
+                if job.record.state is JobState.RUNNING:  # `ManualResolver` releases it
                     raise
                 return HoldSlots(job.holds_slots_until)
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from attrs import evolve
 
 from nanobanana_async.engine.doubt import was_processed
-from nanobanana_async.engine.history import History, TaskListing
+from nanobanana_async.engine.history import History, HistoryReading
 from nanobanana_async.errors import IdempotencyConflict
 from nanobanana_async.events import log
 from nanobanana_async.gateways.capabilities import PastTask
@@ -17,7 +17,7 @@ from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.policy.reconcile import ClaimedTask, HistoryEvidence, JobInDoubt, UnclaimedTask, estimate_offset
 
 # A task that ended so may have been refunded: its price does not show what it cost.
-_UNPRICED_STATUSES = frozenset({"failed", "error", "cancelled", "canceled"})
+_REFUNDABLE_STATUSES = frozenset({"failed", "error", "cancelled", "canceled"})
 
 
 def shows_shared_keys(record: JobRecord) -> bool:
@@ -27,7 +27,7 @@ def shows_shared_keys(record: JobRecord) -> bool:
     return uncertain and failure is not None and failure.kind == IdempotencyConflict.__name__
 
 
-def to_doubt(record: JobRecord, gateway: Gateway, lateness_s: float, *, shared: bool) -> JobInDoubt:
+def to_job_in_doubt(record: JobRecord, gateway: Gateway, lateness_s: float, *, shared: bool) -> JobInDoubt:
     """Return a job in doubt; its record must say when its answer was lost.
 
     With `shared` another ledger buys jobs under the same keys: then a 409 may be about its create.
@@ -51,7 +51,7 @@ def earliest_sent_at(record: JobRecord) -> datetime:
 
 
 def to_history_evidence(
-    reading: TaskListing, claimed: Mapping[str, JobRecord | None], history: History, gateway: Gateway
+    reading: HistoryReading, claimed: Mapping[str, JobRecord | None], history: History, gateway: Gateway
 ) -> HistoryEvidence | None:
     """Return a reading with the jobs that have its tasks; None if nothing shows what the gateway's clock says."""
     if (unlisted := history.find_unlisted_task(reading)) is not None:
@@ -113,7 +113,7 @@ def _to_claimed(
 
 def _price_of(task: PastTask) -> Decimal | None:
     """Return what a task costs; None if it does not show: it may be charged when it ends, and was perhaps refunded."""
-    return None if (task.status or "").lower() in _UNPRICED_STATUSES else task.credits_used or None
+    return None if (task.status or "").lower() in _REFUNDABLE_STATUSES else task.credits_used or None
 
 
 def _lower(name: str | None) -> str | None:

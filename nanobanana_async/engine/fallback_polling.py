@@ -8,7 +8,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 
-from nanobanana_async.engine.callback_urls import CallbackUrls
+from nanobanana_async.engine.callback_router import CallbackRouter
 from nanobanana_async.engine.early_deliveries import EarlyDeliveries
 from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.engine.tracked_job import NEVER, NOT_YET, TrackedJob
@@ -41,7 +41,7 @@ CALLBACK_POLL_GAP_S = 1.0
 class FallbackPolling:
     """Plans the polls of jobs with a callback, and counts the callbacks that never came."""
 
-    def __init__(self, callbacks: CallbackUrls, clock: Callable[[], float]) -> None:
+    def __init__(self, callbacks: CallbackRouter, clock: Callable[[], float]) -> None:
         self._callbacks = callbacks
         self._clock = clock
         self._opened_at = clock()
@@ -49,7 +49,7 @@ class FallbackPolling:
         self._lost_share = 0.0
         """The recent share of callbacks that never came."""
         self.early_deliveries = EarlyDeliveries(clock)
-        self.deliveries_lost = asyncio.Event()
+        self.webhook_doubted = asyncio.Event()
         """Set when a job ends without a callback while none are relied on: the webhook may be gone."""
         self._webhook_since: float | None = None
         """When the account's webhook was registered, or found."""
@@ -128,7 +128,7 @@ class FallbackPolling:
                 STOP_RELYING_ABOVE if self._relies_on_callbacks else RELY_AGAIN_BELOW
             )
             if not (callback_came or self._relies_on_callbacks):
-                self.deliveries_lost.set()
+                self.webhook_doubted.set()
         elif callback_came:
             self._mark_proven()
         else:
@@ -141,7 +141,7 @@ class FallbackPolling:
     def _record_undelivered_end(self, task_id: str) -> None:
         """Remember a task that ended before any delivery came; warn once if none comes for long."""
         now, ended = self._clock(), self._ended_without_delivery
-        self.deliveries_lost.set()
+        self.webhook_doubted.set()
         ended[task_id] = None
         self._silent_since = min(self._silent_since, now)
         if len(ended) >= SILENT_JOBS and now >= self._silent_since + SILENT_S and not self._warned:

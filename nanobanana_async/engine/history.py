@@ -63,7 +63,7 @@ class JobAwaitingHistory:
 
 
 @frozen
-class TaskListing:
+class HistoryReading:
     """The tasks that were listed, newest first."""
 
     read_at: datetime
@@ -144,7 +144,7 @@ class History:
         if len(self.accepted_tasks) > MOST_ACCEPTED:
             del self.accepted_tasks[next(iter(self.accepted_tasks))]
 
-    def find_unlisted_task(self, reading: TaskListing) -> str | None:
+    def find_unlisted_task(self, reading: HistoryReading) -> str | None:
         """Return a task that the reading should have listed, and has not: it then shows nothing for certain."""
         listed = {task.task_id for task in reading.tasks}
         until = reading.read_at - timedelta(seconds=self.delay_s)
@@ -204,7 +204,7 @@ class History:
             with anyio.move_on_after(wait_s if wait_s < NEVER else None):
                 await self._changed.wait()
 
-    async def read(self, since: datetime, *, most_pages: int) -> TaskListing:
+    async def read(self, since: datetime, *, most_pages: int) -> HistoryReading:
         """List the tasks since a time of our clock, and a few older ones. Raises what prevents it."""
         read_at = self._store.utcnow()
         tasks: dict[str, PastTask] = {}
@@ -232,7 +232,7 @@ class History:
                 log.info("history.cut tasks=%d: jobs from before %s stay in doubt", len(tasks), oldest.isoformat())
                 break
         self._read_at, self._was_read, self._failures = self._clock(), True, 0
-        return TaskListing(read_at, list(tasks.values()), complete_since, offset)
+        return HistoryReading(read_at, list(tasks.values()), complete_since, offset)
 
     def on_read_failed(self, error: Exception) -> None:
         """Record that the history could not be read."""

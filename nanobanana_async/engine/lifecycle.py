@@ -18,7 +18,7 @@ from nanobanana_async.engine.account_memory import AccountMemory
 from nanobanana_async.engine.account_webhook import AccountWebhook, BudgetedSend, Webhooks
 from nanobanana_async.engine.adoption import Adoption
 from nanobanana_async.engine.callback_handler import CallbackHandler
-from nanobanana_async.engine.callback_urls import CallbackUrls
+from nanobanana_async.engine.callback_router import CallbackRouter
 from nanobanana_async.engine.credit_account import CreditAccount
 from nanobanana_async.engine.deliveries import DeliveryHandler
 from nanobanana_async.engine.engine import Engine
@@ -56,8 +56,8 @@ def _make_loop_guard(parts: "SessionComponents") -> LoopGuard:
     return LoopGuard(f"<Session {parts.gateway.name}>")
 
 
-def _make_callback_urls(parts: "SessionComponents") -> CallbackUrls:
-    return CallbackUrls(parts.ledger, parts.guard)
+def _make_callback_router(parts: "SessionComponents") -> CallbackRouter:
+    return CallbackRouter(parts.ledger, parts.guard)
 
 
 @frozen(kw_only=True)
@@ -79,7 +79,7 @@ class SessionComponents:
     adopt: Literal["follow", "buy"] | None
     adopt_every_s: float
     guard: LoopGuard = field(default=Factory(_make_loop_guard, takes_self=True))
-    callback_urls: CallbackUrls = field(default=Factory(_make_callback_urls, takes_self=True))
+    callback_router: CallbackRouter = field(default=Factory(_make_callback_router, takes_self=True))
 
     def leave_to_parent(self) -> None:
         """Leave the sockets to the parent process; called in a forked child."""
@@ -101,7 +101,7 @@ class SessionComponents:
             estimates,
             self.poll_policy,
             self.retry_policy,
-            self.callback_urls,
+            self.callback_router,
             budget,
             query_s=self.timeouts.query_s,
             job_s=self.timeouts.job_s,
@@ -145,16 +145,16 @@ class SessionComponents:
             references,
             history,
             budgets=own if caps is None else caps,
-            callbacks=self.callback_urls,
+            callbacks=self.callback_router,
             guard=self.guard,
             max_requests=self.concurrency_policy.max_requests,
         )
         set_up_exchanges(engine)
-        handler = CallbackHandler(self.gateway, engine, self.callback_urls)
+        handler = CallbackHandler(self.gateway, engine, self.callback_router)
         engine.scheduler.background_tasks += [handler.keep_fetching_notices, Reconciler(engine).keep_reconciling]
         engine.scheduler.background_tasks.append(partial(keep_reading_budgets, store, clock, engine.scheduler.tick))
         deliveries = self._make_deliveries(engine, handler, budget)
-        self.callback_urls.set_handlers(engine.account, handler, deliveries)
+        self.callback_router.set_handlers(engine.account, handler, deliveries)
         return engine
 
     def _make_deliveries(
@@ -165,11 +165,11 @@ class SessionComponents:
         if gateway.supports_callbacks or not isinstance(gateway, HasWebhooks):
             return None
         send = BudgetedSend(self.transport, budget, timeout_s=self.timeouts.query_s, clock=engine.clock)
-        webhooks = Webhooks(gateway, gateway.account, self.callback_urls, send)
+        webhooks = Webhooks(gateway, gateway.account, self.callback_router, send)
         unlisted = UnlistedRegistrations(self.ledger, gateway.account, engine.store.utcnow)
-        webhook = AccountWebhook(webhooks, self.callback_urls, engine.poller.fallback, unlisted)
-        deliveries = DeliveryHandler(webhook, gateway, engine, self.callback_urls, handler)
-        engine.scheduler.background_tasks += [webhook.keep_registered, deliveries.keep_checking_early]
+        webhook = AccountWebhook(webhooks, self.callback_router, engine.poller.fallback, unlisted)
+        deliveries = DeliveryHandler(webhook, gateway, engine, self.callback_router, handler)
+        engine.scheduler.background_tasks += [webhook.keep_registered, deliveries.keep_searching_early_deliveries]
         return deliveries
 
 

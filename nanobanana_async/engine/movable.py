@@ -19,9 +19,9 @@ from nanobanana_async.references import local_digests
 
 ACCOUNT_REFUSALS = (AuthenticationError, InsufficientCredits, AccessDenied)
 """Errors with which an account refuses to buy anything."""
-NO_ANSWERS = (TransportError, GatewayUnavailable, UnexpectedResponse)
+MOVABLE_UPLOAD_ERRORS = (TransportError, GatewayUnavailable, UnexpectedResponse)
 """Errors of an upload after which another gateway may take the image."""
-PLAIN_KINDS = frozenset({FailureKind.REFUSED, FailureKind.THROTTLED, FailureKind.NOT_SENT})
+UNBOUGHT_KINDS = frozenset({FailureKind.REFUSED, FailureKind.THROTTLED, FailureKind.NOT_SENT})
 """Failures of a create after which it was certainly not bought."""
 
 

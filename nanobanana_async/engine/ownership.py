@@ -71,7 +71,7 @@ def let_go(job: TrackedJob, slots: Slots, store: JobStore, estimates: JobEstimat
     job.schedule, job.wait_error, job.last_failure = None, None, None
     job.failures, job.first_attempt_at = 0, NEVER
     if job.rare is not NO_RARE_FACTS:
-        job.rare = evolve(job.rare, draws_retry_budget=False, reopened=False)
+        job.rare = evolve(job.rare, spends_retry_budget=False, reopened=False)
 
 
 def facts_of_accepted(**accepted: Any) -> Mapping[str, Any]:

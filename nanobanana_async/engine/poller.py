@@ -12,7 +12,7 @@ from typing import TypeVar
 import anyio
 from attrs import evolve
 
-from nanobanana_async.engine.callback_urls import CallbackUrls
+from nanobanana_async.engine.callback_router import CallbackRouter
 from nanobanana_async.engine.contained_send import send_contained
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.fallback_polling import FallbackPolling
@@ -37,7 +37,7 @@ from nanobanana_async.policy.session_budget import SessionBudget
 T = TypeVar("T")
 
 # How many unknown status words are remembered and warned of in a session.
-MOST_UNKNOWN_WORDS = 50
+MOST_UNKNOWN_STATUSES = 50
 
 
 class Poller:
@@ -51,7 +51,7 @@ class Poller:
         estimates: JobEstimates,
         polling: PollPolicy,
         retry: RetryPolicy,
-        callbacks: CallbackUrls,
+        callbacks: CallbackRouter,
         budget: SessionBudget,
         *,
         query_s: float,
@@ -310,9 +310,9 @@ class Poller:
         return Finish(error)
 
     def _warn_unknown_status(self, job: TrackedJob, seen: Observation) -> None:
-        """Emit a status that the reference does not list, once each, and `MOST_UNKNOWN_WORDS` of them at most."""
+        """Emit a status that the reference does not list, once each, and `MOST_UNKNOWN_STATUSES` of them at most."""
         word = seen.status[:LONGEST_STATUS_WORD]
-        if seen.known_status or word in self._warned_statuses or len(self._warned_statuses) >= MOST_UNKNOWN_WORDS:
+        if seen.known_status or word in self._warned_statuses or len(self._warned_statuses) >= MOST_UNKNOWN_STATUSES:
             return
         self._warned_statuses.add(word)
         self._store.emit(UnknownStatus(record=job.record, status=word))

@@ -33,7 +33,7 @@ class RareFacts:
     """Other workers may buy it: when its last caller leaves before it is sent, it is released, not withdrawn."""
     withdraw_requested: bool = False
     """It is withdrawn if its current step leaves it PENDING."""
-    draws_retry_budget: bool = False
+    spends_retry_budget: bool = False
     """Its last create had no usable answer: a repeat is extra load on a gateway that may be down."""
     reopened: bool = False
     """The history has shown that its creates were lost before the gateway had them, and it is sent again."""

@@ -16,7 +16,7 @@ from attrs import evolve, frozen
 from nanobanana_async.candidates import Candidate
 from nanobanana_async.engine.doubt import was_processed
 from nanobanana_async.engine.engine import Engine
-from nanobanana_async.engine.evidence import earliest_sent_at, shows_shared_keys, to_doubt, to_history_evidence
+from nanobanana_async.engine.evidence import earliest_sent_at, shows_shared_keys, to_history_evidence, to_job_in_doubt
 from nanobanana_async.engine.history import MOST_READINGS, JobAwaitingHistory
 from nanobanana_async.engine.next_step import AwaitHistory, Finish, HoldSlots, Next
 from nanobanana_async.engine.phases import Phase
@@ -205,7 +205,7 @@ class Reconciler:
         verdicts: dict[str, Verdict] = {}
         if read is not None:
             verdicts = decide_doubts(
-                [to_doubt(each, gateway, read.lateness_s, shared=shared) for each in in_doubt], read
+                [to_job_in_doubt(each, gateway, read.lateness_s, shared=shared) for each in in_doubt], read
             )
         for record in wanted:
             verdicts.setdefault(record.key, Undecided((), may_change=read is None))

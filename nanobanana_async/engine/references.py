@@ -17,7 +17,7 @@ from nanobanana_async.engine.rare_facts import NO_SOURCES
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.engine.uploader import Uploader
-from nanobanana_async.engine.uploads import Uploads, image_not_at_hand
+from nanobanana_async.engine.uploads import Uploads, image_not_at_hand_error
 from nanobanana_async.engine.workers import WorkerPool
 from nanobanana_async.errors import InvalidRequest, NanoBananaError
 from nanobanana_async.gateways.capabilities import HasUploads
@@ -101,7 +101,7 @@ class References:
         if self._sends_inline:
             missing = [digest for digest in digests if digest not in job.rare.sources]
             if missing:
-                self._apply(job, Finish(image_not_at_hand(missing[0]).for_job(job.key, safe_to_repeat=True)))
+                self._apply(job, Finish(image_not_at_hand_error(missing[0]).for_job(job.key, safe_to_repeat=True)))
             else:
                 self._enqueue_with_body(job)
             return
@@ -175,7 +175,7 @@ class References:
         sources = {digest: job.rare.sources.get(digest) for digest in digests}
         for digest, source in sources.items():
             if source is None:
-                raise image_not_at_hand(digest)
+                raise image_not_at_hand_error(digest)
         size = await self._threads.run_or_abandon(_total_size, list(filter(None, sources.values())))
         await self._memory.acquire(size)
         try:

@@ -29,7 +29,7 @@ FIRST_WAIT_S = 0.125
 LONGEST_WAIT_S = 2.0
 
 
-class JobResolver:
+class ManualResolver:
     """Resolves jobs by hand. If the gateway does not confirm a task id, nothing is changed."""
 
     def __init__(self, engine: Engine) -> None:

@@ -19,8 +19,8 @@ from nanobanana_async.engine.credit_account import ASK_AGAIN_S
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.movable import (
     ACCOUNT_REFUSALS,
-    NO_ANSWERS,
-    PLAIN_KINDS,
+    MOVABLE_UPLOAD_ERRORS,
+    UNBOUGHT_KINDS,
     may_move,
     no_account_error,
     request_as_made,
@@ -100,11 +100,11 @@ class Router:
         """Return the decision about a failed create, and its error: the job may wait for another account instead."""
         if job.route is None:
             job.route = Route()
-        plain, revision = not decision.in_doubt and decision.kind in PLAIN_KINDS, job.record.revision
-        unbought = plain and (not sent_before or job.route.unbought_revision == revision - 1)
+        unbought_here, revision = not decision.in_doubt and decision.kind in UNBOUGHT_KINDS, job.record.revision
+        unbought = unbought_here and (not sent_before or job.route.unbought_revision == revision - 1)
         job.route.unbought_revision = revision + 1 if unbought else None
         by_account = isinstance(error, ACCOUNT_REFUSALS) and decision.action is RetryAction.REFUSE
-        if not plain or not (by_account or decision.action is RetryAction.GIVE_UP):
+        if not unbought_here or not (by_account or decision.action is RetryAction.GIVE_UP):
             return decision, error
         if self._next_account(engine, job, error) is None:
             return decision, self._explain(engine, job, error)
@@ -138,7 +138,7 @@ class Router:
     def _move_unprepared(self, engine: Engine, job: TrackedJob, error: NanoBananaError) -> NanoBananaError | None:
         """Let another account buy a job whose image its own did not take; return the error if none can."""
         by_account = isinstance(error, ACCOUNT_REFUSALS)
-        if not (by_account or isinstance(error, NO_ANSWERS)):
+        if not (by_account or isinstance(error, MOVABLE_UPLOAD_ERRORS)):
             return error
         target = self._next_account(engine, job, error)
         if target is None:
@@ -193,7 +193,7 @@ class Router:
         assert asked is not None
         buyer = {"account": target.account, "gateway": target.gateway.name}
         try:
-            asked = await target.callbacks.add_to(asked, target.gateway, job.key)
+            asked = await target.callbacks.with_callback_url(asked, target.gateway, job.key)
             known, moved = job.ledger_record, self.record_for(target, job.record, asked)
             await source.store.start_generation(job, known, moved.body, moved.request, job.record.budget, **buyer)
         except NotOurs:

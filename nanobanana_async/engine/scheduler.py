@@ -174,7 +174,7 @@ class Scheduler:
         joined, was_foreign, buried = job.awaits_ledger_decision, job.phase is Phase.FOREIGN, job.rare.owner_buried
         next_step = recheck_of_buried(job, next_step, self._clock()) if buried else next_step
         if too_late := job.rare.withdraw_requested:
-            withdrawn = job.is_withdrawn_after(next_step)
+            withdrawn = job.can_be_withdrawn_after(next_step)
             job.request_withdrawal(False)
             if withdrawn:
                 if isinstance(next_step, Finish):

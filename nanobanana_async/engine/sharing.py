@@ -111,7 +111,7 @@ class Exchanges:
                 log.warning("ledger.failed error=%s", error.message)
             self._failure_logged = True
         else:
-            self._limiter.take(allotment, asked_at, self._clock())
+            self._limiter.take_allotment(allotment, asked_at, self._clock())
             self._failure_logged = False
             if allotment.orphans:
                 self._orphans_seen.set()

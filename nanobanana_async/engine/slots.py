@@ -46,7 +46,7 @@ class Slots:
         if job.slots:  # a repeat holds its slots already; it draws from the retry budget if the gateway may be down
             if now < self.request_budget.cap_and_pause_end_at:
                 return False
-            return not job.rare.draws_retry_budget or self.retry_budget.draw(now)
+            return not job.rare.spends_retry_budget or self.retry_budget.spend(now)
         return self.limiter.admits(now, self.load, job.weight)
 
     def has_room(self, weight: int, now: float, coming: int) -> bool:
@@ -62,7 +62,7 @@ class Slots:
             return 0
         left = min(
             float(queued),
-            self.request_budget.cap_lets_leave(now, USABLE_WITHIN_S),
+            self.request_budget.cap_most_requests_within(now, USABLE_WITHIN_S),
             1.0 if self.breaker.is_half_open else math.inf,
         )
         free = self.limiter.job_limit.ceiling - self.load.taken
@@ -133,7 +133,7 @@ class Slots:
         pacer = self.limiter.pacer
         return LimitsChanged(
             job_limit=self.limiter.job_limit.cap_in_slots,
-            max_creates_per_s=pacer.rate if pacer.active else None,
+            max_creates_per_s=pacer.rate if pacer.is_limited else None,
             limit_kind=self.limiter.limit_kind,
             creates_paused=self.request_budget.long_pause.used_up
             or not self.breaker.allows(now, self.creates_in_flight),

@@ -224,7 +224,7 @@ class Submitter:
             case RetryAction.REPEAT if decision.in_doubt:
                 self._slots.acquire(job)
                 unanswered = decision.kind in (FailureKind.SERVER_ERROR, FailureKind.NO_ANSWER)
-                job.rare = evolve(job.rare, draws_retry_budget=unanswered)
+                job.rare = evolve(job.rare, spends_retry_budget=unanswered)
                 await self._store.transition(job, JobState.SUBMITTING, attempts=attempts, **doubt)
                 self._history.watch_repeats(job)
                 return ScheduleAt(due)

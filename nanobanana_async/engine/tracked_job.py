@@ -180,7 +180,7 @@ class TrackedJob:
         if requested != self.rare.withdraw_requested:
             self.rare = evolve(self.rare, withdraw_requested=requested)
 
-    def is_withdrawn_after(self, next_step: Next) -> bool:
+    def can_be_withdrawn_after(self, next_step: Next) -> bool:
         """Whether its withdrawal, which was requested, can begin: its step is over and left it PENDING and ours."""
         if self.record.state is not JobState.PENDING:
             return False

@@ -196,7 +196,7 @@ class Uploads:
                     raise
             except (InvalidRequest, DownloadError) as error:
                 upload.source_errors[source] = error
-        raise image_not_at_hand(upload.digest)
+        raise image_not_at_hand_error(upload.digest)
 
     def _remember_url(self, digest: str, url: str, for_s: float) -> UploadedImage:
         shared = self._urls[digest] = UploadedImage(url, self._clock() + max(for_s, SHORTEST_USE_S))
@@ -217,7 +217,7 @@ class Uploads:
         return url
 
 
-def image_not_at_hand(digest: str) -> NanoBananaError:
+def image_not_at_hand_error(digest: str) -> NanoBananaError:
     """Return the error of a job whose image is known by its digest only."""
     image = describe_reference(f"sha256:{digest}")
     return NanoBananaError(

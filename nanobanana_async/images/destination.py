@@ -29,7 +29,7 @@ from nanobanana_async.images.stems import find_stem, free_stem
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_IDENTITY = ("job_key", "task_id", "image", "sha256")
+_SIDECAR_IDENTITY = ("job_key", "task_id", "image", "sha256")
 
 
 @frozen
@@ -86,13 +86,13 @@ class FolderDestination:
         self._folder = folder
         self._threads = threads
         self.decode_slots = decode_slots
-        self._swept = False
+        self._stale_parts_removed = False
         self._choosing = asyncio.Lock()
         self._stems: dict[tuple[str, str], tuple[str, int]] = {}
         """By key and task id of the jobs that are being saved: the stem, and how many callers save it."""
 
     async def check_writable(self) -> None:
-        """See `Destination.check`; creates the folder."""
+        """See `Destination.check_writable`; creates the folder."""
         try:
             await self._threads.run(ensure_writable_folder, self._folder)
         except OSError as error:
@@ -135,11 +135,11 @@ class FolderDestination:
         """See `Destination.add_sidecar`."""
         await self.run(_write_sidecar, self._folder, name, facts)
 
-    async def sweep_once(self, part: PartialFile) -> None:
+    async def remove_stale_parts_once(self, part: PartialFile) -> None:
         """Remove hidden files of killed processes, once for this destination."""
-        if not self._swept:
-            self._swept = True
-            await self.run(part.sweep)
+        if not self._stale_parts_removed:
+            self._stale_parts_removed = True
+            await self.run(part.remove_stale_parts)
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run file work in a thread; raise an OSError as `FetchError`."""
@@ -161,7 +161,7 @@ class _FileInFolder:
 
     async def open(self) -> None:
         await self._folder.run(self._part.open)
-        await self._folder.sweep_once(self._part)
+        await self._folder.remove_stale_parts_once(self._part)
 
     async def write(self, content: bytes) -> None:
         await self._folder.run(self._part.write, content)
@@ -189,7 +189,7 @@ def is_sidecar_of(content: bytes, facts: dict[str, Any]) -> bool:
     """Return whether a file is the sidecar of the image that these facts are about."""
     with suppress(ValueError, RecursionError):
         found = json.loads(content)
-        return isinstance(found, dict) and all(found.get(name) == facts.get(name) for name in _IDENTITY)
+        return isinstance(found, dict) and all(found.get(name) == facts.get(name) for name in _SIDECAR_IDENTITY)
     return False
 
 

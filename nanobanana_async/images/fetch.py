@@ -26,13 +26,13 @@ Write = Callable[[bytes], Awaitable[None]]
 MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # Status codes for an expired or revoked link; Google answers 400, some proxies 401.
-_LINK_EXPIRED = frozenset({400, 401, 404, 410})
-_NOT_YET = frozenset({403, 404})  # some hosts answer so for some seconds after the image was made
+_LINK_EXPIRED_STATUSES = frozenset({400, 401, 404, 410})
+_NOT_YET_STATUSES = frozenset({403, 404})  # some hosts answer so for some seconds after the image was made
 _GZIP = b"\x1f\x8b\x08"  # no image begins so
-_MAX_GROWTH = 10  # images are compressed already: only a bomb grows by so much
-_RETRYABLE = frozenset({408, 425, 429})
+_MAX_GZIP_RATIO = 10  # images are compressed already: only a bomb grows by so much
+_RETRYABLE_STATUSES = frozenset({408, 425, 429})
 _CHUNK = 1 << 20  # a thread writes each chunk to the disk
-_ANY_HOST = frozenset({"user-agent", "accept"})  # other headers of the user are for the host of the link
+_HEADERS_FOR_ANY_HOST = frozenset({"user-agent", "accept"})  # other headers of the user are for the host of the link
 _MAX_WAIT_S = 30.0  # links expire, so a longer wait is not worth it
 
 
@@ -153,7 +153,9 @@ class ImageFetcher:
 
     def _headers_for(self, *, same_origin: bool) -> dict[str, str]:
         """Return the headers of a download: another host than the link's gets none of those that the user added."""
-        return {name: value for name, value in self._headers.items() if same_origin or name.lower() in _ANY_HOST}
+        return {
+            name: value for name, value in self._headers.items() if same_origin or name.lower() in _HEADERS_FOR_ANY_HOST
+        }
 
     async def _fetch_or_redirect(self, url: URL, write: Write, headers: Mapping[str, str]) -> URL | None:
         """Download the image and return None, or return the target of a redirect."""
@@ -268,13 +270,13 @@ class _Unpacker:
         if self._plain or self._inflater is None:
             yield received
             return
-        self._most += _MAX_GROWTH * len(received)
+        self._most += _MAX_GZIP_RATIO * len(received)
         try:
             while received:
                 unpacked = self._inflater.decompress(received, _CHUNK)
                 self._most -= len(unpacked)
                 if self._most < 0:
-                    raise FetchError(f"the compressed image grows more than {_MAX_GROWTH} times")
+                    raise FetchError(f"the compressed image grows more than {_MAX_GZIP_RATIO} times")
                 yield unpacked
                 received = self._inflater.unconsumed_tail
         except zlib.error:
@@ -287,8 +289,8 @@ class _Unpacker:
 
 def _check_answer(answer: aiohttp.ClientResponse, max_bytes: int) -> None:
     status = answer.status
-    not_yet = status in _NOT_YET
-    if status in _LINK_EXPIRED:
+    not_yet = status in _NOT_YET_STATUSES
+    if status in _LINK_EXPIRED_STATUSES:
         message = f"the link has expired (HTTP {status})"
         raise FetchError(message, link_expired=True, not_yet=not_yet, status=status)
     if status == 403:
@@ -298,7 +300,7 @@ def _check_answer(answer: aiohttp.ClientResponse, max_bytes: int) -> None:
         wait_s = retry_after_s(answer.headers)
         raise FetchError(
             f"{answer.url.raw_host} answered {status}",
-            retryable=status in _RETRYABLE or status >= 500,
+            retryable=status in _RETRYABLE_STATUSES or status >= 500,
             wait_s=None if wait_s is None else min(wait_s, _MAX_WAIT_S),
             status=status,
         )

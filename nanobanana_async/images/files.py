@@ -118,7 +118,7 @@ class PartialFile:
                     add_to_list(self._folder, purchased, name, digest)
             return SavedImage(path=self._folder / name, sha256=digest)
 
-    def sweep(self) -> None:
+    def remove_stale_parts(self) -> None:
         """Remove hidden files that killed processes left in the folder: those not written to for an hour.
 
         The age is relative to this file's own, since the file system's clock may differ from this machine's.

@@ -268,7 +268,7 @@ def check_decodes(source: BinaryIO, image_format: ImageFormat) -> None:
 
 
 def verify_image(content: bytes) -> ImageFormat:
-    """Return the format of an image that passes `inspect` and `check_decodes`."""
+    """Return the format of an image that passes `scan_image` and `check_decodes`."""
     image_format = scan_image(content)
     check_decodes(io.BytesIO(content), image_format)
     return image_format

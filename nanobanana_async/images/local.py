@@ -15,7 +15,7 @@ from nanobanana_async.formatting import byte_count
 from nanobanana_async.gateways.capabilities import HasUploads, TakesInlineImages
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.images.inline import FetchError, decode_inline
-from nanobanana_async.images.local_facts import HEAD, LocalFacts, changes, format_of, to_facts
+from nanobanana_async.images.local_facts import HEAD, LocalFacts, changing_image_error, format_of, to_facts
 from nanobanana_async.images.store_images import content_of_object, facts_of_object, version_of
 from nanobanana_async.models import ImageRequest
 from nanobanana_async.references import LocalImage, StoreObject, stored_form
@@ -109,7 +109,7 @@ def local_image_facts(image: LocalImage, limit: SizeLimit) -> LocalFacts:
 
 
 def content_of(image: LocalImage, digest: str | None = None) -> bytes:
-    """Return the content of an image, which should have this digest; raise an error as `facts_of` does."""
+    """Return the content of an image, which should have this digest; raise an error as `local_image_facts` does."""
     match image.source:
         case StoreObject():
             return content_of_object(image.source, MAX_BYTES, digest)
@@ -142,7 +142,7 @@ def _facts_of_file(path: Path, _version: tuple[int, ...], size: int) -> LocalFac
         read += len(chunk)
         digest.update(chunk)
     if read != size:
-        raise changes(image)
+        raise changing_image_error(image)
     return to_facts(image, head, digest.hexdigest(), size)
 
 
@@ -162,7 +162,7 @@ def _chunks(path: Path, limit: SizeLimit) -> Iterator[bytes]:
             while chunk:
                 left -= len(chunk)
                 if left < 0:
-                    raise changes(image)
+                    raise changing_image_error(image)
                 yield chunk
                 chunk = os.read(descriptor, min(_CHUNK, left + 1))
         finally:

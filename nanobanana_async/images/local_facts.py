@@ -37,6 +37,6 @@ def format_of(image: LocalImage, head: bytes, size: int) -> ImageFormat:
         raise InvalidRequest(f"reference image {image} {why}") from None
 
 
-def changes(image: LocalImage) -> InvalidRequest:
+def changing_image_error(image: LocalImage) -> InvalidRequest:
     """Return the error of an image that is written while it is read."""
     return InvalidRequest(f"reference image {image} changes while it is read: request it again once it is written")

@@ -52,7 +52,7 @@ class StoreDestination:
         self._decode_slots = decode_slots
 
     async def check_writable(self) -> None:
-        """See `Destination.check`; puts an object, tries to put it again, reads and removes it."""
+        """See `Destination.check_writable`; puts an object, tries to put it again, reads and removes it."""
         target, name, content = self._target, f"{LISTS}/check-{secrets.token_hex(8)}", b"may this client write here?\n"
         await target.put(name, content, _TEXT)
         try:

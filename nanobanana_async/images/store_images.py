@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from nanobanana_async.errors import InvalidRequest
-from nanobanana_async.images.local_facts import HEAD, LocalFacts, changes, format_of, to_facts
+from nanobanana_async.images.local_facts import HEAD, LocalFacts, changing_image_error, format_of, to_facts
 from nanobanana_async.images.object_store import ObjectUnseen, ObjectVersion, StoreUrl
 from nanobanana_async.images.target import store_of
 from nanobanana_async.references import LocalImage, StoreObject
@@ -73,7 +73,7 @@ def content_of_object(named: StoreObject, most: int, digest: str | None = None) 
         return kept
     version = version_of(named)
     if version.size > most:
-        raise changes(LocalImage(named))
+        raise changing_image_error(LocalImage(named))
     content = b"".join(_chunks(store_of(named), named, version))
     if digest is not None and hashlib.sha256(content).hexdigest() == digest:
         _contents.add(digest, content)
@@ -100,7 +100,7 @@ def _chunks(store: StoreUrl, named: StoreObject, version: ObjectVersion) -> Iter
     try:
         for found, chunk in store.chunks(named.path):
             if found != version:
-                raise changes(image)
+                raise changing_image_error(image)
             if not read:
                 format_of(image, chunk[:HEAD], len(chunk))
             read += len(chunk)

@@ -89,7 +89,7 @@ def _open_store(name: str, base: str, scheme: str) -> ObjectStore:
     if scheme == "memory":
         return _memory_stores.setdefault(base, MemoryStore())
     try:
-        return _store_of(base, _environment())
+        return _store_of(base, _environment_digest())
     except Exception as error:
         account = " (AZURE_STORAGE_ACCOUNT_NAME)" if "Account must be" in str(error) else ""
     raise ConfigurationError(
@@ -98,14 +98,14 @@ def _open_store(name: str, base: str, scheme: str) -> ObjectStore:
     )
 
 
-def _environment() -> str:
+def _environment_digest() -> str:
     """Return a digest of the settings of stores: no frame of a traceback may hold the settings themselves."""
     settings = sorted(f"{key}={value}" for key, value in os.environ.items() if key.upper().startswith(_VARIABLES))
     return hashlib.sha256("\0".join(settings).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @functools.lru_cache(maxsize=16)
-def _store_of(base: str, _environment: str) -> ObjectStore:
+def _store_of(base: str, _environment_digest: str) -> ObjectStore:
     """Return a store, which keeps its connections: the same one as long as its environment is the same."""
     from obstore.store import from_url
 

@@ -28,7 +28,7 @@ from nanobanana_async.mcp_server.service import Purchase, Service
 PREVIEW_PIXELS = 512
 MAX_PREVIEW_BYTES = 512 << 10
 """The most bytes of all previews in an answer: a model reads them, and its context has an end."""
-_SHOWN = 100
+_MOST_PROMPT_CHARACTERS = 100
 
 _STATES = {
     JobState.PENDING: "waits to be sent",
@@ -41,7 +41,7 @@ async def images_answer(service: Service, purchase: Purchase) -> list[ContentBlo
     """Return the price, the paths of the files and previews of a purchase that ended well."""
     result = purchase.result
     cost = "price not stated" if result is None or result.credits is None else credit_count(result.credits)
-    lines = [f"{purchase.request_id}: done, {cost}; {await budget(service)}"]
+    lines = [f"{purchase.request_id}: done, {cost}; {await spending_line(service)}"]
     lines += [escape_exactly(str(path)) for path in purchase.saved]
     if result is not None:
         lines += [one_line(f"image {index + 1} is missing: {reason}") for index, reason in result.missing.items()]
@@ -83,13 +83,13 @@ async def unfinished_answer(service: Service, purchase: Purchase, tool: str) -> 
 
 async def list_answer(service: Service, limit: int) -> list[ContentBlock]:
     """Return the newest jobs, a line each, and the budget."""
-    lines = [_describe(*each) for each in await service.recent(limit)]
-    return [TextContent(text="\n".join([*(lines or ["nothing was asked for yet"]), await budget(service)]))]
+    lines = [_job_line(*each) for each in await service.recent(limit)]
+    return [TextContent(text="\n".join([*(lines or ["nothing was asked for yet"]), await spending_line(service)]))]
 
 
-def _describe(request_id: str, record: JobRecord, files: Sequence[Path]) -> str:
+def _job_line(request_id: str, record: JobRecord, files: Sequence[Path]) -> str:
     prompt = "" if record.request is None else record.request.prompt
-    shown = prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]}..."
+    shown = prompt if len(prompt) <= _MOST_PROMPT_CHARACTERS else f"{prompt[:_MOST_PROMPT_CHARACTERS]}..."
     cost = "" if record.credits is None else f", {credit_count(record.credits)}"
     line = f"{request_id}: {record.state.value}{cost}, {moment(record.created_at)}, {shown!r}"
     if files:
@@ -97,7 +97,7 @@ def _describe(request_id: str, record: JobRecord, files: Sequence[Path]) -> str:
     return f"{line}; get_image saves it" if record.possibly_bought else line
 
 
-async def budget(service: Service) -> str:
+async def spending_line(service: Service) -> str:
     """Return how much of the cap and of the budget is spent."""
     sums: list[str] = []
     if (cap := service.options.max_credits) is not None:

@@ -10,7 +10,7 @@ from nanobanana_async.escaping import escape_exactly
 from nanobanana_async.formatting import byte_count, plural
 from nanobanana_async.images.local import MAX_BYTES
 
-_SHOWN = 120
+_MOST_PATH_CHARACTERS = 120
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -32,7 +32,7 @@ def to_reference(text: str, allowed: Sequence[Path]) -> str | bytes:
     """
     if text.lower().startswith("https://"):
         return text
-    given = escape_exactly(text[:_SHOWN])
+    given = escape_exactly(text[:_MOST_PATH_CHARACTERS])
     if "://" in text or text.lower().startswith("data:"):
         raise InvalidRequest(f"{given}: images takes paths of files and https links")
     if not Path(text).is_absolute():

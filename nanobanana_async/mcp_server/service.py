@@ -36,7 +36,7 @@ from nanobanana_async.jobs import JobRecord, with_indexes
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import StoredLedger
 
-TICK_S = 1.0
+PROGRESS_EVERY_S = 1.0
 """How often a call that waits reports progress."""
 MAX_SCANNED = 2_000
 """How many of the ledger's newest jobs, of all batches, are searched for those of this one."""
@@ -212,7 +212,7 @@ class Service:
     async def _wait(self, purchase: Purchase, wait_s: float, report: Reporter) -> None:
         ends_at, shown = anyio.current_time() + wait_s, 0.0
         while not purchase.ended.is_set() and (left_s := ends_at - anyio.current_time()) > 0:
-            with anyio.move_on_after(min(TICK_S, left_s)):
+            with anyio.move_on_after(min(PROGRESS_EVERY_S, left_s)):
                 await purchase.ended.wait()
                 return
             job = await self.job(purchase.request_id)

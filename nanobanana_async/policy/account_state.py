@@ -70,14 +70,14 @@ class AccountState:
     spoke_at: float = 0.0
     """The time of the last exchange."""
     gate_until: float = -math.inf
-    gate_owner: int | None = None
+    prober: int | None = None
     """The owner that probes."""
-    gate_since: float = -math.inf
+    probing_since: float = -math.inf
     """When it began to."""
     gates_polls: bool = False
     outage_owner: int | None = None
     """The owner that found an outage; None: the gateway itself asked for the pause."""
-    hand_over_s: float = 0.0
+    probe_turn_s: float = 0.0
     """How long an owner probes during an outage before another one does."""
     cut_off: set[int] = field(factory=set)
     """Owners that get no answer while others get some: their outages are their own."""
@@ -103,7 +103,7 @@ class AccountState:
 
     def open_gate(self) -> None:
         """Let the creates of all leave."""
-        self.gate_until, self.gate_owner, self.outage_owner, self.hand_over_s = -math.inf, None, None, 0.0
+        self.gate_until, self.prober, self.outage_owner, self.probe_turn_s = -math.inf, None, None, 0.0
 
     def room(self, now: float, orphans: int) -> int:
         """Return how many slots may be taken in all."""
@@ -136,7 +136,7 @@ class AccountState:
     def set_clock_back(self, now: float) -> None:
         """Go on by a ledger's clock that went back: no time of the past may lie ahead."""
         back_s, self.spoke_at = self.spoke_at - now, now
-        self.gate_until, self.gate_since = self.gate_until - back_s, self.gate_since - back_s
+        self.gate_until, self.probing_since = self.gate_until - back_s, self.probing_since - back_s
         for share in self.shares.values():
             share.spoke_at, share.hungry_at = share.spoke_at - back_s, share.hungry_at - back_s
         self.restart_learner(now, learned_at=now + back_s)

@@ -52,7 +52,7 @@ class MemoryCap:
         self._take_learned_prices()
         return self._reserved_sum
 
-    def check(self, price: Price) -> Affordable:
+    def affordability_of(self, price: Price) -> Affordable:
         """Return whether a job at this price may be bought."""
         self._take_learned_prices(price)
         if price.is_estimate and self._estimated:
@@ -167,7 +167,7 @@ class LedgerCap:
         self._estimated: set[Hashable] = set()
         self._refusals: dict[str, _Refused] = {}
 
-    def check(self, price: Price) -> Affordable:
+    def affordability_of(self, price: Price) -> Affordable:
         """Return whether asking the ledger for a job at this price can succeed."""
         refusal = self._refusals.get(price.price_class)
         if refusal is not None and (price.is_estimate or not refusal.at_estimate):

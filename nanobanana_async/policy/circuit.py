@@ -104,7 +104,7 @@ class RetryBudget:
         """Count a request that left."""
         self.tokens = min(self.capacity, self.tokens + self.per_request)
 
-    def draw(self, now: float) -> bool:
+    def spend(self, now: float) -> bool:
         """Take the token for one repeated create; return False if there is none."""
         self.tokens = min(self.capacity, self.tokens + max(0.0, now - self.updated_at) * self.per_second)
         self.updated_at = now

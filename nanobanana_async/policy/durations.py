@@ -26,7 +26,7 @@ LEAST_HAZARD = 1e-6
 """Per second. A hazard of zero would mean that a job can't end at an age."""
 NEVER_ENDING_SHARE = 0.01
 """The share of jobs that are taken never to end, so that a job that hangs does not count as a very long one."""
-HALVED_AFTER_COMPLETIONS = 400.0
+HALF_LIFE_COMPLETIONS = 400.0
 """After this many completions the old ones count half, so that a change at the gateway is followed."""
 FIT_STEPS = 2
 """Steps of expectation-maximisation in a fit: few, since each fit starts from the previous one."""
@@ -67,7 +67,7 @@ class Durations:
         self._ended_per_bin[max(0, middle - 1)] += 0.25
         self._ended_per_bin[middle] += 0.5
         self._ended_per_bin[min(BIN_COUNT - 1, middle + 1)] += 0.25
-        if self.count > HALVED_AFTER_COMPLETIONS:
+        if self.count > HALF_LIFE_COMPLETIONS:
             self._forget_half()
 
     @property

@@ -17,10 +17,10 @@ The lowest start tag is served next; among equal ones, the job that came first. 
 * Tags belong to groups, not to jobs, so a job costs O(log n) as in one heap. Nothing is known of a group that has no
   waiting job but its last tag F: F of `MOST_IDLE` groups is kept, and none once no job of the priority waits.
 
-Priorities are strict, with a floor: of `FLOOR` jobs in a row that are served while lower priorities wait, the last is
-one of the next lower priority (of each priority, so that of those slots again every tenth goes further down). A tenth
-makes urgent work at most 1.11 times as long, and a batch beside it goes on visibly: at 10 slots of 20 seconds, a job
-each 20 seconds. While urgent jobs come one at a time, the batch is served in between and the floor is never due.
+Priorities are strict, with a floor: of `FLOOR_EVERY` jobs in a row that are served while lower priorities wait, the
+last is one of the next lower priority (of each priority, so that of those slots again every tenth goes further down).
+A tenth makes urgent work at most 1.11 times as long, and a batch beside it goes on visibly: at 10 slots of 20 seconds,
+a job each 20 seconds. While urgent jobs come one at a time, the batch is served in between and the floor is never due.
 """
 
 import heapq
@@ -31,7 +31,7 @@ from itertools import islice
 from operator import itemgetter
 from typing import Any, Generic, Protocol, TypeVar
 
-FLOOR = 10
+FLOOR_EVERY = 10
 """While lower priorities wait, one job of so many is theirs."""
 
 MOST_IDLE = 1000
@@ -125,7 +125,7 @@ class Level:
             heapq.heapreplace(self.heap, group.entry)
             return job
         heapq.heappop(self.heap)
-        self._let_rest(group)
+        self._keep_tag_of_idle(group)
         return job
 
     def take(self, group: Group, job: Any) -> None:
@@ -136,9 +136,9 @@ class Level:
         if group.jobs:
             self.enter(group)
         else:
-            self._let_rest(group)
+            self._keep_tag_of_idle(group)
 
-    def _let_rest(self, group: Group) -> None:
+    def _keep_tag_of_idle(self, group: Group) -> None:
         """Keep the tag of a group without a waiting job."""
         group.entry = None
         self.idle[group.name] = group
@@ -288,7 +288,7 @@ class FairQueue(Generic[Job]):
         """Return the highest priority, or a lower one whose turn it is."""
         if len(self._priorities) > 1:
             for priority in reversed(self._priorities[1:]):
-                if (level := self._levels[priority]).served_since_lower < FLOOR - 1:
+                if (level := self._levels[priority]).served_since_lower < FLOOR_EVERY - 1:
                     return level
         return self._levels[self._priorities[0]]
 

@@ -12,7 +12,7 @@ believed:
   requests: a single refusal lowers it, and a clean run raises it. A window is paced from the first request on; a token
   bucket is full when a session starts, and is paced from its first refusal on.
 * Durations are evidence that fades. Those of an earlier session weigh `MOST_WEIGHT` completions at most, and half of
-  that after each `HALVED_S`: a gateway that became slower outweighs them after a few jobs.
+  that after each `HALF_LIFE_S`: a gateway that became slower outweighs them after a few jobs.
 * Prices are estimates for `KEPT_S`, as the example of the gateway's reference is. A cap of credits admits many jobs at
   a known price, so a price that has changed since could pass the cap by all of them. At an estimate the first job of
   its class goes alone, and shows the price.
@@ -44,7 +44,7 @@ KEPT_S = 30.0 * DAY_S
 """How long anything is used."""
 MOST_WEIGHT = 8.0
 """What durations of earlier sessions weigh at most, in completions."""
-HALVED_S = 10.0 * DAY_S
+HALF_LIFE_S = 10.0 * DAY_S
 """The weight of durations halves in this time."""
 LEAST_WEIGHT = 0.5
 """Durations that weigh less than this are forgotten."""
@@ -96,7 +96,7 @@ class LearnedLimits:
 
 
 @frozen(kw_only=True)
-class LearnedClass:
+class LearnedPriceClass:
     """What was learned about the jobs of a price class, and when."""
 
     at: datetime = field(validator=_check_aware, eq=False)
@@ -110,7 +110,7 @@ class LearnedClass:
     def faded_weight(self, now: datetime) -> float:
         """Return what the durations weigh by now; 0 if they are forgotten."""
         age_s = _age_s(self.at, now)
-        weight = min(self.count, MOST_WEIGHT) * 0.5 ** (age_s / HALVED_S)
+        weight = min(self.count, MOST_WEIGHT) * 0.5 ** (age_s / HALF_LIFE_S)
         return weight if age_s <= KEPT_S and weight >= LEAST_WEIGHT else 0.0
 
 
@@ -119,7 +119,7 @@ class LearnedAccount:
     """All that was learned about an account."""
 
     limits: LearnedLimits | None = None
-    classes: Mapping[str, LearnedClass] = field(factory=dict)
+    classes: Mapping[str, LearnedPriceClass] = field(factory=dict)
     """By price class."""
 
     def merge_changes(self, before: "LearnedAccount", after: "LearnedAccount") -> "LearnedAccount":
@@ -159,16 +159,16 @@ def _age_s(at: datetime, now: datetime) -> float:
     return abs((now - at) / timedelta(seconds=1))
 
 
-def _to_classes(found: Any, _: object) -> Mapping[str, LearnedClass]:
+def _to_classes(found: Any, _: object) -> Mapping[str, LearnedPriceClass]:
     """Return the price classes that can be read: a wrong one must not take the others with it."""
     classes = {}
     for name, facts in dict(found).items():
         with suppress(Exception):
-            classes[str(name)] = _CONVERTER.structure(facts, LearnedClass)
+            classes[str(name)] = _CONVERTER.structure(facts, LearnedPriceClass)
     return classes
 
 
 _CONVERTER = make_converter(omit_if_default=True)
-_CONVERTER.register_structure_hook_func(lambda kind: kind == Mapping[str, LearnedClass], _to_classes)
+_CONVERTER.register_structure_hook_func(lambda kind: kind == Mapping[str, LearnedPriceClass], _to_classes)
 _CONVERTER.register_unstructure_hook(Decimal, str)
 _CONVERTER.register_structure_hook(Decimal, lambda text, _: parse_credits("price", Decimal(text)))

@@ -133,13 +133,13 @@ class Pacer:
     """The rate of a bucket that an earlier session learned: the pace after the first refusal."""
 
     @property
-    def active(self) -> bool:
+    def is_limited(self) -> bool:
         """Whether a rate limit was met."""
         return self.rate < math.inf
 
     def admits(self, now: float, sending: int, *, urgent: bool = False) -> bool:
         """Return whether a request may leave now while `sending` others are in flight."""
-        if not self.active:
+        if not self.is_limited:
             return True
         self._sent.forget(now)
         if (now < self.next_at and not (urgent and self._waits_for_room)) or self._is_window_full:
@@ -156,7 +156,7 @@ class Pacer:
         """Record that a request left. If it left late, the next ones make up for some of the lost time."""
         self._first_sent_at = min(self._first_sent_at, now)
         self._sent.add(now)
-        if self.active:
+        if self.is_limited:
             self._held_back_lately = self._held_back_lately and now < self.next_at + 2.0 / self.rate
             made_up_s = max(0.5 / self.rate, WINDOW_BURST * WINDOW_S if self._waits_for_room else 0.0)
             self.next_at = max(self.next_at, now - made_up_s) + 1.0 / self.rate
@@ -168,7 +168,7 @@ class Pacer:
     def on_accepted(self, now: float, sent_at: float) -> None:
         """Record that a request was accepted."""
         self._accepted_at = max(self._accepted_at, sent_at)
-        if not self.active or sent_at <= self._emptied_at:
+        if not self.is_limited or sent_at <= self._emptied_at:
             return
         self.accepted_since_refusal += 1
         if sent_at <= self._refused_at:  # in flight when the limit was met
@@ -206,7 +206,7 @@ class Pacer:
 
     def raise_to(self, rate: float) -> None:
         """Raise the rate to one that is proven to be allowed."""
-        if self.active and rate > self.rate:
+        if self.is_limited and rate > self.rate:
             self.rate = rate
             self.step_level = max(self.step_level, 2)
 
@@ -216,13 +216,13 @@ class Pacer:
         self._accepted_before = self._sent.total
         passed_s = max(0.0, min(sent_at - self._first_sent_at, WINDOW_S))
         self._rate_lower_bound = self._accepted_before / (passed_s + WINDOW_S)
-        self._first_run = not self.active
+        self._first_run = not self.is_limited
 
     def _step_down(self, sent_at: float, wait_s: float | None) -> None:
         passed_s = max(sent_at - self._emptied_at, 1e-3)
-        if not self.active and self._restored_rate:
+        if not self.is_limited and self._restored_rate:
             self.rate, self.step_level = self._restored_rate, RESTORED_STEP_LEVEL
-        elif not self.active:
+        elif not self.is_limited:
             self.rate = max(self._rate_lower_bound, 1.0 / max(wait_s or 0.0, FIRST_WAIT_S))
         elif not self.accepted_since_refusal:  # no token came in since the last refusal
             self.rate = min(self.rate / 2.0, 1.0 / passed_s)

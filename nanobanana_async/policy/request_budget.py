@@ -91,7 +91,7 @@ class RequestBudget:
     @property
     def is_limited(self) -> bool:
         """Whether any request was refused for its rate."""
-        return self._both.pacer.active
+        return self._both.pacer.is_limited
 
     def pacer(self, kind: RequestKind) -> Pacer:
         """Return the pacer of a kind of requests."""

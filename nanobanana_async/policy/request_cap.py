@@ -35,7 +35,7 @@ class RequestCap:
             return self._next_at
         return max(self._next_at, self._last_minute[0] + CAP_WINDOW_S)
 
-    def lets_leave(self, now: float, within_s: float) -> int:
+    def most_requests_within(self, now: float, within_s: float) -> int:
         """Return how many requests may leave within a time, at most."""
         until, gap_s = now + within_s, CAP_WINDOW_S / self.per_minute
         if until < self.opens_at:

@@ -44,9 +44,9 @@ class SessionBudget(RequestBudget):
         """Return how long the cap holds a request back that leaves even during a pause."""
         return -math.inf if self.cap is None else self.cap.opens_at - now
 
-    def cap_lets_leave(self, now: float, within_s: float) -> float:
+    def cap_most_requests_within(self, now: float, within_s: float) -> float:
         """Return how many requests the cap lets leave within a time, at most."""
-        return math.inf if self.cap is None else self.cap.lets_leave(now, within_s)
+        return math.inf if self.cap is None else self.cap.most_requests_within(now, within_s)
 
     def on_accepted(self, kind: RequestKind, now: float, sent_at: float) -> None:
         """Record that a request was answered, and not with a 429 for its rate."""

@@ -41,7 +41,7 @@ class SharedAccount:
     """When the next exchange is due because of what happened."""
     failing: bool = False
     """The last exchange got no answer."""
-    spoke_at: float = -math.inf
+    exchanged_at: float = -math.inf
     """When the last exchange ended."""
     gate_until: float = -math.inf
     """Until when the gateway takes nothing from this session, as the session itself has found."""
@@ -80,20 +80,20 @@ class SharedAccount:
         if len(self._events) > MOST_EVENTS:
             del self._events[: MOST_EVENTS // 2]
 
-    def ask(self, at: float) -> None:
+    def want_exchange_at(self, at: float) -> None:
         """Let an exchange be due at a time, or earlier."""
         self.exchange_wanted_at = min(self.exchange_wanted_at, at)
 
-    def ask_soon(self) -> None:
+    def want_exchange_soon(self) -> None:
         """Let an exchange be due, but not right after the last one."""
-        self.ask(self.spoke_at + LEAST_GAP_S)
+        self.want_exchange_at(self.exchanged_at + LEAST_GAP_S)
 
     def on_throttled(self) -> None:
         """Hold requests back until the learner knows of a 429."""
         self._unreported_refusal = True
-        self.ask(-math.inf)
+        self.want_exchange_at(-math.inf)
 
-    def gate(self, kind: RequestKind) -> float:
+    def foreign_gate_until(self, kind: RequestKind) -> float:
         """Return until when the gateway takes no such request, as another owner has found."""
         closed = kind == "create" or self.allotment.gates_polls
         return self._local(self.allotment.gate_until) if closed else -math.inf
@@ -114,16 +114,16 @@ class SharedAccount:
         if self.failing:  # one of the gaps that this session would have got
             return now >= self._paced_at + self.allotment.gap_s
         if not self._departures[kind]:
-            self.ask_soon()
+            self.want_exchange_soon()
         return False
 
     def opens_at(self, kind: RequestKind) -> float:
         """Return when a request may leave by the passing of time; a past time if an exchange is awaited."""
         if not self.is_limited:
-            return self.gate(kind)
+            return self.foreign_gate_until(kind)
         if departures := self._departures[kind]:
-            return max(self.gate(kind), departures[0])
-        return max(self.gate(kind), self._paced_at + self.allotment.gap_s if self.failing else -math.inf)
+            return max(self.foreign_gate_until(kind), departures[0])
+        return max(self.foreign_gate_until(kind), self._paced_at + self.allotment.gap_s if self.failing else -math.inf)
 
     def on_sent(self, kind: RequestKind, now: float) -> None:
         """Use a departure for a request that leaves; one that leaves later, or without any, is reported."""
@@ -146,13 +146,13 @@ class SharedAccount:
         self._queued, self._urgent = min(self._queued, queued), min(self._urgent, urgent)
         more = urgent > self._urgent or (self.interactive and queued > self._queued)
         if hungry and (not self._queued or more):
-            self.ask(-math.inf)
+            self.want_exchange_at(-math.inf)
         if self.gate_until != self._gate_reported:
-            self.ask(-math.inf)
+            self.want_exchange_at(-math.inf)
         if taken < self.allotment.granted and (not queued or self.allotment.room < self.allotment.granted):
-            self.ask_soon()  # it gives back
+            self.want_exchange_soon()  # it gives back
         if self.failing:
-            return self.spoke_at + TICK_S
+            return self.exchanged_at + TICK_S
         ticks = (
             1
             if hungry or self._events
@@ -160,7 +160,9 @@ class SharedAccount:
             if taken or queued or (self.outage and self.gate_until > now)
             else math.inf
         )
-        return min(self.exchange_wanted_at, self.spoke_at + ticks * TICK_S, self._local(self.allotment.ask_at))
+        return min(
+            self.exchange_wanted_at, self.exchanged_at + ticks * TICK_S, self._local(self.allotment.exchange_again_at)
+        )
 
     def report(
         self,
@@ -212,7 +214,7 @@ class SharedAccount:
             self._departures = {"create": deque(), "poll": deque()}
         if error_s <= self._offset_error_s or now > self._offset_at + OFFSET_KEPT_S:
             self._offset_s, self._offset_error_s, self._offset_at = allotment.at - (now - error_s), error_s, now
-        self.allotment, self._report, self.failing, self.spoke_at = allotment, None, False, now
+        self.allotment, self._report, self.failing, self.exchanged_at = allotment, None, False, now
         self._known.append((now, allotment.at))
         for kind, times in allotment.departures.items():
             self._departures[kind].extend(map(self._local, times))
@@ -220,7 +222,7 @@ class SharedAccount:
 
     def on_exchange_failed(self, now: float) -> None:
         """Record that an exchange got no answer: what was allotted lasts."""
-        self.failing, self.spoke_at = True, now
+        self.failing, self.exchanged_at = True, now
 
     def undecided_since(self) -> float | None:
         """Return since when the learner is in doubt about a 429."""

@@ -33,7 +33,8 @@ class SharedBudget(SessionBudget):
 
     def admits(self, kind: RequestKind, now: float, in_flight: int) -> bool:
         """Return whether a request may leave now."""
-        return now >= max(self.cap_and_pause_end_at, self.shared.gate(kind)) and self.shared.may_leave(kind, now)
+        held_until = max(self.cap_and_pause_end_at, self.shared.foreign_gate_until(kind))
+        return now >= held_until and self.shared.may_leave(kind, now)
 
     def opens_at(self, kind: RequestKind) -> float:
         """Return when a request may leave by the passing of time."""
@@ -85,7 +86,7 @@ class SharedLimiter(AdmissionLimiter):
         """Record that a create was accepted; `load.held` includes its job."""
         self._report("accepted", now, create, load)
         if self.budget.shared.allotment.learning:
-            self.budget.shared.ask(now)
+            self.budget.shared.want_exchange_at(now)
 
     def on_throttled(
         self, now: float, create: AnsweredCreate, load: Load, kind: LimitKind | None = None, wait_s: float | None = None
@@ -95,7 +96,7 @@ class SharedLimiter(AdmissionLimiter):
         self._report("throttled", now, create, load, kind, wait_s)
         self.budget.shared.on_throttled()
 
-    def take(self, allotment: Allotment, asked_at: float, now: float) -> None:
+    def take_allotment(self, allotment: Allotment, asked_at: float, now: float) -> None:
         """Take what an exchange gave that was asked for at a time."""
         self.budget.shared.take_allotment(allotment, asked_at, now)
         self.job_limit.cap, self.rate_log_odds = allotment.cap, allotment.rate_log_odds

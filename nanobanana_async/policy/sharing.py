@@ -50,7 +50,7 @@ PROBE_AFTER_S = 5.0
 """How much longer than the owner that met a gate the others wait before they probe too: it may have died."""
 PROBE_S = 10.0
 """How long an answer to the single create that leaves during an outage may take before another owner sends one."""
-HAND_OVER_S, MOST_HAND_OVER_S = 10.0, 120.0
+PROBE_TURN_S, MOST_PROBE_TURN_S = 10.0, 120.0
 """How long an owner probes during an outage until another one does; the time doubles with each."""
 CLOCK_JUMP_S = 1.0
 """A clock of the ledger that is off by more was set, or is that of another server now."""
@@ -117,7 +117,7 @@ class Allotment:
     """The ledger's time of the exchange."""
     granted: int = 0
     target: int = 0
-    ask_at: float = math.inf
+    exchange_again_at: float = math.inf
     """When to ask again, because time alone may make room then."""
     learning: bool = True
     """The limit is being approached: the answer to each create is to be reported at once."""
@@ -225,34 +225,34 @@ def _learn(state: AccountState, owner: int, report: Report, now: float, orphans:
 def _set_gate(state: AccountState, owner: int, report: Report, now: float) -> None:
     """Close the gate as the owner says, and open it when the owner that closed it is through, or late, or cut off."""
     closes = report.gate_until > now
-    probes, late = owner == state.gate_owner, now > state.gate_until + PROBE_AFTER_S
+    probes, late = owner == state.prober, now > state.gate_until + PROBE_AFTER_S
     anothers = state.outage_owner not in (None, owner)
     state.cut_off &= state.shares.keys() if closes else state.shares.keys() - {owner}
-    if anothers and any(event.is_create_answer and event.at > state.gate_since for event in report.events):
+    if anothers and any(event.is_create_answer and event.at > state.probing_since for event in report.events):
         state.cut_off.add(state.outage_owner or 0)
         state.open_gate()
     elif closes:
         probed = state.outage_owner is not None and not probes and now <= state.gate_until
         waits = report.outage and (probed or owner in state.cut_off)
         if probes or (report.gate_until > state.gate_until and not waits):
-            state.gate_since = state.gate_since if probes else now
-            state.gate_until, state.gate_owner, state.gates_polls = report.gate_until, owner, report.gates_polls
+            state.probing_since = state.probing_since if probes else now
+            state.gate_until, state.prober, state.gates_polls = report.gate_until, owner, report.gates_polls
             state.outage_owner = owner if report.outage else None
     elif late or owner == state.outage_owner or (probes and not anothers):
         state.open_gate()
-    elif anothers and not probes and now > state.gate_since + max(HAND_OVER_S, state.hand_over_s):
-        _hand_over(state, owner, now)
-    if state.gate_owner == owner and anothers:  # a single create shows whether the gateway answers it
+    elif anothers and not probes and now > state.probing_since + max(PROBE_TURN_S, state.probe_turn_s):
+        _let_probe(state, owner, now)
+    if state.prober == owner and anothers:  # a single create shows whether the gateway answers it
         share = state.shares[owner]
         share.granted = min(share.granted, share.taken + (not share.in_flight))
 
 
-def _hand_over(state: AccountState, owner: int, now: float) -> None:
+def _let_probe(state: AccountState, owner: int, now: float) -> None:
     """Let an owner probe that has a job and a slot for it, in place of the one that gets no answer."""
     share = state.shares[owner]
     if share.queued and share.granted > share.taken:
-        state.gate_owner, state.gate_since, state.gate_until = owner, now, now + PROBE_S
-        state.hand_over_s = min(2 * max(HAND_OVER_S, state.hand_over_s), MOST_HAND_OVER_S)
+        state.prober, state.probing_since, state.gate_until = owner, now, now + PROBE_S
+        state.probe_turn_s = min(2 * max(PROBE_TURN_S, state.probe_turn_s), MOST_PROBE_TURN_S)
 
 
 def _allotment(state: AccountState, owner: int, report: Report, now: float) -> Allotment:
@@ -262,12 +262,12 @@ def _allotment(state: AccountState, owner: int, report: Report, now: float) -> A
         creates = min(report.queued, share.granted - share.taken) - report.creates_ready
         departures["create"] = _hand_out(budget, "create", creates, now)
         departures["poll"] = _hand_out(budget, "poll", report.polls_due, now)
-    gated = state.gate_owner not in (None, owner)
+    gated = state.prober not in (None, owner)
     return Allotment(
         at=now,
         granted=share.granted,
         target=share.target,
-        ask_at=min((at for at in (limiter.blocked_until, limiter.trial_at) if at > now), default=math.inf),
+        exchange_again_at=min((at for at in (limiter.blocked_until, limiter.trial_at) if at > now), default=math.inf),
         learning=limiter.job_limit.mode is not Mode.HOLD,
         cap=limiter.job_limit.cap,
         rate_log_odds=limiter.rate_log_odds,

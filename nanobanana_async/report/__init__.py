@@ -5,7 +5,7 @@ from nanobanana_async.report.phrases import Advice
 from nanobanana_async.report.recorder import Recorder
 from nanobanana_async.report.row import STATUSES, ReportRow, Status
 from nanobanana_async.report.summary import Credits
-from nanobanana_async.report.thumbnails import THUMBNAILS, find_thumbnail, is_url, make_thumbnail
+from nanobanana_async.report.thumbnails import THUMBNAILS, find_thumbnail, is_in_store, make_thumbnail
 
 __all__ = [
     "MAX_CARDS",
@@ -17,7 +17,7 @@ __all__ = [
     "ReportRow",
     "Status",
     "find_thumbnail",
-    "is_url",
+    "is_in_store",
     "make_thumbnail",
     "write_report",
 ]

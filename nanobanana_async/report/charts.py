@@ -56,7 +56,7 @@ class Chart:
 
 def charts_of(summary: Summary, run: Recorder | None) -> tuple[list[Chart], BusyTimeAxis]:
     """Return the charts that have data, and their axis of time, which knows how long jobs were running."""
-    held = summary.held()
+    held = summary.held_spans()
     durations_s = sorted(summary.durations_s)
     # Only sends and ends count as activity: a job that no session followed overnight did not run all night.
     spans = [(at, at) for at in (*summary.sent_at, *summary.ended_at, *(start for start, _ in summary.still_held))]

@@ -25,7 +25,7 @@ from nanobanana_async.report.phrases import PHRASES, Advice
 from nanobanana_async.report.recorder import Recorder
 from nanobanana_async.report.row import STATUSES, ReportRow, json_value
 from nanobanana_async.report.summary import Credits, Summary
-from nanobanana_async.report.thumbnails import find_thumbnail, is_url
+from nanobanana_async.report.thumbnails import find_thumbnail, is_in_store
 from nanobanana_async.report.timeline import BusyTimeAxis
 from nanobanana_async.stats import SessionStats
 
@@ -109,7 +109,7 @@ def _card(row: ReportRow, folder: Path, advice: Advice | None, filtered: dict[in
             or (not row.images and len(row.error or "") > _LONG),
             phrase="" if row.status == "invalid" else PHRASES.get(row.error_kind or "", ""),
             images=list(_links(folder, row)),
-            stored=[image for image in row.images if is_url(image)],
+            stored=[image for image in row.images if is_in_store(image)],
             advice=advice,
             alt=prompt[:_MAX_ALT] or f"row {row.number or row.index + 1}",
             settings=_short_settings(row),
@@ -139,7 +139,7 @@ def _page(
             title=title,
             style=style,
             script=script,
-            policy=_policy(style, script),
+            policy=_content_security_policy(style, script),
             facts=[*facts_of(summary, cost, axis), *account_facts(summary, accounts)],
             charts=charts,
             run_facts=" · ".join(f"{chart.title.lower()} {chart.headline}" for chart in charts),
@@ -155,7 +155,7 @@ def _page(
     )
 
 
-def _policy(style: str, script: str) -> str:
+def _content_security_policy(style: str, script: str) -> str:
     """Return a content security policy that allows only this style, this script and local images."""
     return (
         f"default-src 'none'; img-src 'self' data: file:; style-src '{_digest(style)}'; "
@@ -181,7 +181,7 @@ def _links(folder: Path, row: ReportRow) -> Iterator[tuple[str, str]]:
     """Yield the links of each image and its thumbnail. An object in a store is shown by its thumbnail only."""
     for image in row.images:
         small = find_thumbnail(folder, image)
-        if not is_url(image):
+        if not is_in_store(image):
             yield _link(image), _link(small or image)
         elif small is not None:
             yield _link(small), _link(small)
@@ -236,7 +236,7 @@ def _script_data(row: ReportRow) -> dict[str, Any]:
         details.append(("sent", moment(row.sent_at)))
     if row.images:
         details.append(("note", row.error))
-        details.append(("object", [image for image in row.images if is_url(image)]))
+        details.append(("object", [image for image in row.images if is_in_store(image)]))
     if row.metadata is not None:
         details.append(("metadata", row.metadata))
     known = [(name, value) for name, value in details if value not in (None, "", (), [])]
@@ -250,12 +250,12 @@ def _detail(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(json_value(value), ensure_ascii=False)
 
 
-def _exactly(text: str) -> Markup:
+def _escape_exactly(text: str) -> Markup:
     """Escape text so that the page's script reads it unchanged: HTML parsers convert \\r to \\n."""
     return Markup(str(escape(text)).replace("\r", "&#13;").replace("\0", "\N{SYMBOL FOR NULL}"))
 
 
-def _options(text: str) -> Markup:
+def _escape_options(text: str) -> Markup:
     """Escape text whose command-line options are not broken at their hyphens."""
     words = (
         Markup('<span class="option">{}</span>').format(word) if word[:1] == "-" else word for word in text.split(" ")
@@ -272,9 +272,9 @@ def _templates() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters["exactly"] = _exactly
+    environment.filters["exactly"] = _escape_exactly
     environment.filters["count"] = plural
-    environment.filters["options"] = _options
+    environment.filters["options"] = _escape_options
     return environment
 
 

@@ -25,7 +25,7 @@ _MAX_INT = 10**4000  # Python neither writes nor reads longer integers (`sys.set
 
 
 _TEXT_OR_NONE = (str, type(None))
-_KINDS: Mapping[str, tuple[type, ...]] = {
+_FIELD_TYPES: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("index", "number", "slots"), (int,)),
     **dict.fromkeys(("job_key", "prompt"), (str,)),
     **dict.fromkeys(("key", "task_id", "error", "error_kind", "failure_kind"), _TEXT_OR_NONE),
@@ -111,7 +111,7 @@ class ReportRow:
             for name in ("images", "missing", "changed"):
                 known[name] = values_of(known, name, str)
             known["credits"] = _decimal(known.get("credits"))
-            for name, kinds in _KINDS.items():
+            for name, kinds in _FIELD_TYPES.items():
                 if not isinstance(known.get(name, kinds[0]()), kinds):
                     raise ValueError(f"{name} is {shown(known[name])}")
             for name in ("settings", "metadata"):  # what can't be written again is not read

@@ -84,7 +84,7 @@ class Summary:
             return _SQUARE
         return min(_FRAMES[1], max(_FRAMES[0], shapes.most_common(1)[0][0]))
 
-    def held(self) -> list[tuple[float, float, int]]:
+    def held_spans(self) -> list[tuple[float, float, int]]:
         """Return spans of held slots: start, end, number. Unfinished jobs hold theirs until the last known time."""
         times = zip(self.sent_at, self.ended_at, self.slots, strict=True)
         spans = [(start, end, int(slots)) for start, end, slots in times]

@@ -16,7 +16,7 @@ _STORED = "images"  # the folder in `thumbnails` for images in a store
 PIXELS = 512  # of the longer edge: a card is about 300 wide, on screens with up to twice as many pixels
 
 
-def is_url(image: str) -> bool:
+def is_in_store(image: str) -> bool:
     """Return whether an image of a row is in an object store, and not a file."""
     return image.partition("://")[0] in _SCHEMES and "://" in image
 
@@ -57,7 +57,7 @@ def find_thumbnail(folder: Path, image: str) -> str | None:
         return None
     try:
         made = path.lstat()
-        newer = is_url(image) or made.st_mtime_ns >= (folder / image).lstat().st_mtime_ns
+        newer = is_in_store(image) or made.st_mtime_ns >= (folder / image).lstat().st_mtime_ns
     except (OSError, ValueError):
         return None
     if not stat.S_ISREG(made.st_mode) or not newer:
@@ -67,7 +67,7 @@ def find_thumbnail(folder: Path, image: str) -> str | None:
 
 def _path(folder: Path, image: str) -> Path | None:
     """Return where the thumbnail belongs; None for a path that leaves the folder."""
-    if is_url(image):
+    if is_in_store(image):
         image = f"{_STORED}/{image.rpartition('/')[2]}"
     parts = PurePosixPath(image).parts
     if not parts or PurePosixPath(image).is_absolute() or ".." in parts:

@@ -14,7 +14,7 @@ from nanobanana_async.errors import GatewayError, InvalidRequest, JobFailed, Nan
 from nanobanana_async.images.formats import detect
 from nanobanana_async.models import GenerationResult, json_number, to_json_types
 
-_PARAMS = {
+_PARAM_BY_FIELD = {
     "num_images": "n",
     "aspect_ratio": "size",
     "resolution": "size",
@@ -24,7 +24,7 @@ _PARAMS = {
     "prompt": "prompt",
     "model": "model",
 }
-_FIELD = re.compile(rf"\b({'|'.join(_PARAMS)})\b")
+_FIELD = re.compile(rf"\b({'|'.join(_PARAM_BY_FIELD)})\b")
 
 
 class ApiError(Exception):
@@ -39,7 +39,7 @@ class ApiError(Exception):
         message: str,
         *,
         code: str | None = None,
-        kind: str | None = None,
+        error_type: str | None = None,
         param: str | None = None,
         retry: bool = False,
         retry_after_s: float | None = None,
@@ -48,12 +48,12 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param, self.retry = status, message, code, param, retry
-        self.kind = kind or ("invalid_request_error" if status < 500 else "server_error")
+        self.error_type = error_type or ("invalid_request_error" if status < 500 else "server_error")
         self.retry_after_s, self.key, self.facts = retry_after_s, key, facts or {}
 
     def envelope(self) -> dict[str, Any]:
         """Return the body of the answer."""
-        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        error = {"message": self.message, "type": self.error_type, "param": self.param, "code": self.code}
         return {"error": {**error, **self.facts}}
 
     def response(self) -> Response:
@@ -67,52 +67,53 @@ class ApiError(Exception):
 
 
 @frozen
-class _Kind:
+class _Answer:
     """How an exception is answered."""
 
     status: int
     code: str
     retry: bool = False
-    kind: str | None = None
+    error_type: str | None = None
 
 
 _GATEWAY = "gateway_error"
-_KINDS: Sequence[tuple[type[NanoBananaError], _Kind]] = (  # the first that fits
-    (errors.InvalidRequest, _Kind(400, "invalid_value")),
-    (errors.PromptBlocked, _Kind(400, "moderation_blocked", kind="image_generation_user_error")),
-    (errors.IdempotencyConflict, _Kind(409, "idempotency_conflict")),
-    (errors.CreditLimitReached, _Kind(429, "budget_exceeded", kind="insufficient_quota")),
-    (errors.InsufficientCredits, _Kind(429, "insufficient_quota", kind="insufficient_quota")),
-    (errors.RateLimited, _Kind(429, "rate_limit_exceeded", retry=True, kind="rate_limit_error")),
-    (errors.AuthenticationError, _Kind(502, "gateway_authentication", kind=_GATEWAY)),  # the server's key, not a token
-    (errors.AccessDenied, _Kind(502, "gateway_access_denied", kind=_GATEWAY)),
-    (errors.TaskNotFound, _Kind(502, "gateway_task_not_found", kind=_GATEWAY)),
-    (errors.JobUncertain, _Kind(500, "job_uncertain")),
-    (errors.JobUnfinished, _Kind(503, "job_unfinished", retry=True)),
-    (errors.JobWithdrawn, _Kind(503, "job_withdrawn")),
-    (errors.SessionClosed, _Kind(503, "server_stopping", retry=True)),
-    (errors.LedgerError, _Kind(503, "ledger_error", retry=True)),
-    (errors.DownloadError, _Kind(502, "image_unavailable", retry=True, kind=_GATEWAY)),
-    (errors.TransportError, _Kind(502, "gateway_unreachable", retry=True, kind=_GATEWAY)),
-    (errors.GatewayUnavailable, _Kind(502, "gateway_unavailable", retry=True, kind=_GATEWAY)),
-    (errors.GatewayError, _Kind(502, "gateway_error", kind=_GATEWAY)),
-    (errors.UnexpectedResponse, _Kind(502, "gateway_error", kind=_GATEWAY)),
+_ERROR_ANSWERS: Sequence[tuple[type[NanoBananaError], _Answer]] = (  # the first that fits
+    (errors.InvalidRequest, _Answer(400, "invalid_value")),
+    (errors.PromptBlocked, _Answer(400, "moderation_blocked", error_type="image_generation_user_error")),
+    (errors.IdempotencyConflict, _Answer(409, "idempotency_conflict")),
+    (errors.CreditLimitReached, _Answer(429, "budget_exceeded", error_type="insufficient_quota")),
+    (errors.InsufficientCredits, _Answer(429, "insufficient_quota", error_type="insufficient_quota")),
+    (errors.RateLimited, _Answer(429, "rate_limit_exceeded", retry=True, error_type="rate_limit_error")),
+    # The gateway refused the server's key, which is no token of a client.
+    (errors.AuthenticationError, _Answer(502, "gateway_authentication", error_type=_GATEWAY)),
+    (errors.AccessDenied, _Answer(502, "gateway_access_denied", error_type=_GATEWAY)),
+    (errors.TaskNotFound, _Answer(502, "gateway_task_not_found", error_type=_GATEWAY)),
+    (errors.JobUncertain, _Answer(500, "job_uncertain")),
+    (errors.JobUnfinished, _Answer(503, "job_unfinished", retry=True)),
+    (errors.JobWithdrawn, _Answer(503, "job_withdrawn")),
+    (errors.SessionClosed, _Answer(503, "server_stopping", retry=True)),
+    (errors.LedgerError, _Answer(503, "ledger_error", retry=True)),
+    (errors.DownloadError, _Answer(502, "image_unavailable", retry=True, error_type=_GATEWAY)),
+    (errors.TransportError, _Answer(502, "gateway_unreachable", retry=True, error_type=_GATEWAY)),
+    (errors.GatewayUnavailable, _Answer(502, "gateway_unavailable", retry=True, error_type=_GATEWAY)),
+    (errors.GatewayError, _Answer(502, "gateway_error", error_type=_GATEWAY)),
+    (errors.UnexpectedResponse, _Answer(502, "gateway_error", error_type=_GATEWAY)),
 )
-_FAILURES = {
-    "moderation": _Kind(400, "moderation_blocked", kind="image_generation_user_error"),
-    "input": _Kind(400, "input_unusable", kind="image_generation_user_error"),
+_ANSWER_BY_FAILURE_KIND = {
+    "moderation": _Answer(400, "moderation_blocked", error_type="image_generation_user_error"),
+    "input": _Answer(400, "input_unusable", error_type="image_generation_user_error"),
 }
 
 
 def api_error(error: NanoBananaError, key: str | None = None) -> ApiError:
     """Return the answer to an error of the library. A retry of what may help is the same job, and the same payment."""
-    found = next((how for kind, how in _KINDS if isinstance(error, kind)), _Kind(500, "server_error"))
+    found = next((how for kind, how in _ERROR_ANSWERS if isinstance(error, kind)), _Answer(500, "server_error"))
     message, param = error.message, None
     if isinstance(error, JobFailed):
-        found = _FAILURES.get(error.kind, _Kind(502, "generation_failed", kind=_GATEWAY))
+        found = _ANSWER_BY_FAILURE_KIND.get(error.kind, _Answer(502, "generation_failed", error_type=_GATEWAY))
     elif isinstance(error, InvalidRequest):
         named = _FIELD.search(message) if error.status is None else None
-        param = _PARAMS[named[1]] if named else None
+        param = _PARAM_BY_FIELD[named[1]] if named else None
         if param is not None:
             message = f"{param}: {message}"
     elif isinstance(error, errors.JobUnfinished):
@@ -125,7 +126,7 @@ def api_error(error: NanoBananaError, key: str | None = None) -> ApiError:
         found.status,
         message,
         code=found.code,
-        kind=found.kind,
+        error_type=found.error_type,
         param=param,
         retry=found.retry,
         retry_after_s=after_s,

@@ -21,7 +21,7 @@ from nanobanana_async.serve.answers import ApiError, api_error, images_body, jso
 from nanobanana_async.serve.bodies import Body, BodyReceiver, read_form, read_json
 from nanobanana_async.serve.fields import ResponseFormat, wanted_of
 from nanobanana_async.serve.orders import Attempt, Order, Orders
-from nanobanana_async.serve.tokens import LOCAL, Token, fault_of_tokens, find_token
+from nanobanana_async.serve.tokens import LOCAL, Token, find_token, tokens_error
 from nanobanana_async.session import engine_of
 from nanobanana_async.validators import as_timeout, check_kind
 
@@ -49,7 +49,7 @@ def make_app(
     shown at `/metrics` to who may use the API.
     """
     check_kind("session", session, Session, "a Session")
-    if tokens is not None and (fault := fault_of_tokens(tokens)) is not None:
+    if tokens is not None and (fault := tokens_error(tokens)) is not None:
         del tokens  # they may be mere texts, and some tools show the locals of a traceback
         raise fault
     check_kind(

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive
 
 from nanobanana_async.formatting import byte_count
 from nanobanana_async.serve.answers import ApiError
-from nanobanana_async.serve.fields import refused
+from nanobanana_async.serve.fields import field_error
 
 MAX_JSON_BYTES = 1 << 20
 _MAX_FILES, _MAX_FIELDS = 16, 64
@@ -79,15 +79,17 @@ async def read_form(request: Request, max_bytes: int) -> Body:
                 if name == "image" and isinstance(value, UploadFile):
                     images.append(await value.read())
                 elif name == "image" or isinstance(value, UploadFile):
-                    raise refused(name, f"{name[:40]} can't be used: send reference images as files named image")
+                    raise field_error(name, f"{name[:40]} can't be used: send reference images as files named image")
                 elif name in fields:
-                    raise refused(name, f"{name[:40]} is given twice")
+                    raise field_error(name, f"{name[:40]} is given twice")
                 else:
                     fields[name] = value
     except HTTPException as error:  # Starlette makes it of its MultiPartException, in an application
         raise ApiError(400, f"the form can't be read: {error.detail}", code="invalid_form") from None
     if not images:
-        raise refused("image", "image is missing: an edit needs a reference image", code="missing_required_parameter")
+        raise field_error(
+            "image", "image is missing: an edit needs a reference image", code="missing_required_parameter"
+        )
     return Body(fields, tuple(images))
 
 

@@ -66,13 +66,13 @@ def wanted_of(fields: Mapping[str, Any], images: Sequence[bytes], models: Mappin
         allowed = WITHOUT_EFFECT.get(name)
         if allowed is None or str(given[name]) not in allowed:
             only = f"only {' or '.join(allowed)} is possible" if allowed else "leave it out"
-            raise refused(name, f"{name[:40]} is not supported: {only}")
+            raise field_error(name, f"{name[:40]} is not supported: {only}")
     if "prompt" not in given:
-        raise refused("prompt", "prompt is missing", code="missing_required_parameter")
+        raise field_error("prompt", "prompt is missing", code="missing_required_parameter")
     ratio, resolution = _size(given.get("size"), given.get("quality"))
     response_format = given.get("response_format", "b64_json")
     if response_format not in ("b64_json", "url"):
-        raise refused("response_format", "response_format must be b64_json or url")
+        raise field_error("response_format", "response_format must be b64_json or url")
     request = ImageRequest(
         given["prompt"],
         images=images,
@@ -86,7 +86,7 @@ def wanted_of(fields: Mapping[str, Any], images: Sequence[bytes], models: Mappin
     return Wanted(request, cast(ResponseFormat, response_format))
 
 
-def refused(param: str, message: str, code: str = "unsupported_value") -> ApiError:
+def field_error(param: str, message: str, code: str = "unsupported_value") -> ApiError:
     """Return the error for a field."""
     return ApiError(400, message, code=code, param=param)
 
@@ -94,7 +94,7 @@ def refused(param: str, message: str, code: str = "unsupported_value") -> ApiErr
 def _size(size: object, quality: object) -> tuple[str | None, Resolution | None]:
     """Return aspect ratio and resolution: a size in pixels states both."""
     if (chosen := "auto" if quality is None else str(quality).lower()) not in QUALITIES:
-        raise refused("quality", f"quality must be one of {', '.join(QUALITIES)}, not {str(quality)[:40]!r}")
+        raise field_error("quality", f"quality must be one of {', '.join(QUALITIES)}, not {str(quality)[:40]!r}")
     resolution = QUALITIES[chosen]
     match size:
         case None | "auto":
@@ -102,13 +102,15 @@ def _size(size: object, quality: object) -> tuple[str | None, Resolution | None]
         case str() if size in SIZES:
             ratio, stated = SIZES[size]
             if chosen.endswith("k") and resolution != stated:
-                raise refused("quality", f"size {size} has resolution {stated}: leave quality out, or choose {stated}")
+                raise field_error(
+                    "quality", f"size {size} has resolution {stated}: leave quality out, or choose {stated}"
+                )
             return ratio, stated
         case str() if ":" in size:
             return size, resolution
         case _:
             known = ", ".join(SIZES)
-            raise refused("size", f"size must be auto, an aspect ratio such as 16:9, or one of {known}")
+            raise field_error("size", f"size must be auto, an aspect ratio such as 16:9, or one of {known}")
 
 
 def _model(name: object, models: Mapping[str, str]) -> str | None:

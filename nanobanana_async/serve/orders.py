@@ -28,7 +28,7 @@ REMEMBERED_S = 900.0
 _MOST_REMEMBERED_S = 86400.0
 _RETRY_DELAY_S = 180.0
 _NOT_ENDED = datetime.max.replace(tzinfo=UTC)
-_SWEEP_S = 60.0
+_FORGET_EVERY_S = 60.0
 
 
 @frozen
@@ -82,7 +82,7 @@ class Orders:
     session: Session
     tokens: Sequence[Token]
     _orders_by_prefix: dict[str, list[Order]] = field(factory=dict)
-    _swept_at: float = 0.0
+    _forgot_old_at: float = 0.0
 
     async def submit(self, token: Token, wanted: ImageRequest, attempt: Attempt) -> tuple[Job, Order]:
         """Store or find the job of a request; return it with its order. Call `end_request` once it is answered."""
@@ -139,7 +139,7 @@ class Orders:
 
     async def _order_of(self, token: Token, request: ImageRequest, attempt: Attempt) -> Order:
         """Return the order that a request continues, or a new one."""
-        self._sweep()
+        self._forget_old()
         prefix = f"{token.batch}{_digest('body', json.dumps(request.to_dict(), sort_keys=True))}-"
         if attempt.retry_count > 0:
             if (order := _continued(self._orders_by_prefix.get(prefix, ()), attempt.retry_count)) is not None:
@@ -173,12 +173,12 @@ class Orders:
         when = engine_of(self.session).store.utcnow() - timedelta(seconds=back_s)
         return f"{prefix}{int(when.timestamp() * 1000):012x}-"
 
-    def _sweep(self) -> None:
+    def _forget_old(self) -> None:
         """Forget orders that no retry will continue."""
         now = _loop_time()
-        if now < self._swept_at + _SWEEP_S:
+        if now < self._forgot_old_at + _FORGET_EVERY_S:
             return
-        self._swept_at = now
+        self._forgot_old_at = now
         for prefix, orders in list(self._orders_by_prefix.items()):
             orders[:] = [order for order in orders if order.waiting or order.kept_until > now]
             if not orders:

@@ -94,7 +94,7 @@ def parse_tokens(text: str) -> list[Token]:
     del text  # some tools show the locals of a traceback
     if isinstance(tokens, ConfigurationError):
         raise tokens
-    if (fault := fault_of_tokens(tokens)) is not None:
+    if (fault := tokens_error(tokens)) is not None:
         raise fault
     return tokens
 
@@ -138,7 +138,7 @@ def _settings_of(name: str, texts: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def fault_of_tokens(tokens: Sequence[Token]) -> ConfigurationError | None:
+def tokens_error(tokens: Sequence[Token]) -> ConfigurationError | None:
     """Return the error if there is no token, or one name or text is there twice, or a token is a mere text.
 
     It is returned, not raised: this frame holds that text.

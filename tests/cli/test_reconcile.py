@@ -10,7 +10,7 @@ from nanobanana_async import ImageRequest, JobState
 from nanobanana_async.candidates import MOST_CANDIDATES, Candidate
 from nanobanana_async.cli.jobs.format import job_details
 from nanobanana_async.emulator import Emulator, Fixed
-from nanobanana_async.engine.doubt import count_of
+from nanobanana_async.engine.doubt import candidate_count_text
 from nanobanana_async.jobs import JobRecord
 from tests.cli.test_jobs import opened
 from tests.support.command import environment, nanobanana
@@ -128,4 +128,4 @@ def test_show_says_that_there_may_be_more_candidates(known: int, more: bool) -> 
     record = job(state=JobState.UNCERTAIN, in_doubt=True, candidates=candidates)
     shown = job_details(record, Path("jobs.sqlite"), followed=False, now=NOW)
     assert (f"only the {MOST_CANDIDATES} nearest in time" in shown) is more
-    assert count_of(candidates) == ("20 tasks or more" if more else "2 tasks")
+    assert candidate_count_text(candidates) == ("20 tasks or more" if more else "2 tasks")

@@ -48,16 +48,16 @@ def _estimates_go_side_by_side() -> list[Change]:
         no = self._refusals.get(price.price_class)
         return Affordable.NOW if no is None else no.answer
 
-    return [(Charges, "_has_estimates", lambda *_: False), (LedgerCap, "check", consent)]
+    return [(Charges, "_has_estimates", lambda *_: False), (LedgerCap, "affordability_of", consent)]
 
 
 def _estimates_of_a_session_go_side_by_side() -> list[Change]:
-    consent = MemoryCap.check
+    consent = MemoryCap.affordability_of
 
     def careless(self: MemoryCap, price: Price) -> Affordable:
         return consent(self, evolve(price, basis=Basis.REPORTED))
 
-    return [(MemoryCap, "check", careless)]
+    return [(MemoryCap, "affordability_of", careless)]
 
 
 def _forgotten_on_rebirth() -> list[Change]:

@@ -43,7 +43,7 @@ class Spending(RuleBasedStateMachine):
 
     @rule(name=CLASSES)
     def buy(self, name: str) -> None:
-        consent = self.budget.check(reported_price(name))
+        consent = self.budget.affordability_of(reported_price(name))
         open_sum = sum((COSTS[other] for other in (*self.under_way.values(), *self.in_doubt.values())), Decimal(0))
         fits = self.taken + open_sum + COSTS[name] <= 40
         assert consent is (NOW if fits else LATER if self.under_way else NEVER)
@@ -126,7 +126,7 @@ class Learning(RuleBasedStateMachine):
     @rule(name=NAMES)
     def buy(self, name: str) -> None:
         price = self._price(name)
-        consent = self.budget.check(price)
+        consent = self.budget.affordability_of(price)
         if price.is_estimate and self.unknown:
             assert consent is (LATER if set(self.unknown) & self.under_way else NEVER)
         if consent is NOW:

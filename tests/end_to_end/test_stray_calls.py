@@ -133,7 +133,7 @@ def test_sync_calls_from_the_sessions_own_thread_need_no_running_loop() -> None:
 async def test_callback_on_another_loop_gets_503(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     async with emulated(duration=Fixed(0.05)) as emulator, quick(emulator, ledger=tmp_path / "jobs.sqlite") as session:
         receiver = CallbackReceiver(session, public_url="https://app.example")
-        url = await session._callback_urls.make_url("order-1")
+        url = await session._callback_router.make_url("order-1")
         path = url.removeprefix("https://app.example")
         assert (await asyncio.to_thread(lambda: asyncio.run(ask(receiver, path)))).status == 503
         assert (await ask(receiver, path)).status == 200

@@ -11,7 +11,7 @@ import pytest
 from nanobanana_async import ConcurrencyPolicy, Session
 from nanobanana_async.errors import ConfigurationError, NanoBananaError
 from nanobanana_async.keys import batch_key_prefix
-from nanobanana_async.policy.fair_queue import FLOOR
+from nanobanana_async.policy.fair_queue import FLOOR_EVERY
 from nanobanana_async.testing import FakeTransport, run_virtual
 from tests.batch.fakes import PromptGateway, all_of, slots
 from tests.support.fakes import RecordingLedger, apimall, now, virtually
@@ -150,7 +150,7 @@ async def test_higher_priority_goes_first_and_a_tenth_to_the_others() -> None:
         await all_done(*low, *high)
     # The first call found a free slot.
     assert [number for number, prompt in enumerate(gateway.sold[1:45]) if prompt.startswith("low")] == [
-        FLOOR * turn - 1 for turn in range(1, 5)
+        FLOOR_EVERY * turn - 1 for turn in range(1, 5)
     ]
 
 

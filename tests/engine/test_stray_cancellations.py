@@ -174,7 +174,7 @@ class Miscounting(RecordingLedger):
 @virtually
 async def test_other_session_tasks_survive_a_cancelled_error(caplog: pytest.LogCaptureFixture) -> None:
     async with apimall(FakeTransport(FakeGateway(job_s=5.0).answer), ledger=Miscounting()) as session:
-        session._callback_urls.enable("https://app.example", Secret("s" * 16))
+        session._callback_router.enable("https://app.example", Secret("s" * 16))
         await others_are_served(session)
         assert session.stats().succeeded == 3
     assert "ledger.failed" in caplog.text

@@ -187,12 +187,12 @@ _STATE_NAMES = [
     "mode",
     "budget",
     "gate_until",
-    "gate_owner",
+    "prober",
     "cut_off",
     "spoke_at",
     "policy",
 ]
-_STATE_NAMES += ["mean_job_s", "_slots_without_ramp", "blocked_until", "rate_log_odds", "outage_owner", "hand_over_s"]
+_STATE_NAMES += ["mean_job_s", "_slots_without_ramp", "blocked_until", "rate_log_odds", "outage_owner", "probe_turn_s"]
 
 TARGETS = (
     Target(

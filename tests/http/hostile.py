@@ -94,7 +94,7 @@ async def _ended(session: Session, case: Case, port: int, answered: asyncio.Even
             case "create":
                 await session.generate("a fox")
             case "callback":
-                await session._callback_urls.handle_callback("k", case.answer())
+                await session._callback_router.handle_callback("k", case.answer())
             case _:
                 await session.download(GeneratedImage(url=case.link or f"http://127.0.0.1:{port}/1.png"))
     except NanoBananaError as error:

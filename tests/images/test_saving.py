@@ -493,13 +493,13 @@ def test_discarded_partial_file_does_nothing(tmp_path: Path) -> None:
     part.discard()
     part.open()
     part.write(IMAGE)
-    part.sweep()
+    part.remove_stale_parts()
     with pytest.raises(FetchError, match="discarded"):
         part.finish("nb-1")
     assert held(tmp_path) == set()
 
 
-async def test_partial_files_are_swept_after_an_hour(tmp_path: Path) -> None:
+async def test_partial_files_are_removed_after_an_hour(tmp_path: Path) -> None:
     old = time.time() - 3700  # noqa: TID251
     for name in (
         ".nanobanana-0123456789abcdef.part",

@@ -130,8 +130,8 @@ async def test_a_job_is_logged_from_tracked_to_released(caplog: pytest.LogCaptur
         async with apimall(FakeTransport(in_turn([created()], [failing]))) as session:
             job = await session.submit("a fox")
             await job.wait_for_task_id()
-            session._callback_urls.enable("https://app.example", Secret("0123456789abcdef"))
-            assert await session._callback_urls.handle_callback(job.key, b"")
+            session._callback_router.enable("https://app.example", Secret("0123456789abcdef"))
+            assert await session._callback_router.handle_callback(job.key, b"")
             with pytest.raises(Exception, match="failed"):
                 await job
     beside = {"limits.changed", "webhook.not_registered"}  # the scripted gateway lists no webhooks

@@ -393,10 +393,10 @@ async def test_a_callback_is_an_event_of_the_span() -> None:
     collector = TelemetryCollector()
     gateway = FakeGateway(job_s=30.0)
     async with defapi(FakeTransport(gateway.answer), observers=[collector.telemetry]) as session:
-        session._callback_urls.enable("https://app.example/hooks", Secret("0123456789abcdef"))
+        session._callback_router.enable("https://app.example/hooks", Secret("0123456789abcdef"))
         job = await session.submit(PROMPT)
         await asyncio.sleep(30.5)
-        assert await session._callback_urls.handle_callback(job.key, b"{}")
+        assert await session._callback_router.handle_callback(job.key, b"{}")
         await job
     assert event_names(collector.span) == [
         "create.sent",

@@ -43,15 +43,15 @@ def a_budget(limit: str) -> tuple[MemoryCap, Prices]:
 def test_jobs_fit_up_to_the_cap_and_the_next_waits() -> None:
     budget, _ = a_budget("24")
     for key in "abc":
-        assert budget.check(FOX) is NOW
+        assert budget.affordability_of(FOX) is NOW
         budget.reserve(key, FOX)
-    assert budget.check(FOX) is LATER
+    assert budget.affordability_of(FOX) is LATER
     assert budget.reserved == 24
     for key in "abc":
         budget.charge(key, EIGHT)
     assert budget.spent == 24
     assert budget.reserved == 0
-    assert budget.check(FOX) is NEVER
+    assert budget.affordability_of(FOX) is NEVER
     assert budget.explain_refusal(FOX) == "max_credits is 24, 24 are spent, and a job for 8 would pass it"
 
 
@@ -73,26 +73,26 @@ def test_released_reservation_is_free_again() -> None:
     budget.release("a")
     assert budget.spent == 0
     assert budget.reserved == 0
-    assert budget.check(FOX) is NOW
+    assert budget.affordability_of(FOX) is NOW
 
 
 @pytest.mark.parametrize("price", [GUESS, EXPECTED], ids=["example", "expected"])
 def test_estimates_run_one_at_a_time_across_classes(price: Price) -> None:
     budget, prices = a_budget("80")
     owl = Price("owl", EIGHT, price.basis)
-    assert budget.check(price) is NOW
+    assert budget.affordability_of(price) is NOW
     budget.reserve("a", price)
-    assert (budget.check(price), budget.check(owl)) == (LATER, LATER)
-    assert budget.check(Price("crow", EIGHT)) is NOW  # a known price
+    assert (budget.affordability_of(price), budget.affordability_of(owl)) == (LATER, LATER)
+    assert budget.affordability_of(Price("crow", EIGHT)) is NOW  # a known price
     prices.learn("fox", EIGHT)
     budget.set_price("a", EIGHT)
-    assert budget.check(owl) is NOW
+    assert budget.affordability_of(owl) is NOW
     assert budget.reserved == 8
 
 
 def test_estimate_above_the_cap_is_refused() -> None:
     budget, _ = a_budget("7")
-    assert budget.check(GUESS) is NEVER
+    assert budget.affordability_of(GUESS) is NEVER
     assert budget.explain_refusal(GUESS) == (
         "max_credits is 7, 0 are spent, and a job estimated at 8 would pass it: the estimate is what such jobs cost"
         " earlier or in the gateway's reference, their price is not known yet; expected_credits sets another estimate"
@@ -109,13 +109,13 @@ def test_unknown_cost_blocks_estimates_until_expected_credits_is_set(end: str) -
         budget.suspend("a")
     else:
         budget.charge("a", None)
-    assert budget.check(GUESS) is NEVER
+    assert budget.affordability_of(GUESS) is NEVER
     assert "a job estimated at 8 is not bought: an earlier job was bought at an estimate" in budget.explain_refusal(
         GUESS
     )
-    assert budget.check(Price("fox", Decimal(30), Basis.EXPECTED)) is NOW
+    assert budget.affordability_of(Price("fox", Decimal(30), Basis.EXPECTED)) is NOW
     assert budget.spent + budget.reserved == 30  # the user's estimate counts for the first job too
-    assert budget.check(Price("owl", Decimal(51))) is NEVER
+    assert budget.affordability_of(Price("owl", Decimal(51))) is NEVER
     assert prices.price_of("fox") is None
 
 
@@ -130,10 +130,10 @@ def test_price_learned_later_applies_to_earlier_jobs(end: str) -> None:
     assert budget.reserved == 2
     prices.learn("fox", EIGHT)
     assert budget.reserved + budget.spent == 8 or budget.spent == 8
-    assert budget.check(FOX) is NOW
+    assert budget.affordability_of(FOX) is NOW
     budget.reserve("b", FOX)
     budget.charge("b", EIGHT)
-    assert budget.check(FOX) is NEVER
+    assert budget.affordability_of(FOX) is NEVER
     assert budget.explain_refusal(FOX).startswith(
         "max_credits is 16, 16 are spent" if end == "charge" else "max_credits is 16, 8"
     )
@@ -143,17 +143,17 @@ def test_job_in_doubt_stays_reserved_and_is_not_awaited() -> None:
     budget, _ = a_budget("8")
     budget.reserve("a", FOX)
     budget.suspend("a")
-    assert budget.check(FOX) is NEVER
+    assert budget.affordability_of(FOX) is NEVER
     assert budget.reserved == 8
     assert "8 are reserved for jobs in doubt" in budget.explain_refusal(FOX)
     budget.resume("a")
-    assert budget.check(FOX) is LATER
+    assert budget.affordability_of(FOX) is LATER
     budget.suspend("a")
     budget.set_price("a", EIGHT)
-    assert budget.check(FOX) is LATER
+    assert budget.affordability_of(FOX) is LATER
     budget.suspend("a")
     budget.reserve("a", FOX)
-    assert budget.check(FOX) is LATER
+    assert budget.affordability_of(FOX) is LATER
     assert budget.reserved == 8
 
 
@@ -166,7 +166,7 @@ def test_unknown_jobs_do_not_change_the_budget() -> None:
     budget.release("b")
     assert budget.spent == 0
     assert budget.reserved == 0
-    assert budget.check(FOX) is NOW
+    assert budget.affordability_of(FOX) is NOW
 
 
 def test_price_above_its_estimate_passes_the_cap_once() -> None:
@@ -175,15 +175,15 @@ def test_price_above_its_estimate_passes_the_cap_once() -> None:
     prices.learn("fox", Decimal(28))
     budget.set_price("a", Decimal(28))
     assert budget.reserved == 28
-    assert budget.check(prices.estimate("fox", EIGHT, None)) is LATER
+    assert budget.affordability_of(prices.estimate("fox", EIGHT, None)) is LATER
     budget.charge("a", Decimal(28))
-    assert budget.check(prices.estimate("fox", EIGHT, None)) is NEVER
+    assert budget.affordability_of(prices.estimate("fox", EIGHT, None)) is NEVER
 
 
 @pytest.mark.parametrize(("price", "answer"), [(GUESS, NEVER), (FOX, NEVER), (Price("fox", Decimal(0)), NOW)])
 def test_cap_of_zero_allows_only_free_jobs(price: Price, answer: Affordable) -> None:
     budget, _ = a_budget("0")
-    assert budget.check(price) is answer
+    assert budget.affordability_of(price) is answer
 
 
 def test_prices_start_as_estimates_and_are_learned() -> None:
@@ -201,16 +201,16 @@ def test_prices_start_as_estimates_and_are_learned() -> None:
 
 def test_batch_budget_asks_the_ledger_until_a_refusal() -> None:
     cap = LedgerCap(Decimal(80))
-    assert cap.check(GUESS) is NOW
+    assert cap.affordability_of(GUESS) is NOW
     cap.reserve("a", GUESS)
-    assert cap.check(GUESS) is LATER  # the first job makes the price known
-    assert cap.check(FOX) is NOW
+    assert cap.affordability_of(GUESS) is LATER  # the first job makes the price known
+    assert cap.affordability_of(FOX) is NOW
     cap.resume("a")
     cap.set_price("a", EIGHT)
-    assert cap.check(GUESS) is NOW
+    assert cap.affordability_of(GUESS) is NOW
     cap.on_refused(FOX, NEVER, "no room", ask_again_at=7.0)
-    assert (cap.check(FOX), cap.explain_refusal(FOX), cap.ask_again_at) == (NEVER, "no room", 7.0)
-    assert cap.check(Price("owl", EIGHT)) is NOW
+    assert (cap.affordability_of(FOX), cap.explain_refusal(FOX), cap.ask_again_at) == (NEVER, "no room", 7.0)
+    assert cap.affordability_of(Price("owl", EIGHT)) is NOW
     changes: list[Callable[[], None]] = [
         partial(cap.charge, "a", None),
         partial(cap.suspend, "a"),
@@ -219,11 +219,11 @@ def test_batch_budget_asks_the_ledger_until_a_refusal() -> None:
     ]
     for change in changes:
         cap.on_refused(FOX, LATER, "no room", ask_again_at=7.0)
-        assert cap.check(FOX) is LATER
+        assert cap.affordability_of(FOX) is LATER
         change()
-        assert (cap.check(FOX), cap.ask_again_at) == (NOW, NEVER_ASK_AGAIN)
+        assert (cap.affordability_of(FOX), cap.ask_again_at) == (NOW, NEVER_ASK_AGAIN)
     cap.reserve("b", FOX)
-    assert cap.check(GUESS) is NOW
+    assert cap.affordability_of(GUESS) is NOW
 
 
 def test_job_that_the_ledger_refused_leaves_the_refusals_of_others() -> None:
@@ -232,7 +232,8 @@ def test_job_that_the_ledger_refused_leaves_the_refusals_of_others() -> None:
     cap.reserve("owl", GUESS)
     cap.take_back("owl")
     cap.on_refused(Price("owl", EIGHT), LATER, "no room", ask_again_at=9.0)
-    assert (cap.check(FOX), cap.check(Price("owl", EIGHT)), cap.ask_again_at) == (LATER, LATER, 7.0)
+    assert (cap.affordability_of(FOX), cap.affordability_of(Price("owl", EIGHT))) == (LATER, LATER)
+    assert cap.ask_again_at == 7.0
     session_cap, _ = a_budget("16")
     session_cap.reserve("owl", FOX)
     session_cap.take_back("owl")
@@ -291,11 +292,11 @@ def test_decimal_amounts_add_up_exactly() -> None:
     assert limit is not None
     budget, price = MemoryCap(limit, Prices()), Price("fox", Decimal("0.100000"))
     for key in "abc":
-        assert budget.check(price) is NOW
+        assert budget.affordability_of(price) is NOW
         budget.reserve(key, price)
         budget.charge(key, Decimal("0.100000"))
     assert budget.spent == Decimal("0.3")
-    assert budget.check(price) is NEVER
+    assert budget.affordability_of(price) is NEVER
 
 
 @each_row(

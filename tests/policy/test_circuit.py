@@ -47,20 +47,20 @@ def test_retry_after_pauses_all_requests_and_is_capped() -> None:
 
 def test_budget_allows_fifty_repeats_then_one_per_ten_requests() -> None:
     budget = RetryBudget()
-    assert [budget.draw(0.0) for _ in range(51)] == [True] * 50 + [False]
+    assert [budget.spend(0.0) for _ in range(51)] == [True] * 50 + [False]
     for _ in range(9):
         budget.earn()
-    assert not budget.draw(0.0)
+    assert not budget.spend(0.0)
     budget.earn()
     budget.earn()
-    assert budget.draw(0.0)
+    assert budget.spend(0.0)
 
 
 def test_budget_refills_with_time_up_to_its_capacity() -> None:
     budget = RetryBudget(tokens=0.0)
-    assert not budget.draw(9.0)
-    assert budget.draw(11.0)
-    assert not budget.draw(5.0)
+    assert not budget.spend(9.0)
+    assert budget.spend(11.0)
+    assert not budget.spend(5.0)
     budget.tokens = 49.99
     budget.earn()
     assert budget.tokens == 50.0

@@ -12,7 +12,7 @@ from nanobanana_async.policy.durations import (
     BIN_COUNT,
     BIN_EDGES_S,
     BIN_WIDTHS_S,
-    HALVED_AFTER_COMPLETIONS,
+    HALF_LIFE_COMPLETIONS,
     PRIOR_SIGMA,
     PRIOR_WEIGHT_MEDIAN,
     SHORTEST_S,
@@ -112,7 +112,7 @@ def test_slower_gateway_is_followed() -> None:
         durations.add_completed(lognormal(40.0, 0.3)(chance))
     durations.fit([])
     assert durations.median_s == pytest.approx(40.0, rel=0.15)
-    assert durations.count <= HALVED_AFTER_COMPLETIONS
+    assert durations.count <= HALF_LIFE_COMPLETIONS
     # With the old distribution half of all jobs would end before 12 s.
     assert sum(hazard * width for hazard, width in zip(durations.hazards()[:57], BIN_WIDTHS_S, strict=False)) < 0.2
 

@@ -10,7 +10,7 @@ import pytest
 from nanobanana_async import ConcurrencyPolicy
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.policy.fair_queue import (
-    FLOOR,
+    FLOOR_EVERY,
     MOST_IDLE,
     MOST_PASSED_OVER,
     FairQueue,
@@ -217,19 +217,19 @@ def test_floor_serves_the_next_lower_priority() -> None:
     items = [Item(priority, priority) for priority in (2, 1, 0) for _ in range(1000)]
     served = groups_of(queue_of(*items), 1000)
     assert Counter(served) == {2: 900, 1: 90, 0: 10}
-    assert max(len(run) for run in "".join("u" if each == 2 else " " for each in served).split()) == FLOOR - 1
+    assert max(len(run) for run in "".join("u" if each == 2 else " " for each in served).split()) == FLOOR_EVERY - 1
 
 
 def test_single_urgent_jobs_never_meet_the_floor() -> None:
     queue = queue_of(*[Item("batch") for _ in range(100)])
-    for _ in range(3 * FLOOR):
+    for _ in range(3 * FLOOR_EVERY):
         queue.add(Item("web", priority=1))
         assert groups_of(queue, 2) == ["web", "batch"]
 
 
 def test_floor_is_not_owed_once_nothing_lower_waits() -> None:
     queue = queue_of(*[Item("web", priority=1) for _ in range(50)], Item("batch"))
-    groups_of(queue, FLOOR)
+    groups_of(queue, FLOOR_EVERY)
     assert groups_of(queue, 40) == ["web"] * 40
     queue.add(Item("batch"))
     assert groups_of(queue, 1) == ["web"]

@@ -12,15 +12,15 @@ from nanobanana_async.policy.concurrency import AnsweredCreate, ConcurrencyPolic
 from nanobanana_async.policy.durations import Durations
 from nanobanana_async.policy.learned import (
     FRESH_S,
-    HALVED_S,
+    HALF_LIFE_S,
     KEPT_S,
     MOST_CLASSES,
     MOST_WEIGHT,
     SLOWEST_PER_S,
     LearnedAccount,
-    LearnedClass,
     LearnedLimits,
     LearnedPace,
+    LearnedPriceClass,
     LearnedRates,
 )
 from nanobanana_async.policy.limiter import AdmissionLimiter
@@ -35,7 +35,7 @@ APART = LearnedRates(
     log_odds=-2.0, both=LearnedPace(rate=4.5), create=LearnedPace(rate=0.5, windowed=True), poll=LearnedPace(rate=4.0)
 )
 LIMITS = LearnedLimits(at=NOON, job_limit=5, rate_log_odds=-1.5, rates=SHARED)
-FOXES = LearnedClass(at=NOON, count=6.0, log_mean=3.0, log_variance=0.2, price=Decimal("8.5"))
+FOXES = LearnedPriceClass(at=NOON, count=6.0, log_mean=3.0, log_variance=0.2, price=Decimal("8.5"))
 
 
 def later(seconds: float) -> datetime:
@@ -43,8 +43,8 @@ def later(seconds: float) -> datetime:
 
 
 @each_row("limits", [None, LIMITS, evolve(LIMITS, rates=APART), LearnedLimits(at=NOON)])
-@each_row("classes", [{}, {"foxes": FOXES, "owls": LearnedClass(at=NOON)}])
-def test_facts_survive_as_json(limits: LearnedLimits | None, classes: dict[str, LearnedClass]) -> None:
+@each_row("classes", [{}, {"foxes": FOXES, "owls": LearnedPriceClass(at=NOON)}])
+def test_facts_survive_as_json(limits: LearnedLimits | None, classes: dict[str, LearnedPriceClass]) -> None:
     facts = LearnedAccount(limits=limits, classes=classes)
     read = LearnedAccount.from_json(facts.to_json())
     assert read == facts
@@ -110,7 +110,7 @@ def test_durations_of_any_size_can_be_read_again(seconds: float) -> None:
         learned.add_completed(seconds)
     mean, variance = learned.log_moments
     facts = LearnedAccount(
-        classes={"foxes": LearnedClass(at=NOON, count=learned.count, log_mean=mean, log_variance=variance)}
+        classes={"foxes": LearnedPriceClass(at=NOON, count=learned.count, log_mean=mean, log_variance=variance)}
     )
     assert LearnedAccount.from_json(facts.to_json()) == facts
 
@@ -118,10 +118,10 @@ def test_durations_of_any_size_can_be_read_again(seconds: float) -> None:
 def test_durations_fade_with_age() -> None:
     many = evolve(FOXES, count=400.0)
     assert many.faded_weight(NOON) == MOST_WEIGHT
-    assert many.faded_weight(later(HALVED_S)) == MOST_WEIGHT / 2
-    assert many.faded_weight(later(-HALVED_S)) == MOST_WEIGHT / 2  # a clock was wrong
+    assert many.faded_weight(later(HALF_LIFE_S)) == MOST_WEIGHT / 2
+    assert many.faded_weight(later(-HALF_LIFE_S)) == MOST_WEIGHT / 2  # a clock was wrong
     assert many.faded_weight(later(KEPT_S + 1)) == 0
-    assert evolve(FOXES, count=0.9).faded_weight(later(HALVED_S)) == 0
+    assert evolve(FOXES, count=0.9).faded_weight(later(HALF_LIFE_S)) == 0
 
 
 def test_only_changed_facts_are_replaced() -> None:

@@ -35,8 +35,8 @@ def test_stated_kind_is_routed_to_its_limit() -> None:
     slots, rate = limiter(), limiter()
     slots.on_throttled(1.0, AnsweredCreate(0.9), Load(5), "jobs")
     rate.on_throttled(1.0, AnsweredCreate(0.9), Load(5), "rate", 7.0)
-    assert (slots.job_limit.mode, slots.job_limit.cap, slots.pacer.active) == (Mode.HOLD, 5.0, False)
-    assert (rate.job_limit.mode, rate.job_limit.cap, rate.pacer.active) == (Mode.RAMP, math.inf, True)
+    assert (slots.job_limit.mode, slots.job_limit.cap, slots.pacer.is_limited) == (Mode.HOLD, 5.0, False)
+    assert (rate.job_limit.mode, rate.job_limit.cap, rate.pacer.is_limited) == (Mode.RAMP, math.inf, True)
     assert rate.opens_at(5.0) == 8.0
     assert (slots.limit_kind, slots.undecided_since, rate.limit_kind, rate.undecided_since) == (None, None, None, None)
     assert slots.was_throttled
@@ -85,7 +85,7 @@ def test_hidden_slot_limit_is_recognised_after_two_trials(limit: int, rtt_s: flo
         client.run()
         assert client.verdicts == [None, "jobs"]
         assert client.refusals_before_verdict - client.in_ramp() <= 2
-        assert not client.limiter.pacer.active
+        assert not client.limiter.pacer.is_limited
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def test_trial_accepted_soon_is_evidence_for_the_rate() -> None:
     undecided.on_accepted(10.6, AnsweredCreate(10.5), Load(21, 0))
     assert undecided.limit_kind == "rate"
     assert undecided.job_limit.mode is Mode.RAMP
-    assert undecided.pacer.active
+    assert undecided.pacer.is_limited
 
 
 @pytest.mark.parametrize("likely_ends", [3.0, 50.0])
@@ -311,7 +311,7 @@ def test_429s_while_ever_fewer_jobs_are_held_are_of_an_unknown_rate() -> None:
     for number, held in enumerate((18, 14, 10, 6, 3, 0)):
         known.on_ended()
         known.on_throttled(10.1 + number, AnsweredCreate(10.0 + number), Load(held))
-    assert known.pacer.active
+    assert known.pacer.is_limited
     assert known.job_limit.cap == cap
 
 

@@ -155,12 +155,12 @@ def test_jobs_ask_again_once_what_the_ledger_has_of_the_budget_has_changed(
     budget, now, counted, reserved = read
     cap.on_read(budget, budget.count_at(now), Decimal(counted), None if reserved is None else Decimal(reserved))
     assert cap.is_awaited is not asks
-    assert (cap.check(FOX) is Affordable.NOW) is asks
+    assert (cap.affordability_of(FOX) is Affordable.NOW) is asks
 
 
 def test_refusal_at_an_estimate_does_not_hold_at_a_known_price() -> None:
     cap, guess = LedgerCap(None, "alice"), Price("fox", Decimal(8), Basis.EXAMPLE)
     cap.on_refused(guess, Affordable.LATER, "an earlier job has an estimate", ask_again_at=7.0)
-    assert (cap.check(guess), cap.check(FOX)) == (Affordable.LATER, Affordable.NOW)
+    assert (cap.affordability_of(guess), cap.affordability_of(FOX)) == (Affordable.LATER, Affordable.NOW)
     cap.on_refused(guess, Affordable.NEVER, "an earlier job has an estimate", ask_again_at=7.0)
     assert not cap.is_awaited

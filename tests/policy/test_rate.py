@@ -77,7 +77,7 @@ def test_no_pacing_before_the_first_429() -> None:
     pacer = Pacer()
     pacer.on_sent(1.0)
     pacer.on_accepted(1.1, 1.0)
-    assert not pacer.active
+    assert not pacer.is_limited
     assert pacer.admits(1.1, 99)
 
 
@@ -218,5 +218,5 @@ def test_rate_stays_positive_for_any_event_sequence(
             pacer.on_throttled(now, now - took_s, wait_s)
             assert pacer.next_at < math.inf
         assert pacer.rate > 0.0
-        assert pacer.active is (pacer.rate < math.inf)
+        assert pacer.is_limited is (pacer.rate < math.inf)
         assert not math.isnan(pacer.next_at)

@@ -33,8 +33,8 @@ def test_other_kind_that_is_accepted_during_a_run_of_refusals_has_its_own_budget
         now += 2.0
     assert not budget.is_shared
     assert budget.admits("poll", now, 5)
-    assert not budget.pacer("poll").active
-    assert budget.pacer("create").active
+    assert not budget.pacer("poll").is_limited
+    assert budget.pacer("create").is_limited
     for number in range(4):  # and shared again, once both are refused
         budget.on_throttled("create", now + number, now + number - 0.05)
         budget.on_throttled("poll", now + number + 0.2, now + number + 0.1)

@@ -54,15 +54,15 @@ def test_requests_leave_evenly_after_a_small_burst() -> None:
 
 
 def test_cap_says_how_many_requests_may_leave_soon() -> None:
-    assert SessionBudget().cap_lets_leave(0.0, 2.0) == math.inf
+    assert SessionBudget().cap_most_requests_within(0.0, 2.0) == math.inf
     cap = RequestCap(60)
     budget = SessionBudget(cap=cap)
-    assert budget.cap_lets_leave(0.0, 2.0) == 8
+    assert budget.cap_most_requests_within(0.0, 2.0) == 8
     for _ in range(7):
         cap.on_sent(0.0)
-    assert cap.lets_leave(0.0, 2.0) == 1
-    assert cap.lets_leave(0.0, 1.0) == 0
-    assert RequestCap(2).lets_leave(0.0, 600.0) == 2
+    assert cap.most_requests_within(0.0, 2.0) == 1
+    assert cap.most_requests_within(0.0, 1.0) == 0
+    assert RequestCap(2).most_requests_within(0.0, 600.0) == 2
 
 
 def test_learned_pace_stays_below_the_cap() -> None:

@@ -40,7 +40,7 @@ def say(limiter: SharedLimiter, held: int = 0, queued: int = 0, polls_due: int =
 
 
 def hear(limiter: SharedLimiter, at: float, **allotted: object) -> None:
-    limiter.take(Allotment(at=at + AHEAD_S, **allotted), at, at)  # type: ignore[arg-type]
+    limiter.take_allotment(Allotment(at=at + AHEAD_S, **allotted), at, at)  # type: ignore[arg-type]
 
 
 def next_at(limiter: SharedLimiter, now: float, taken: int = 0, queued: int = 0) -> float:
@@ -139,10 +139,10 @@ def test_only_the_last_events_are_kept_while_the_ledger_is_away() -> None:
 
 def test_the_offset_of_the_clocks_comes_from_the_shortest_exchange() -> None:
     limiter = new(granted=1, target=1)
-    limiter.take(Allotment(at=11.0 + AHEAD_S), 11.0, 13.0)  # error up to 1 s
+    limiter.take_allotment(Allotment(at=11.0 + AHEAD_S), 11.0, 13.0)  # error up to 1 s
     limiter.on_sent(14.0)
     assert say(limiter).events[0].at == 14.0 + AHEAD_S
-    limiter.take(Allotment(at=80.0 + AHEAD_S), 80.0, 10.0 + OFFSET_KEPT_S + 12.0)
+    limiter.take_allotment(Allotment(at=80.0 + AHEAD_S), 80.0, 10.0 + OFFSET_KEPT_S + 12.0)
     limiter.on_sent(90.0)
     assert say(limiter).events[0].at != 90.0 + AHEAD_S
 
@@ -324,7 +324,7 @@ def test_an_exchange_is_repeated_after_a_tick_while_the_ledger_is_away() -> None
 
 
 def test_the_session_shows_what_the_account_has_learned() -> None:
-    limiter = new(cap=7.5, rate_log_odds=-3.0, undecided_since=9.0 + AHEAD_S, ask_at=15.0 + AHEAD_S)
+    limiter = new(cap=7.5, rate_log_odds=-3.0, undecided_since=9.0 + AHEAD_S, exchange_again_at=15.0 + AHEAD_S)
     assert (limiter.job_limit.cap_in_slots, limiter.limit_kind, limiter.undecided_since) == (7, "jobs", 9.0)
     assert limiter.was_throttled
     assert next_at(limiter, 11.0) == 15.0
@@ -348,7 +348,7 @@ def test_departures_by_a_clock_that_was_set_are_dropped(jump_s: float) -> None:
     assert limiter.budget.admits("create", 10.6, 0)
     say(limiter)
     soon = 12.5 + AHEAD_S + jump_s
-    limiter.take(
+    limiter.take_allotment(
         Allotment(at=12.0 + AHEAD_S + jump_s, granted=5, target=5, gap_s=1.0, departures={"create": (soon,)}),
         11.9,
         12.1,

@@ -14,10 +14,10 @@ from nanobanana_async.policy.account_state import AccountState, Share, fair_shar
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Load, Mode
 from nanobanana_async.policy.learned import FRESH_S
 from nanobanana_async.policy.sharing import (
-    HAND_OVER_S,
     HORIZON_S,
     PROBE_AFTER_S,
     PROBE_S,
+    PROBE_TURN_S,
     SILENT_S,
     Allotment,
     Report,
@@ -279,7 +279,7 @@ def test_nothing_leaves_while_no_job_is_held_and_the_limit_refuses() -> None:
     ask(state, 1, queued=1)
     first = throttled(NOW + 1, 0, NOW)
     allotment = exchange(state, 1, Report(number=2, held=0, queued=1, events=(first,)), NOW + 1)
-    assert (allotment.granted, allotment.ask_at) == (0, NOW + 1.5)
+    assert (allotment.granted, allotment.exchange_again_at) == (0, NOW + 1.5)
     assert ask(state, 1, queued=1, now=NOW + 1.6) == 1
     ended = RequestEvent(what="ended")
     again = throttled(NOW + 2, 0, NOW + 1.7)
@@ -292,7 +292,7 @@ def test_an_unexplained_refusal_is_tried_again_by_one_owner() -> None:
     ask(state, 1, held=9)
     unexplained = RequestEvent(what="throttled", at=NOW + 1, sent_at=NOW, load=Load(9))
     allotment = exchange(state, 1, Report(number=2, held=9, queued=9, events=(unexplained,)), NOW + 1)
-    assert (allotment.granted, allotment.undecided_since, allotment.ask_at) == (9, NOW + 1, NOW + 1.5)
+    assert (allotment.granted, allotment.undecided_since, allotment.exchange_again_at) == (9, NOW + 1, NOW + 1.5)
     assert ask(state, 1, held=9, queued=9, now=NOW + 1.6) == 10
     assert ask(state, 2, queued=9, now=NOW + 1.6) == 0
 
@@ -361,11 +361,11 @@ def test_another_owner_probes_if_the_one_that_met_the_gate_is_gone() -> None:
     state = limited(20)
     exchange(state, 1, Report(number=1, held=0, gate_until=NOW + 30), NOW)
     exchange(state, 2, Report(number=1, held=0, gate_until=NOW + 10), NOW)
-    assert state.gate_owner == 1
+    assert state.prober == 1
     later = NOW + 31 + PROBE_AFTER_S
     assert exchange(state, 2, Report(number=2, held=0), later).gate_until == -math.inf
     exchange(state, 2, Report(number=3, held=0, gate_until=later + 9), later)
-    assert state.gate_owner == 2
+    assert state.prober == 2
 
 
 def outage(number: int, for_s: float = 30.0, **facts: object) -> Report:
@@ -405,23 +405,23 @@ def test_owners_take_turns_to_probe_during_an_outage() -> None:
     waiting = Report(number=1, held=2, queued=9)
     exchange(state, 2, waiting, NOW + 1)
     exchange(state, 3, evolve(waiting, queued=0), NOW + 1)
-    at = NOW + HAND_OVER_S + 1
+    at = NOW + PROBE_TURN_S + 1
     assert exchange(state, 3, Report(number=2, held=2), at).gate_until > at  # it has nothing to send
     probing = exchange(state, 2, evolve(waiting, number=2), at)
     assert (probing.gate_until, probing.granted) == (-math.inf, 3)
     assert exchange(state, 2, evolve(waiting, number=3, in_flight=1), at + 1).granted == 3
     exchange(state, 1, outage(2, 90), at + 2)
-    assert state.gate_owner == 2
+    assert state.prober == 2
     assert exchange(state, 3, evolve(waiting, number=3), at + 3).gate_until > at
     exchange(state, 1, outage(3, 90), at + PROBE_S + 1)  # no answer came
-    assert state.gate_owner == 1
+    assert state.prober == 1
     at += PROBE_S + 1
-    exchange(state, 3, evolve(waiting, number=4), at + HAND_OVER_S + 1)
-    assert state.gate_owner == 1  # twice as long now
-    exchange(state, 3, evolve(waiting, number=5), at + 2 * HAND_OVER_S + 1)
-    assert state.gate_owner == 3
-    answered = RequestEvent(what="accepted", at=at + 2 * HAND_OVER_S + 2, sent_at=at + 2 * HAND_OVER_S + 1)
-    allotment = exchange(state, 3, evolve(waiting, number=6, held=3, events=(answered,)), at + 2 * HAND_OVER_S + 3)
+    exchange(state, 3, evolve(waiting, number=4), at + PROBE_TURN_S + 1)
+    assert state.prober == 1  # twice as long now
+    exchange(state, 3, evolve(waiting, number=5), at + 2 * PROBE_TURN_S + 1)
+    assert state.prober == 3
+    answered = RequestEvent(what="accepted", at=at + 2 * PROBE_TURN_S + 2, sent_at=at + 2 * PROBE_TURN_S + 1)
+    allotment = exchange(state, 3, evolve(waiting, number=6, held=3, events=(answered,)), at + 2 * PROBE_TURN_S + 3)
     assert allotment.gate_until == -math.inf
     assert state.cut_off == {1}
     assert allotment.granted > 4
@@ -430,10 +430,10 @@ def test_owners_take_turns_to_probe_during_an_outage() -> None:
 def test_gate_opens_when_the_owner_that_found_the_outage_is_through() -> None:
     state = limited(20)
     exchange(state, 1, outage(1, 60), NOW)
-    exchange(state, 2, Report(number=1, held=0, queued=9), NOW + HAND_OVER_S + 1)
-    assert state.gate_owner == 2
-    exchange(state, 1, Report(number=2, held=0), NOW + HAND_OVER_S + 2)
-    assert exchange(state, 3, Report(number=1, held=0), NOW + HAND_OVER_S + 3).gate_until == -math.inf
+    exchange(state, 2, Report(number=1, held=0, queued=9), NOW + PROBE_TURN_S + 1)
+    assert state.prober == 2
+    exchange(state, 1, Report(number=2, held=0), NOW + PROBE_TURN_S + 2)
+    assert exchange(state, 3, Report(number=1, held=0), NOW + PROBE_TURN_S + 3).gate_until == -math.inf
 
 
 def test_nothing_waits_for_a_clock_that_went_back() -> None:

@@ -20,7 +20,7 @@ pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'na
 from nanobanana_async import ApiMall, DefApi, GeneratedImage, NanoBananaError, Session, SqliteLedger, Timeouts
 from nanobanana_async.commands import same_command
 from nanobanana_async.engine.account_webhook import Webhooks
-from nanobanana_async.engine.callback_urls import CallbackUrls
+from nanobanana_async.engine.callback_router import CallbackRouter
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways import HttpRequest, HttpResponse, Secret
 from nanobanana_async.http.tls_and_proxies import Proxies
@@ -282,7 +282,7 @@ REFUSALS = (200, 400, 401, 403, 409, 422, 429, 500, 502)
 
 
 async def test_a_refused_registration_that_echoes_the_secret_does_not_expose_it() -> None:
-    callbacks = CallbackUrls(MemoryLedger(), LoopGuard("the session"))
+    callbacks = CallbackRouter(MemoryLedger(), LoopGuard("the session"))
     callbacks.enable(HOOKS, Secret(SIGNING))
     derived = await callbacks.account_secret(MALL.account)
     kinds = 0

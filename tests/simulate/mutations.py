@@ -12,7 +12,7 @@ from nanobanana_async.engine import evidence, reconciler
 from nanobanana_async.engine import submitter as buying
 from nanobanana_async.engine.claimer import Claimer
 from nanobanana_async.engine.next_step import Enqueue, Next
-from nanobanana_async.engine.resolver import JobResolver
+from nanobanana_async.engine.resolver import ManualResolver
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.submitter import Submitter
 from nanobanana_async.engine.tracked_job import TrackedJob
@@ -199,10 +199,10 @@ def _conflict_taken_for_a_refusal() -> list[Change]:
 
 
 def _resolved_without_asking() -> list[Change]:
-    async def known(self: JobResolver, task_id: str, record: JobRecord, age_s: float) -> Observation:
+    async def known(self: ManualResolver, task_id: str, record: JobRecord, age_s: float) -> Observation:
         return Observation(task_id=task_id, state=JobState.RUNNING, status="processing")
 
-    return [(JobResolver, "_query_task", known)]
+    return [(ManualResolver, "_query_task", known)]
 
 
 def _account_is_its_api_key() -> list[Change]:
@@ -220,12 +220,12 @@ def _one_task_for_two_jobs() -> list[Change]:
 
 
 def _every_create_was_processed() -> list[Change]:
-    to_doubt = evidence.to_doubt
+    to_job_in_doubt = evidence.to_job_in_doubt
 
     def to_processed(record: JobRecord, gateway: Gateway, lateness_s: float, *, shared: bool) -> JobInDoubt:
-        return evolve(to_doubt(record, gateway, lateness_s, shared=shared), processed=True)
+        return evolve(to_job_in_doubt(record, gateway, lateness_s, shared=shared), processed=True)
 
-    return [(reconciler, "to_doubt", to_processed), (reconciler, "was_processed", lambda *_: True)]
+    return [(reconciler, "to_job_in_doubt", to_processed), (reconciler, "was_processed", lambda *_: True)]
 
 
 def _undecided_is_not_bought() -> list[Change]:

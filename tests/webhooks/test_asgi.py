@@ -28,7 +28,7 @@ JOB_S = 20.0
 
 
 async def name_and_token(session: Session, key: str = KEY) -> tuple[str, str]:
-    name, token = (await session._callback_urls.make_url(key)).split("/")[-2:]
+    name, token = (await session._callback_router.make_url(key)).split("/")[-2:]
     return name, token
 
 

@@ -177,7 +177,7 @@ async def test_wrong_tokens_get_404_and_cause_no_poll() -> None:
         await (await session.submit("a fox")).wait_for_task_id()
         (url,) = gateway.urls
         base, name, token = url.rsplit("/", 2)
-        job_url = await session._callback_urls.make_url("apimall")
+        job_url = await session._callback_router.make_url("apimall")
         for wrong in (
             f"{base}/{name}/{token[:-1]}",
             f"{base}/{name}/{token[::-1]}",
@@ -411,7 +411,7 @@ async def test_closed_session_answers_503() -> None:
     gateway = WebhookGateway()
     session = apimall(FakeTransport(gateway.answer))
     receiving(session, gateway)
-    url = await session._callback_urls.make_account_url(session.gateway.account)
+    url = await session._callback_router.make_account_url(session.gateway.account)
     assert await gateway.call(url, delivery_body("t1")) == 503
     async with session:
         pass

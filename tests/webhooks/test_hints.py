@@ -73,7 +73,7 @@ async def test_callback_does_not_revive_a_failed_job() -> None:
         with pytest.raises(JobFailed):
             await session.generate("a fox", idempotency_key=KEY)
         polled = len(transport.polls)
-        assert await call(receiver, await session._callback_urls.make_url(KEY), callback_body("ta1")) == 200
+        assert await call(receiver, await session._callback_router.make_url(KEY), callback_body("ta1")) == 200
         await asyncio.sleep(5.0)
         assert len(transport.polls) == polled
 
@@ -88,7 +88,7 @@ async def test_callback_does_not_affect_a_waiting_job() -> None:
         record = ledger.record(KEY)
         assert record.state is JobState.PENDING
         for body in (callback_body("t1"), b""):
-            assert await call(receiver, await session._callback_urls.make_url(KEY), body) == 200
+            assert await call(receiver, await session._callback_router.make_url(KEY), body) == 200
         assert (job.state, job.task_id, gateway.polled) == (JobState.PENDING, None, [])
         assert ledger.record(KEY) == record
         assert await job.cancel()
@@ -98,7 +98,7 @@ async def test_callback_does_not_affect_a_waiting_job() -> None:
 async def test_callback_for_an_unknown_job_is_ignored() -> None:
     gateway = CallbackGateway()
     async with calling(gateway.answer) as (session, receiver, _):
-        assert await call(receiver, await session._callback_urls.make_url("never-was"), callback_body("t1")) == 200
+        assert await call(receiver, await session._callback_router.make_url("never-was"), callback_body("t1")) == 200
         await asyncio.sleep(5.0)
     assert gateway.polled == []
 

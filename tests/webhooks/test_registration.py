@@ -116,7 +116,7 @@ async def test_webhooks_of_others_are_never_touched() -> None:
     async with hooked(gateway, ledger=ledger, public_url="https://old.example"):
         pass
     async with hooked(gateway, ledger=ledger) as session:
-        assert await session._callback_urls.unregister_webhooks() == 1
+        assert await session._callback_router.unregister_webhooks() == 1
     assert gateway.urls == OTHERS
 
 

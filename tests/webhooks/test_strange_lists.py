@@ -92,7 +92,7 @@ async def test_id_in_the_answer_to_a_registration_is_not_trusted(answered_id: st
 async def test_id_that_also_stands_beside_another_url_is_not_removed() -> None:
     gateway, ledger = StrangeGateway(lambda webhook: {**webhook, "id": "wh_1"}), MemoryLedger()
     async with hooked(gateway, ledger=ledger) as session:
-        assert await session._callback_urls.unregister_webhooks() == 0
+        assert await session._callback_router.unregister_webhooks() == 0
     assert gateway.webhooks["wh_1"]["url"] == OTHERS
 
 
@@ -142,7 +142,7 @@ async def test_url_that_only_contains_ours_is_not_removed(url: str) -> None:
     gateway, ledger = WebhookGateway(), MemoryLedger()
     async with hooked(gateway, ledger=ledger) as session:
         gateway.add(url.format(gateway.urls[0]), status="inactive")
-        assert await session._callback_urls.unregister_webhooks() == 1
+        assert await session._callback_router.unregister_webhooks() == 1
     assert list(gateway.webhooks) == ["wh_2"]
 
 

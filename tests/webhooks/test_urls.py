@@ -21,7 +21,7 @@ SECRET = "a secret of enough letters"
 
 async def url_of(session: Session, key: str = KEY) -> str:
     """Return a job's URL; the session is open."""
-    return await session._callback_urls.make_url(key)
+    return await session._callback_router.make_url(key)
 
 
 @virtually

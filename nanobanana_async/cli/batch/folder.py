@@ -90,7 +90,7 @@ class BatchFolder:
             found = check_owner(self.path, self._owner)  # another run may have written its marker first
             if found is not None and found.names != self._owner.names:
                 self._rewrite()
-            _sweep(self.path)
+            _remove_stale_parts(self.path)
         except OSError as error:
             self._unlock()
             raise unwritable_error(self.path, error) from None
@@ -233,7 +233,7 @@ def _check_own(path: Path) -> None:
         )
 
 
-def _sweep(path: Path) -> None:
+def _remove_stale_parts(path: Path) -> None:
     """Remove temporary files of killed runs."""
     for part in path.glob(".nanobanana-*.part"):
         with suppress(FileNotFoundError):

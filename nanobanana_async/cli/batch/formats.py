@@ -28,7 +28,7 @@ ENDINGS: Mapping[str, Format] = {
 }
 _SAMPLE_LINES = 20
 _LONGEST_NAME = 40  # of a column
-_SHOWN = 60
+_MOST_LINE_CHARACTERS = 60
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -44,7 +44,7 @@ def refuse_misnamed(copy: Path, title: str, *, named: bool) -> None:
     kind = _json_kind(lines[0]) or _table_kind(lines)
     if kind is None:
         return
-    shown = one_line(lines[0] if len(lines[0]) <= _SHOWN else f"{lines[0][:_SHOWN]}...")
+    shown = one_line(lines[0] if len(lines[0]) <= _MOST_LINE_CHARACTERS else f"{lines[0][:_MOST_LINE_CHARACTERS]}...")
     what = {"csv": "a table", "json": "a JSON array", "jsonl": "JSON lines"}.get(kind, "a table with | between columns")
     advice = f"rename it to .{kind}, or pass --format {kind}" if named else f"pass --format {kind}"
     if kind == "|":

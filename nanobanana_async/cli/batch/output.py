@@ -26,7 +26,7 @@ from nanobanana_async.escaping import escape_exactly
 from nanobanana_async.events import Event, PriceAboveEstimate
 from nanobanana_async.formatting import credit_count, number, plain_number, plural
 from nanobanana_async.images.files import why_unwritable
-from nanobanana_async.report import STATUSES, is_url
+from nanobanana_async.report import STATUSES, is_in_store
 
 MAX_ERRORS = 5  # rows of each status that are listed one by one
 
@@ -52,7 +52,7 @@ class StdoutLines:
         """Queue the lines of a row."""
         if self._enabled:
             start = f"{escape_exactly(result.row.key or result.row.job_key)}\t{result.row.status}"
-            paths = [image if is_url(image) else str(folder / image) for image in result.row.images] or [""]
+            paths = [image if is_in_store(image) else str(folder / image) for image in result.row.images] or [""]
             lines = "".join(f"{start}\t{escape_exactly(path)}\n" for path in paths)
             self._lines.append(lines.encode(self._out.encoding or "utf-8", "backslashreplace"))
 

@@ -145,16 +145,16 @@ async def describe_effect(
 
 
 @frozen(kw_only=True)
-class HandOver:
+class HandOverPlan:
     """All jobs of one account that are given to another."""
 
     gateway: str
-    old: str
-    new: str
+    old_account: str
+    new_account: str
     count: int
 
 
-async def plan_hand_over(path: Location, gateway: Gateway, old: str | None, new: str | None) -> HandOver:
+async def plan_hand_over(path: Location, gateway: Gateway, old: str | None, new: str | None) -> HandOverPlan:
     """Return the jobs to hand over; raises `ConfigurationError` if the accounts are unclear."""
     async with open_read_only(path) as ledger:
         counts = await ledger.count_by_account()
@@ -169,7 +169,7 @@ async def plan_hand_over(path: Location, gateway: Gateway, old: str | None, new:
         raise ConfigurationError(f"pass --from: other accounts of {gateway.name} in ledger {path}: {listed}")
     if source not in others:
         raise ConfigurationError(f"ledger {path}: account {source} has no jobs for {target}; other accounts: {listed}")
-    return HandOver(gateway=gateway.name, old=source, new=target, count=others[source])
+    return HandOverPlan(gateway=gateway.name, old_account=source, new_account=target, count=others[source])
 
 
 def _to_ledger_account(gateway: Gateway, text: str) -> str:
@@ -181,12 +181,12 @@ def _to_ledger_account(gateway: Gateway, text: str) -> str:
     raise ConfigurationError("the account's name is empty")
 
 
-async def hand_over(path: Location, plan: HandOver) -> int:
+async def hand_over(path: Location, plan: HandOverPlan) -> int:
     """Give the jobs of one account to another and return their number."""
     ledger = ledger_at(path)
     await ledger.open()
     try:
-        return await ledger.hand_over(plan.gateway, plan.old, plan.new)
+        return await ledger.hand_over(plan.gateway, plan.old_account, plan.new_account)
     finally:
         await ledger.aclose()
 

@@ -7,7 +7,7 @@ from nanobanana_async.cli.batch.folder import MARKER, FolderOwner
 from nanobanana_async.cli.batch.results import RESULTS, Result, line_offsets, read
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.location import Location
-from nanobanana_async.report import is_url
+from nanobanana_async.report import is_in_store
 
 
 def batch_name(ledger: Location, prefix: str | None) -> str | None:
@@ -37,4 +37,4 @@ def row_facts(ledger: Location, job_key: str) -> tuple[str | None, list[str]]:
         found = None if offset is None else next(read(path, [offset]), None)
     if found is None:
         return None, []
-    return found.row.key, [image if is_url(image) else str(path.parent / image) for image in found.row.images]
+    return found.row.key, [image if is_in_store(image) else str(path.parent / image) for image in found.row.images]

@@ -228,11 +228,11 @@ class _Commands:
         """
         actions.require_ledger(ledger)
         plan = asyncio.run(actions.plan_hand_over(ledger, self.find_gateway(gateway, base_url), from_, to))
-        risk = "Both must be the same account at the gateway: another account does not find the tasks."
-        if not confirm(f"{plural(plan.count, 'job')} of account {plan.old} go to account {plan.new}. {risk}", yes=yes):
+        goes = f"{plural(plan.count, 'job')} of account {plan.old_account} go to account {plan.new_account}."
+        if not confirm(f"{goes} Both must be one account at the gateway: another does not find the tasks.", yes=yes):
             return FAILED
         handed_over = asyncio.run(actions.hand_over(ledger, plan))
-        print_note(f"{plural(handed_over, 'job')} handed over to account {plan.new}")
+        print_note(f"{plural(handed_over, 'job')} handed over to account {plan.new_account}")
         return OK
 
     @staticmethod

@@ -15,7 +15,7 @@ from nanobanana_async.cli.jobs.printer import ResultPrinter
 from nanobanana_async.cli.options import DEFAULT_LEDGER, BaseUrl, GatewayFinder, GatewayName, LedgerOption
 from nanobanana_async.cli.signals import Interrupted, run_until_signal
 from nanobanana_async.commands import jobs_command
-from nanobanana_async.engine.doubt import count_of
+from nanobanana_async.engine.doubt import candidate_count_text
 from nanobanana_async.formatting import plural
 from nanobanana_async.ledger.location import Location
 
@@ -84,7 +84,7 @@ async def _reconcile(path: Location, gateway: Gateway, *, wait: bool, console: C
     async with open_read_only(path) as ledger:
         left = [record async for record in ledger.uncertain(gateway.account)]
     for record in left:
-        known = count_of(record.candidates) if record.candidates else "no task in the history"
+        known = candidate_count_text(record.candidates) if record.candidates else "no task in the history"
         printer.note(f"job {record.key} stays uncertain: {known} could be it")
     if len(bought) < len(jobs):
         unbought = plural(len(jobs) - len(bought), "job")

@@ -124,12 +124,12 @@ _DRAW_UNSAVED = f"UPDATE fed_rows SET delivered = NULL WHERE batch = %(batch)s A
 
 
 @define
-class Drawing:
+class DrawState:
     """What this ledger remembers of its draws."""
 
-    up_to: dict[str, int] = field(factory=dict)
+    last_drawn: dict[str, int] = field(factory=dict)
     """Batch -> the number of the last row that was drawn: the next draw does not read again what lies before it."""
-    free_at: float = 0.0
+    free_dead_rows_at: float = 0.0
     """When to free the rows of dead workers next."""
     in_hand: set[str] = field(factory=set)
     """The keys of the jobs whose rows it has drawn and not delivered."""
@@ -142,7 +142,7 @@ class Drawing:
 class FeedingCalls(ABC):
     """The calls of a ledger on PostgreSQL about the rows of fed batches."""
 
-    _drawing: Drawing
+    _drawing: DrawState
 
     @abstractmethod
     def _submit(self, start: Callable[[PostgresTable], Work[T]], *, writes: bool = False) -> "asyncio.Future[T]": ...
@@ -234,11 +234,11 @@ def _feed(table: PostgresTable, batch: str, rows: Sequence[FedRow]) -> Work[Fed]
     return Fed(new=len(by_key) - len(known), other_requests=other_requests, ended=tuple(ended))
 
 
-def _draw(table: PostgresTable, batch: str, count: int, drawing: Drawing, now: float) -> Work[Draw]:
-    after = drawing.up_to.get(batch, FIRST)
+def _draw(table: PostgresTable, batch: str, count: int, drawing: DrawState, now: float) -> Work[Draw]:
+    after = drawing.last_drawn.get(batch, FIRST)
     values: dict[str, Any] = {"batch": as_text(batch), "count": count, "after": after}
-    if now >= drawing.free_at:
-        drawing.free_at = now + FREE_S
+    if now >= drawing.free_dead_rows_at:
+        drawing.free_dead_rows_at = now + FREE_S
         (freed,) = yield [Statement(_FREE_OF_DEAD, values)]
         values["after"] = FIRST if freed else after
     found, facts = yield [Statement(_DRAW, values), Statement(_SELECT_FACTS, values)]
@@ -246,11 +246,11 @@ def _draw(table: PostgresTable, batch: str, count: int, drawing: Drawing, now: f
         (more,) = yield [Statement(_DRAW, {**values, "after": FIRST, "count": count - len(found)})]
         found = [*found, *more]
     rows = [_drawn_row(row) for row in found]
-    drawing.up_to[batch] = rows[-1].index if len(rows) == count else FIRST
+    drawing.last_drawn[batch] = rows[-1].index if len(rows) == count else FIRST
     unfinished = True
     if len(found) < count:
         (((unfinished,),),) = yield [Statement(_UNFINISHED, values)]
-        drawing.free_at = min(drawing.free_at, now + FREE_AT_END_S)
+        drawing.free_dead_rows_at = min(drawing.free_dead_rows_at, now + FREE_AT_END_S)
     failures = drawing.failures
     if table.commit_in_doubt or drawing.failures_seen.get(batch, 0) < failures:  # what was drawn without an answer
         (drawn,) = yield [Statement(_IN_HAND, values)]

@@ -13,7 +13,7 @@ from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, Upload
 from nanobanana_async.ledger.postgres import listing
-from nanobanana_async.ledger.postgres.feeding import Drawing, FeedingCalls
+from nanobanana_async.ledger.postgres.feeding import DrawState, FeedingCalls
 from nanobanana_async.ledger.postgres.leases import Lease
 from nanobanana_async.ledger.postgres.overview import Overview, read_overview
 from nanobanana_async.ledger.postgres.owner import OwnerLedger
@@ -53,7 +53,7 @@ class PostgresLedger(FeedingCalls, OwnerLedger):
         patience_s: float | None = None,
         lease: Lease | None = None,
     ) -> None:
-        self._drawing = Drawing()
+        self._drawing = DrawState()
         found = PostgresUrl.read(url, schema)
         del url  # it may hold a password, and some tools show the locals of a traceback
         if isinstance(found, ConfigurationError):

@@ -42,8 +42,8 @@ class StatementRow:
         return str(self.row["key"])
 
 
-Request = Statement | StatementRow
-Work = Generator[Sequence[Request], list[Rows], T]
+SqlRequest = Statement | StatementRow
+Work = Generator[Sequence[SqlRequest], list[Rows], T]
 
 
 @frozen
@@ -57,14 +57,14 @@ class Call(Generic[T]):
 @define
 class _Started:
     work: Work[Any]
-    requests: Sequence[Request]
+    requests: Sequence[SqlRequest]
 
 
 Result = tuple[Any, LedgerError | None]
 
 
 def run_calls(
-    calls: Sequence[Call[Any]], table: object, send: Callable[[Sequence[Request]], list[Rows]]
+    calls: Sequence[Call[Any]], table: object, send: Callable[[Sequence[SqlRequest]], list[Rows]]
 ) -> list[Result]:
     """Run calls to their end; return the value or the error of each. `send` executes requests in their order.
 
@@ -120,7 +120,7 @@ def _advance(
     started.pop(number, None)
 
 
-def _send(send: Callable[[Sequence[Request]], list[Rows]], requests: Sequence[Request]) -> Iterable[Rows]:
+def _send(send: Callable[[Sequence[SqlRequest]], list[Rows]], requests: Sequence[SqlRequest]) -> Iterable[Rows]:
     """Return the rows of each request. Single rows of one statement are sent as one, sorted by key, before the rest.
 
     Sorted: two hosts that lock the same rows then wait for each other in turn, and not crosswise.

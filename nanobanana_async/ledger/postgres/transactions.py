@@ -11,10 +11,10 @@ from psycopg import pq
 
 from nanobanana_async.ledger.postgres import driver, leases
 from nanobanana_async.ledger.postgres.failover import NO_TIMELINE
-from nanobanana_async.ledger.postgres.pipeline import Request, Row, Rows, Statement
+from nanobanana_async.ledger.postgres.pipeline import Row, Rows, SqlRequest, Statement
 from nanobanana_async.ledger.postgres.settings import Settings
 
-Send = Callable[[Sequence[Request]], list[Rows]]
+Send = Callable[[Sequence[SqlRequest]], list[Rows]]
 """Executes requests in their order."""
 
 
@@ -61,7 +61,7 @@ class Transactions:
                 me = {"me": self.owner, "timeline": self._timeline}
                 fence = [db.execute(leases.FENCE.format(self._timeline_sql).encode(), me)] if fenced else []
 
-                def send(requests: Sequence[Request]) -> list[Rows]:
+                def send(requests: Sequence[SqlRequest]) -> list[Rows]:
                     cursors = [self._execute(db, request) for request in requests]
                     pipeline.sync()  # only after it the server sees a transaction that stands idle, and may end it
                     if fence and not fence.pop().fetchall():
@@ -80,7 +80,7 @@ class Transactions:
                 with suppress(psycopg.Error):
                     db.execute(b"ROLLBACK")
 
-    def _execute(self, db: driver.Connection, request: Request) -> "tuple[psycopg.Cursor[Row], bool]":
+    def _execute(self, db: driver.Connection, request: SqlRequest) -> "tuple[psycopg.Cursor[Row], bool]":
         assert isinstance(request, Statement)
         values = {"me": self.owner, **request.values}
         return db.execute(request.sql.encode(), values, binary=True), request.returns_rows

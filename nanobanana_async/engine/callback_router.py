@@ -1,4 +1,4 @@
-"""Make and verify the URLs that a gateway calls when a task has ended: one for each job, or one for the account.
+"""Make and verify the URLs that a gateway calls when a task has ended, one for each job or one for the account.
 
 The URL holds a token that others cannot guess (an HMAC of the job's key, or of the account), and the content of a
 callback is only a hint: it causes one poll, and is never believed.
@@ -33,7 +33,7 @@ SHORTEST_SECRET = 16
 _ACCOUNT_PATH_PATTERN = re.compile(rf"{ACCOUNT_PATH}/([A-Za-z0-9_-]{{1,400}})/([A-Za-z0-9_-]{{1,100}})/*\Z")
 
 
-class JobCallbacks(Protocol):
+class HandlesCallbacks(Protocol):
     """Handles callbacks about the jobs of one account."""
 
     def follows(self, key: str) -> bool:
@@ -49,7 +49,7 @@ class JobCallbacks(Protocol):
         ...
 
 
-class AccountCallbacks(Protocol):
+class HandlesDeliveries(Protocol):
     """Handles callbacks about all tasks of an account, called deliveries, and removes the account's webhook."""
 
     async def handle(self, account: str, headers: Mapping[str, str], body: bytes) -> bool:
@@ -61,17 +61,20 @@ class AccountCallbacks(Protocol):
         ...
 
 
-class CallbackUrls:
-    """Makes callback URLs and verifies them. The secret comes from the user, or else from the ledger."""
+class CallbackRouter:
+    """Makes and verifies callback URLs, and gives each callback to the handler of its account.
+
+    The secret comes from the user, or else from the ledger.
+    """
 
     def __init__(self, ledger: Ledger, guard: LoopGuard) -> None:
         self._ledger = ledger
         self._guard = guard
         self._public_url: str | None = None
         self._secret: Secret | None = None
-        self._job_callbacks: dict[str, JobCallbacks] = {}
+        self._callback_handlers: dict[str, HandlesCallbacks] = {}
         """By account of the session."""
-        self._account_callbacks: dict[str, AccountCallbacks] = {}
+        self._delivery_handlers: dict[str, HandlesDeliveries] = {}
         """By account, of gateways with webhooks."""
         self.enabled = asyncio.Event()
         """Set once a receiver for callbacks exists."""
@@ -82,11 +85,11 @@ class CallbackUrls:
         self._public_url, self._secret = public_url.rstrip("/"), secret
         self.enabled.set()
 
-    def set_handlers(self, account: str, jobs: JobCallbacks, deliveries: AccountCallbacks | None) -> None:
+    def set_handlers(self, account: str, jobs: HandlesCallbacks, deliveries: HandlesDeliveries | None) -> None:
         """Set what handles an account's callbacks, and its deliveries if the gateway has webhooks, when it opens."""
-        self._job_callbacks[account] = jobs
+        self._callback_handlers[account] = jobs
         if deliveries is not None:
-            self._account_callbacks[account] = deliveries
+            self._delivery_handlers[account] = deliveries
 
     async def handle_callback(self, key: str, body: bytes) -> bool:
         """Handle a callback. Return False if that is not possible because the session is not open."""
@@ -94,9 +97,9 @@ class CallbackUrls:
         handler = await self._handler_of(key)
         return handler is not None and await handler.handle(key, body)
 
-    async def _handler_of(self, key: str) -> JobCallbacks | None:
+    async def _handler_of(self, key: str) -> HandlesCallbacks | None:
         """Return the handler of the account that has a job; any if the session does not have that account."""
-        handlers = self._job_callbacks
+        handlers = self._callback_handlers
         known: JobRecord | None = None
         if len(handlers) > 1 and not any(each.follows(key) for each in handlers.values()):
             known = await self._ledger.find(key)
@@ -106,23 +109,23 @@ class CallbackUrls:
 
     def receive_notice(self, key: str, task_id: str | None) -> None:
         """Handle a callback that another process got for a job of ours."""
-        for handler in self._job_callbacks.values():
+        for handler in self._callback_handlers.values():
             handler.receive_notice(key, task_id)
 
     async def handle_delivery(self, account: str, headers: Mapping[str, str], body: bytes) -> bool:
         """Handle a delivery for an account. Return False if that is not possible in this session."""
         self._guard.check()
-        handler = self._account_callbacks.get(account) or next(iter(self._account_callbacks.values()), None)
+        handler = self._delivery_handlers.get(account) or next(iter(self._delivery_handlers.values()), None)
         return handler is not None and await handler.handle(account, headers, body)
 
     async def unregister_webhooks(self) -> int:
         """Remove the webhooks of the session's accounts that are ours; return how many."""
         self._guard.check()
-        if not self._job_callbacks:
+        if not self._callback_handlers:
             raise ConfigurationError("the session is not open: unregister before it is closed")
-        return sum([await each.unregister_webhooks() for each in self._account_callbacks.values()])
+        return sum([await each.unregister_webhooks() for each in self._delivery_handlers.values()])
 
-    async def add_to(self, request: ImageRequest, gateway: Gateway, key: str) -> ImageRequest:
+    async def with_callback_url(self, request: ImageRequest, gateway: Gateway, key: str) -> ImageRequest:
         """Return the request with the URL of its job, if callbacks are received and the gateway calls such URLs."""
         if not (self.enabled.is_set() and gateway.supports_callbacks) or request.callback_url:
             return request
