@@ -33,7 +33,10 @@ forked.install()
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-_IN_REAL_TIME = {"cli", "http", "images", "notebook", "secrecy", "store", "test_docs.py", "test_paths.py", "test_postgres.py"}
+_IN_REAL_TIME = {
+    *("cli", "http", "images", "notebook", "secrecy", "store"),
+    *("test_docs.py", "test_paths.py", "test_postgres.py"),
+}
 """Folders and files whose tests run in real time with default settings."""
 
 # Hypothesis fails an example that takes 200 ms, as any example may on a machine with other work.

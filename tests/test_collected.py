@@ -59,10 +59,11 @@ def test_skipped(): ...
 def run(folder: Path, *options: str) -> tuple[int, str]:
     """Run pytest on the files of a folder, with two workers; return its exit code and output."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    environ |= {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # they take a second to import
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "xdist", "-n2", "-rs", "--rootdir", str(folder), *options],
         cwd=folder,
-        env=environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # others take a second to import
+        env=environ,
         capture_output=True,
         text=True,
         timeout=50,

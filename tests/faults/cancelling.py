@@ -25,6 +25,7 @@ from nanobanana_async.images.formats import verify_image
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.faults.calls import CALLS, Call, Stage
 from tests.faults.stepping import Step, SteppingLoop, Way, cancelled_at
+from tests.support.disk import memory_folder
 from tests.support.fakes import FakeGateway, apimall, defapi
 from tests.support.loopback import BOTH, GatewayName, emulated, quick, until
 from tests.support.shared_ledger import LedgerView, SharedLedger
@@ -207,7 +208,7 @@ def open_sockets() -> int:
 async def _on_stage(case: Case, number: int) -> tuple[bool, list[str]]:
     if case.loop == "virtual":
         return await cancel_once(VirtualStage(case), case, number)
-    with tempfile.TemporaryDirectory(prefix="nanobanana-") as folder:
+    with tempfile.TemporaryDirectory(prefix="nanobanana-", dir=memory_folder()) as folder:
         async with emulated() as emulator:
             return await cancel_once(SocketStage(case, emulator, Path(folder)), case, number)
 

@@ -19,12 +19,13 @@ from nanobanana_async.errors import DownloadError
 from nanobanana_async.images.downloader import ImageDownloader
 from nanobanana_async.testing import ConnectionFault, FaultProxy
 from nanobanana_async.testing.fault_proxy import FaultKind
+from tests.support.disk import memory_folder
 from tests.support.images import make_image, opened, reply
 from tests.support.peers import Connection, Peer
 
 SMALL = make_image("png", (4, 3))
 LARGE = make_image("png", (400, 300))
-IDLE_S, TOTAL_S = 0.05, 3.0
+IDLE_S, TOTAL_S = 0.05, 1.0
 """After garbage in place of the end of the last chunk aiohttp waits as long as it may."""
 
 
@@ -71,15 +72,16 @@ async def break_downloads(framing: str, every: int, kinds: tuple[FaultKind, ...]
         Peer(serving(answer)) as peer,
         opened(attempts=1, total_s=TOTAL_S) as patient,
         opened(attempts=1, idle_s=IDLE_S) as hasty,
+        opened(attempts=1) as second,
     ):
         with FaultProxy(peer.url) as proxy:
             for fault in faults(answer, every, kinds):
                 downloader = hasty if fault.kind == "stall" else patient
-                with tempfile.TemporaryDirectory(prefix="nanobanana-") as name:
+                with tempfile.TemporaryDirectory(prefix="nanobanana-", dir=memory_folder()) as name:
                     folder = Path(name)
                     proxy.queue(fault)
                     how, found = await _break_one(downloader, proxy.url, folder, image)
-                    await patient.save(peer.url, folder, "fox")
+                    await second.save(peer.url, folder, "fox")
                     if await asyncio.to_thread((folder / "fox.png").read_bytes) != image:
                         found.append("the image is not whole at the second try")
                     ends[f"{fault.kind}: {how}"] += 1

@@ -30,6 +30,7 @@ from nanobanana_async.testing.fault_proxy import Side
 from tests.support.ledger_contract import NOON, job, running
 from tests.support.postgres import (
     QUOTED_PASSWORD,
+    SHORT,
     USER,
     Server,
     new_schema,
@@ -196,10 +197,10 @@ async def test_opening_waits_for_a_host_that_migrates(postgres: Server, caplog: 
         ledger = PostgresLedger(postgres.url, schema=schema, lease=LEASE, patience_s=1)
         with caplog.at_level(logging.WARNING), pytest.raises(LedgerError, match="by another host that migrates"):
             await ledger.open()
-        ledger = PostgresLedger(postgres.url, schema=schema, lease=LEASE, patience_s=30)
+        ledger = PostgresLedger(postgres.url, schema=schema, lease=SHORT, patience_s=30)
         async with asyncio.TaskGroup() as group:
             opening = group.create_task(ledger.open())
-            await asyncio.sleep(4)
+            await asyncio.sleep(4 * SHORT.beat_s)  # it waits for a lock for one beat at most
             assert not opening.done()
             db.rollback()
     await ledger.aclose()
@@ -234,7 +235,7 @@ def test_driver_logs_nothing_of_an_error_that_is_raised(postgres: Server, caplog
 
 
 async def test_calls_wait_at_a_standby_until_it_is_promoted(own_server: Server) -> None:
-    async with opened(own_server.url) as ledger:
+    async with opened(own_server.url, lease=SHORT) as ledger:  # all owners may write again for a lease, before calls
         await ledger.claim(job())
         own_server.crash()
         standby = own_server.folder / "data" / "standby.signal"

@@ -37,7 +37,9 @@ TYPED_IN_STUDIO = (
     "a tea house in autumn",
 )
 NOTEBOOK = ROOT / "docs/notebook.ipynb"
-POLLED_EARLY = "import nanobanana_async.policy.poll_schedule as polls; polls.FEW_SECONDS_S, polls.LEAST_DELAY_S = 0.1, 0.05"
+POLLED_EARLY = (
+    "import nanobanana_async.policy.poll_schedule as polls; polls.FEW_SECONDS_S, polls.LEAST_DELAY_S = 0.1, 0.05"
+)
 NOTEBOOK_PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -67,11 +69,11 @@ class Making:
     quick: bool = False
     """Whether jobs are short and images small, for a test."""
 
-    def emulator(self, job_limit: int, duration: LogNormal, credits: int | None = None) -> Emulator:
+    def emulator(self, job_limit: int, duration: LogNormal, owned: int | None = None) -> Emulator:
         """Return the gateway of a run."""
         if self.quick:
-            return Emulator(job_limit=job_limit, credits=credits, duration=Fixed(0.2), image_scale=0.1)
-        return Emulator(job_limit=job_limit, credits=credits, duration=duration, image_scale=0.5)
+            return Emulator(job_limit=job_limit, credits=owned, duration=Fixed(0.2), image_scale=0.1)
+        return Emulator(job_limit=job_limit, credits=owned, duration=duration, image_scale=0.5)
 
 
 async def demo(making: Making) -> None:
@@ -90,7 +92,7 @@ async def batch(making: Making) -> None:
         ratios = itertools.cycle(RATIOS)
         for mood, subject in itertools.product(SHELVES, SUBJECTS):
             rows.writerow([f"{subject} {mood}", next(ratios), SHELVES[mood]])
-    async with making.emulator(6, LogNormal(median_s=2.0, sigma=0.25), credits=1000) as emulator:
+    async with making.emulator(6, LogNormal(median_s=2.0, sigma=0.25), owned=1000) as emulator:
         terminal = Terminal(columns=COLUMNS, rows=6, folder=making.room, emulator=emulator)
         typed = "nanobanana batch prompts.csv -o spring --max-credits 400"
         screen = await terminal.run(

@@ -34,7 +34,6 @@ FORGETFUL = 9
 ROOT = Path(os.path.abspath(__file__)).parents[2]
 
 
-
 @functools.cache
 def report_of(seed: int) -> Report:
     """Play a seed once for all tests."""
