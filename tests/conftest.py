@@ -18,6 +18,7 @@ from aioresponses import aioresponses as AioResponses  # noqa: N812
 from hypothesis import settings
 
 from nanobanana_async.emulator.settings import EmulatorSettings
+from nanobanana_async.policy import poll_schedule
 from tests.support import collected, forked
 
 pytest_plugins = ["nanobanana_async.emulator.fixtures", "tests.support.postgres_fixtures"]
@@ -33,8 +34,10 @@ forked.install()
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-_IN_REAL_TIME = {"cli", "http", "images", "notebook", "secrecy", "store"}
+_IN_REAL_TIME = {"cli", "http", "images", "mcp_server", "notebook", "secrecy", "serve", "store", "web"}
 """Folders whose tests run in real time with default settings."""
+
+_EARLY_POLLS = {"FEW_SECONDS_S": 0.1, "LEAST_DELAY_S": 0.05}
 
 # Hypothesis fails an example that takes 200 ms, as any example may on a machine with other work.
 # Forty examples at first sight of a test show what a hundred do; each run draws others.
@@ -133,8 +136,9 @@ def _own_state() -> Iterator[None]:
 def _no_waste_of_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where tests run in real time, poll early, and paint small images: a large one takes a quarter of a second."""
     if _IN_REAL_TIME & set(request.path.parts):
-        monkeypatch.setattr("nanobanana_async.policy.poll_schedule.FEW_SECONDS_S", 0.1)
-        monkeypatch.setattr("nanobanana_async.policy.poll_schedule.LEAST_DELAY_S", 0.05)
+        for name, value in _EARLY_POLLS.items():
+            monkeypatch.setattr(poll_schedule, name, value)
+        monkeypatch.setattr(forked, "constants", {poll_schedule.__name__: _EARLY_POLLS})
         monkeypatch.setitem(EmulatorSettings.__init__.__kwdefaults__ or {}, "image_scale", 0.1)
 
 
