@@ -136,10 +136,16 @@ def _own_state() -> Iterator[None]:
 def _no_waste_of_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where tests run in real time, poll early, and paint small images: a large one takes a quarter of a second."""
     if _IN_REAL_TIME & set(request.path.parts):
-        for name, value in _EARLY_POLLS.items():
-            monkeypatch.setattr(poll_schedule, name, value)
-        monkeypatch.setattr(forked, "constants", {poll_schedule.__name__: _EARLY_POLLS})
+        request.getfixturevalue("early_polls")
         monkeypatch.setitem(EmulatorSettings.__init__.__kwdefaults__ or {}, "image_scale", 0.1)
+
+
+@pytest.fixture
+def early_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Poll early, as suits jobs that take less than a second, here and in the processes that are forked."""
+    for name, value in _EARLY_POLLS.items():
+        monkeypatch.setattr(poll_schedule, name, value)
+    monkeypatch.setattr(forked, "constants", {poll_schedule.__name__: _EARLY_POLLS})
 
 
 @pytest.fixture
