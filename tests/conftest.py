@@ -75,17 +75,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (_group_of(item.nodeid) is None, item.path not in slow))
 
 
-_TOGETHER = ("tests/store/",)
-"""Folders whose files share a server that takes seconds to start: one worker runs them."""
+_TOGETHER = {
+    "store": ("tests/store/",),
+    "data frames": (
+        *(f"tests/batch/test_{name}.py" for name in ("inputs", "references", "sweeps")),
+        "tests/test_models.py",
+    ),
+    "mcp": ("tests/mcp_server/test_tools.py", "tests/cli/test_mcp.py", "tests/cli/test_accounts.py"),
+    "openai": ("tests/serve/test_accounts.py", "tests/serve/test_api.py"),
+}
+"""Files that share a server that takes seconds to start, or imports of a second: one worker runs them."""
 
 
 def _group_of(nodeid: str) -> str | None:
-    return next((folder for folder in _TOGETHER if nodeid.startswith(folder)), None)
+    return next((group for group, files in _TOGETHER.items() if nodeid.startswith(files)), None)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Distribute whole files, and some folders whole."""
+    """Distribute whole files, and some of them together."""
     if config.getoption("dist") != "loadfile":
         return None
     scheduler: Any = import_module("xdist.scheduler")
