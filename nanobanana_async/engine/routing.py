@@ -101,7 +101,8 @@ class Router:
         if job.route is None:
             job.route = Route()
         plain, revision = not decision.in_doubt and decision.kind in PLAIN_KINDS, job.record.revision
-        unbought = plain and (not sent_before or job.route.unbought_revision == revision - 1)
+        # The create before was refused plainly, too: in the step before, or in this one, as an outage repeats it.
+        unbought = plain and (not sent_before or job.route.unbought_revision in {revision - 1, revision + 1})
         job.route.unbought_revision = revision + 1 if unbought else None
         by_account = isinstance(error, ACCOUNT_REFUSALS) and decision.action is RetryAction.REFUSE
         if not plain or not (by_account or decision.action is RetryAction.GIVE_UP):
