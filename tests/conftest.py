@@ -18,6 +18,7 @@ from aioresponses import aioresponses as AioResponses  # noqa: N812
 from hypothesis import settings
 
 from nanobanana_async.emulator.settings import EmulatorSettings
+from nanobanana_async.policy import poll_schedule
 from tests.support import collected, forked
 
 pytest_plugins = ["nanobanana_async.emulator.fixtures", "tests.support.postgres_fixtures"]
@@ -34,10 +35,12 @@ if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 _IN_REAL_TIME = {
-    *("cli", "http", "images", "notebook", "secrecy", "store"),
+    *("cli", "http", "images", "mcp_server", "notebook", "secrecy", "serve", "store", "web"),
     *("test_docs.py", "test_paths.py", "test_postgres.py"),
 }
 """Folders and files whose tests run in real time with default settings."""
+
+_EARLY_POLLS = {"FEW_SECONDS_S": 0.1, "LEAST_DELAY_S": 0.05}
 
 # Hypothesis fails an example that takes 200 ms, as any example may on a machine with other work.
 # Forty examples at first sight of a test show what a hundred do; each run draws others.
@@ -75,17 +78,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (_group_of(item.nodeid) is None, item.path not in slow))
 
 
-_TOGETHER = ("tests/store/",)
-"""Folders whose files share a server that takes seconds to start: one worker runs them."""
+_TOGETHER = {
+    "store": ("tests/store/",),
+    "data frames": (
+        *(f"tests/batch/test_{name}.py" for name in ("inputs", "references", "sweeps")),
+        "tests/test_models.py",
+    ),
+    "mcp": ("tests/mcp_server/test_tools.py", "tests/cli/test_mcp.py", "tests/cli/test_accounts.py"),
+    "openai": ("tests/serve/test_accounts.py", "tests/serve/test_api.py"),
+}
+"""Files that share a server that takes seconds to start, or imports of a second: one worker runs them."""
 
 
 def _group_of(nodeid: str) -> str | None:
-    return next((folder for folder in _TOGETHER if nodeid.startswith(folder)), None)
+    return next((group for group, files in _TOGETHER.items() if nodeid.startswith(files)), None)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Distribute whole files, and some folders whole."""
+    """Distribute whole files, and some of them together."""
     if config.getoption("dist") != "loadfile":
         return None
     scheduler: Any = import_module("xdist.scheduler")
@@ -136,9 +147,16 @@ def _own_state() -> Iterator[None]:
 def _no_waste_of_time(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where tests run in real time, poll early, and paint small images: a large one takes a quarter of a second."""
     if _IN_REAL_TIME & set(request.path.parts):
-        monkeypatch.setattr("nanobanana_async.policy.poll_schedule.FEW_SECONDS_S", 0.1)
-        monkeypatch.setattr("nanobanana_async.policy.poll_schedule.LEAST_DELAY_S", 0.05)
+        request.getfixturevalue("early_polls")
         monkeypatch.setitem(EmulatorSettings.__init__.__kwdefaults__ or {}, "image_scale", 0.1)
+
+
+@pytest.fixture
+def early_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Poll early, as suits jobs that take less than a second, here and in the processes that are forked."""
+    for name, value in _EARLY_POLLS.items():
+        monkeypatch.setattr(poll_schedule, name, value)
+    monkeypatch.setattr(forked, "constants", {poll_schedule.__name__: _EARLY_POLLS})
 
 
 @pytest.fixture

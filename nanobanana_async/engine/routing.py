@@ -101,7 +101,9 @@ class Router:
         if job.route is None:
             job.route = Route()
         unbought_here, revision = not decision.in_doubt and decision.kind in UNBOUGHT_KINDS, job.record.revision
-        unbought = unbought_here and (not sent_before or job.route.unbought_revision == revision - 1)
+        # The create before was refused so, too: in the step before, or in this one, as an outage repeats it.
+        before = job.route.unbought_revision
+        unbought = unbought_here and (not sent_before or before in {revision - 1, revision + 1})
         job.route.unbought_revision = revision + 1 if unbought else None
         by_account = isinstance(error, ACCOUNT_REFUSALS) and decision.action is RetryAction.REFUSE
         if not unbought_here or not (by_account or decision.action is RetryAction.GIVE_UP):

@@ -19,13 +19,13 @@ import pytest
 
 from nanobanana_async.emulator import Emulator
 from tests.cli.batch_kills import images_of, lines_of
-from tests.support.command import environment, nanobanana, started
+from tests.support.command import EARLY, environment, nanobanana, started
 
 pytestmark = pytest.mark.slow
 
 ROWS = 24
 WITHIN_S = 40.0  # on a busy machine; a signal that is lost would end nothing
-NANOBANANA = f"{shlex.quote(sys.executable)} -m nanobanana_async"
+POLLING_EARLY = f"{shlex.quote(sys.executable)} -c {shlex.quote(EARLY)}"
 
 
 class PseudoTerminal:
@@ -100,7 +100,7 @@ async def check_rerun(folder: Path, emulator: Emulator, environ: dict[str, str])
 
 async def test_the_first_ctrl_c_stops_buying_and_collects_running_jobs(tmp_path: Path) -> None:
     async with emulated(tmp_path, 0.5) as (emulator, environ):
-        async with terminal(tmp_path, f"{NANOBANANA} batch foxes.txt -o out", environ) as screen:
+        async with terminal(tmp_path, f"{POLLING_EARLY} batch foxes.txt -o out", environ) as screen:
             await screen.shows(" succeeded")
             screen.press_ctrl_c()
             assert await screen.code() == 130
@@ -117,7 +117,7 @@ async def test_the_first_ctrl_c_stops_buying_and_collects_running_jobs(tmp_path:
 
 async def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     async with emulated(tmp_path, 0.1, *[5.0] * 6) as (emulator, environ):
-        async with terminal(tmp_path, f"{NANOBANANA} batch foxes.txt -o out", environ) as screen:
+        async with terminal(tmp_path, f"{POLLING_EARLY} batch foxes.txt -o out", environ) as screen:
             await screen.shows(" running")
             while emulator.stats().creates_accepted < 2:  # noqa: ASYNC110 - it has no event
                 await asyncio.sleep(0.01)
@@ -233,7 +233,7 @@ async def test_signal_ends_the_wait_for_a_named_pipe(tmp_path: Path) -> None:
 
 async def test_a_closed_pipe_does_not_stop_the_batch(tmp_path: Path) -> None:
     async with emulated(tmp_path, 0.1) as (emulator, environ):
-        command = f"{NANOBANANA} batch foxes.txt -o out | head -n 1; exit ${{PIPESTATUS[0]}}"
+        command = f"{POLLING_EARLY} batch foxes.txt -o out | head -n 1; exit ${{PIPESTATUS[0]}}"
         process = await asyncio.create_subprocess_exec(
             *("bash", "-c", command), cwd=tmp_path, env=environ, stdin=DEVNULL, stdout=PIPE, stderr=PIPE
         )

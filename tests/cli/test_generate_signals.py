@@ -16,13 +16,14 @@ from rich.console import Console
 from nanobanana_async.cli.signals import StopSignals
 from nanobanana_async.emulator import Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import error
-from tests.support.command import Said, ended, environment, nanobanana, started
+from tests.support.command import EARLY, Said, ended, environment, nanobanana, started
 from tests.support.loopback import until
 
 pytestmark = pytest.mark.slow
 
 WITHIN_S = 40.0  # on a busy machine
 NANOBANANA = f"{shlex.quote(sys.executable)} -m nanobanana_async"
+POLLING_EARLY = f"{shlex.quote(sys.executable)} -c {shlex.quote(EARLY)}"
 
 
 async def accepted(emulator: Emulator, jobs: int) -> None:
@@ -122,10 +123,14 @@ async def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
     assert (said.code, "buying no more" in said.err) == (0, False)
 
 
-@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "2>&1 | head -n 0", "2>/dev/full"])
-async def test_closed_streams_do_not_stop_the_saving(streams: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("program", "streams"),
+    [(NANOBANANA, "<&- >&- 2>&-"), (POLLING_EARLY, "2>&1 | head -n 0"), (POLLING_EARLY, "2>/dev/full")],
+    ids=["closed", "closed pipe", "full"],
+)
+async def test_closed_streams_do_not_stop_the_saving(program: str, streams: str, tmp_path: Path) -> None:
     async with Emulator(duration=Fixed(0.3), job_limit=1, image_scale=0.1) as emulator:
-        command = f"{NANOBANANA} generate one two três --max-jobs 1 -o out {streams}; exit ${{PIPESTATUS[0]}}"
+        command = f"{program} generate one two três --max-jobs 1 -o out {streams}; exit ${{PIPESTATUS[0]}}"
         process = await asyncio.create_subprocess_exec(
             "bash", "-c", command, cwd=tmp_path, env=environment(emulator), stdin=DEVNULL, stdout=PIPE, stderr=PIPE
         )
@@ -139,7 +144,7 @@ async def test_a_closed_pipe_of_urls_stops_the_buying_and_loses_nothing(tmp_path
     async with Emulator(duration=Fixed(0.4), job_limit=1) as emulator:
         environ = environment(emulator)
         prompts = ("one", "two", "three", "four", "five", "six")
-        command = f"{NANOBANANA} generate {' '.join(prompts)} --max-jobs 1 | head -n 1; exit ${{PIPESTATUS[0]}}"
+        command = f"{POLLING_EARLY} generate {' '.join(prompts)} --max-jobs 1 | head -n 1; exit ${{PIPESTATUS[0]}}"
         process = await asyncio.create_subprocess_exec(
             "bash", "-c", command, env=environ, stdin=DEVNULL, stdout=PIPE, stderr=PIPE
         )

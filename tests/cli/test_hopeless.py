@@ -19,7 +19,7 @@ FORBIDDING = answering(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n")
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanobanana_async.engine.outage.HOPELESS_AFTER_S", 1.0)  # after how long: tests/engine
+    monkeypatch.setattr("nanobanana_async.engine.outage.HOPELESS_AFTER_S", 0.2)  # after how long: tests/engine
 
 
 async def generate(url: str, **variables: str) -> Said:

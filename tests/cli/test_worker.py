@@ -110,7 +110,7 @@ async def test_budget_of_a_feed_holds_for_its_workers_beside_other_commands(host
 @slow
 @pytest.mark.usefixtures("real_processes")
 async def test_first_signal_drains_a_worker_and_another_one_goes_on(hosts: Hosts) -> None:
-    await hosts("batch", hosts.rows(30), "--feed-only")
+    await hosts("batch", hosts.rows(14), "--feed-only")
     command = ("worker", "--batch", "spring", "-o", "out", "--max-jobs", "2", "--results", "one.jsonl")
     async with started(*command, environ=dict(hosts.environ), folder=hosts.folder) as process:
         await until(lambda: hosts.bought >= 4, timeout_s=30)
@@ -119,16 +119,15 @@ async def test_first_signal_drains_a_worker_and_another_one_goes_on(hosts: Hosts
     assert (drained.code, drained.out) == (0, "")
     assert "buying no more" in drained.err
     assert "those that are left wait in the ledger" in drained.err
-    assert len(lines_of((hosts.folder / "one.jsonl").read_text())) == hosts.bought < 30
+    assert len(lines_of((hosts.folder / "one.jsonl").read_text())) == hosts.bought < 14
     rest = await hosts.worker("--results", "two.jsonl")
     assert rest.code == 0, rest.err
     lines = lines_of(*((hosts.folder / name).read_text() for name in ("one.jsonl", "two.jsonl")))
-    assert sorted(line["key"] for line in lines) == sorted(f"order-{number}" for number in range(30))
-    assert hosts.bought == 30
+    assert sorted(line["key"] for line in lines) == sorted(f"order-{number}" for number in range(14))
+    assert hosts.bought == 14
 
 
 @slow
-@pytest.mark.usefixtures("real_processes")
 @pytest.mark.parametrize(("table", "signalled"), [("fed_rows", False), ("fed_rows", True), ("jobs", False)])
 async def test_worker_whose_ledger_fails_ends(hosts: Hosts, postgres: Server, table: str, signalled: bool) -> None:
     await hosts("batch", hosts.rows(30), "--feed-only")

@@ -93,6 +93,7 @@ async def test_cap_is_kept_though_the_price_has_risen_since_the_earlier_session(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("early_polls")
 def test_second_session_on_a_file_starts_warm(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "jobs.sqlite"

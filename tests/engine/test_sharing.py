@@ -152,6 +152,7 @@ async def test_an_outage_costs_few_creates() -> None:
         await asyncio.wait(tasks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
 @virtually
 async def test_hosts_go_on_when_the_clock_of_the_ledger_is_set(jump_s: float) -> None:

@@ -136,7 +136,8 @@ async def test_batch_ends_about_its_wait_after_the_first_refusal(wait_s: int) ->
 
 @pytest.mark.slow
 @virtually
-async def test_batch_waits_as_long_as_it_may() -> None:
+async def test_batch_waits_as_long_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanobanana_async.batch.budget_watch.CHECK_S", 60.0)  # of two days
     world = an_account(40)
     async with a_session(world) as session:
         outcomes = session.generate_many((f"fox {number}" for number in range(8)), max_budget_wait_s=2 * DAY_S)

@@ -67,12 +67,12 @@ async def test_calls_that_ended_early_are_joined_by_later_ones(tmp_path: Path) -
         percents.append(progress)
 
     call: dict[str, Any] = {"request_id": "harbour", **PROMPT}
-    async with emulated(duration=Fixed(4.0)) as emulator:
+    async with emulated(duration=Fixed(3.0)) as emulator:
         server = Server(emulator, tmp_path)
         async with server.started() as client:
             with pytest.raises(mcp.shared.exceptions.MCPError):  # the client gives up, and cancels the call
-                await client.call_tool("generate_image", call, read_timeout_seconds=0.5)
-            early = await client.call_tool("generate_image", call | {"wait_s": 2}, progress_callback=on_progress)
+                await client.call_tool("generate_image", call, read_timeout_seconds=0.3)
+            early = await client.call_tool("generate_image", call | {"wait_s": 1.2}, progress_callback=on_progress)
             assert not early.is_error
             assert "call generate_image again with this request_id" in text_of(early)
             both = await together(client, [call, call])

@@ -23,11 +23,11 @@ SECRET = "0123456789-abcdef"
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-@pytest.mark.usefixtures("real_processes")
 async def test_orders_of_a_killed_server_are_bought_once_each_when_the_client_retries(
-    postgres: Server, tmp_path: Path
+    postgres: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten pairs of equal requests, one of each pair with a key: some run, some wait, some have their answer."""
+    monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.5)  # instead of 8 s
     async with Emulator(job_limit=5, duration=Fixed(0.4), image_scale=0.02) as emulator:
         schema = new_schema()
         environ = {
@@ -39,7 +39,7 @@ async def test_orders_of_a_killed_server_are_bought_once_each_when_the_client_re
         server = servers.Server(["-m", "nanobanana_async", "serve", "--port", str(port)], port, environ, tmp_path)
         async with (
             servers.running(server),
-            client_of(server.url, token=SECRET, max_retries=20) as client,
+            client_of(server.url, token=SECRET, max_retries=200) as client,
             asyncio.TaskGroup() as group,
         ):
 

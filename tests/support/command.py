@@ -22,6 +22,12 @@ from nanobanana_async.emulator import API_KEY, Emulator
 
 _NUMBERS = itertools.count()
 
+EARLY = (
+    "from nanobanana_async.cli import main; from nanobanana_async.policy import poll_schedule;"
+    "poll_schedule.FEW_SECONDS_S, poll_schedule.LEAST_DELAY_S = 0.1, 0.05; main()"
+)
+"""A program that is the command and polls early: in a shell it is no forked process (see `forked.constants`)."""
+
 _OURS = ("APIMALL_", "DEFAPI_", "NANOBANANA_")
 
 

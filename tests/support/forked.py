@@ -68,6 +68,9 @@ _OF_INTERPRETER = {signal.SIGPIPE, signal.SIGXFSZ} if os.name == "posix" else se
 workers: dict[str, Any] | None = None
 """What the process collects from which pytest's workers are forked; None: they are real ones. See `collected.py`."""
 
+constants: dict[str, dict[str, float]] = {}
+"""By module, the constants of the package that a test has changed: each process that it forks has them, too."""
+
 _execute: Callable[..., None] | None = getattr(subprocess.Popen, "_execute_child", None)
 
 
@@ -97,6 +100,7 @@ def _fork_or_execute(self: "subprocess.Popen[Any]", *arguments: Any) -> None:
         "folder": os.path.abspath(given["cwd"] or os.curdir),
         "environ": environ,
         "session": bool(given["start_new_session"]),
+        "constants": constants,
         "ignored": [number for number in _ignored() if not (given["restore_signals"] and number in _OF_INTERPRETER)],
     }
     ends = [
@@ -267,6 +271,8 @@ def _become(orders: Mapping[str, Any], ends: list[int]) -> str:
     os.environ.clear()
     os.environ.update(orders["environ"])
     time.tzset()
+    for name, values in orders["constants"].items():
+        vars(importlib.import_module(name)).update(values)
     sys.orig_argv[:] = orders["arguments"]
     sys.argv[:] = ["-m", *orders["arguments"][3:]]  # the first becomes the path of the module
     sys.path[0] = os.getcwd()
