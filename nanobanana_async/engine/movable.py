@@ -12,8 +12,9 @@ from nanobanana_async.errors import (
     TransportError,
     UnexpectedResponse,
 )
+from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import JobState
-from nanobanana_async.models import ImageRequest
+from nanobanana_async.models import ImageRequest, with_model
 from nanobanana_async.policy.retry import FailureKind
 from nanobanana_async.references import local_digests
 
@@ -42,6 +43,22 @@ def may_move(job: TrackedJob) -> bool:
         return False  # another account would need the content of the image
     unsent = record.state is JobState.PENDING and record.first_sent_at is None
     return (unsent or plain) and job.may_buy and not job.rare.withdraw_requested
+
+
+def why_not(gateway: Gateway, request: ImageRequest | None, *, one_of_several: bool) -> InvalidRequest | None:
+    """Return why a gateway can't take a request; None if it can.
+
+    With several gateways in a session (`one_of_several`) a request for another one's model is not taken.
+    """
+    if request is None:
+        return None
+    if one_of_several and request.model not in (None, gateway.model):
+        return InvalidRequest(f"its model is {gateway.model}, and the request names {request.model}")
+    try:
+        gateway.check(with_model(request, gateway.model))
+    except InvalidRequest as problem:
+        return problem
+    return None
 
 
 def no_account_error(problems: Mapping[str, InvalidRequest | None]) -> InvalidRequest:

@@ -24,6 +24,7 @@ from nanobanana_async.engine.movable import (
     may_move,
     no_account_error,
     request_as_made,
+    why_not,
 )
 from nanobanana_async.engine.next_step import Enqueue, Finish, Next, Prepare
 from nanobanana_async.engine.phases import Phase
@@ -31,9 +32,9 @@ from nanobanana_async.engine.references import has_local_images
 from nanobanana_async.engine.route import Rest, Route
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.engine.uploaded_image import NO_UPLOADS
-from nanobanana_async.errors import InvalidRequest, LedgerError, NanoBananaError
+from nanobanana_async.errors import LedgerError, NanoBananaError
 from nanobanana_async.events import log
-from nanobanana_async.jobs import JobRecord
+from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.base import NotOurs
 from nanobanana_async.models import ImageRequest, with_model
 from nanobanana_async.policy.retry import RetryAction, RetryDecision
@@ -52,11 +53,14 @@ class Router:
         """In the order in which they are preferred."""
         self.by_account = {engine.account: engine for engine in engines}
         self._by_wait = by_wait
-        self._several_gateways = len({engine.gateway.name for engine in engines}) > 1
+        several_gateways = len({engine.gateway.name for engine in engines}) > 1
+        self._why_not = partial(why_not, one_of_several=several_gateways)
         self._arriving: dict[str, deque[TrackedJob]] = {engine.account: deque() for engine in engines}
         """Jobs that were placed with an account, and are not in its queue yet."""
         self._preparing: dict[str, list[TrackedJob]] = {engine.account: [] for engine in engines}
         """Of these, those that wait for uploads of their reference images."""
+        self._repeated: dict[str, dict[str, TrackedJob]] = {engine.account: {} for engine in engines}
+        """Jobs whose create an account plainly refused, and that wait for their time to be sent there again."""
         for engine in engines:
             engine.submitter.after_failed_create = partial(self.after_failed_create, engine)
             engine.references.after_failure = partial(self._move_unprepared, engine)
@@ -79,7 +83,7 @@ class Router:
 
     def choose(self, request: ImageRequest, priority: int) -> Engine:
         """Return the engine that should buy a new job. Raises `InvalidRequest` if none can take the request."""
-        problems = {engine.account: self._why_not(engine, request) for engine in self.engines}
+        problems = {engine.account: self._why_not(engine.gateway, request) for engine in self.engines}
         able = [engine for engine in self.engines if problems[engine.account] is None]
         if not able:
             raise no_account_error(problems)
@@ -101,10 +105,10 @@ class Router:
         if job.route is None:
             job.route = Route()
         unbought_here, revision = not decision.in_doubt and decision.kind in UNBOUGHT_KINDS, job.record.revision
-        # The create before was refused so, too: in the step before, or in this one, as an outage repeats it.
-        before = job.route.unbought_revision
-        unbought = unbought_here and (not sent_before or before in {revision - 1, revision + 1})
+        unbought = unbought_here and (not sent_before or job.route.unbought_revision == revision - 1)
         job.route.unbought_revision = revision + 1 if unbought else None
+        if unbought and decision.action is RetryAction.REPEAT:
+            self._repeated[engine.account][job.key] = job
         by_account = isinstance(error, ACCOUNT_REFUSALS) and decision.action is RetryAction.REFUSE
         if not unbought_here or not (by_account or decision.action is RetryAction.GIVE_UP):
             return decision, error
@@ -180,7 +184,8 @@ class Router:
         """Return jobs that wait to be sent by an account, or for uploads that its gateway does not answer."""
         queued = source.scheduler.dispatcher.waiting(MOST_COMPARED)
         unanswered = self._preparing_with(source) if source.poller.outage.error is not None else []
-        return [*(job for job in queued if job.phase is Phase.QUEUED), *unanswered[:MOST_COMPARED]]
+        waiting = [job for job in queued if job.phase is Phase.QUEUED]
+        return [*waiting, *self._repeated_with(source), *unanswered[:MOST_COMPARED]]
 
     def _start_move(self, source: Engine, target: Engine, job: TrackedJob) -> None:
         if job.phase is Phase.QUEUED:
@@ -269,6 +274,13 @@ class Router:
         preparing, arriving = self._preparing_with(engine), self._arriving[engine.account]
         return len(arriving) + len(preparing) + engine.scheduler.dispatcher.queue_length(priority)
 
+    def _repeated_with(self, engine: Engine) -> list[TrackedJob]:
+        """Return the jobs that wait for their time to be sent again; forget those that do so no longer."""
+        live = [job for job in self._repeated[engine.account].values() if engine.tracked.get(job.key) is job]
+        unsent = [job for job in live if job.record.task_id is None and job.phase in (Phase.IN_FLIGHT, Phase.SCHEDULED)]
+        self._repeated[engine.account] = {job.key: job for job in unsent}
+        return [job for job in unsent if job.phase is Phase.SCHEDULED and job.record.state is JobState.PENDING]
+
     def _preparing_with(self, engine: Engine) -> list[TrackedJob]:
         """Return the jobs placed with an account that wait for uploads; forget those that arrive no longer."""
         arriving, arrived = self._arriving[engine.account], self._preparing[engine.account]
@@ -291,20 +303,7 @@ class Router:
         asked = request_as_made(job)
         refused = job.route is not None and engine.account in job.route.refusals
         rests = engine.rest is not None and now < engine.rest.until
-        return not (refused or rests or asked is None) and self._why_not(engine, asked) is None
-
-    def _why_not(self, engine: Engine, request: ImageRequest | None) -> InvalidRequest | None:
-        """Return why an account can't take a request; None if it can."""
-        if request is None:
-            return None
-        model = engine.gateway.model
-        if self._several_gateways and request.model not in (None, model):
-            return InvalidRequest(f"its model is {model}, and the request names {request.model}")
-        try:
-            engine.gateway.check(with_model(request, model))
-        except InvalidRequest as problem:
-            return problem
-        return None
+        return not (refused or rests or asked is None) and self._why_not(engine.gateway, asked) is None
 
     def _explain(self, engine: Engine, job: TrackedJob, error: NanoBananaError) -> NanoBananaError:
         """Return the error of the last account that refused a job, with the reasons of the others."""

@@ -1,6 +1,7 @@
 """Two accounts of 5 and 10 slots buy a batch; one of them dies in the middle, first by refusals, then by an outage."""
 
 import heapq
+from asyncio import sleep
 
 import pytest
 
@@ -70,3 +71,20 @@ async def test_batch_ends_in_time_and_buys_once_when_an_account_dies(dies: str, 
     took_s = others_ended_at - died_at
     print(f"{dies} dies by {how}: {took_s:.1f} s, ideal {ideal:.1f} s, ratio {took_s / ideal:.3f}")
     assert took_s <= 1.1 * ideal
+
+
+@virtually
+async def test_job_that_waits_to_be_sent_again_goes_to_the_other_account_when_a_slot_is_free() -> None:
+    dead, alive = DyingAccount(job_s=JOB_S, limit=1), DyingAccount(job_s=300.0, limit=1)
+    dead.down = True
+    transports = [FakeTransport(each.answer) for each in (dead, alive)]
+    async with Session([A, B], http=transports, ledger=MemoryLedger(), prefer=["a"]) as session:
+        jobs = [await session.submit("fox 1")]
+        await sleep(30.0)
+        jobs.append(await session.submit("fox 2"))
+        for job in jobs:
+            await job
+    assert (dead.sold, alive.sold) == (0, 2)
+    first, second = sorted(alive.tasks.values())
+    assert first <= 5.0
+    assert second - first <= 1.1 * 300.0
