@@ -1,7 +1,8 @@
-"""Which jobs another account of the session may buy, and the error for a request that none can take."""
+"""Which jobs another account of the session may buy, and the errors for a request that none takes."""
 
 from collections.abc import Mapping
 
+from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import (
     AccessDenied,
@@ -9,6 +10,7 @@ from nanobanana_async.errors import (
     GatewayUnavailable,
     InsufficientCredits,
     InvalidRequest,
+    NanoBananaError,
     TransportError,
     UnexpectedResponse,
 )
@@ -42,6 +44,21 @@ def may_move(job: TrackedJob) -> bool:
         return False  # another account would need the content of the image
     unsent = record.state is JobState.PENDING and record.first_sent_at is None
     return (unsent or plain) and job.may_buy and not job.rare.withdraw_requested
+
+
+def is_paused_create(job: TrackedJob) -> bool:
+    """Return whether a create that was surely not processed waits for the time of its repeat."""
+    return job.phase is Phase.SCHEDULED and job.record.state is JobState.PENDING
+
+
+def with_reasons(
+    error: NanoBananaError, job: TrackedJob, account: str, reasons: Mapping[str, NanoBananaError]
+) -> NanoBananaError:
+    """Return the error with which an account refused a job, with the reasons of the other accounts."""
+    explained = error.for_job(job.key, safe_to_repeat=error.safe_to_repeat)
+    listed = "; ".join(f"{other}: {reason.message}" for other, reason in reasons.items())
+    explained.message = f"{error.message} (account {account}); no other account buys it: {listed}"
+    return explained
 
 
 def no_account_error(problems: Mapping[str, InvalidRequest | None]) -> InvalidRequest:

@@ -63,7 +63,10 @@ PHASES: Mapping[Phase, frozenset[Phase]] = {
     _P.MOVING: frozenset({_P.FOREIGN, _P.PREPARING, _P.QUEUED, _P.WITHDRAWING, _P.UNFOLLOWED}),
     # SCHEDULED -> SCHEDULED: a poll is planned again, as durations are learned or when a callback came.
     # SCHEDULED -> RECOVERING: a job in doubt waits for its repeat, and the gateway's history shows its task.
-    _P.SCHEDULED: frozenset({_P.FOREIGN, _P.SCHEDULED, _P.RECOVERING, _P.QUEUED, _P.WITHDRAWING, _P.UNFOLLOWED}),
+    # SCHEDULED -> MOVING: its account's gateway does not answer, and its create was surely not processed.
+    _P.SCHEDULED: frozenset(
+        {_P.FOREIGN, _P.SCHEDULED, _P.RECOVERING, _P.QUEUED, _P.MOVING, _P.WITHDRAWING, _P.UNFOLLOWED}
+    ),
     # IN_FLIGHT -> PREPARING: before its create is sent, a URL of an upload is too old.
     _P.IN_FLIGHT: frozenset(
         {_P.FOREIGN, _P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.UNFOLLOWED}

@@ -21,15 +21,17 @@ from nanobanana_async.engine.movable import (
     ACCOUNT_REFUSALS,
     NO_ANSWERS,
     PLAIN_KINDS,
+    is_paused_create,
     may_move,
     no_account_error,
     request_as_made,
+    with_reasons,
 )
 from nanobanana_async.engine.next_step import Enqueue, Finish, Next, Prepare
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.references import has_local_images
 from nanobanana_async.engine.route import Rest, Route
-from nanobanana_async.engine.tracked_job import TrackedJob
+from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.engine.uploaded_image import NO_UPLOADS
 from nanobanana_async.errors import InvalidRequest, LedgerError, NanoBananaError
 from nanobanana_async.events import log
@@ -178,11 +180,15 @@ class Router:
         """Return jobs that wait to be sent by an account, or for uploads that its gateway does not answer."""
         queued = source.scheduler.dispatcher.waiting(MOST_COMPARED)
         unanswered = self._preparing_with(source) if source.poller.outage.error is not None else []
-        return [*(job for job in queued if job.phase is Phase.QUEUED), *unanswered[:MOST_COMPARED]]
+        # While others are queued, those in a pause show when the gateway is back; the last ones would only wait.
+        in_pause = () if queued or not self._rests(source, source.clock()) else source.tracked.values()
+        paused = filter(is_paused_create, in_pause)
+        return [*(job for job in queued if job.phase is Phase.QUEUED), *unanswered[:MOST_COMPARED], *paused]
 
     def _start_move(self, source: Engine, target: Engine, job: TrackedJob) -> None:
         if job.phase is Phase.QUEUED:
             source.scheduler.dispatcher.take_out(job)
+        job.due = NEVER
         job.enter_phase(Phase.MOVING)
         self._arriving[target.account].append(job)
         target.scheduler.start_step(partial(self._move, source, target), job)
@@ -311,9 +317,4 @@ class Router:
         reasons = {account: rest.error for account, rest in resting if now < rest.until}
         reasons |= {} if job.route is None else job.route.refusals
         reasons.pop(engine.account, None)
-        if not reasons:
-            return error
-        explained = error.for_job(job.key, safe_to_repeat=error.safe_to_repeat)
-        listed = "; ".join(f"{account}: {reason.message}" for account, reason in reasons.items())
-        explained.message = f"{error.message} (account {engine.account}); no other account buys it: {listed}"
-        return explained
+        return with_reasons(error, job, engine.account, reasons) if reasons else error
