@@ -9,6 +9,7 @@ import pytest
 
 from nanobanana_async import (
     ApiMall,
+    ConcurrencyPolicy,
     ConfigurationError,
     DefApi,
     IdempotencyConflict,
@@ -16,6 +17,7 @@ from nanobanana_async import (
     InvalidRequest,
     JobState,
     MemoryLedger,
+    RetryPolicy,
     Session,
     SqliteLedger,
     TransportError,
@@ -103,6 +105,17 @@ async def test_batch_goes_on_when_a_gateway_is_down_and_ends_when_it_is_back() -
         took_s = await run_batch(session, 300, cut)
     assert one.sold + two.sold == 300
     assert took_s <= 1.1 * 20 * (100 / 15 + 200 / 10 + 1)
+
+
+@virtually
+async def test_last_jobs_of_an_account_that_is_down_do_not_wait_for_their_repeats() -> None:
+    one, two = Account(job_s=20.0), Account(job_s=20.0)
+    one.down = True
+    slow = RetryPolicy(first_backoff_s=300.0, max_backoff_s=300.0)
+    async with both(one, two, retry=slow, concurrency=ConcurrencyPolicy(max_jobs=1, learn=False)) as session:
+        took_s = await run_batch(session, 8)
+    assert (one.sold, two.sold) == (0, 8)
+    assert took_s <= 1.1 * 20 * 8
 
 
 @virtually
