@@ -168,10 +168,10 @@ class Kept:
     """A ledger in memory that is not one by its type, so that a named batch takes it."""
 
     def __init__(self, ledger: RecordingLedger) -> None:
-        self._book = ledger
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._book, name)
+        # Attributes of its own: from Python 3.12 on, those that `__getattr__` finds do not make it a ledger.
+        for name in dir(ledger):
+            if not name.startswith("_"):
+                setattr(self, name, getattr(ledger, name))
 
 
 async def test_two_hosts_with_separate_ledgers_pay_once(tmp_path: Path) -> None:
