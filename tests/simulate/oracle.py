@@ -126,10 +126,11 @@ class Oracle:
         if not self._plan.keyed:
             self.find_fault("repeated without a key", f"{sent.key} was sent again after request {before[-1].number}")
             return
-        age_s = self._machine.time() - before[0].left_at
-        # After the lifetime it may be sent if the history was read meanwhile, and truly has no task of it.
+        # If the history was read, and truly has no task of it, only what was sent since then counts.
         bought = any(job.key == sent.wire_key for job in self.charges(sent.key))
-        if age_s > self._plan.key_lifetime_s and (bought or self._history_read_at <= before[-1].left_at):
+        since = [old for old in before if bought or self._history_read_at <= old.left_at]
+        age_s = self._machine.time() - since[0].left_at if since else 0.0
+        if age_s > self._plan.key_lifetime_s:
             self.find_fault("expired", f"{sent.key} was sent again {age_s:.3f} s after it was first sent")
 
     def answered(self, sent: SentRequest, delivered: bool) -> None:
