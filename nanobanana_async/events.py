@@ -60,7 +60,7 @@ class CreateFailed:
 
     record: JobRecord  # the job's record, which holds the prompt
     error: Exception  # the last failure
-    action: str  # requeue, repeat, refuse, park or give_up
+    action: str  # "requeue", "repeat", "refuse", "park" or "give_up"
     wait_s: float  # until then
     in_doubt: bool = False  # it may have been accepted all the same
 

@@ -126,12 +126,12 @@ class ImageRequest:
     aspect_ratio: str | None = field(default=None, kw_only=True, converter=_to_ratio)
     """Such as "16:9". Only its form is checked, since the references list no values."""
     resolution: Resolution | None = field(default=None, kw_only=True, converter=_to_resolution)  # 1K, 2K or 4K
-    output_format: OutputFormat | None = field(default=None, kw_only=True, converter=_to_format)  # jpeg, jpg or png
+    output_format: OutputFormat | None = field(default=None, kw_only=True, converter=_to_format)  # "jpeg", "jpg", "png"
     model: str | None = field(default=None, kw_only=True, converter=_to_model)
     """None means the model of the gateway's settings."""
     task_type: TaskType | None = field(default=None, kw_only=True, converter=_to_task_type)
     """None means image-to-image if there are `images`, otherwise text-to-image. Not every model upscales."""
-    callback_url: str | None = field(default=None, kw_only=True, converter=_to_url, validator=_check_url)  # defapi
+    callback_url: str | None = field(default=None, kw_only=True, converter=_to_url, validator=_check_url)  # only defapi
     extra: ExtraFields = field(default=NO_EXTRA, kw_only=True, converter=to_extra)
     """JSON values that go into the create as they are, such as `{"seed": 7}`: for what the gateway takes beside these
     fields. They are part of the request's identity."""
@@ -175,7 +175,7 @@ ROW_FIELDS = ("key", "metadata")
 class GeneratedImage:
     """One generated image: an http(s) URL, or a `data:` URI on gateways that send images inline."""
 
-    url: str = field(repr=lambda url: repr(shorten(url)))  # http(s), or a `data:` URI; links expire
+    url: str = field(repr=lambda url: repr(shorten(url)))  # a link, which expires, or a `data:` URI
     index: int = 0  # which image of the job, from 0
     task_id: str = field(default="", repr=False)
     """The task that made the image. It is polled for a new link when this one has expired."""

@@ -29,6 +29,10 @@ NOT_ON_A_PAGE = {"__version__", "Resolution"}
 """Names without text of their own: a string, and the words that `ImageRequest.resolution` takes."""
 
 
+VARIABLES = ("## Variables that the library reads", "## Variables that only the command line reads")
+"""The sections of settings.md with the environment variables."""
+
+
 def pages_in(nav: Any) -> list[str]:
     """Return the pages of a navigation, in its order."""
     match nav:
@@ -55,6 +59,30 @@ def first_column(text: str) -> list[str]:
 def test_every_page_is_in_the_navigation_once() -> None:
     listed = pages_in(SETTINGS["project"]["nav"])
     assert sorted(listed) == sorted(PAGES)
+
+
+def labels_in(nav: Any) -> dict[str, str]:
+    """Return the labels of a navigation's pages, of those that have one."""
+    match nav:
+        case dict():
+            own = {page: label for label, page in nav.items() if isinstance(page, str)}
+            return own | labels_in([inner for inner in nav.values() if not isinstance(inner, str)])
+        case list():
+            return {page: label for inner in nav for page, label in labels_in(inner).items()}
+        case _:
+            return {}
+
+
+def test_page_has_one_title_everywhere() -> None:
+    texts = {page: (DOCS / page).read_text(encoding="utf-8") for page in PAGES - {"index.md"}}
+    titles = {page: text.partition("\n")[0].removeprefix("# ") for page, text in texts.items()}
+    in_navigation = labels_in(SETTINGS["project"]["nav"])
+    listed = re.findall(r"^- \[([^\]]+)\]\((\S+)\.html\)", (DOCS / "llms.txt").read_text(encoding="utf-8"), re.M)
+    in_list = {f"{page}.md": title for title, page in listed}
+    assert len(in_navigation) > 20
+    for page, title in titles.items():
+        named = (in_navigation.get(page, title), in_list[page.replace("README", "index")])
+        assert named == (title, title), page
 
 
 def test_list_for_language_models_has_every_page_in_order() -> None:
@@ -94,6 +122,14 @@ def test_page_of_files_has_the_columns_of_saved_images() -> None:
     assert sorted(named) == sorted(json.loads(image.line("a.png", "0" * 64)))
 
 
+def test_page_of_settings_has_each_variable_of_the_code() -> None:
+    sources = (path.read_text(encoding="utf-8") for path in (DOCS.parent / "nanobanana_async").rglob("*.py"))
+    read = {name for source in sources for name in re.findall(r"\bNANOBANANA_[A-Z_]+\b", source)}
+    named = {name for heading in VARIABLES for name in first_column(section("settings.md", heading))}
+    assert len(read) > 10
+    assert named == read | {"APIMALL_API_KEY", "DEFAPI_API_KEY"}
+
+
 def test_page_of_compatibility_has_the_versions_of_the_ledgers() -> None:
     text = section("compatibility.md", "## Ledgers")
     assert f"| SQLite | {current_schema().version} |" in text
@@ -123,7 +159,11 @@ def test_site_builds_strictly(tmp_path: Path) -> None:
     )
     silent = [name for name in re.findall(objects, reference, re.DOTALL) if not name.endswith(".advice")]
     assert silent == []  # `advice` is its own text
-    assert "validator=" not in reference  # docs/reference_extension.py
+    shown = re.sub(r"<[^>]+>", "", reference)
+    hidden = ("validator=", "_blocking(", "misspelt", "_STARTED_AT", "TrackedJob", "BatchRunner", "BlockingPortal")
+    assert [text for text in hidden if text in shown] == []  # docs/reference_extension.py
+    assert {path.name for path in site.iterdir() if path.suffix in (".py", ".toml")} == set()
+    assert not (site / "examples/studio/page").exists()
 
 
 def test_what_shows_each_promise_exists() -> None:

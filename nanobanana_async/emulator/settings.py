@@ -187,7 +187,7 @@ class EmulatorSettings:
     )  # the reason
     status_words: Mapping[str, str] = field(factory=dict)  # replaces the status of each key by its value
     progress: Progress = field(default="absent", validator=in_(get_args(Progress)))  # 45 or "45%", until the end
-    data_uris: bool = False  # defapi: images as base64 instead of URLs
+    data_uris: bool = False  # on defapi: images as base64 instead of URLs
     links_expire_after_s: float | None = field(
         default=None, validator=optional(number_validator(above=0))
     )  # None: never
@@ -201,7 +201,7 @@ class EmulatorSettings:
     check_references: bool = False  # 400 for a reference image that names an upload which is not there
     max_inline_bytes: int | None = field(
         default=None, validator=optional(number_validator(whole=True))
-    )  # defapi: 413 above it
+    )  # on defapi: 413 above it
     max_upload_bytes: int = field(default=104_857_600, validator=number_validator(whole=True))  # of one file
     put_urls_expire_after_s: float | None = field(
         default=None, validator=optional(number_validator())

@@ -66,7 +66,7 @@ class JobFacts:
     """The facts of one accepted create."""
 
     task_id: str  # the gateway's name for it
-    gateway: Gateway  # apimall or defapi
+    gateway: Gateway  # "apimall" or "defapi"
     key: str | None  # its idempotency key
     prompt: str  # as sent
     images: int  # how many were asked for

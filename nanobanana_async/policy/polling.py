@@ -12,7 +12,7 @@ class PollPolicy:
     """How often jobs are polled.
 
     `target_delay_s` is the wanted mean delay between the end of a job and the poll that notices it; the poll times
-    follow from it and from the learned durations. None means 4 % of the mean duration, at least 0.5 s: about eight
+    follow from it and from the learned durations. None means 4 % of the mean duration, at least 0.5 s: six to eight
     polls a job, whether it takes ten seconds or three minutes. It is 8 % until as many jobs have ended as run, and
     until durations are known there is at most one poll in 3 s (both references ask for polls every few seconds).
     `min_gap_s` and `max_gap_s` bound the time between two polls of one job; the gap grows up to `max_gap_s` only for
