@@ -43,6 +43,8 @@ from nanobanana_async.policy.matching import agreed_tasks
 
 ROUNDING_S = 1.0
 """By how much `created_at` may be cut."""
+FLOAT_ERROR_S = 1e-3
+"""By how much sums of times may differ because floats are rounded; stated times differ by more."""
 LONGEST_ANSWERS = 3.0
 """A create whose connection is gone is processed within this many of the longest answers seen."""
 LEAST_LATENESS_S = 2.0
@@ -234,7 +236,7 @@ class _Decision:
 
     def _in_window(self, doubt: JobInDoubt, task: UnclaimedTask, *, wide: bool) -> bool:
         late_s = 3 * self._read.delay_s if wide else self._read.lateness_s
-        until = doubt.lost_at + late_s + self._read.offset.most
+        until = doubt.lost_at + late_s + self._read.offset.most + FLOAT_ERROR_S
         first = math.ceil((task.created_at - until) / ZONE_STEP_S)
         last = math.floor((task.created_at - self._window_start(doubt, wide=wide)) / ZONE_STEP_S)
         in_time = max(first, self._zones[0]) <= min(last, self._zones[1])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve, frozen
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nanobanana_async.policy.reconcile import (
@@ -305,6 +305,13 @@ def truths(draw: st.DrawFn) -> list[Truth]:
     st.floats(0.0, 1.0),
     st.booleans(),
     st.none() | st.integers(-20, 32),
+)
+@example(  # the end of the first one's time is met but for the rounding of floats
+    [
+        Truth(doubt("late", 1001.9542828283054, 1004.2782248536527), 1006.2782248536525),
+        Truth(doubt("early", 1000.0, 1001.0), 1001.0),
+    ],
+    *([], 0.0, 0.0, False, 8),
 )
 def test_no_verdict_contradicts_the_truth(
     jobs: list[Truth], foreign: list[float], shift: float, slack: float, whole_seconds: bool, zone: int | None
