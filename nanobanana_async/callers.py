@@ -4,7 +4,7 @@ A job whose last caller leaves before it was sent is withdrawn.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +14,7 @@ from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import ConfigurationError, JobUnfinished, NanoBananaError
 from nanobanana_async.handle import Job, in_parentheses, timeout_error
 from nanobanana_async.jobs import JobState
-from nanobanana_async.misspelt import unknown_fields
+from nanobanana_async.misspelt import keywords_of, unknown_fields
 from nanobanana_async.models import REQUEST_FIELDS, GenerationResult
 
 WITHDRAWAL_WAIT_S = 1.0
@@ -85,3 +85,13 @@ def given_fields(**fields: Any) -> dict[str, Any]:
     if unknown := [name for name in fields if name not in _KEYWORDS]:
         raise ConfigurationError(unknown_fields(unknown, (*_KEYWORDS, *_OPTIONS)))
     return {name: value for name, value in fields.items() if value is not _DEFAULTS.get(name)}
+
+
+def check_names(call: Callable[..., object], misspelt: Iterable[str]) -> None:
+    """Raise `ConfigurationError` for arguments that a call does not have, which says what is meant by them."""
+    names = list(misspelt)
+    if found := [name for name in names if name in _KEYWORDS]:
+        example = f"{{'prompt': 'a fox', '{found[0]}': ...}}"
+        raise ConfigurationError(f"{call.__name__}: {', '.join(found)} is a field of each request, as in {example}")
+    if names:
+        raise ConfigurationError(f"{call.__name__}: {unknown_fields(names, keywords_of(call), 'argument')}")

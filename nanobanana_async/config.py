@@ -11,9 +11,11 @@ from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.base import environ_value, settings_in
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.gateways.registry import GATEWAYS, GatewayClass
+from nanobanana_async.misspelt import by_name
 from nanobanana_async.validators import within
 
 
+@by_name
 @frozen(kw_only=True)
 class Timeouts:
     """How long each step may take, in seconds; `math.inf` means no limit."""

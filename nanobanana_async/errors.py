@@ -120,8 +120,7 @@ class GatewayError(NanoBananaError):
         facts = [str(self.status)] if self.status is not None else []
         if self.code is not None and self.code != str(self.status):
             facts.append(f"code {self.code}")
-        if self.request_id is not None:
-            facts.append(f"request {self.request_id}")
+        facts += [] if self.request_id is None else [f"request {self.request_id}"]
         sentence = f"{self.message} [{', '.join(facts)}]" if facts else self.message
         return f"{sentence} ({self.advice})" if self.advice else sentence
 
@@ -135,7 +134,7 @@ class InvalidRequest(GatewayError, ValueError):
 class AuthenticationError(GatewayError):
     """401: the key is missing, wrong or expired."""
 
-    advice = "check the API key"
+    advice = "check the API key; `nanobanana doctor` tries it"
 
 
 class InsufficientCredits(GatewayError):
@@ -267,6 +266,8 @@ class JobUnfinished(JobError, TimeoutError):
 
 class SessionClosed(NanoBananaError):
     """The session was closed meanwhile; bought jobs stay in the ledger."""
+
+    advice = "open a new session; with the same ledger it finds the jobs"
 
 
 class BatchStopped(NanoBananaError):

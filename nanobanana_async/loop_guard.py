@@ -41,7 +41,7 @@ class LoopGuard:
             return ""
         return (
             ": it was opened in another event loop, and closed with it at the latest (each asyncio.run is a loop of its"
-            " own). Open a session in this one, or put all calls into one asyncio.run"
+            " own). Put all calls into one asyncio.run"
         )
 
     @property
@@ -82,9 +82,22 @@ class NoPlainWith:
     """Refuses `with` where `async with` is meant."""
 
     def __enter__(self) -> NoReturn:
-        raise TypeError(f"a {type(self).__name__} is used with `async with`, not with `with`")
+        raise TypeError(f"a {type(self).__name__} is used with `async with`, not with `with`{without_asyncio()}")
 
     def __exit__(self, *_: object) -> None: ...
+
+
+def not_open_error() -> ConfigurationError:
+    """Return the error of a call before the session was opened."""
+    how = "use 'async with Session(...)', or await session.open()"
+    return ConfigurationError(f"the session is not open: {how}{without_asyncio()}")
+
+
+def without_asyncio() -> str:
+    """Return what code without asyncio uses; nothing where an event loop runs."""
+    if running_loop_or_none() is not None:
+        return ""
+    return "; code without asyncio uses `with nanobanana_async.portal(Session(...)) as images`"
 
 
 def running_loop_or_none() -> asyncio.AbstractEventLoop | None:

@@ -1,7 +1,14 @@
-"""Say which field is meant by a name that is none: a misspelt one, or a word of another API."""
+"""Say which field or argument is meant by a name that is none: a misspelt one, or a word of another API."""
 
 import difflib
-from collections.abc import Collection, Iterable
+import functools
+import inspect
+from collections.abc import Callable, Collection, Iterable
+from typing import Any, TypeVar
+
+from nanobanana_async.errors import ConfigurationError
+
+T = TypeVar("T")
 
 _OTHER_WORDS = {
     **dict.fromkeys(("size", "width", "height"), "aspect_ratio (such as 16:9) and resolution (1K, 2K or 4K)"),
@@ -16,12 +23,40 @@ _OTHER_WORDS = {
 }
 
 
-def unknown_fields(names: Iterable[object], known: Collection[str]) -> str:
+def unknown_fields(names: Iterable[object], known: Collection[str], noun: str = "field") -> str:
     """Return what is wrong with names that are no fields, and which field each of them means."""
     given = [str(name) for name in names]
     hints = [f"{name} is {meant} here" for name in given if (meant := _meant(name, known)) is not None]
-    listed = f"unknown field {', '.join(given)}"
-    return f"{listed}: {'; '.join(hints)}" if hints else f"{listed}: the fields are {', '.join(known)}"
+    listed = f"unknown {noun} {', '.join(given)}"
+    return f"{listed}: {'; '.join(hints)}" if hints else f"{listed}: the {noun}s are {', '.join(known)}"
+
+
+def by_name(kind: type[T]) -> type[T]:
+    """Let the constructor of a class of settings say what to pass in place of wrong arguments."""
+    init, known = kind.__init__, keywords_of(kind)
+    needed = [name for name, each in inspect.signature(kind).parameters.items() if each.default is each.empty]
+
+    @functools.wraps(init)
+    def checked(self: T, *args: Any, **settings: Any) -> None:
+        if args:
+            example = f"{kind.__name__}({known[0]}=...)"
+            raise ConfigurationError(f"pass the settings of {kind.__name__} by name, as in {example}")
+        if unknown := [name for name in settings if name not in known]:
+            raise ConfigurationError(f"{kind.__name__}: {unknown_fields(unknown, known, 'setting')}")
+        if missing := [name for name in needed if name not in settings]:
+            call = f"{kind.__name__}({', '.join(f'{name}=...' for name in needed)})"
+            raise ConfigurationError(f"{kind.__name__} needs {', '.join(missing)}: {call}")
+        init(self, **settings)
+
+    kind.__init__ = checked  # type: ignore[method-assign, assignment]
+    return kind
+
+
+def keywords_of(call: Callable[..., object]) -> list[str]:
+    """Return the names of the arguments that may be passed by name."""
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(call).parameters.values()
+    return [each.name for each in parameters if each.kind in kinds and each.name != "self"]
 
 
 def _meant(name: str, known: Collection[str]) -> str | None:

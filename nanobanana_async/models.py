@@ -16,7 +16,7 @@ from nanobanana_async.extra import NO_EXTRA, ExtraFields, to_extra
 from nanobanana_async.formatting import duration, number, shorten
 from nanobanana_async.misspelt import unknown_fields
 from nanobanana_async.notebook_html import LabelledValue, card, image_gallery
-from nanobanana_async.references import LocalImage, check_url, digest_of, image_identity, to_reference
+from nanobanana_async.references import LocalImage, check_url, digest_of, image_identity, one_text_error, to_reference
 from nanobanana_async.values import as_choice, as_ratio, as_small_count, as_text, is_absent, to_mapping
 
 Resolution = Literal["1K", "2K", "4K"]
@@ -95,7 +95,7 @@ def _to_images(images: "Sequence[ImageInput] | None") -> "tuple[Reference, ...]"
         return ()
     # A string is a sequence of characters: without this check each character would be refused as a URL.
     if isinstance(images, str):
-        raise InvalidRequest("images must be a list of URLs, not one string")
+        raise one_text_error(images)
     if not isinstance(images, (list, tuple)):
         raise InvalidRequest(f"images must be a list of URLs, paths, bytes or results, not {type(images).__name__}")
     found: list[Any] = []

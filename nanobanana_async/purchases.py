@@ -8,11 +8,11 @@ from typing import Any, Never
 from nanobanana_async.batch.batch import Batch
 from nanobanana_async.batch.feeding import Feeding, FeedReport, ledger_to_feed
 from nanobanana_async.batch.inputs import to_requests
-from nanobanana_async.batch.options import BatchOptions
+from nanobanana_async.batch.options import BatchOptions, check_saved
 from nanobanana_async.batch.rows import Requests
 from nanobanana_async.batch.runner import BatchRunner
 from nanobanana_async.batch.work import WorkRunner
-from nanobanana_async.callers import given_fields, handle_once_stored, result_for_caller
+from nanobanana_async.callers import check_names, given_fields, handle_once_stored, result_for_caller
 from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.lifecycle import SessionComponents
 from nanobanana_async.engine.tracked_job import TrackedJob
@@ -157,6 +157,7 @@ class Purchases(ABC):
         progress: bool = False,
         priority: int = 0,
         group: str | None = None,
+        **misspelt: Never,
     ) -> Batch:
         """Buy any number of jobs: `async for outcome in session.generate_many(prompts)`.
 
@@ -182,8 +183,10 @@ class Purchases(ABC):
         `generate`; without `group` the batch is a group of its own.
         """
         engine = self._require_engine()
+        check_names(Purchases.generate_many, misspelt)
         if batch is not None and isinstance(self._components.ledger, MemoryLedger):
             raise ConfigurationError("a named batch needs a ledger on disk: Session(ledger='jobs.sqlite')")
+        check_saved(save_to, names=names, sidecar=sidecar)
         options = BatchOptions(
             name=batch,
             ordered=ordered,
@@ -215,6 +218,7 @@ class Purchases(ABC):
         retry_failed: bool | Collection[JobFailureKind] = False,
         priority: int = 0,
         group: str | None = None,
+        **misspelt: Never,
     ) -> FeedReport:
         """Store the rows of a batch in a ledger that hosts share, for `work` on any of them. Nothing is bought here.
 
@@ -230,6 +234,7 @@ class Purchases(ABC):
         rows before it are stored then, and the corrected input continues.
         """
         engine = self._require_engine()
+        check_names(Purchases.feed, misspelt)
         ledger = ledger_to_feed(self._components.ledger)
         options = BatchOptions(
             name=batch,
@@ -251,6 +256,7 @@ class Purchases(ABC):
         sidecar: bool = False,
         max_budget_wait_s: float | None = None,
         progress: bool = False,
+        **misspelt: Never,
     ) -> Batch:
         """Buy rows of a fed batch: `async for outcome in session.work("spring", save_to=...)`, on as many hosts.
 
@@ -260,7 +266,9 @@ class Purchases(ABC):
         purchase. Rows that are not bought when it stops are left for others. Options are those of `generate_many`.
         """
         engine = self._require_engine()
+        check_names(Purchases.work, misspelt)
         ledger = ledger_to_feed(self._components.ledger)
+        check_saved(save_to, sidecar=sidecar)
         options = BatchOptions(
             name=batch,
             target=None if save_to is None else as_target("save_to", save_to),

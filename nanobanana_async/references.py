@@ -292,6 +292,13 @@ def check_url(name: str, url: object) -> None:
         raise InvalidRequest(f"{name} seems to be several URLs: give each of its own, not {str(url)[:80]!r}")
 
 
+def one_text_error(text: str) -> InvalidRequest:
+    """Return the error for images that are one text: what to put into the list."""
+    is_path = ":" not in text and len(text) <= _LONGEST_PATH
+    example = f"images=[Path({text!r})]" if is_path else 'images=["https://..."], or [Path("cat.png")]'
+    return InvalidRequest(f"images must be a list of URLs or Paths, not one string: {example}")
+
+
 def _no_image(name: str, text: str) -> InvalidRequest:
     """Return why a text names no reference image, and what to pass instead."""
     if (scheme := scheme_of(text)) == "file":

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
 from types import TracebackType
-from typing import Self, overload
+from typing import Never, Self, overload
 from uuid import UUID
 
 import aiohttp
@@ -29,7 +29,7 @@ from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Ledger
 from nanobanana_async.ledger.location import read_url
 from nanobanana_async.ledger.postgres.url import PostgresUrl
-from nanobanana_async.loop_guard import NoPlainWith
+from nanobanana_async.loop_guard import NoPlainWith, not_open_error
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy
 from nanobanana_async.policy.named_budget import Budget
@@ -38,7 +38,13 @@ from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.purchases import Purchases
 from nanobanana_async.recovery import attach_task, reconcile_jobs, resolve_job, resume_jobs
 from nanobanana_async.references import ReferencePublisher
-from nanobanana_async.session_accounts import Prefer, account_named, make_session_parts, to_gateways
+from nanobanana_async.session_accounts import (
+    Prefer,
+    account_named,
+    make_session_parts,
+    to_gateways,
+    unknown_setting_error,
+)
 from nanobanana_async.stats import SessionStats, stats_by_account, sum_stats
 from nanobanana_async.validators import check_kind, check_switch
 from nanobanana_async.values import as_key_text, validate_row_key
@@ -88,7 +94,11 @@ class Session(Purchases, NoPlainWith):
         adopt: Adopt | None = "auto",
         adopt_every_s: float = 30.0,
         prefer: Prefer | None = None,
+        **misspelt: Never,
     ) -> None:
+        if unknown := list(misspelt):
+            del gateway, ledger, proxy, misspelt  # they may hold an API key, or a password
+            raise unknown_setting_error(unknown, Session)
         hidden = to_proxy_secret(proxy)
         del proxy  # it may hold a password, which the traceback of a ConfigurationError would show
         if isinstance(hidden, ConfigurationError):
@@ -296,7 +306,7 @@ class Session(Purchases, NoPlainWith):
         if self._session_task.closed and not closed_too:
             raise SessionClosed(f"the session is closed{self._components.guard.why_closed()}")
         if self._session_task.engine is None:
-            raise ConfigurationError("the session is not open: use 'async with Session(...)', or await session.open()")
+            raise not_open_error()
         return self._session_task.engine
 
 

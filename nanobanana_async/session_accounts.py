@@ -1,18 +1,32 @@
 """Make the parts of a session from its settings: of one account, or of several."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from nanobanana_async.config import gateway_from_env
+from attrs import fields, fields_dict
+
+from nanobanana_async.config import Timeouts, gateway_from_env
 from nanobanana_async.connections import as_observers, make_components, wrong_gateway_error
 from nanobanana_async.engine.accounts_lifecycle import AccountsLifecycle
 from nanobanana_async.engine.lifecycle import SessionComponents, SessionLifecycle
 from nanobanana_async.engine.routed_engine import one_gateway_error
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.contract import Gateway
+from nanobanana_async.gateways.registry import GATEWAYS
 from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.ledger.base import SharesAccount
+from nanobanana_async.misspelt import keywords_of, unknown_fields
+from nanobanana_async.policy.concurrency import ConcurrencyPolicy
+from nanobanana_async.policy.polling import PollPolicy
+from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.validators import check_kind
+
+_POLICIES: Mapping[str, type] = {
+    "concurrency": ConcurrencyPolicy,
+    "polling": PollPolicy,
+    "retry": RetryPolicy,
+    "timeouts": Timeouts,
+}
 
 Prefer = Literal["wait"] | Sequence[Gateway | str]
 """Which account gets a job first: the one where it should end first, or the first of these with a free slot."""
@@ -35,6 +49,19 @@ def to_gateways(gateway: object) -> tuple[Gateway, ...] | ConfigurationError:
     if twice := [account for account in accounts if accounts.count(account) > 1]:
         return ConfigurationError(f"account {twice[0]} is given twice: its limits are learned once, so pass it once")
     return given
+
+
+def unknown_setting_error(names: Sequence[str], session: Callable[..., object]) -> ConfigurationError:
+    """Return the error for settings that a session does not have: they are misspelt, or those of another object."""
+    of_gateway = [field.alias or field.name for kind in GATEWAYS.values() for field in fields(kind)]
+    if found := [name for name in names if name in of_gateway]:
+        example = f"Session(ApiMall({found[0]}=...))" if found[0] == "api_key" else f"ApiMall.from_env({found[0]}=...)"
+        return ConfigurationError(f"{', '.join(found)} is a setting of the gateway: pass one, as in {example}")
+    for setting, kind in _POLICIES.items():
+        if found := [name for name in names if name in fields_dict(kind)]:
+            where = f"Session({setting}={kind.__name__}({found[0]}=...))"
+            return ConfigurationError(f"{', '.join(found)} is a setting of {kind.__name__}: {where}")
+    return ConfigurationError(f"Session: {unknown_fields(names, keywords_of(session), 'setting')}")
 
 
 def make_session_parts(

@@ -48,7 +48,7 @@ def test_environment_sets_the_base_url(environ: dict[str, str]) -> None:
         (MALL | DEF, "choose one gateway with NANOBANANA_GATEWAY"),
         (MALL | {"NANOBANANA_GATEWAY": "openai"}, "must be one of apimall, defapi, not 'openai'"),
         (MALL | NAMED_DEF, "DEFAPI_API_KEY is not set"),
-        (NAMED_MALL, "APIMALL_API_KEY is not set"),
+        (NAMED_MALL, "APIMALL_API_KEY is not set: it holds the API key of API Mall, .*run `nanobanana demo`"),
         (MALL | {"NANOBANANA_BASE_URL": "http://gateway.example"}, "must be https"),
     ],
 )

@@ -141,7 +141,7 @@ def test_str_starts_with_the_message(error: NanoBananaError) -> None:
         (UnexpectedResponse("odd"), "odd"),
         (UnexpectedResponse("odd", status=502), "odd [502]"),
         (UnexpectedResponse("odd", status=502, body="<html>"), "odd [502]: <html>"),
-        (SessionClosed("closed"), "closed"),
+        (SessionClosed("closed"), "closed (open a new session; with the same ledger it finds the jobs)"),
     ],
 )
 def test_str_shows_facts_and_advice(error: NanoBananaError, sentence: str) -> None:

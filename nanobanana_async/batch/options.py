@@ -54,6 +54,13 @@ class BatchOptions:
     group: str | None = field(default=None, converter=check_group)
 
 
+def check_saved(save_to: object, *, names: object = None, sidecar: object = False) -> None:
+    """Raise `ConfigurationError` for options of saved images where none are saved."""
+    given = [name for name, is_given in (("names", names is not None), ("sidecar", sidecar is True)) if is_given]
+    if save_to is None and given:
+        raise ConfigurationError(f"{given[0]} is for images that are saved: pass save_to, the folder or store, with it")
+
+
 async def iterate(items: Requests, clock: Callable[[], float]) -> AsyncGenerator[RowInput, None]:
     """Yield the rows of an iterable or async iterable. Log once if a plain iterator blocks the event loop."""
     if isinstance(items, AsyncIterable):

@@ -130,6 +130,9 @@ def _print_error(error: object, code: int) -> int:
     return code
 
 
+# cyclopts would write ARGS for a FILE that may be left out.
+_USAGE = {"batch": {"usage": "Usage: nanobanana batch [OPTIONS] [FILE]"}}
+
 for _name, _attribute in {
     "demo": "demo:demo",
     "emulate": "emulate:emulate",
@@ -147,5 +150,5 @@ for _name, _attribute in {
     "webhooks": "webhooks:webhooks",
     "config": "settings.command:config",
 }.items():  # imported when the command is used: the others, the emulator and the report take longer than most commands
-    app.command(f"nanobanana_async.cli.{_attribute}", name=_name)
+    app.command(f"nanobanana_async.cli.{_attribute}", name=_name, **_USAGE.get(_name, {}))
 app.register_install_completion_command()

@@ -1,12 +1,12 @@
 """`nanobanana emulate`: both gateways on this machine, with the behaviour that its options select."""
 
-import errno
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from nanobanana_async.cli.listening import check_port, is_listen_error, listen_error
 from nanobanana_async.cli.options import Flag
 from nanobanana_async.cli.signals import run_until_signal
 from nanobanana_async.emulator import ACCOUNTS, EmulatorOptions, LogNormal, serve
@@ -14,7 +14,7 @@ from nanobanana_async.emulator.faults import RandomFault, reset
 from nanobanana_async.emulator.rates import RateWindow
 from nanobanana_async.emulator.settings import AccountName, Idempotency, Progress, RetryAfter
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.validators import as_number
+from nanobanana_async.validators import as_count, as_number
 
 OK = 0
 
@@ -107,8 +107,9 @@ def emulate(
     seed
         The same seed gives the same durations, failures and images.
     """
+    check_port(port)
     limits = {
-        "job_limit": job_limit,
+        "job_limit": None if job_limit is None else as_count("job_limit", job_limit),
         "creates_per_minute": creates_per_minute,
         "requests_per_minute": requests_per_minute,
         "requests_per_day": requests_per_day,
@@ -132,7 +133,7 @@ def emulate(
             "callback_drop_probability": as_number("drop_callbacks", drop_callbacks, most=1),
         }
         return run_until_signal(_serve(port, host, {**options, **_limits(account, limits)}))
-    except (ValueError, OverflowError) as error:  # a setting or a port out of range
+    except ValueError as error:  # a setting out of range
         raise ConfigurationError(str(error)) from None
 
 
@@ -152,8 +153,7 @@ async def _serve(port: int, host: str, options: Mapping[str, Any]) -> int:
     try:
         await serve(port, host=host, **options)
     except OSError as error:
-        if error.errno != errno.EADDRINUSE:
+        if not is_listen_error(error):
             raise
-        advice = "end the program that listens there, or choose another port; --port 0 selects a free one"
-        raise OSError(f"{host} port {port} is in use: {advice}") from None
+        raise listen_error(host, port, error) from None
     return OK

@@ -5,6 +5,7 @@ import re
 import types
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -27,6 +28,7 @@ from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.images.target import Target, as_target
 from nanobanana_async.ledger.location import Location, as_location
 from nanobanana_async.validators import as_folder
+from nanobanana_async.values import did_you_mean
 
 Name = registry.GatewayName
 GatewayName = Annotated[Name | None, Parameter(env_var="NANOBANANA_GATEWAY")]
@@ -217,7 +219,7 @@ def _unknown_option(error: UnknownOptionError) -> str:
     begun = [name for name in known if len(option) > 3 and name.startswith(f"{option}-")]
     if len(begun) == 1:
         return f"unknown option {option}: did you mean {begun[0]}?"
-    return str(error) if "=" not in (error.token.keyword or error.token.value) else f"unknown option {option}"
+    return f"unknown option {option}{did_you_mean(option, known)}"
 
 
 def _wanted(kind: Any) -> Iterator[str]:
@@ -229,6 +231,8 @@ def _wanted(kind: Any) -> Iterator[str]:
         for member in get_args(kind):
             if not _choices(member):
                 yield from _wanted(member)
+    elif get_origin(kind) in (list, tuple):
+        yield from _wanted(get_args(kind)[0])
     elif choices := _choices(kind):
         yield f"one of {', '.join(choices)}"
     elif kind in _NUMBERS:
@@ -236,6 +240,8 @@ def _wanted(kind: Any) -> Iterator[str]:
 
 
 def _choices(kind: Any) -> list[str]:
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return [str(choice.value) for choice in kind]
     return [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
 
 

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 
 from nanobanana_async import ConcurrencyPolicy, ConfigurationError, Session
 from nanobanana_async.cli.find_gateway import find_gateway, find_gateways
+from nanobanana_async.cli.listening import check_port, listen_error
 from nanobanana_async.cli.options import (
     DEFAULT_LEDGER,
     BaseUrl,
@@ -107,8 +108,7 @@ class ServeCommand:
                 f"--host {host} lets other machines buy images: pass --tokens FILE with lines NAME:TOKEN, or set"
                 f" {TOKENS_VARIABLE}"
             )
-        if not 0 <= port <= 65535:
-            raise ConfigurationError(f"--port must be a number from 0 to 65535, not {port}")
+        check_port(port)
         seconds = None if answer_within is None else as_number("--answer-within", answer_within, above=0)
         metrics = PrometheusMetrics()
         session = Session(
@@ -160,8 +160,7 @@ def _listening_socket(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no address of this machine"
-        raise ConfigurationError(f"can't listen on {host} port {port}: {why}; choose with --host and --port") from None
+        raise listen_error(host, port, error) from None
 
 
 serve = ServeCommand(find_gateway).serve

@@ -170,7 +170,9 @@ class StopSignals:
             os._exit(INTERRUPTED)  # safe: the ledger holds every job that costs something
         if self.stop_requested.is_set():
             self.cancelled = True
-            left = "running jobs are not lost: run the same command to collect them"
+            left = "no job is running: the same command goes on from here"
+            if self._running():
+                left = "running jobs are not lost: run the same command to collect them"
             if self._rehearsal:
                 left = "running jobs end with the emulator: the same command buys them again, still without cost"
             self._say(f"stopping at once; {left}")

@@ -2,8 +2,11 @@
 
 from collections.abc import AsyncIterator
 
-import pytest
-import pytest_asyncio
+try:
+    import pytest
+    import pytest_asyncio
+except ModuleNotFoundError:
+    raise ImportError("the fixtures need pytest: pip install pytest pytest-asyncio") from None
 
 from nanobanana_async.emulator.emulator import Emulator
 

@@ -1,5 +1,6 @@
 """What the failure of a create adds to the record of a job in doubt."""
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -17,6 +18,12 @@ from nanobanana_async.policy.retry import FailureKind, RetryDecision
 
 # How many candidates of an uncertain job its error names, if no command can show them.
 MOST_CANDIDATES_NAMED = 5
+
+# How gateways say that a key came with other content: "different request", "must be used with the same parameters".
+_OTHER_CONTENT = re.compile(
+    r"\bdifferent (?:\w+ )?(?:request|body|payload|param|content|input)|\bsame (?:request )?(?:body|payload|param)",
+    re.IGNORECASE,
+)
 
 NO_DOUBT: Mapping[str, Any] = {
     "in_doubt": False,
@@ -77,15 +84,28 @@ def why_in_doubt(error: NanoBananaError, record: JobRecord, decision: RetryDecis
     """Return why it is unknown whether a job was bought. A 409 counts as a conflict only at the first create."""
     failure = to_failure(error)
     if decision.kind is FailureKind.KEY_TAKEN:
-        why = (
-            f"the gateway knows key {record.wire_key} already, and not from this job: another host may have bought job"
-            f" {record.key} with it, or this host before its ledger was lost or pruned. Nothing was bought now, and"
-            f" nothing will be: find the task in the gateway's own list, then resolve the job ({error.message})"
-        )
-        return evolve(failure, message=why)
+        return evolve(failure, message=_why_key_taken(error, record))
     if isinstance(error, IdempotencyConflict):
         return evolve(failure, kind=JobUncertain.__name__)
     return failure
+
+
+def _why_key_taken(error: NanoBananaError, record: JobRecord) -> str:
+    """Return what the first 409 of a job means, and what to do.
+
+    The words of the gateway change the advice alone: the references do not state them, so the job stays in doubt.
+    """
+    if _OTHER_CONTENT.search(error.message):
+        return (
+            f"the gateway has key {record.wire_key} from another request ({error.message}): that request's task is not"
+            f" the one of job {record.key}. Nothing was bought now: use another key for this request, and resolve this"
+            " job as not bought once the gateway's own list shows no task of it"
+        )
+    return (
+        f"the gateway knows key {record.wire_key} already, and not from this job: another host may have bought job"
+        f" {record.key} with it, or this host before its ledger was lost or pruned. Nothing was bought now, and"
+        f" nothing will be: find the task in the gateway's own list, then resolve the job ({error.message})"
+    )
 
 
 def candidate_count_text(candidates: Sequence[Candidate]) -> str:

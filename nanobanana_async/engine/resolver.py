@@ -114,7 +114,7 @@ class ManualResolver:
     async def _require_job(self, key: str) -> TrackedJob:
         job = await self._engine.find(key)
         if job is None:
-            raise ConfigurationError(f"no job {key} in the ledger")
+            raise ConfigurationError(f"no job {key} in the ledger: pass the key of a job that the ledger has")
         return job
 
     async def _query_task(self, task_id: str, record: JobRecord, age_s: float) -> Observation | None:

@@ -3,12 +3,31 @@
 import re
 import unicodedata
 
+from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.gateways.secret import Secret
+
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d"
 _PLACEHOLDER = re.compile(
     r"<.*>|\[.*\]|\{.*\}|\$.*|%.*%|none|null|undefined|todo|change[-_ ]?me|api[-_ ]?key|(apimall|defapi)[-_]api[-_]key"
     r"|(sk-)?(\.{3,}|\u2026|x{3,}|\*{3,})|(sk-)?(your|my|insert|enter|paste|put)[-_ ].*(key|token|secret|here).*",
     re.IGNORECASE | re.DOTALL,
 )
+
+
+def to_secret(key: object, title: str, variable: str) -> Secret | ConfigurationError:
+    """Return the key without surrounding spaces and line breaks, or the error if it can't be an API key.
+
+    Functions that hold the key return their errors instead of raising them: some tools show the locals of every frame
+    of a traceback.
+    """
+    if isinstance(key, Secret):
+        return key
+    advice = f'set {variable} or pass api_key="..."'  # without the key itself: the message ends up in logs
+    if not isinstance(key, str) or not (key := key.strip()):
+        return ConfigurationError(f"{title} needs an API key: {advice}")
+    if wrong := fault_of_api_key(key):
+        return ConfigurationError(f"the API key of {title} {wrong}: {advice}")
+    return Secret(key)
 
 
 def fault_of_api_key(key: str) -> str | None:

@@ -13,12 +13,13 @@ from urllib.parse import urlsplit
 from attrs import field, fields, frozen
 
 from nanobanana_async.accounts import account_fingerprint, named_account
+from nanobanana_async.commands import command_line
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
-from nanobanana_async.gateways.api_keys import fault_of_api_key
+from nanobanana_async.gateways.api_keys import to_secret
 from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.misspelt import unknown_fields
 from nanobanana_async.models import ImageRequest, TaskType
-from nanobanana_async.validators import validate_switch, within
+from nanobanana_async.validators import shown, validate_switch, within
 
 BASE_URL_VARIABLE = "NANOBANANA_BASE_URL"
 EXPECTED_JOB_VARIABLE = "NANOBANANA_EXPECTED_JOB_S"
@@ -34,22 +35,6 @@ _API_PATH = re.compile(
     r"/api(?:/v1(?:/(?:images|account|files|webhooks)(?:/[^/]*)?)?|/image(?:/gen)?|/task(?:/query)?|/user)?$"
 )
 _SWITCH_WORDS = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
-
-
-def to_secret(key: object, title: str, variable: str) -> Secret | ConfigurationError:
-    """Return the key without surrounding spaces and line breaks, or the error if it can't be an API key.
-
-    Functions that hold the key return their errors instead of raising them: some tools show the locals of every frame
-    of a traceback.
-    """
-    if isinstance(key, Secret):
-        return key
-    advice = f'set {variable} or pass api_key="..."'  # without the key itself: the message ends up in logs
-    if not isinstance(key, str) or not (key := key.strip()):
-        return ConfigurationError(f"{title} needs an API key: {advice}")
-    if wrong := fault_of_api_key(key):
-        return ConfigurationError(f"the API key of {title} {wrong}: {advice}")
-    return Secret(key)
 
 
 def validate_base_url(url: object, *, allow_http: bool = False) -> str | ConfigurationError:
@@ -68,7 +53,11 @@ def validate_base_url(url: object, *, allow_http: bool = False) -> str | Configu
     except ValueError:
         return ConfigurationError("base_url is not a URL: its host or port can't be read")
     if parts.scheme not in ("http", "https") or not host:
-        return ConfigurationError("base_url must begin with https:// and name a host")
+        given = "" if re.search("[@?#]", url) else f", not {shown(url)}"  # it may hold a password
+        return ConfigurationError(
+            f"base_url must begin with https:// and name a host{given}: as in https://gateway.example, or in"
+            " http://localhost:8123 for this machine"
+        )
     if "@" in parts.netloc:
         return ConfigurationError("base_url must not hold credentials; the API key goes into api_key")
     if "?" in url or "#" in url:
@@ -137,7 +126,10 @@ def settings_in(
     if "api_key" not in settings:
         if not (key := environ_value(environ, kind.key_variable)):
             state = "empty" if kind.key_variable in environ else "not set"
-            return ConfigurationError(f"{kind.key_variable} is {state}: it holds the API key of {kind.title}")
+            return ConfigurationError(
+                f"{kind.key_variable} is {state}: it holds the API key of {kind.title}, which its website issues; to"
+                f" try it without a key, run `{command_line('demo')}`, or pass --gateway emulator to a command"
+            )
         settings["api_key"] = key
     if "base_url" not in settings and (url := environ_value(environ, BASE_URL_VARIABLE)):
         settings["base_url"] = url

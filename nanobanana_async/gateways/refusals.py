@@ -150,6 +150,9 @@ def refusal_error(answer: GatewayAnswer, refusal: Refusal) -> GatewayError:
         if limited.kind != "jobs":
             limited.used_up_for_s = budget_used_up_for_s(refusal.code, message, answer.headers, refusal.wait_s)
         return limited
+    if status == 401:  # the error of a stored job keeps nothing but this message
+        gateway = answer.gateway
+        message += f"; it is the key of account {gateway.account}, from {gateway.key_variable} or api_key="
     if status == 403:
         message += f"; either access to the API is not approved, or {answer.gateway.base_url} is not the gateway"
     kind = ERROR_BY_STATUS.get(status or 0, GatewayUnavailable)

@@ -32,7 +32,7 @@ def format_of(image: LocalImage, head: bytes, size: int) -> ImageFormat:
     try:
         return detect(head)
     except FetchError:
-        kinds = ", ".join(image_format.name.upper() for image_format in FORMATS)
+        kinds = ", ".join(("HEIC" if form.name == "heif" else form.name.upper()) for form in FORMATS)
         why = f"is no image of a known format ({kinds})" if size else "is empty"
         raise InvalidRequest(f"reference image {image} {why}") from None
 

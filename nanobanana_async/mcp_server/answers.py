@@ -117,7 +117,8 @@ def error_text(service: Service, request_id: str, error: NanoBananaError) -> str
             counts, option = f"everything bought as batch {service.options.batch!r}", "--max-credits"
             if error.budget is not None:
                 counts, option = f"all that names {error.budget!r} in this ledger", "--budget"
-            why = error.message.replace("expected_credits", "--expected-credits")
+            why = error.message.replace("in a batch expected_credits", "expected_credits")
+            why = why.replace("expected_credits", "--expected-credits")
             why = why.replace("max_credits", "--max-credits")
             advice = f"nothing was bought. The budget counts {counts}; only the user can raise it, with {option}"
             return one_line(f"the budget is reached: {why}; {advice} of `nanobanana mcp`")

@@ -38,6 +38,7 @@ from attrs import define, field, frozen
 from attrs.validators import optional
 
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.misspelt import by_name
 from nanobanana_async.policy.turn_settings import as_weights
 from nanobanana_async.validators import at_least_one, at_least_zero, validate_switch
 
@@ -55,6 +56,7 @@ PROBE_AFTER_ROUNDS = 1.3
 """A climb begins after this many accepts per slot without a 429 (and at least `FEW_SLOTS` accepts)."""
 
 
+@by_name
 @frozen(kw_only=True)
 class ConcurrencyPolicy:
     """How many jobs may be held, and how many requests may be in flight and leave in a minute.

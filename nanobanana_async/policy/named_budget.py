@@ -10,6 +10,7 @@ from attrs import Attribute, field, frozen
 
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.escaping import as_plain_str
+from nanobanana_async.misspelt import by_name
 from nanobanana_async.policy.prices import ZERO_CREDITS, Price, format_amount, parse_credits, refusal_reason
 from nanobanana_async.validators import shown
 
@@ -43,6 +44,7 @@ def _check_period(_: Any, __: "Attribute[Period | None]", per: object) -> None:
         raise ConfigurationError(f'per of a Budget must be "day" or None, not {shown(per)}')
 
 
+@by_name
 @frozen(kw_only=True)
 class Budget:
     """A cap with a name: the ledger counts under it what all calls with this budget spend, also of other processes.

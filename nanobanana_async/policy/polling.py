@@ -4,9 +4,11 @@ from attrs import field, frozen
 from attrs.validators import optional
 
 from nanobanana_async.errors import ConfigurationError
+from nanobanana_async.misspelt import by_name
 from nanobanana_async.validators import DAY_S, within
 
 
+@by_name
 @frozen(kw_only=True)
 class PollPolicy:
     """How often jobs are polled.

@@ -128,7 +128,7 @@ _ADVICE = {
     Basis.CHARGED_AS_EXPECTED: ": the price is expected_credits, the gateway does not state what such jobs cost",
     Basis.EXPECTED: ": the estimate is expected_credits, the price of such jobs is not known yet",
     Basis.EXAMPLE: ": the estimate is what such jobs cost earlier or in the gateway's reference, their price is not"
-    " known yet; expected_credits sets another estimate",
+    " known yet; raise {cap}, or in a batch expected_credits sets another estimate",
 }
 
 
@@ -146,11 +146,12 @@ def refusal_reason(
     if blocked:
         return (
             f"{cap} is {format_amount(limit)}, and a job {cost} is not bought: an earlier job was bought at an"
-            " estimate, and its cost is still unknown; set expected_credits to what such jobs cost"
+            " estimate, and its cost is still unknown; in a batch set expected_credits to what such jobs cost"
         )
     in_doubt = f", {format_amount(reserved)} are reserved for jobs in doubt" if reserved else ""
     spent_so_far = f"{format_amount(spent)} are spent{in_doubt}"
-    return f"{cap} is {format_amount(limit)}, {spent_so_far}, and a job {cost} would pass it{_ADVICE[price.basis]}"
+    advice = _ADVICE[price.basis].format(cap=cap)
+    return f"{cap} is {format_amount(limit)}, {spent_so_far}, and a job {cost} would pass it{advice}"
 
 
 def format_amount(amount: Decimal) -> str:

@@ -22,6 +22,7 @@ from nanobanana_async.errors import (
     TransportError,
     UnexpectedResponse,
 )
+from nanobanana_async.misspelt import by_name
 from nanobanana_async.validators import DAY_S, at_least_one, validate_switch, within
 
 # Final refusals, by status or by the code of an error envelope inside a 200.
@@ -38,6 +39,7 @@ LATE_IMAGES_S = 10.0
 """How long a task may be `completed` before its images appear in the answer."""
 
 
+@by_name
 @frozen(kw_only=True)
 class RetryPolicy:
     """How long a create is retried, and which risks are accepted.

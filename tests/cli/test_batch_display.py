@@ -143,6 +143,14 @@ def test_the_last_rows_of_a_batch_are_estimated_by_their_jobs() -> None:
     assert "60 rows a minute, about 3 s left" in scene.rendered()[2]
 
 
+def test_no_time_is_left_while_the_run_is_closing() -> None:
+    scene = paced()
+    assert scene.display.left_s() is not None
+    for scene.display.phase in ("closing", "writing index.html"):
+        assert scene.display.left_s() is None
+        assert "left" not in scene.rendered()[2]
+
+
 def test_the_number_of_rows_may_be_unknown() -> None:
     scene = Scene(None)
     scene.display.ended("key", "succeeded", "a fox", None)

@@ -144,6 +144,7 @@ async def test_job_of_a_row_is_shown_by_the_key_of_the_row(batch: Command) -> No
         assert fetched.out.strip() == "more/Motiv_1.png"
         missing = await nanobanana("jobs", "show", "Motiv 3", "--ledger", ledger)
         assert (missing.code, "no job and no row 'Motiv 3' in ledger" in missing.err) == (2, True)
+        assert "lists the jobs, --ledger names another one" in missing.err
 
 
 async def test_spreadsheet_has_the_rows_in_order_with_numbers(batch: Command) -> None:

@@ -276,7 +276,7 @@ def test_other_sheets_are_said_and_can_be_read(tmp_path: Path) -> None:
 
 
 def test_file_that_is_no_workbook_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="can't be read as a workbook"):
+    with pytest.raises(ConfigurationError, match=r"can't be read as a workbook: .*; save it as .xlsx, or as CSV"):
         Read(tmp_path / "a.xlsx", "prompt\na fox\n")
 
 

@@ -317,7 +317,9 @@ async def test_unknown_profile_is_refused_with_its_neighbour(home: Path) -> None
         assert why in said.complaint
     (home / "nanobanana" / "config.toml").unlink()
     said = await nanobanana("balance", environ=environment(NANOBANANA_PROFILE="work") | KEYS)
-    assert (said.code, "without a settings file" in said.complaint) == (2, True)
+    own = home / "nanobanana" / "config.toml"
+    why = f"there is no profile 'work' without a settings file: write it into {own}, or pass --config FILE"
+    assert (said.code, why in said.complaint) == (2, True)
 
 
 @pytest.mark.parametrize(

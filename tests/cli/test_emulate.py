@@ -88,12 +88,15 @@ async def test_lost_answer_is_bought_and_in_the_history_after_the_delay(delay: s
         ("--lose-answers", "1.5", "a number of at least 0 and at most 1, not 1.5"),
         ("--drop-callbacks", "-1", "a number of at least 0 and at most 1, not -1.0"),
         ("--history-delay", "nan", "a number of at least 0 and at most 1e+09, not nan"),
+        ("--job-limit", "0", "a whole number of at least 1 and at most 1000000000, not 0"),
+        ("--port", "80000", "a number from 0 to 65535, not 80000"),
         ("--job-seconds", "0", "a number above 0 and at most 1e+09, not 0.0"),
         ("--progress", "often", "one of absent, number, text, not 'often'"),
     ],
 )
 async def test_value_out_of_range_names_its_option(option: str, value: str, wanted: str) -> None:
-    said = await nanobanana("emulate", "--port", "0", option, value)
+    port = () if option == "--port" else ("--port", "0")
+    said = await nanobanana("emulate", *port, option, value)
     assert said.code == 2
     assert said.complaint == f"nanobanana: {option} must be {wanted}"
 
@@ -102,6 +105,15 @@ async def test_a_port_in_use_is_one_line_on_stderr() -> None:
     async with Emulator() as emulator:
         port = emulator.url.rpartition(":")[2]
         said = await nanobanana("emulate", "--port", port)
-    assert said.code == 1
-    assert f"port {port} is in use" in said.complaint
-    assert "--port 0" in said.complaint
+    assert said.code == 2
+    assert said.complaint == (
+        f"nanobanana: can't listen on 127.0.0.1 port {port}: another program listens there: end it, or choose another"
+        " --port (0 selects a free one)"
+    )
+
+
+async def test_host_of_another_machine_is_one_line_on_stderr() -> None:
+    said = await nanobanana("emulate", "--host", "192.0.2.1", "--port", "0")
+    assert said.code == 2
+    assert said.complaint.startswith("nanobanana: can't listen on 192.0.2.1 port 0: ")
+    assert said.complaint.endswith(": choose with --host and --port")

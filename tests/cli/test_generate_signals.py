@@ -188,4 +188,11 @@ async def test_first_signal_says_how_many_jobs_run(running: int, rest: str) -> N
     with StopSignals(Console(file=io.StringIO()), said.append, lambda: running) as signals:
         os.kill(os.getpid(), signal.SIGTERM)
         await signals.stop_requested.wait()
-    assert said == [f"buying no more; {rest}; press Ctrl-C again to stop at once"]
+        os.kill(os.getpid(), signal.SIGTERM)
+        with signals.end_of_work():
+            await asyncio.sleep(10)
+    assert said[0] == f"buying no more; {rest}; press Ctrl-C again to stop at once"
+    kept = "running jobs are not lost: run the same command to collect them"
+    assert said[1:] == [
+        f"stopping at once; {kept if running else 'no job is running: the same command goes on from here'}"
+    ]

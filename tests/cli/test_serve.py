@@ -90,7 +90,7 @@ def test_port_in_use_is_refused(keyed: pytest.MonkeyPatch, capsys: pytest.Captur
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert cli.run(["serve", "--port", str(port)]) == 2
-    assert f"can't listen on 127.0.0.1 port {port}" in capsys.readouterr().err
+    assert f"can't listen on 127.0.0.1 port {port}: another program listens there: end it" in capsys.readouterr().err
 
 
 def test_help_needs_no_package_of_the_extra(keyed: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,7 @@ async def test_help_names_environment_variables_of_options() -> None:
             ("batch", "x.txt", "-o", "x", "--max-credits", "nan"),
             "--max-credits must be a number of at least 0, not NaN",
         ),
+        (("jobs", "--state", "foo"), "--state must be one of pending, submitting, running, succeeded"),
         (("jobs", "resolve", "k", "", "--as", "task-id"), "task_id must be printable text"),
         (("generate", " "), "prompt is empty"),
         (("generate", "x", "--api-key", "secret"), "--api-key"),
@@ -69,7 +70,7 @@ async def test_help_names_environment_variables_of_options() -> None:
         (("generate", "x", "--gateway", "defapi"), "DEFAPI_API_KEY"),
         (("paint", "x"), "paint"),
         (("emulate", "--speed", "0"), "speed"),
-        (("emulate", "--port", "99999"), "port"),
+        (("emulate", "--port", "99999"), "--port must be a number from 0 to 65535"),
         (("demo", "--prompts", "0"), "--prompts"),
     ],
 )
@@ -242,7 +243,7 @@ async def test_key_as_an_argument_is_refused_with_its_variable(given: list[str],
         (["--proxy", "http://me:hidden@proxy.example:1"], "HTTPS_PROXY"),
         (["--proxy=http://me:hidden@proxy.example:1"], "HTTPS_PROXY"),
         (["--nothing=hidden"], "unknown option --nothing"),
-        (["--aspectratio", "1:1"], "--aspect-ratio"),
+        (["--aspectratio", "1:1"], "unknown option --aspectratio: did you mean --aspect-ratio?"),
         (["--aspect", "1:1"], "did you mean --aspect-ratio?"),
     ],
 )
@@ -251,6 +252,10 @@ async def test_unknown_option_names_the_one_that_is_meant(given: list[str], mean
     assert said.code == 2
     assert meant in said.complaint
     assert "hidden" not in said.err
+
+
+async def test_usage_of_batch_names_its_file() -> None:
+    assert (await nanobanana("batch", "--help")).out.startswith("Usage: nanobanana batch [OPTIONS] [FILE]\n")
 
 
 async def test_beginning_of_an_option_names_the_whole_one() -> None:

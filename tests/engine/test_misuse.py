@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from nanobanana_async import ApiMall, ConfigurationError, DefApi, Session, SessionClosed
+from nanobanana_async import (
+    ApiMall,
+    Budget,
+    ConcurrencyPolicy,
+    ConfigurationError,
+    DefApi,
+    PollPolicy,
+    Session,
+    SessionClosed,
+)
 from nanobanana_async.config import gateway_from_env
 from nanobanana_async.testing import FakeTransport
 from tests.support.fakes import API_KEY, FakeGateway, apimall, virtually
@@ -73,8 +82,78 @@ async def test_batch_says_how_it_is_read() -> None:
 
 def test_plain_with_of_a_session_names_async_with() -> None:
     session: Any = Session(ApiMall(api_key=API_KEY))
-    with pytest.raises(TypeError, match="a Session is used with `async with`, not with `with`"), session:
+    with pytest.raises(TypeError, match=r"with `async with`, not with `with`; code without asyncio .*portal"), session:
         pass
+    with pytest.raises(ConfigurationError, match=r"not open: use 'async with .*; code without asyncio uses .*portal"):
+        session.stats()
+
+
+@virtually
+async def test_portal_is_not_advice_where_a_loop_runs() -> None:
+    with pytest.raises(ConfigurationError, match=r"or await session.open\(\)$"):
+        Session(ApiMall(api_key=API_KEY)).stats()
+
+
+@each_row(
+    ("given", "advice"),
+    [
+        ({"api_key": API_KEY}, r"api_key is a setting of the gateway: .*Session\(ApiMall\(api_key=\.\.\.\)\)"),
+        ({"base_url": "x"}, r"base_url is a setting of the gateway: .*ApiMall\.from_env\(base_url=\.\.\.\)"),
+        ({"account": "x"}, "account is a setting of the gateway"),
+        ({"max_jobs": 8}, r"Session\(concurrency=ConcurrencyPolicy\(max_jobs=\.\.\.\)\)"),
+        ({"job_s": 8}, r"Session\(timeouts=Timeouts\(job_s=\.\.\.\)\)"),
+        ({"ledgr": "x"}, "Session: unknown setting ledgr: ledgr is ledger here"),
+        ({"colour": "x"}, "Session: unknown setting colour: the settings are gateway, ledger, concurrency"),
+    ],
+)
+def test_setting_that_a_session_does_not_have_names_its_place(given: dict[str, Any], advice: str) -> None:
+    with pytest.raises(ConfigurationError, match=advice):
+        Session(**given)
+
+
+@each_row(
+    ("given", "advice"),
+    [
+        ({"saveto": "images"}, "{call}: unknown argument saveto: saveto is save_to here"),
+        ({"resolution": "2K"}, "{call}: resolution is a field of each request, as in {{'prompt': 'a fox'"),
+    ],
+)
+@virtually
+async def test_unknown_argument_of_a_batch_is_refused_with_the_one_that_is_meant(
+    given: dict[str, Any], advice: str
+) -> None:
+    gateway = FakeGateway()
+    async with apimall(FakeTransport(gateway.answer)) as session:
+        with pytest.raises(ConfigurationError, match=advice.format(call="generate_many")):
+            session.generate_many(["a fox"], **given)
+        with pytest.raises(ConfigurationError, match=advice.format(call="work")):
+            session.work("spring", **given)
+        with pytest.raises(ConfigurationError, match="feed: "):
+            await session.feed(["a fox"], batch="spring", **given)
+    assert gateway.sold == 0
+
+
+@each_row(
+    ("build", "advice"),
+    [
+        (lambda: ConcurrencyPolicy(8), r"by name, as in ConcurrencyPolicy\(max_jobs=\.\.\.\)"),  # type: ignore[call-arg]
+        (lambda: PollPolicy(target_delay=1), "PollPolicy: unknown setting target_delay: .* is target_delay_s here"),  # type: ignore[call-arg]
+        (lambda: Budget(max_credits=5), r"Budget needs name: Budget\(max_credits=\.\.\., name=\.\.\.\)"),  # type: ignore[call-arg]
+    ],
+)
+def test_wrong_arguments_of_a_policy_are_refused_with_what_to_pass(build: Callable[[], object], advice: str) -> None:
+    with pytest.raises(ConfigurationError, match=advice):
+        build()
+
+
+@each_row(("option", "value"), [("names", "{row}"), ("sidecar", True)])
+@virtually
+async def test_options_of_saved_images_need_save_to(option: str, value: Any) -> None:
+    gateway = FakeGateway()
+    async with apimall(FakeTransport(gateway.answer)) as session:
+        with pytest.raises(ConfigurationError, match=f"^{option} is for images that are saved: pass save_to"):
+            session.generate_many(["a fox"], **{option: value})
+    assert gateway.sold == 0
 
 
 @pytest.mark.parametrize(
@@ -134,9 +213,11 @@ def test_session_that_ended_with_its_loop_says_so() -> None:
     async def open_and_close() -> None:
         await session.open()
         await session.aclose()
-        with pytest.raises(SessionClosed, match=r"the session is closed$"):
+        with pytest.raises(SessionClosed, match=r"the session is closed \(open a new session"):
             await use()
 
     asyncio.run(open_and_close())
-    with pytest.raises(SessionClosed, match=r"opened in another event loop.*Open a session in this one"):
+    with pytest.raises(
+        SessionClosed, match=r"opened in another event loop.*Put all calls into one asyncio.run \(open a new"
+    ):
         asyncio.run(use())

@@ -205,7 +205,7 @@ async def test_invalid_resolution_is_refused_and_writes_nothing() -> None:
         for way in WAYS.values():
             with pytest.raises(ConfigurationError, match="is running and polled by this session: nothing to resolve"):
                 await session.resolve(running, **way)
-            with pytest.raises(ConfigurationError, match="no job unknown-key in the ledger"):
+            with pytest.raises(ConfigurationError, match="no job unknown-key in the ledger: pass the key of a job"):
                 await session.resolve("unknown-key", **way)
         assert len(process.ledger.changes) == written
         await running

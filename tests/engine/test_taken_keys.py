@@ -19,6 +19,7 @@ from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.support.fakes import FakeGateway, RecordingLedger, apimall, apimall_now, now, virtually, wire_key
 from tests.support.replies import refused
+from tests.support.rows import each_row
 
 KEY = "order-17"
 
@@ -64,6 +65,25 @@ async def test_taken_key_is_sent_once_and_not_repeated() -> None:
             assert await session.resume(buy=True) == []
             assert session.stats().slots_held == 0  # that create took no slot
     assert (gateway.sold, gateway.conflicts) == (0, 1)
+
+
+@each_row(
+    "said",
+    [
+        "Idempotency-Key was already used with a different request",
+        "this key was used with a different request body",
+        "Keys for idempotent requests can only be used with the same parameters they were first used with",
+    ],
+)
+@virtually
+async def test_key_of_another_request_is_advised_another_key_and_stays_in_doubt(said: str) -> None:
+    replies = FakeTransport(lambda _: refused(409, "idempotency_conflict", said))
+    async with apimall(replies) as session:
+        with pytest.raises(IdempotencyConflict, match=r"not the one of job order-17.*: use another key") as caught:
+            await session.generate("a fox", idempotency_key=KEY)
+        job = await session.job(KEY)
+        assert job is not None
+        assert (job.state, caught.value.safe_to_repeat, said in str(caught.value)) == (JobState.UNCERTAIN, False, True)
 
 
 @virtually

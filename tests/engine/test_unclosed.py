@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nanobanana_async import Session
+from nanobanana_async import ConfigurationError, Session
 from nanobanana_async.testing import FakeTransport, VirtualLoop, run_virtual
 from tests.support.fakes import FakeGateway, RecordingLedger, apimall
 
@@ -139,8 +139,8 @@ def never_opened() -> None:
 
 
 def never_built() -> None:
-    with pytest.raises(TypeError):
-        Session(nonsense=1)  # type: ignore[call-arg]
+    with pytest.raises(ConfigurationError):
+        Session(nonsense=1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("innocent", [closed_properly, never_opened, never_built])

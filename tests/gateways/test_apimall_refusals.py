@@ -29,6 +29,8 @@ REQUEST = "req_01HQ9M7J7X9P7Y8T6W5V4U3S2R"
 
 mall: ApiMall = ApiMall(api_key=KEY)
 
+WHOSE_KEY = f"it is the key of account {mall.account}, from APIMALL_API_KEY or api_key="
+
 
 def refusal(code: str, message: str, status: int = 200) -> HttpResponse:
     said = {"success": False, "error": {"code": code, "message": message}, "request_id": REQUEST}
@@ -133,7 +135,7 @@ def test_refusal_inside_a_200_is_classified_by_its_words(
     ("name", "kind", "message"),
     [
         ("apimall_error_text.json", InsufficientCredits, "Insufficient credits"),
-        ("apimall_error_top.json", AuthenticationError, "Invalid API key"),
+        ("apimall_error_top.json", AuthenticationError, f"Invalid API key; {WHOSE_KEY}"),
         ("apimall_error_only_code.json", RateLimited, "rate_limit_exceeded"),
         ("apimall_error_success_missing.json", PromptBlocked, "Prompt blocked by content moderation"),
         ("apimall_error_wordless.json", GatewayUnavailable, "the gateway gave no reason"),
@@ -148,4 +150,5 @@ def test_other_envelope_shapes_are_understood(name: str, kind: type[GatewayError
 def test_error_messages_hold_no_secret() -> None:
     with pytest.raises(AuthenticationError) as caught:
         mall.read_create(answer("apimall_error_secrets.json", 401))
-    assert caught.value.message == "No such key: sk-*** (Bearer ***), see https://logs.apimall.ai/x?..."
+    what = "No such key: sk-*** (Bearer ***), see https://logs.apimall.ai/x?..."
+    assert caught.value.message == f"{what}; {WHOSE_KEY}"

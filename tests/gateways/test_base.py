@@ -113,8 +113,10 @@ def test_base_url_loses_trailing_slashes(url: str, expected: str) -> None:
         ("https://gateway.example/#top", "fragment"),
         ("https://gateway.example/?", "query"),
         ("ftp://gateway.example", "https://"),
-        ("gateway.example", "https://"),
-        ("https://", "https://"),
+        ("gateway.example", "begin with https:// and name a host, not 'gateway.example': as in https://"),
+        ("localhost:8123", "not 'localhost:8123': as in .* or in http://localhost:8123 for this machine"),
+        ("me:pw@gateway.example", "begin with https:// and name a host: as in"),
+        ("https://", "name a host, not 'https:'"),
         ("https://[::1", "host or port"),
         ("https://gateway.example:99999", "host or port"),
         ("https://gateway.example\\@evil.example", "backslashes"),
@@ -127,7 +129,7 @@ def test_base_url_loses_trailing_slashes(url: str, expected: str) -> None:
 def test_unsafe_base_url_is_refused(url: Any, why: str) -> None:
     with pytest.raises(ConfigurationError, match=why) as caught:
         ApiMall(api_key=KEY, base_url=url)
-    assert ":pw@" not in str(caught.value)
+    assert "pw@" not in str(caught.value)
 
 
 @both

@@ -30,6 +30,7 @@ TASK = "ta5c9705-b8ae-4cb9-aa6f-97c4fee88c8d"
 URL = "https://google.datas.systems/fileSystem/response_images/1.png"
 
 defapi: DefApi = DefApi(api_key="dk-1234567890abcdef")
+INVALID_KEY = f"Invalid API key; it is the key of account {defapi.account}, from DEFAPI_API_KEY or api_key="
 
 
 # Settings and requests
@@ -167,13 +168,13 @@ def test_invalid_create_answer_names_the_error(name: str, why: str) -> None:
     ("name", "status", "kind", "message", "code"),
     [
         ("defapi_error_400.json", 400, InvalidRequest, "failed: prompt is required", "1"),
-        ("defapi_error_401_create.json", 401, AuthenticationError, "Invalid API key", "1"),
-        ("defapi_error_401_query.json", 401, AuthenticationError, "Invalid API key", "401"),
+        ("defapi_error_401_create.json", 401, AuthenticationError, INVALID_KEY, "1"),
+        ("defapi_error_401_query.json", 401, AuthenticationError, INVALID_KEY, "401"),
         ("defapi_error_404.json", 404, TaskNotFound, "task not found", "1"),
         ("defapi_error_unclear.json", 500, GatewayUnavailable, "failed", "1"),
         ("defapi_error_400.json", 200, InvalidRequest, "failed: prompt is required", "1"),
-        ("defapi_error_401_create.json", 200, AuthenticationError, "Invalid API key", "1"),
-        ("defapi_error_401_query.json", 200, AuthenticationError, "Invalid API key", "401"),
+        ("defapi_error_401_create.json", 200, AuthenticationError, INVALID_KEY, "1"),
+        ("defapi_error_401_query.json", 200, AuthenticationError, INVALID_KEY, "401"),
         ("defapi_error_404.json", 200, TaskNotFound, "task not found", "1"),
         ("defapi_error_credits.json", 200, InsufficientCredits, "Insufficient balance", "1"),
         ("defapi_error_500_code.json", 200, GatewayUnavailable, "Something broke", "500"),

@@ -156,7 +156,14 @@ def test_without_the_extra_only_otel_cannot_be_imported() -> None:
         "import sys; sys.modules['opentelemetry'] = None\n"
         "import nanobanana_async, nanobanana_async.webhooks\n"
         "try:\n    import nanobanana_async.otel\n"
-        "except ImportError as error:\n    print(error.name)"
+        "except ImportError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
-    assert done.stdout.split(".")[0].strip() == "opentelemetry"
+    assert done.stdout.strip() == "telemetry needs OpenTelemetry's API: pip install 'nanobanana-async[otel]'"
+
+
+@pytest.mark.slow
+def test_without_pytest_the_fixtures_name_what_to_install() -> None:
+    program = "import sys; sys.modules['pytest_asyncio'] = None\nimport nanobanana_async.emulator.fixtures"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert "ImportError: the fixtures need pytest: pip install pytest pytest-asyncio" in done.stderr

@@ -95,7 +95,8 @@ def test_estimate_above_the_cap_is_refused() -> None:
     assert budget.affordability_of(GUESS) is NEVER
     assert budget.explain_refusal(GUESS) == (
         "max_credits is 7, 0 are spent, and a job estimated at 8 would pass it: the estimate is what such jobs cost"
-        " earlier or in the gateway's reference, their price is not known yet; expected_credits sets another estimate"
+        " earlier or in the gateway's reference, their price is not known yet; raise max_credits, or in a batch"
+        " expected_credits sets another estimate"
     )
     assert "the estimate is expected_credits" in budget.explain_refusal(EXPECTED)
     assert "the gateway does not state what such jobs cost" in budget.explain_refusal(AGREED)

@@ -192,7 +192,7 @@ class BatchDisplay(LiveDisplay):
         """Estimate the remaining time: from the pace of the last minute, or from learned durations at the start.
 
         Once nothing more is bought, the pace says nothing: then it is the time until the youngest job should have
-        ended, and None if that has passed.
+        ended, and None if that has passed. None, too, while the run neither buys nor collects.
         """
         stats = self.stats
         if stats is None or stats.job_duration_median_s is None:
@@ -204,7 +204,7 @@ class BatchDisplay(LiveDisplay):
             most_s = stats.job_duration_median_s * math.exp(stats.job_duration_sigma or 0.0)
             left_s = youngest_at + most_s - self._clock()
             return left_s if left_s > 0 else None
-        if self.total is None:
+        if self.total is None or self.phase:
             return None
         slots = max(stats.job_limit or stats.slots_held, 1)
         pace = self.rows_per_minute()

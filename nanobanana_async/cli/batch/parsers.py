@@ -122,6 +122,14 @@ def csv_cells(file: Iterator[str], notes: Notes) -> Iterator[tuple[int, list[str
     yield from enumerate(csv.reader(lines, delimiter=delimiter, strict=True), 1)
 
 
+def broken_csv(error: csv.Error) -> str:
+    """Return why a CSV file can't be read, and what to look for."""
+    why = f"broken CSV: {error}"
+    if str(error) == "unexpected end of data":
+        return f'{why}: a quote " is not closed, here or in a cell above'
+    return why if "expected after" not in str(error) else f'{why}: a quote " inside of a quoted cell is written ""'
+
+
 def table(rows: Iterator[tuple[int, list[str]]], options: ReadingOptions, notes: Notes) -> Iterator[ParsedRow]:
     """Yield the rows of a table below its header, which is the first row that is not empty."""
     columns, header = None, None
@@ -149,4 +157,4 @@ def table(rows: Iterator[tuple[int, list[str]]], options: ReadingOptions, notes:
     except HeaderError as error:
         yield number, str(error)
     except csv.Error as error:
-        yield number + 1, f"broken CSV: {error}"
+        yield number + 1, broken_csv(error)

@@ -242,6 +242,8 @@ class Run:
         while True:
             with suppress(LedgerError):  # the batch reports it
                 await self._credits.refresh_display()
+            if batch.unbought:  # such as by --max-credits
+                self._display.phase = COLLECTING
             self._display.show_session(session)
             self._display.tick(self._display.stats, batch.running_progress)
             await asyncio.sleep(TICK_S)

@@ -168,7 +168,8 @@ def _write_sheet(raw: Path, text: Path, title: str, name: str | None) -> str:
                 for cells in workbook.get_sheet_by_name(chosen).iter_rows():
                     out.write(f"{json.dumps([_cell_text(cell) for cell in cells])}\n")
     except CalamineError as error:
-        raise ConfigurationError(f"{title} can't be read as a workbook: {one_line(str(error))}") from None
+        why = f"{title} can't be read as a workbook: {one_line(str(error))}"
+        raise ConfigurationError(f"{why}; save it as .xlsx, or as CSV with the ending .csv") from None
     if name is not None or len(sheets) == 1:
         return ""
     return f"{title}: sheet {chosen!r} is read; --sheet NAME reads another ({', '.join(sheets[1:])})"

@@ -15,7 +15,7 @@ from nanobanana_async.batch.sweeps import Sweep
 from nanobanana_async.cli.batch.formats import ENDINGS
 from nanobanana_async.cli.batch.input_file import InputFile
 from nanobanana_async.cli.batch.notes import Notes
-from nanobanana_async.cli.batch.parsers import ParsedRow, ReadingOptions, csv_cells, text_lines
+from nanobanana_async.cli.batch.parsers import ParsedRow, ReadingOptions, broken_csv, csv_cells, text_lines
 from nanobanana_async.cli.batch.spool import copy_input
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.extra import to_extra, value_of_text
@@ -180,7 +180,7 @@ def _rows_of_file(file: Path, options: SweepOptions) -> Iterator[dict[str, Any]]
         try:
             yield from _table(cells, file)
         except csv.Error as error:
-            raise ConfigurationError(f"{file}: broken CSV: {error}") from None
+            raise ConfigurationError(f"{file}: {broken_csv(error)}") from None
 
 
 def _refuse_hidden_fields(file: Path, names: Iterable[str | None]) -> None:

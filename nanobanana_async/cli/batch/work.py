@@ -204,6 +204,8 @@ class Work:
 
     async def _tick(self, session: Session, batch: Batch) -> None:
         while True:
+            if batch.unbought:  # such as by a budget
+                self._display.phase = COLLECTING
             self._display.tick(session.stats(), batch.running_progress)
             await asyncio.sleep(TICK_S)
 

@@ -91,6 +91,7 @@ def _key(gateway: Gateway, response: HttpResponse) -> Finding:
     except TaskNotFound:
         return Finding("API key", "ok", "accepted")
     except AuthenticationError as error:
+        error.advice = "check the API key"  # without the command, which runs here
         return Finding("API key", "problem", in_cli_words(error))
     except RateLimited as error:
         return Finding("API key", "note", in_cli_words(error), "not known: ask again later")

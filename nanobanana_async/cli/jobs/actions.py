@@ -17,6 +17,7 @@ from nanobanana_async import (
 from nanobanana_async.accounts import account_conflict, named_account
 from nanobanana_async.batch.rows import job_key_of_row
 from nanobanana_async.cli.jobs.format import resume_command
+from nanobanana_async.commands import jobs_command
 from nanobanana_async.formatting import credit_count, plural
 from nanobanana_async.gateways.base import validate_account
 from nanobanana_async.jobs import JobRecord
@@ -71,7 +72,8 @@ async def find_job(ledger: StoredLedger, key: str) -> JobRecord:
     of_rows = [await ledger.find(job_key_of_row(batch, key)) for batch in await ledger.batch_prefixes()]
     records = [record for record in of_rows if record is not None]
     if not records:
-        raise ConfigurationError(f"no job and no row {key!r} in ledger {ledger.location}")
+        listed = f"`{jobs_command(ledger=ledger.location)}` lists the jobs, --ledger names another one"
+        raise ConfigurationError(f"no job and no row {key!r} in ledger {ledger.location}: {listed}")
     if len(records) > 1:
         keys = ", ".join(record.key for record in records)
         raise ConfigurationError(f"{len(records)} batches have a row {key!r}: pass the key of its job: {keys}")

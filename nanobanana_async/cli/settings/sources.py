@@ -13,7 +13,7 @@ from attrs import define, field, frozen
 from cyclopts import App, ArgumentCollection
 from cyclopts.config import Dict
 
-from nanobanana_async.cli.settings.file import BATCHES, OPTIONS, Layer, SettingsFile, chosen_path, read
+from nanobanana_async.cli.settings.file import BATCHES, OPTIONS, Layer, SettingsFile, chosen_path, read, user_file
 from nanobanana_async.cli.settings.private import read_key_file
 from nanobanana_async.commands import SETTINGS_OPTIONS
 from nanobanana_async.config import gateway_from_env
@@ -299,7 +299,9 @@ def choose(config: Path | None, profile: str | None) -> None:
     """Read the file for the command that follows; raise `ConfigurationError` if it or the profile is wrong."""
     path = chosen_path(config)
     if path is None and profile is not None:
-        raise ConfigurationError(f"there is no profile {profile!r} without a settings file: pass --config FILE")
+        own = user_file()
+        where = "" if own is None else f"write it into {own}, or "
+        raise ConfigurationError(f"there is no profile {profile!r} without a settings file: {where}pass --config FILE")
     given = {"--config": ("NANOBANANA_CONFIG", None if config is None else str(config.absolute()))}
     given["--profile"] = ("NANOBANANA_PROFILE", profile)
     options = [
