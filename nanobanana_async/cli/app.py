@@ -131,7 +131,7 @@ def _print_error(error: object, code: int) -> int:
 
 
 # cyclopts would write ARGS for a FILE that may be left out.
-_USAGE = {"batch": {"usage": "Usage: nanobanana batch [OPTIONS] [FILE]"}}
+_USAGE = {"batch": {"usage": f"Usage: {app.name[0]} batch [OPTIONS] [FILE]"}}
 
 for _name, _attribute in {
     "demo": "demo:demo",
