@@ -127,7 +127,7 @@ class Found:
             ratio=makespan_s / account.ideal_s(),
             refused=sum(stats.refusals_429.values()) / sum(stats.requests.values()),
             polls=stats.polls_per_job_mean,
-            delay_s=stats.seen_delay_mean_s,
+            delay_s=stats.notice_delay_mean_s,
         )
 
 

@@ -58,8 +58,8 @@ class Served:
         return cls(
             polls=stats.polls,
             accepted=stats.creates_accepted,
-            delay_mean_s=stats.seen_delay_mean_s,
-            delay_p99_s=stats.seen_delay_p99_s,
+            delay_mean_s=stats.notice_delay_mean_s,
+            delay_p99_s=stats.notice_delay_p99_s,
             refused_at=tuple(at - first_at for at in refused_at),
         )
 

@@ -25,7 +25,7 @@ def measure(target_s: float | None) -> Wanted:
     drawn = Drawn(FLEET.seed, FLEET.median_s, FLEET.sigma)
     settings = EmulatorSettings(seed=FLEET.seed, job_limit=FLEET.limit, duration=drawn)
     stats = simulate(settings, jobs=FLEET.jobs, polling=PollPolicy(target_delay_s=target_s)).stats
-    return Wanted(target_s=target_s, polls=stats.polls_per_job_mean, delay_s=stats.seen_delay_mean_s)
+    return Wanted(target_s=target_s, polls=stats.polls_per_job_mean, delay_s=stats.notice_delay_mean_s)
 
 
 def main() -> None:

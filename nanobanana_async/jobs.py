@@ -16,7 +16,7 @@ from nanobanana_async.errors import ConfigurationError, JobFailureKind
 from nanobanana_async.failures import Failure
 from nanobanana_async.models import ImageRequest
 
-MissingImages = tuple[tuple[int, str], ...]
+MissingImageReasons = tuple[tuple[int, str], ...]
 """The positions of a job's images that hold no image, each with the reason."""
 
 CLOCK_SLACK_S = 5.0
@@ -90,7 +90,7 @@ class Observation:
     progress: float | None = None
     """The share that is done, from 0 to 1, by the gateway's word; None if it does not say."""
     images: tuple[str, ...] = field(default=(), repr=False)
-    missing: MissingImages = ()
+    missing: MissingImageReasons = ()
     error: str | None = None
     """Why the task failed, or why an end without images has none; None if the gateway gave no reason."""
     error_code: str | None = None
@@ -152,7 +152,7 @@ class JobRecord:
     running_since: datetime | None = None
     ended_at: datetime | None = None
     images: tuple[str, ...] = ()
-    missing: MissingImages = ()
+    missing: MissingImageReasons = ()
     credits_used: Decimal | None = None
     credits_refunded: Decimal | None = None
     model: str | None = None
@@ -287,7 +287,7 @@ def has_failed_with(record: JobRecord, kinds: Collection[str]) -> bool:
     return ("unknown" if record.failure is None else record.failure.failure_kind) in kinds
 
 
-def with_indexes(images: Sequence[str], missing: MissingImages) -> list[tuple[int, str]]:
+def with_indexes(images: Sequence[str], missing: MissingImageReasons) -> list[tuple[int, str]]:
     """Return each image with its index among all images of the job, including the missing ones."""
     if not missing:
         return list(enumerate(images))

@@ -8,7 +8,7 @@ from contextlib import suppress
 from aiohttp import web
 
 from nanobanana_async.asgi import Message, Receive, Send, lifespan, path_of
-from nanobanana_async.engine.callback_router import ACCOUNT_PATH, CALLBACK_PATH, seal_secret
+from nanobanana_async.engine.callback_router import ACCOUNT_PATH, CALLBACK_PATH, secret_from_input
 from nanobanana_async.errors import ConfigurationError, NanoBananaError
 from nanobanana_async.events import log
 from nanobanana_async.reference_host import ReferenceHost
@@ -45,14 +45,14 @@ class CallbackReceiver:
     """
 
     def __init__(self, session: Session, *, public_url: str, secret: bytes | str | None = None) -> None:
-        sealed = seal_secret(secret)
+        checked = secret_from_input(secret)
         del secret  # some tools show the locals of a traceback
-        if isinstance(sealed, ConfigurationError):
-            raise sealed
+        if isinstance(checked, ConfigurationError):
+            raise checked
         check_kind("session", session, Session, "a Session")
         self._callbacks = session._callback_router
         self._path = path_of(public_url)
-        session._callback_router.enable(public_url, sealed)
+        session._callback_router.enable(public_url, checked)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection."""

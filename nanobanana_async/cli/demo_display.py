@@ -157,7 +157,7 @@ class DemoDisplay(LiveDisplay):
         """Return the polls so far, and those of a fixed interval that sees ends as early, where that needs more."""
         seen = [job for job in emulator.jobs() if job.first_seen_done_at is not None]
         polls = sum(job.polls for job in seen)
-        interval_s = 2 * emulator.stats().seen_delay_mean_s  # its mean delay is half of it
+        interval_s = 2 * emulator.stats().notice_delay_mean_s  # its mean delay is half of it
         fixed = sum(math.ceil((job.ends_at - job.created_at) / interval_s) for job in seen) if interval_s > 0 else 0
         if fixed <= polls:
             return str(polls)

@@ -98,11 +98,11 @@ class GenerateRun:
         began_at = clock()
         with self._display, self._signals:
             with self._signals.end_of_work():
-                await self._work()
+                await self._run_session()
             records = await self._read_records()
         return self._print_summary(records, clock() - began_at)
 
-    async def _work(self) -> None:
+    async def _run_session(self) -> None:
         options = self._options
         session = Session(
             self._gateways,

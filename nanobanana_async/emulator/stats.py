@@ -41,9 +41,9 @@ class EmulatorStats:
     polls_per_job_mean: float  # polls by accepted creates
     polls_per_job_max: int  # the most about one job
     seen: int  # jobs whose end a poll has reported
-    seen_delay_mean_s: float  # from a job's end to the first poll that reported it
-    seen_delay_p99_s: float  # 99 % are not later
-    seen_delay_max_s: float  # the latest
+    notice_delay_mean_s: float  # from a job's end to the first poll that reported it
+    notice_delay_p99_s: float  # 99 % are not later
+    notice_delay_max_s: float  # the latest
 
     credits_charged: Decimal  # before refunds
     credits_refunded: Decimal  # for failed jobs
@@ -176,9 +176,9 @@ class Counters:
             polls_per_job_mean=self.polls / self.accepted if self.accepted else 0.0,
             polls_per_job_max=self.polls_max,
             seen=seen,
-            seen_delay_mean_s=math.fsum(delays) / seen if seen else 0.0,
-            seen_delay_p99_s=delays[math.ceil(seen * 0.99) - 1] if seen else 0.0,
-            seen_delay_max_s=delays[-1] if seen else 0.0,
+            notice_delay_mean_s=math.fsum(delays) / seen if seen else 0.0,
+            notice_delay_p99_s=delays[math.ceil(seen * 0.99) - 1] if seen else 0.0,
+            notice_delay_max_s=delays[-1] if seen else 0.0,
             credits_charged=self.charged,
             credits_refunded=self.refunded,
             credits_remaining=remaining,

@@ -80,7 +80,7 @@ class CallbackRouter:
         """Set once a receiver for callbacks exists."""
 
     def enable(self, public_url: str, secret: Secret | None) -> None:
-        """Let the gateway call URLs below this one; the secret is one of `seal_secret`."""
+        """Let the gateway call URLs below this one; the secret is one of `secret_from_input`."""
         self._guard.check()
         self._public_url, self._secret = public_url.rstrip("/"), secret
         self.enabled.set()
@@ -187,23 +187,23 @@ class CallbackRouter:
 
     async def _make_token(self, purpose: str, length: int) -> str:
         if self._secret is None:
-            self._secret = _sealed(await self._ledger.callback_secret())
+            self._secret = _secret_from_bytes(await self._ledger.callback_secret())
         return _base64url(
             hmac.digest(self._secret.reveal().encode("latin-1"), purpose.encode(), hashlib.sha256)[:length]
         )
 
 
-def seal_secret(secret: object) -> Secret | ConfigurationError | None:
+def secret_from_input(secret: object) -> Secret | ConfigurationError | None:
     """Return the user's secret so that no output shows it, or the error if it can't sign anything: it is not raised."""
     if secret is None:
         return None
     raw = secret.encode(errors="surrogatepass") if isinstance(secret, str) else secret
     if not isinstance(raw, bytes) or len(raw) < SHORTEST_SECRET:
         return ConfigurationError(f"secret must have at least {SHORTEST_SECRET} bytes, best random ones")
-    return _sealed(raw)
+    return _secret_from_bytes(raw)
 
 
-def _sealed(raw: bytes) -> Secret:
+def _secret_from_bytes(raw: bytes) -> Secret:
     return Secret(raw.decode("latin-1"))
 
 

@@ -165,16 +165,16 @@ class History:
         if job.record.conflict_at is None:
             self.awaiting_jobs.pop(job.key, None)
         elif wait is None or wait.lost_at != job.record.lost_at:
-            self._add_wait(job, parked=False)
+            self._add_awaiting_job(job, parked=False)
 
     def watch_parked(self, job: TrackedJob) -> None:
         """Let the history decide about a job that is not repeated any more, from the time when it can.
 
         The first time it is read at once: there may be no history.
         """
-        self._add_wait(job, parked=True)
+        self._add_awaiting_job(job, parked=True)
 
-    def _add_wait(self, job: TrackedJob, *, parked: bool) -> None:
+    def _add_awaiting_job(self, job: TrackedJob, *, parked: bool) -> None:
         lost_at, now = job.record.lost_at, self._clock()
         if not self.is_readable or lost_at is None:
             return

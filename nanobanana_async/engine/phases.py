@@ -7,8 +7,8 @@ this session does with the job, and moves along `PHASES`. Only the `Scheduler` m
 - In CLAIMING, FOREIGN, RECOVERING, MOVING, IN_FLIGHT and WITHDRAWING a step of the job runs, one at a time. It
   returns a `Next`, and `Scheduler._apply` alone carries that out.
 - In PREPARING the job waits for uploads of its reference images (`References`), and no step runs.
-- In QUEUED the `Dispatcher` decides when the job leaves; in SCHEDULED, FOREIGN and HOLDING a timer does; in CHECKING
-  the `Reconciler`.
+- In QUEUED the `Dispatcher` decides when the job leaves; in SCHEDULED, FOREIGN and HOLDING_SLOTS a timer does; in
+  CHECKING the `Reconciler`.
 - `withdraw_requested` is an intent, set while a step runs. It is carried out when the step is over, if the job is then
   PENDING.
 - Who wants the job (`callers`, `has_handle`, `may_buy`) is no phase: `Engine.add_caller`, `drop_caller` and `keep`.
@@ -32,7 +32,7 @@ class Phase(enum.Enum):
     CHECKING = "in doubt; the gateway's history decides how it goes on"
     MOVING = "not sent; a write gives it to another account of the session"
     WITHDRAWING = "its withdrawal is being written"
-    HOLDING = "uncertain, not followed; holds its slots while it may still run"
+    HOLDING_SLOTS = "uncertain, not followed; holds its slots while it may still run"
     UNFOLLOWED = "no longer followed: it ended, or the wait ended with `wait_error`, and it may run on"
 
     __hash__ = object.__hash__  # as in `JobState`
@@ -45,17 +45,26 @@ PHASES: Mapping[Phase, frozenset[Phase]] = {
     _P.KNOWN: frozenset({_P.CLAIMING, _P.RECOVERING}),
     _P.CLAIMING: frozenset(
         {_P.FOREIGN, _P.RECOVERING, _P.PREPARING, _P.QUEUED, _P.SCHEDULED}
-        | {_P.WITHDRAWING, _P.HOLDING, _P.KNOWN, _P.UNFOLLOWED}
+        | {_P.WITHDRAWING, _P.HOLDING_SLOTS, _P.KNOWN, _P.UNFOLLOWED}
     ),
     # FOREIGN -> FOREIGN: its owner still follows it.
     # FOREIGN -> WITHDRAWING: it went to another owner while it was being withdrawn, and came back.
     _P.FOREIGN: frozenset(
         {_P.FOREIGN, _P.RECOVERING, _P.PREPARING, _P.QUEUED, _P.SCHEDULED}
-        | {_P.WITHDRAWING, _P.HOLDING, _P.KNOWN, _P.UNFOLLOWED}
+        | {_P.WITHDRAWING, _P.HOLDING_SLOTS, _P.KNOWN, _P.UNFOLLOWED}
     ),
     # Any phase of a job of ours -> FOREIGN: the ledger says, or a write shows, that it went to another owner.
     _P.RECOVERING: frozenset(
-        {_P.FOREIGN, _P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.UNFOLLOWED}
+        {
+            _P.FOREIGN,
+            _P.PREPARING,
+            _P.QUEUED,
+            _P.SCHEDULED,
+            _P.CHECKING,
+            _P.WITHDRAWING,
+            _P.HOLDING_SLOTS,
+            _P.UNFOLLOWED,
+        }
     ),
     # PREPARING -> MOVING: its account's gateway does not take or answer its uploads.
     _P.PREPARING: frozenset({_P.FOREIGN, _P.QUEUED, _P.MOVING, _P.WITHDRAWING, _P.UNFOLLOWED}),
@@ -69,15 +78,24 @@ PHASES: Mapping[Phase, frozenset[Phase]] = {
     ),
     # IN_FLIGHT -> PREPARING: before its create is sent, a URL of an upload is too old.
     _P.IN_FLIGHT: frozenset(
-        {_P.FOREIGN, _P.PREPARING, _P.QUEUED, _P.SCHEDULED, _P.CHECKING, _P.WITHDRAWING, _P.HOLDING, _P.UNFOLLOWED}
+        {
+            _P.FOREIGN,
+            _P.PREPARING,
+            _P.QUEUED,
+            _P.SCHEDULED,
+            _P.CHECKING,
+            _P.WITHDRAWING,
+            _P.HOLDING_SLOTS,
+            _P.UNFOLLOWED,
+        }
     ),
     _P.CHECKING: frozenset({_P.FOREIGN, _P.RECOVERING, _P.UNFOLLOWED}),
     _P.WITHDRAWING: frozenset({_P.FOREIGN, _P.UNFOLLOWED}),
-    _P.HOLDING: frozenset({_P.CLAIMING, _P.RECOVERING, _P.UNFOLLOWED}),
+    _P.HOLDING_SLOTS: frozenset({_P.CLAIMING, _P.RECOVERING, _P.UNFOLLOWED}),
     _P.UNFOLLOWED: frozenset({_P.CLAIMING, _P.RECOVERING}),
 }
 
-FOLLOWED_PHASES = frozenset(Phase) - {_P.KNOWN, _P.HOLDING, _P.UNFOLLOWED}
+FOLLOWED_PHASES = frozenset(Phase) - {_P.KNOWN, _P.HOLDING_SLOTS, _P.UNFOLLOWED}
 """The job is followed, and is in `Scheduler.tracked`."""
 
 UNDECIDED_PHASES = frozenset({_P.CLAIMING, _P.RECOVERING})

@@ -41,7 +41,7 @@ from nanobanana_async.policy.retry import RetryAction, RetryDecision
 
 REST_S = 60.0
 """How long an account gets no creates after it has refused to buy anything. Then it is tried again."""
-MOST_COMPARED = 64
+MOST_COMPARED_JOBS = 64
 """How many of the jobs that wait with an account are compared at a time."""
 
 
@@ -182,10 +182,10 @@ class Router:
 
     def _waiting_with(self, source: Engine) -> list[TrackedJob]:
         """Return jobs that wait to be sent by an account, or for uploads that its gateway does not answer."""
-        queued = source.scheduler.dispatcher.waiting(MOST_COMPARED)
+        queued = source.scheduler.dispatcher.waiting(MOST_COMPARED_JOBS)
         unanswered = self._preparing_with(source) if source.poller.outage.error is not None else []
         waiting = [job for job in queued if job.phase is Phase.QUEUED]
-        return [*waiting, *self._repeated_with(source), *unanswered[:MOST_COMPARED]]
+        return [*waiting, *self._repeated_with(source), *unanswered[:MOST_COMPARED_JOBS]]
 
     def _start_move(self, source: Engine, target: Engine, job: TrackedJob) -> None:
         if job.phase is Phase.QUEUED:

@@ -80,7 +80,7 @@ class Scheduler:
     def start(self, group: TaskGroup) -> None:
         """Start the workers and background tasks in this task group."""
         self._group = group
-        self.workers.start(group)
+        self.workers.set_group(group)
         self.workers.start_task("pump", self._tick_on_timer, restart=True)
         if self._store.lease is not None:
             self._store.lease.on_burial(self._on_burial)
@@ -237,7 +237,7 @@ class Scheduler:
                 self.start_step(self._claimer.check_owner, job)
             case Phase.FOREIGN:
                 self._untrack(job, Phase.KNOWN)
-            case Phase.HOLDING:  # by now it has ended, if it ever ran
+            case Phase.HOLDING_SLOTS:  # by now it has ended, if it ever ran
                 if self.holding.get(job.key) is job:
                     del self.holding[job.key]
                 self._slots.release(job)
@@ -289,9 +289,9 @@ class Scheduler:
         self._store.credits.mark_not_under_way(job)
         if job.slots and job.record.state in (JobState.SUCCEEDED, JobState.FAILED):
             schedule = job.schedule or self._estimates.schedule_of(job)
-            self._slots.on_ended(schedule.mean_s, max(schedule.wanted_delay_s, schedule.seen_delay_s))
+            self._slots.on_ended(schedule.mean_s, max(schedule.wanted_delay_s, schedule.notice_delay_s))
         if job.record.state is JobState.UNCERTAIN and hold_until < NEVER:
-            job.enter_phase(Phase.HOLDING)
+            job.enter_phase(Phase.HOLDING_SLOTS)
             self.holding[job.key] = job
             self._timers.set_due(job, hold_until)
         else:

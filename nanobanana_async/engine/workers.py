@@ -52,7 +52,7 @@ class WorkerPool:
         """How many steps run that closing waits for."""
         self._all_finished = asyncio.Event()
 
-    def start(self, group: TaskGroup) -> None:
+    def set_group(self, group: TaskGroup) -> None:
         """Set the task group in which workers run; called in the group's own task."""
         self._group = group
         self._group_task = asyncio.current_task()

@@ -7,7 +7,7 @@ from attrs import frozen
 
 from nanobanana_async.gateways.data_uris import normal_data_uri
 from nanobanana_async.gateways.large_answers import LARGE, restore_inline_image
-from nanobanana_async.jobs import MissingImages
+from nanobanana_async.jobs import MissingImageReasons
 
 _MOST = 100
 """The number of images that are parsed. A job has six at most."""
@@ -19,7 +19,7 @@ class DeliveredImages:
     """The images of a finished task in order, and the places in that order without one, each with the reason."""
 
     images: tuple[str, ...] = ()
-    missing: MissingImages = ()
+    missing: MissingImageReasons = ()
 
 
 def parse_images(values: Sequence[object], body: bytes) -> DeliveredImages:

@@ -37,8 +37,8 @@ from nanobanana_async.otel.names import (
     CREATE_DECISION,
     CREATE_FAILED,
     CREATE_OUTCOME,
-    CREATE_REFUSED,
     CREATE_SENT,
+    CREATE_THROTTLED,
     ERROR_TYPE,
     GENERATE,
     INPUT_MESSAGES,
@@ -185,8 +185,8 @@ class JobSpans:
 
     def _create_failed(self, job: _LiveJob, event: CreateFailed) -> None:
         error = event.error
-        refused = isinstance(error, RateLimited)
-        outcome = "refused" if refused else "failed"
+        throttled = isinstance(error, RateLimited)
+        outcome = "throttled" if throttled else "failed"
         self._instruments.creates.add(1, job.attributes | {CREATE_OUTCOME: outcome})
         wait_s = max(event.wait_s, getattr(error, "retry_after_s", None) or 0.0)
         facts = error_attributes(error) | {CREATE_DECISION: event.action, WAIT: round(wait_s, 3)}
@@ -194,7 +194,7 @@ class JobSpans:
             kind: Attributes = {LIMIT_KIND: error.kind or "unknown"}
             self._instruments.refusals.add(1, job.attributes | kind)
             facts |= kind
-        self._add_event(job, CREATE_REFUSED if refused else CREATE_FAILED, facts)
+        self._add_event(job, CREATE_THROTTLED if throttled else CREATE_FAILED, facts)
         if event.in_doubt:
             self._hold_slots(job)
 

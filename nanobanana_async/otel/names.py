@@ -37,7 +37,7 @@ POLL_STATUS = "nanobanana.poll.status"
 # Events of a span.
 CREATE_SENT = "nanobanana.create.sent"
 CREATE_ACCEPTED = "nanobanana.create.accepted"
-CREATE_REFUSED = "nanobanana.create.refused"
+CREATE_THROTTLED = "nanobanana.create.throttled"
 CREATE_FAILED = "nanobanana.create.failed"
 POLL_ANSWERED = "nanobanana.poll.answered"
 POLL_FAILED = "nanobanana.poll.failed"

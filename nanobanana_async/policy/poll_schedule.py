@@ -80,7 +80,7 @@ class PollSchedule(Generic[Job]):
     """The learned 99th percentile of the duration."""
     wanted_delay_s: float = 0.0
     """The wanted mean delay."""
-    seen_delay_s: float = 0.0
+    notice_delay_s: float = 0.0
     """The mean delay of late: it is longer than the wanted one where polls must wait for their turn."""
     _p90_s: float = 0.0
     _poll_table: list[float] = field(factory=list, repr=False)
@@ -121,7 +121,7 @@ class PollSchedule(Generic[Job]):
         """
         last_s = self._running.pop(job, 0.0)
         ended_s = (last_s + age_s) / 2.0 if took_s is None else took_s
-        self.seen_delay_s += DELAY_WEIGHT * (max(0.0, age_s - ended_s) - self.seen_delay_s)
+        self.notice_delay_s += DELAY_WEIGHT * (max(0.0, age_s - ended_s) - self.notice_delay_s)
         self.durations.add_completed(ended_s)
         self._new_evidence += 1.0
 

@@ -67,5 +67,7 @@ async def test_events_and_board_fit_an_ascii_terminal_of_80_columns() -> None:
 def test_polls_are_compared_with_a_fixed_interval_of_the_same_delay(delay_s: float, said: str) -> None:
     jobs = [SimpleNamespace(polls=5, created_at=10.0, ends_at=35.0, first_seen_done_at=36.0) for _ in range(2)]
     running = SimpleNamespace(polls=3, created_at=10.0, ends_at=90.0, first_seen_done_at=None)
-    seen: Any = SimpleNamespace(jobs=lambda: [*jobs, running], stats=lambda: SimpleNamespace(seen_delay_mean_s=delay_s))
+    seen: Any = SimpleNamespace(
+        jobs=lambda: [*jobs, running], stats=lambda: SimpleNamespace(notice_delay_mean_s=delay_s)
+    )
     assert DemoDisplay.describe_polls(cast(Emulator, seen)) == said

@@ -169,7 +169,7 @@ def test_delay_from_end_to_first_poll_is_measured() -> None:
         caller.poll(task_id)
     stats = caller.stats()
     assert (stats.seen, stats.unpolled, stats.ended, stats.running_now) == (2, 1, 3, 0)
-    assert (stats.seen_delay_mean_s, stats.seen_delay_p99_s, stats.seen_delay_max_s) == (1.0, 1.5, 1.5)
+    assert (stats.notice_delay_mean_s, stats.notice_delay_p99_s, stats.notice_delay_max_s) == (1.0, 1.5, 1.5)
     assert (stats.polls, stats.polls_per_job_max) == (4, 2)
     assert stats.polls_per_job_mean == pytest.approx(4 / 3)
     facts = list(caller.simulator.jobs(99.0))

@@ -193,7 +193,7 @@ async def test_throttled_creates_have_limit_kind_and_wait() -> None:
     transport = FakeTransport(in_turn([busy, slow, created()], [completed()]))
     async with apimall(transport, observers=[collector.telemetry]) as session:
         await session.generate(PROMPT)
-    first, second = events_named(collector.span, "create.refused")
+    first, second = events_named(collector.span, "create.throttled")
     assert first == {
         "error.type": "RateLimited",
         "http.response.status_code": 429,

@@ -26,7 +26,7 @@ OTHERS = "https://other.example/hooks"
 def _idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look for deliveries to other processes, of which there are none, less often: a day has many half seconds."""
     for name in ("callback_handler", "deliveries"):
-        monkeypatch.setattr(f"nanobanana_async.engine.{name}.NOTICE_POLL_S", 60.0)
+        monkeypatch.setattr(f"nanobanana_async.engine.{name}.NOTICE_FETCH_S", 60.0)
 
 
 class StrangeGateway(WebhookGateway):

@@ -76,7 +76,7 @@ class Run:
             finalized = False
             try:
                 with self._signals.end_of_work():
-                    await self._work()
+                    await self._run_session()
                     await self._finalize()
                     finalized = True
                 if not finalized:
@@ -85,7 +85,7 @@ class Run:
                 self._results.discard()
         return self._print_summary()
 
-    async def _work(self) -> None:
+    async def _run_session(self) -> None:
         session = Session(
             self._gateways,
             ledger=self._ledger,

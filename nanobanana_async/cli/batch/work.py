@@ -129,12 +129,12 @@ class Work:
         with self._display, self._signals:
             try:
                 with self._signals.end_of_work():
-                    await self._work()
+                    await self._run_session()
             finally:
                 self._lines.close()
         return self._exit_code(drained)
 
-    async def _work(self) -> None:
+    async def _run_session(self) -> None:
         options = self._options
         session = Session(
             self._gateway,

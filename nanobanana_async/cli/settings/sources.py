@@ -71,7 +71,7 @@ class FileSettings:
         for layer in file.layers:
             if layer.command in (None, commands[0]):
                 self._fill(layer, options_of(layer, commands[0]), app, commands, arguments)
-                self._fill_environment(layer)
+                self._set_variables(layer)
 
     def _connect(self, file: SettingsFile, app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         """Select the gateway of the file, with all that belongs to its account, unless another one is selected."""
@@ -129,7 +129,7 @@ class FileSettings:
             if any(token.source == layer.source for token in argument.tokens):
                 self.origins[argument.name.strip("-").replace("-", "_")] = layer.source
 
-    def _fill_environment(self, layer: Layer) -> None:
+    def _set_variables(self, layer: Layer) -> None:
         for name, value in layer.values.items():
             if name == "allow_networks":
                 self._set_variable(layer, name, "NANOBANANA_ALLOW_NETWORKS", ",".join(value))
