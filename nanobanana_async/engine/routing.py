@@ -41,6 +41,8 @@ from nanobanana_async.policy.retry import RetryAction, RetryDecision
 
 REST_S = 60.0
 """How long an account gets no creates after it has refused to buy anything. Then it is tried again."""
+DOWN_AFTER_S = 5.0
+"""After how long without a usable answer, of polls too, an account's gateway counts as down."""
 MOST_COMPARED_JOBS = 64
 """How many of the jobs that wait with an account are compared at a time."""
 
@@ -53,8 +55,7 @@ class Router:
         """In the order in which they are preferred."""
         self.by_account = {engine.account: engine for engine in engines}
         self._by_wait = by_wait
-        several_gateways = len({engine.gateway.name for engine in engines}) > 1
-        self._why_not = partial(why_not, one_of_several=several_gateways)
+        self._why_not = partial(why_not, one_of_several=len({each.gateway.name for each in engines}) > 1)
         self._arriving: dict[str, deque[TrackedJob]] = {engine.account: deque() for engine in engines}
         """Jobs that were placed with an account, and are not in its queue yet."""
         self._preparing: dict[str, list[TrackedJob]] = {engine.account: [] for engine in engines}
@@ -72,10 +73,7 @@ class Router:
 
     def find_follower(self, key: str) -> Engine | None:
         """Return the engine that follows a job, or holds its slots while it is uncertain."""
-        for engine in self.engines:
-            if key in engine.tracked or key in engine.scheduler.holding:
-                return engine
-        return None
+        return next((each for each in self.engines if key in each.tracked or key in each.scheduler.holding), None)
 
     def home_of(self, record: JobRecord) -> Engine:
         """Return the engine of a job's account; any engine, which refuses it, if the session does not have it."""
@@ -296,7 +294,8 @@ class Router:
         """
         if engine.rest is not None and now < engine.rest.until:
             return True
-        return engine.slots.breaker.is_half_open and bool(engine.tracked)
+        is_down = engine.slots.breaker.is_half_open or engine.poller.outage.for_s >= DOWN_AFTER_S
+        return is_down and bool(engine.tracked)
 
     def _may_take(self, engine: Engine, job: TrackedJob, now: float) -> bool:
         """Return whether an account may get a job: it has not refused it, and can take its request."""

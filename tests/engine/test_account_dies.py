@@ -5,7 +5,7 @@ from asyncio import sleep
 
 import pytest
 
-from nanobanana_async import MemoryLedger, Session, TransportError
+from nanobanana_async import ConcurrencyPolicy, MemoryLedger, Session, TransportError
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import FakeTransport, Reply
 from tests.engine.test_accounts_share import PromptAccount
@@ -88,3 +88,23 @@ async def test_job_that_waits_to_be_sent_again_goes_to_the_other_account_when_a_
     first, second = sorted(alive.tasks.values())
     assert first <= 5.0
     assert second - first <= 1.1 * 300.0
+
+
+@virtually
+async def test_job_goes_to_the_other_account_when_polls_alone_show_that_its_gateway_is_down() -> None:
+    dead, alive = DyingAccount(job_s=30.0, limit=4), DyingAccount(job_s=30.0, limit=4)
+    transports = [FakeTransport(each.answer) for each in (dead, alive)]
+    policy = ConcurrencyPolicy(max_jobs=4)
+    async with Session([A, B], http=transports, ledger=MemoryLedger(), concurrency=policy, prefer=["a"]) as session:
+        running = [await session.submit(f"fox {number}") for number in range(3)]  # one slot is free
+        await sleep(10.0)
+        dead.down, before = True, (dead.sold, alive.sold)
+        await sleep(40.0)
+        late_at = now()
+        late = [await session.submit(f"late {number}") for number in range(4)]
+        await sleep(10.0)
+        dead.down = False
+        for job in (*running, *late):
+            await job
+    assert (dead.sold, alive.sold) == (before[0], before[1] + 4)
+    assert max(alive.tasks.values()) <= late_at + 2.0
