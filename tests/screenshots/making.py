@@ -78,8 +78,7 @@ class Making:
 
 async def demo(making: Making) -> None:
     """Show the whole output of `nanobanana demo`."""
-    typed = "nanobanana demo --prompts 12" if making.quick else "nanobanana demo"
-    screen = await Terminal(columns=COLUMNS, rows=31, folder=making.room).run(typed)
+    screen = await Terminal(columns=COLUMNS, rows=31, folder=making.room).run("nanobanana demo")
     write_svg(screen, making.out / "demo.svg", columns=COLUMNS, title="nanobanana demo")
 
 

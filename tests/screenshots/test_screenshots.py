@@ -16,7 +16,7 @@ MOST_BYTES = {".png": 300_000, ".svg": 150_000}
 SIZE = re.compile(r'viewBox="0 0 ([\d.]+) ([\d.]+)"')
 WORDS = {
     "demo.svg": ("nanobanana demo", "jobs paid twice: 0", "found again without a second purchase: 1"),
-    "batch.svg": ("nanobanana batch prompts.csv", "/30 rows", "running, limit 6", "of 400 credits spent"),
+    "batch.svg": ("nanobanana batch prompts.csv", "/30 rows", "running, limit", "of 400 credits spent"),
 }
 """What a terminal must show."""
 
