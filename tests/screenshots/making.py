@@ -78,7 +78,8 @@ class Making:
 
 async def demo(making: Making) -> None:
     """Show the whole output of `nanobanana demo`."""
-    screen = await Terminal(columns=COLUMNS, rows=31, folder=making.room).run("nanobanana demo")
+    typed = "nanobanana demo --prompts 6" if making.quick else "nanobanana demo"
+    screen = await Terminal(columns=COLUMNS, rows=31, folder=making.room).run(typed)
     write_svg(screen, making.out / "demo.svg", columns=COLUMNS, title="nanobanana demo")
 
 
