@@ -226,8 +226,8 @@ class Purchases(ABC):
         it begins those again that were withdrawn or refused for a passing reason, with `retry_failed` also those that
         failed. Rows without a `key` are distinguished by their order, so one input is all of them; rows with keys may
         be fed in parts, from several hosts. `max_credits` caps all that is ever spent under the name, on all hosts; a
-        later feed may change it. `names` is a template of the images' names, as in `generate_many`. `budget`,
-        `priority` and `group` hold on each worker, for the rows that are new.
+        later feed may change it, and raises it once all rows are stored. `names` is a template of the images' names, as
+        in `generate_many`. `budget`, `priority` and `group` hold on each worker, for the rows that are new.
 
         Raises `InvalidRequest` for a row that can't be bought, or whose reference image only this host can read,
         `IdempotencyConflict` for a key that belongs to another request, and `ConfigurationError` for another input. The

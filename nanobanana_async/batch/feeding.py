@@ -74,24 +74,31 @@ class Feeding:
         self._reader = RowReader(self._name, partial(row_name, options.names))
         self._without_key = 0
         self._report = FeedReport(batch=self._name)
+        self._facts = FedBatch(
+            batch=self._prefix,
+            name=self._name,
+            gateway=engine.gateway.name,
+            account=engine.account,
+            max_credits=options.max_credits,
+            expected_credits=options.expected_credits,
+        )
+        self._is_open = False
         self._chunk: dict[str, FedRow] = {}
         self._storing = anyio.Semaphore(1)  # one chunk is written while the next one is read
 
     async def feed(self, requests: Requests) -> FeedReport:
-        """Store all rows. What was stored before an error stays: the same input again continues."""
+        """Store all rows. What was stored before an error stays: the same input again continues.
+
+        A known batch gets its higher cap last, so that an input that is refused raises none. A lower one holds from the
+        first rows on that are bought because they are fed.
+        """
         items = to_requests(requests)
-        stored = await self._ledger.open_batch(
-            FedBatch(
-                batch=self._prefix,
-                name=self._name,
-                gateway=self._engine.gateway.name,
-                account=self._engine.account,
-                max_credits=self._options.max_credits,
-                expected_credits=self._options.expected_credits,
-            )
-        )
-        check_account(stored, self._name, self._engine)
+        known = await self._ledger.fed_batch(self._prefix)
+        if known is not None:
+            check_account(known, self._name, self._engine)
         await self._store_all(items)
+        stored = await self._ledger.open_batch(self._facts, change=True)
+        check_account(stored, self._name, self._engine)
         return evolve(self._report, max_credits=stored.max_credits)
 
     async def _store_all(self, items: Requests) -> None:
@@ -137,12 +144,17 @@ class Feeding:
 
     async def _store_chunk(self, chunk: Mapping[str, FedRow]) -> None:
         rows = tuple(chunk.values())
-        found = await self._ledger.feed(self._prefix, rows)
+        if not self._is_open:
+            check_account(await self._ledger.open_batch(self._facts), self._name, self._engine)
+            self._is_open = True
+        found = await self._ledger.feed(self._prefix, rows, max_credits=self._options.max_credits)
         if found.misplaced is not None:
             raise self._another_input(next(row for row in rows if row.place == found.misplaced))
         for key, record in found.other_requests.items():
             raise self._conflict(chunk[key], record)
         again = [record for record in found.ended if _is_bought_again(record, self._options.retry_failed)]
+        if again:
+            await self._lower_cap()
         for record in again:
             await self._begin_again(record, chunk[record.key].record)
         if again:  # so that workers draw them
@@ -154,6 +166,12 @@ class Feeding:
             known=before.known + len(rows) - found.new,
             again=before.again + len(again),
         )
+
+    async def _lower_cap(self) -> None:
+        """Store the cap if it is lower than the batch's: workers draw rows before all are stored."""
+        cap, known = self._options.max_credits, await self._ledger.fed_batch(self._prefix)
+        if cap is not None and known is not None and (known.max_credits is None or cap < known.max_credits):
+            await self._ledger.open_batch(evolve(self._facts, expected_credits=None), change=True)
 
     async def _begin_again(self, known: JobRecord, wanted: JobRecord) -> None:
         """Start the next generation of a job, for a worker to buy."""

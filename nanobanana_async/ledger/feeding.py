@@ -13,6 +13,7 @@ from attrs import frozen
 
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.base import Ledger
+from nanobanana_async.models import same_request
 
 UNSAVED = -1
 """In place of a revision: the row was delivered without its images, which the next run tries to save."""
@@ -80,15 +81,22 @@ class Draw:
     """As they are now: another feed may have changed the cap."""
 
 
+def is_same_job(known: JobRecord, wanted: JobRecord) -> bool:
+    """Return whether a job that was not fed is the one that a row asks for."""
+    if known.account != wanted.account or known.request is None or wanted.request is None:
+        return False
+    return same_request(known.request, wanted.request)
+
+
 @runtime_checkable
 class FeedsRows(Ledger, Protocol):
     """A ledger that several workers share, from which they draw the rows of a batch."""
 
-    async def open_batch(self, facts: FedBatch) -> FedBatch:
-        """Store what holds for a batch, and return it as stored.
+    async def open_batch(self, facts: FedBatch, *, change: bool = False) -> FedBatch:
+        """Store what holds for a new batch, and return what is stored.
 
-        A batch that is known keeps its cap and its expected price where `facts` has none. Raises `ConfigurationError`
-        for one of another account.
+        A batch that is known changes only with `change`: it gets the cap and the expected price of `facts`, and keeps
+        its own where `facts` has none. One of another account never changes.
         """
         ...
 
@@ -96,8 +104,10 @@ class FeedsRows(Ledger, Protocol):
         """Return what holds for a batch; None if it was not fed."""
         ...
 
-    async def feed(self, batch: str, rows: Sequence[FedRow]) -> Fed:
+    async def feed(self, batch: str, rows: Sequence[FedRow], *, max_credits: Decimal | None = None) -> Fed:
         """Store those of the rows that are new, all in one transaction, as jobs that no owner has.
+
+        With the first row that is new to the batch its cap falls to `max_credits`, if that is lower.
 
         A known row gets the number, metadata and name given now. It is to be drawn again if its job has changed since
         it was delivered. No two rows may have one key.

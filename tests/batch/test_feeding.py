@@ -254,6 +254,94 @@ async def test_cap_that_is_raised_holds_for_workers_that_run() -> None:
         assert len(await working) == 40
 
 
+REFUSED_INPUTS = {
+    "another input": (["a hare"], ConfigurationError),
+    "key of another request": ([{"prompt": "a hare", "key": "one"}], IdempotencyConflict),
+    "key twice": ([{"prompt": "a bear", "key": "one"}, {"prompt": "a hare", "key": "one"}], IdempotencyConflict),
+    "invalid value": (["a fox", {"prompt": "a hare", "aspect_ratio": "wide"}], InvalidRequest),
+    "local image": (["a fox", {"prompt": "a hare", "images": [Path("fox.png")]}], InvalidRequest),
+    "empty prompt": (["a fox", ""], InvalidRequest),
+    "unknown field": (["a fox", {"promt": "a hare"}], InvalidRequest),
+}
+
+
+@pytest.mark.parametrize("cap", [1, 1000])
+@pytest.mark.parametrize("refused_input", REFUSED_INPUTS)
+@virtually
+async def test_refused_feed_leaves_cap_and_expected_credits_of_a_batch(refused_input: str, cap: int) -> None:
+    shared, gateway = SharedLedger(), PromptGateway()
+    rows = ["a fox", "an owl", {"prompt": "a bear", "key": "one"}]
+    await fed(shared, rows, max_credits=16, expected_credits=8)
+    (before,) = shared.fed_batches.values()
+    wrong, error = REFUSED_INPUTS[refused_input]
+    with pytest.raises(error):
+        await fed(shared, wrong, max_credits=cap, expected_credits=2)
+    (after,) = shared.fed_batches.values()
+    assert after == before
+    assert after.max_credits == 16
+    assert after.expected_credits == 8
+    async with host(shared, gateway) as process:
+        await until_stopped(process.session.work("spring"))
+    assert len(gateway.sold) == 2
+    report = await fed(shared, rows, max_credits=1000)
+    assert report.max_credits == 1000
+    assert len(await worked(shared, gateway)) >= 1
+
+
+@virtually
+async def test_refused_feed_of_a_new_batch_leaves_no_batch() -> None:
+    shared = SharedLedger()
+    with pytest.raises(InvalidRequest):
+        await fed(shared, [{"prompt": "a fox", "aspect_ratio": "wide"}], max_credits=1000)
+    assert shared.fed_batches == {}
+
+
+@virtually
+async def test_rows_are_under_the_cap_of_their_feed_from_the_first_one_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanobanana_async.batch.feeding.CHUNK", 2)
+    shared = SharedLedger()
+    caps: list[Decimal | None] = []
+
+    async def rows(number: int) -> AsyncIterator[str]:
+        for prompt in PROMPTS[:number]:
+            await asyncio.sleep(1.0)
+            caps.extend(facts.max_credits for facts in shared.fed_batches.values())
+            yield prompt
+        raise OSError("the disk is gone")
+
+    for number, cap, kept in ((4, 80, 80), (8, 160, 80), (8, 16, 80), (12, 16, 16)):
+        caps.clear()
+        with pytest.raises(OSError, match="the disk is gone"):
+            await fed(shared, rows(number), max_credits=cap)
+        assert caps[-1] == kept
+        assert [facts.max_credits for facts in shared.fed_batches.values()] == [kept]
+    assert (await fed(shared, PROMPTS[:12], max_credits=160)).max_credits == 160
+    assert (await fed(shared, PROMPTS[:12], max_credits=16)).max_credits == 16
+
+
+@virtually
+async def test_feed_without_rows_changes_the_cap() -> None:
+    shared = SharedLedger()
+    assert (await fed(shared, [], max_credits=80)).max_credits == 80
+    await fed(shared, PROMPTS)
+    assert (await fed(shared, [], max_credits=160)).max_credits == 160
+    assert (await fed(shared, [], max_credits=16)).max_credits == 16
+
+
+@virtually
+async def test_lower_cap_holds_for_rows_that_a_refused_feed_begins_again() -> None:
+    shared, gateway = SharedLedger(), PromptGateway()
+    await fed(shared, ["fine", "fail"], max_credits=80)
+    await worked(shared, gateway)
+    for rows in (["fine", ""], ["fine", "fail", ""]):
+        (before,) = shared.fed_batches.values()
+        assert before.max_credits == 80
+        with pytest.raises(InvalidRequest):
+            await fed(shared, rows, max_credits=9, retry_failed=True)
+    (after,) = shared.fed_batches.values()
+    assert after.max_credits == 9
+
+
 @virtually
 async def test_rows_that_were_not_sent_are_left_for_others_when_a_worker_stops() -> None:
     shared, gateway = SharedLedger(), PromptGateway(job_s=20.0)

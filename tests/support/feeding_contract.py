@@ -221,12 +221,33 @@ async def batch_keeps_its_cap_until_another_one_is_given(one: FeedsRows, two: Fe
     assert await one.fed_batch(SPRING) is None
     capped = evolve(FACTS, max_credits=Decimal("80.5"), expected_credits=Decimal(8))
     assert await one.open_batch(capped) == capped
-    assert await two.open_batch(FACTS) == capped
-    raised = evolve(FACTS, max_credits=Decimal(100))
-    assert (await two.open_batch(raised)).max_credits == 100
+    assert await two.open_batch(FACTS, change=True) == capped
+    raised = evolve(FACTS, max_credits=Decimal(100), expected_credits=Decimal(4))
+    assert await two.open_batch(raised) == capped
+    assert await two.open_batch(raised, change=True) == raised
     await one.feed(SPRING, [fed(0)])
     assert (await one.draw(SPRING, 1)).facts.max_credits == 100
     theirs = evolve(FACTS, account="theirs", max_credits=Decimal(5))
-    kept = await one.open_batch(theirs)
+    kept = await one.open_batch(theirs, change=True)
     assert kept.account == "mine"
     assert kept.max_credits == 100
+
+
+@scene
+async def lower_cap_holds_from_the_first_new_row_on_and_a_higher_one_does_not(one: FeedsRows, two: FeedsRows) -> None:
+    async def cap_after(*rows: FedRow, cap: int | None) -> Decimal | None:
+        await one.feed(SPRING, rows, max_credits=None if cap is None else Decimal(cap))
+        facts = await two.fed_batch(SPRING)
+        return None if facts is None else facts.max_credits
+
+    await opened(one, fed(0))
+    assert await cap_after(fed(0), cap=80) is None
+    assert await cap_after(fed(0), fed(1), cap=80) == 80
+    assert await cap_after(fed(2), cap=100) == 80
+    assert await cap_after(fed(3), cap=None) == 80
+    assert await cap_after(fed(0), cap=16) == 80
+    assert (await one.feed(SPRING, [fed(4, keyed=True), fed(9, place=0)], max_credits=Decimal(16))).misplaced == 0
+    assert await cap_after(fed(0), cap=16) == 80
+    bought = fed(4)
+    await one.claim(bought.record)
+    assert await cap_after(bought, cap=16) == 16

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import define, evolve
@@ -39,10 +40,10 @@ class FeedingView:
     @abstractmethod
     async def _run(self, name: str, work: Callable[[], T]) -> T: ...
 
-    async def open_batch(self, facts: FedBatch) -> FedBatch:
+    async def open_batch(self, facts: FedBatch, *, change: bool = False) -> FedBatch:
         def stored() -> FedBatch:
             known = self.shared.fed_batches.get(facts.batch, facts)
-            if known.account == facts.account:
+            if change and known.account == facts.account:
                 cap, price = facts.max_credits, facts.expected_credits
                 known = evolve(
                     known,
@@ -57,10 +58,10 @@ class FeedingView:
     async def fed_batch(self, batch: str) -> FedBatch | None:
         return await self._run("fed_batch", lambda: self.shared.fed_batches.get(batch))
 
-    async def feed(self, batch: str, rows: Sequence[FedRow]) -> Fed:
-        return await self._run("feed", lambda: self._feed(batch, rows))
+    async def feed(self, batch: str, rows: Sequence[FedRow], *, max_credits: Decimal | None = None) -> Fed:
+        return await self._run("feed", lambda: self._feed(batch, rows, max_credits))
 
-    def _feed(self, batch: str, rows: Sequence[FedRow]) -> Fed:
+    def _feed(self, batch: str, rows: Sequence[FedRow], max_credits: Decimal | None) -> Fed:
         jobs, fed = self.shared.rows, self.shared.fed_rows
         places = {each.row.place: key for key, each in fed.items() if each.batch == batch}
         for row in sorted(rows, key=lambda row: -1 if row.place is None else row.place):
@@ -85,9 +86,9 @@ class FeedingView:
                 ended.append(known)
             if before is None:
                 fed[key] = Stored(batch, row)
-                self.shared.fed_batches[batch] = evolve(
-                    self.shared.fed_batches[batch], rows=self.shared.fed_batches[batch].rows + 1
-                )
+                facts = self.shared.fed_batches[batch]
+                caps = [cap for cap in (facts.max_credits, max_credits) if cap is not None]
+                self.shared.fed_batches[batch] = evolve(facts, rows=facts.rows + 1, max_credits=min(caps, default=None))
             else:
                 before.row = evolve(before.row, index=row.index, metadata=row.metadata, name=row.name)
                 before.delivered = before.delivered if before.delivered == known.revision else None

@@ -7,6 +7,7 @@ those that others have locked, so no worker waits for another one.
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from attrs import define, field
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.columns import COLUMNS, request_text, sql_list
-from nanobanana_async.ledger.feeding import UNSAVED, WITHOUT_IMAGES, Draw, Fed, FedBatch, FedRow
+from nanobanana_async.ledger.feeding import UNSAVED, WITHOUT_IMAGES, Draw, Fed, FedBatch, FedRow, is_same_job
 from nanobanana_async.ledger.postgres.columns import (
     SELECTED,
     as_text,
@@ -29,7 +30,6 @@ from nanobanana_async.ledger.postgres.columns import (
 )
 from nanobanana_async.ledger.postgres.pipeline import Row, Statement, Work
 from nanobanana_async.ledger.postgres.statements import PostgresTable
-from nanobanana_async.models import same_request
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ _OPEN = (
     " VALUES (%(batch)s, %(name)s, %(gateway)s, %(account)s, %(max_credits)s::numeric, %(expected_credits)s::numeric)"
     " ON CONFLICT (batch) DO UPDATE SET max_credits = coalesce(excluded.max_credits, fed_batches.max_credits),"
     " expected_credits = coalesce(excluded.expected_credits, fed_batches.expected_credits)"
-    " WHERE fed_batches.account = excluded.account"
+    " WHERE fed_batches.account = excluded.account AND %(change)s"
 )
 _SELECT_FACTS = f"SELECT {_FACTS} FROM fed_batches WHERE batch = %(batch)s"
 
@@ -52,6 +52,9 @@ _OWN = ("key", "request", "body")
 """All rows are PENDING and were never sent: only these columns of their jobs differ."""
 _FED_COLUMNS = ("row_index", "place", "own_key", "digest", "metadata", "name")
 _FED_ROWS = recordset("key", *_FED_COLUMNS)
+_COUNT = (
+    "UPDATE fed_batches SET fed = fed + (SELECT count(*) FROM {}), max_credits = least(max_credits, %(cap)s::numeric)"
+)
 # Jobs are inserted in the order of their keys: two who insert the same ones then wait for each other, not crosswise.
 _INSERT_NEW = (
     f"WITH u AS (SELECT * FROM {recordset(*_OWN, *_FED_COLUMNS)}),"
@@ -61,7 +64,7 @@ _INSERT_NEW = (
     f" stored AS (INSERT INTO fed_rows (job, batch, {', '.join(_FED_COLUMNS)})"
     f" SELECT new.id, %(fed_batch)s, {', '.join(f'u.{column}' for column in _FED_COLUMNS)}"
     " FROM new JOIN u ON u.key = new.key ORDER BY new.id),"
-    " counted AS (UPDATE fed_batches SET fed = fed + (SELECT count(*) FROM new) WHERE batch = %(fed_batch)s)"
+    f" counted AS ({_COUNT.format('new')} WHERE batch = %(fed_batch)s AND EXISTS (SELECT FROM new))"
     " SELECT key FROM u WHERE key NOT IN (SELECT key FROM new)"
 )
 """Insert the rows whose jobs are new; return the keys of the others."""
@@ -80,7 +83,7 @@ _INSERT_KNOWN = (
     f"WITH stored AS (INSERT INTO fed_rows (job, batch, {', '.join(_FED_COLUMNS)})"
     f" SELECT j.id, %(batch)s, {', '.join(f'u.{column}' for column in _FED_COLUMNS)}"
     f" FROM {_FED_ROWS} JOIN jobs AS j ON j.key = u.key ORDER BY u.key ON CONFLICT (job) DO NOTHING RETURNING 1)"
-    " UPDATE fed_batches SET fed = fed + (SELECT count(*) FROM stored) WHERE batch = %(batch)s"
+    f" {_COUNT.format('stored')} WHERE batch = %(batch)s AND EXISTS (SELECT FROM stored)"
 )
 _UPDATE_ROWS = (
     "UPDATE fed_rows AS f SET row_index = u.row_index, metadata = u.metadata, name = u.name,"
@@ -147,17 +150,17 @@ class FeedingCalls(ABC):
     @abstractmethod
     def _submit(self, start: Callable[[PostgresTable], Work[T]], *, writes: bool = False) -> "asyncio.Future[T]": ...
 
-    async def open_batch(self, facts: FedBatch) -> FedBatch:
-        """Store what holds for a batch, and return it as stored."""
-        return await self._submit(partial(_open_batch, facts=facts), writes=True)
+    async def open_batch(self, facts: FedBatch, *, change: bool = False) -> FedBatch:
+        """Store what holds for a new batch, or changes for a known one, and return what is stored."""
+        return await self._submit(partial(_open_batch, facts=facts, change=change), writes=True)
 
     async def fed_batch(self, batch: str) -> FedBatch | None:
         """Return what holds for a batch; None if it was not fed."""
         return await self._submit(partial(_find_batch, batch=batch))
 
-    async def feed(self, batch: str, rows: Sequence[FedRow]) -> Fed:
+    async def feed(self, batch: str, rows: Sequence[FedRow], *, max_credits: Decimal | None = None) -> Fed:
         """Store those of the rows that are new, all in one transaction, as jobs that no owner has."""
-        return await self._submit(partial(_feed, batch=batch, rows=rows), writes=True)
+        return await self._submit(partial(_feed, batch=batch, rows=rows, cap=max_credits), writes=True)
 
     async def draw(self, batch: str, count: int) -> Draw:
         """Draw at most so many rows; their jobs are claimed as any others."""
@@ -186,7 +189,7 @@ class FeedingCalls(ABC):
         await self._submit(partial(_draw_unsaved, batch=batch), writes=True)
 
 
-def _open_batch(table: PostgresTable, facts: FedBatch) -> Work[FedBatch]:
+def _open_batch(table: PostgresTable, facts: FedBatch, *, change: bool) -> Work[FedBatch]:
     values = {
         "batch": as_text(facts.batch),
         "name": as_text(facts.name),
@@ -194,6 +197,7 @@ def _open_batch(table: PostgresTable, facts: FedBatch) -> Work[FedBatch]:
         "account": as_text(facts.account),
         "max_credits": facts.max_credits,
         "expected_credits": facts.expected_credits,
+        "change": change,
     }
     _, found = yield [Statement(_OPEN, values, returns_rows=False), Statement(_SELECT_FACTS, values)]
     return _facts_of(found[0])
@@ -204,16 +208,18 @@ def _find_batch(table: PostgresTable, batch: str) -> Work[FedBatch | None]:
     return _facts_of(found[0]) if found else None
 
 
-def _feed(table: PostgresTable, batch: str, rows: Sequence[FedRow]) -> Work[Fed]:
+def _feed(table: PostgresTable, batch: str, rows: Sequence[FedRow], cap: Decimal | None) -> Work[Fed]:
     by_key = {as_text(row.record.key): row for row in rows}
-    facts = {"batch": as_text(batch), "account": as_text(rows[0].record.account)}
+    facts = {"batch": as_text(batch), "account": as_text(rows[0].record.account), "cap": cap}
     _, ((last,),) = yield [Statement(f"{_SELECT_FACTS} FOR UPDATE", facts), Statement(_LAST_PLACE, facts)]
     columns = _fed_columns(by_key)
     if last is not None and any(place is not None and place <= last for place in columns["place"]):
         (((misplaced,),),) = yield [Statement(_MISPLACED, {**facts, **columns})]
         if misplaced is not None:
             return Fed(misplaced=int(misplaced), other_requests={})
-    (found,) = yield [Statement(_INSERT_NEW, {"fed_batch": facts["batch"], **_job_columns(by_key), **columns})]
+    (found,) = yield [
+        Statement(_INSERT_NEW, {**_job_columns(by_key), **columns, "fed_batch": facts["batch"], "cap": cap})
+    ]
     if not found:
         return Fed(new=len(by_key), other_requests={})
     known = {key: by_key[key] for (key,) in found}
@@ -223,7 +229,7 @@ def _feed(table: PostgresTable, batch: str, rows: Sequence[FedRow]) -> Work[Fed]
     for unfed, differs, *values in found:
         record = record_of(tuple(values))
         row = by_key[as_text(record.key)]
-        if differs or (unfed and not _is_same_job(record, row.record)):
+        if differs or (unfed and not is_same_job(record, row.record)):
             other_requests[record.key] = record
         elif record.state in WITHOUT_IMAGES:
             ended.append(record)
@@ -310,10 +316,3 @@ def _drawn_row(row: Row) -> FedRow:
         metadata=metadata,
         name=from_text(name),
     )
-
-
-def _is_same_job(known: JobRecord, wanted: JobRecord) -> bool:
-    """Return whether a job that was not fed is the one that this row asks for."""
-    if known.account != wanted.account or known.request is None or wanted.request is None:
-        return False
-    return same_request(known.request, wanted.request)
