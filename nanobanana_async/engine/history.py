@@ -167,17 +167,18 @@ class History:
         elif wait is None or wait.lost_at != job.record.lost_at:
             self._add_awaiting_job(job, parked=False)
 
-    def watch_parked(self, job: TrackedJob) -> None:
+    def watch_parked(self, job: TrackedJob) -> bool:
         """Let the history decide about a job that is not repeated any more, from the time when it can.
 
-        The first time it is read at once: there may be no history.
+        The first time it is read at once: there may be no history. Returns False if it will not decide: what
+        `can_show` said does not hold after a write, during which a reading may have shown that there is no history.
         """
-        self._add_awaiting_job(job, parked=True)
+        return self._add_awaiting_job(job, parked=True)
 
-    def _add_awaiting_job(self, job: TrackedJob, *, parked: bool) -> None:
+    def _add_awaiting_job(self, job: TrackedJob, *, parked: bool) -> bool:
         lost_at, now = job.record.lost_at, self._clock()
         if not self.is_readable or lost_at is None:
-            return
+            return False
         after_s = ready_after_s(self.lateness_s, self.delay_s, processed=job.record.conflict_at is not None)
         ready_at = now + max(0.0, after_s - self._store.age_s(lost_at))
         due = now if parked and not self._was_read else ready_at
@@ -185,6 +186,7 @@ class History:
             job, due, ready_at, lost_at, reads=MOST_READINGS - 1 if self.is_failing else 0
         )
         self._changed.set()
+        return True
 
     async def wait_until_due(self) -> None:
         """Wait until a job is due. One reading serves all that are due by then; readings are half a delay apart."""

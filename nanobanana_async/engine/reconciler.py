@@ -97,12 +97,7 @@ class Reconciler:
         history.awaiting_jobs = {wait.job.key: wait for wait in waits}
         unread = [wait for wait in waits if wait.found_task is None]
         if any(wait.due <= now for wait in unread):
-            records = [wait.job.record for wait in unread]
-            try:
-                judgement = await self._read_and_decide(records, most_pages=MOST_PAGES)
-            except Exception as error:
-                history.on_read_failed(error)
-                judgement = _Judgement({record.key: Undecided((), history.is_readable) for record in records}, {})
+            judgement = await self._judge([wait.job.record for wait in unread])
             for wait in filter(self._still_in_doubt, unread):
                 self._apply_verdict(wait, judgement, now)
         for wait in filter(self._still_in_doubt, waits):
@@ -112,8 +107,19 @@ class Reconciler:
                 wait.found_task, wait.due = None, now + history.delay_s
                 history.watch_repeats(wait.job)
 
+    async def _judge(self, records: Sequence[JobRecord]) -> _Judgement:
+        """Read the history and decide about these jobs; nothing is decided if it can't be read."""
+        if self._history.is_readable:  # else it was refused since they began to wait
+            try:
+                return await self._read_and_decide(records, most_pages=MOST_PAGES)
+            except Exception as error:
+                self._history.on_read_failed(error)
+        return _Judgement({record.key: Undecided((), self._history.is_readable) for record in records}, {})
+
     def _still_in_doubt(self, wait: JobAwaitingHistory) -> bool:
         job = wait.job
+        if self._history.awaiting_jobs.get(job.key) is not wait:  # it began to wait again during a reading
+            return False
         tracked = self._engine.tracked.get(job.key) is job
         ours = tracked and job.phase is not Phase.FOREIGN
         return ours and job.record.in_doubt and job.record.state is JobState.SUBMITTING
@@ -170,8 +176,7 @@ class Reconciler:
         except TaskTaken:  # another process was faster: the task is its job's
             if job.record.state is JobState.UNCERTAIN:
                 return HoldSlots(job.holds_slots_until)
-            self._history.watch_parked(job)
-            return AwaitHistory()
+            return AwaitHistory() if self._history.watch_parked(job) else await self._mark_uncertain((), job)
 
     async def _reopen(self, job: TrackedJob) -> Next:
         """Let a job that was not bought be sent again; the second time its callers get why it was never answered."""
@@ -225,8 +230,8 @@ class Reconciler:
                 self._history.on_read_failed(error)
                 raise
             jobs = [(record, self._carry_out_verdict(record, judgement)) for record in records]
-            for record, job in jobs:
-                while job is not None and job.wait_error is None and job.record.revision == record.revision:
+            for record, job in jobs:  # if another process was faster, it is let go without a change
+                while job is not None and job.is_followed and job.record.revision == record.revision:
                     await job.wait_for_change()
         return [job for _, job in jobs if job is not None and job.record.state is not JobState.UNCERTAIN]
 

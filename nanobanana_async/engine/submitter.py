@@ -291,8 +291,8 @@ class Submitter:
         """Let the gateway's history decide how a job in doubt goes on; without one it is UNCERTAIN."""
         if self._history.can_show(evolve(job.record, **facts)):
             await self._store.transition(job, JobState.SUBMITTING, **facts)
-            self._history.watch_parked(job)
-            return AwaitHistory()
+            if self._history.watch_parked(job):
+                return AwaitHistory()
         await self._store.transition(job, JobState.UNCERTAIN, **{"in_doubt": True, **facts})
         return self._hold_slots(job)
 

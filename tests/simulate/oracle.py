@@ -1,7 +1,8 @@
 """The billing oracle: what the gateway knows and the file holds, against what the library promises.
 
-It never reads the client's own bookkeeping (but for one rule: whether a job that was given up was let go). Each rule
-has a name, under which the table and the mutation control count it.
+It never reads the client's own bookkeeping (but for two rules: whether a job that was given up was let go, and whether
+a job that waits for the gateway's history is watched). Each rule has a name, under which the table and the mutation
+control count it.
 """
 
 import json
@@ -13,6 +14,8 @@ from attrs import frozen
 from nanobanana_async import errors
 from nanobanana_async.emulator.accounts import TaskState
 from nanobanana_async.emulator.stats import JobFacts
+from nanobanana_async.engine.phases import Phase
+from nanobanana_async.engine.routed_engine import RoutedEngine
 from nanobanana_async.errors import (
     GatewayError,
     IdempotencyConflict,
@@ -83,6 +86,7 @@ class Oracle:
 
     def left(self, sent: SentRequest) -> None:
         """A request is about to leave: it must be written down, with these bytes, by who sends it."""
+        self._check_watched(sent.process)
         if not sent.creates:
             if "/history?" in sent.request.url:
                 self._history_read_at = sent.left_at
@@ -128,7 +132,8 @@ class Oracle:
             return
         # If the history was read, and truly has no task of it, only what was sent since then counts.
         bought = any(job.key == sent.wire_key for job in self.charges(sent.key))
-        since = [old for old in before if bought or self._history_read_at <= old.left_at]
+        unrefused = [old for old in before if old.fate != "refused"]
+        since = [old for old in unrefused if bought or self._history_read_at <= old.left_at]
         age_s = self._machine.time() - since[0].left_at if since else 0.0
         if age_s > self._plan.key_lifetime_s:
             self.find_fault("expired", f"{sent.key} was sent again {age_s:.3f} s after it was first sent")
@@ -232,6 +237,16 @@ class Oracle:
         follows = engine is not None and (key in engine.tracked or engine.scheduler.closing)
         if found[0].state in ACTIVE_STATES and found[1] == process.owner and not follows:
             self.find_fault("not let go", f"{key} is owned by {process.name}, who does not follow it")
+
+    def _check_watched(self, process: Process) -> None:
+        """A job that waits for the history must be watched, or it waits for ever."""
+        engine = None if process.session is None else process.session._session_task.engine
+        if engine is None:
+            return
+        for each in engine.members if isinstance(engine, RoutedEngine) else (engine,):
+            for key, job in each.tracked.items():
+                if job.phase is Phase.CHECKING and key not in each.history.awaiting_jobs:
+                    self.find_fault("not watched", f"{key} waits for the history, and {process.name} does not read it")
 
     def charges(self, key: str) -> list[JobFacts]:
         """Return what the gateway charged for a job, oldest first."""
