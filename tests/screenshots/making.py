@@ -72,7 +72,7 @@ class Making:
     def emulator(self, job_limit: int, duration: LogNormal, owned: int | None = None) -> Emulator:
         """Return the gateway of a run."""
         if self.quick:
-            return Emulator(job_limit=job_limit, credits=owned, duration=Fixed(0.2), image_scale=0.1)
+            return Emulator(job_limit=job_limit, credits=owned, duration=Fixed(0.5), image_scale=0.1)
         return Emulator(job_limit=job_limit, credits=owned, duration=duration, image_scale=0.5)
 
 
@@ -95,9 +95,8 @@ async def batch(making: Making) -> None:
     async with making.emulator(6, LogNormal(median_s=2.0, sigma=0.25), owned=1000) as emulator:
         terminal = Terminal(columns=COLUMNS, rows=6, folder=making.room, emulator=emulator)
         typed = "nanobanana batch prompts.csv -o spring --max-credits 400"
-        screen = await terminal.run(
-            typed, shows=lambda shown: any(f"{done}/30 rows" in shown for done in range(18, 25))
-        )
+        wanted = range(1, 30) if making.quick else range(18, 25)
+        screen = await terminal.run(typed, shows=lambda shown: any(f"{done}/30 rows" in shown for done in wanted))
     write_svg(screen, making.out / "batch.svg", columns=COLUMNS, title="nanobanana batch")
     page = (making.room / "spring/index.html").as_uri()
     async with opened(making.browser, page, width=1200, height=868) as gallery:
