@@ -45,7 +45,7 @@ async def stopped_run(
             await asyncio.sleep(0.01)
         for _ in range(200):
             process.send_signal(signal.SIGSTOP)  # no create leaves between the look and the signals
-            await asyncio.sleep(0.1)  # a thread stops when its write to the disk is over
+            await asyncio.sleep(0.4)  # a thread stops when its write to the disk is over
             if not creates_in_flight(batch.folder / "out" / "jobs.sqlite"):
                 break
             process.send_signal(signal.SIGCONT)

@@ -232,5 +232,8 @@ class CancelledAt:
             thrown = None
             try:
                 yield waited_for
+            except GeneratorExit:  # it is collected, and what it awaits was perhaps collected first
+                self._inner.close()
+                raise
             except BaseException as error:
                 thrown = error
