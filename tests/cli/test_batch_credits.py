@@ -1,6 +1,8 @@
 """The credits that `nanobanana batch` prints are those of its ledger; without the ledger nothing is bought."""
 
 import asyncio
+import itertools
+import random
 import re
 import signal
 import sqlite3
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nanobanana_async import SqliteLedger
-from nanobanana_async.emulator import Emulator, Fixed, Script
+from nanobanana_async.emulator import Emulator, Script
 from nanobanana_async.emulator.faults import reset
 from tests.cli.batch_kills import lines_of
 from tests.cli.batches import Command, emulated, requests
@@ -20,6 +22,17 @@ from tests.support.command import Said, ended, environment, started
 pytestmark = pytest.mark.slow
 
 NONE = Decimal(0)
+
+
+class SecondFourLast:
+    """Of twelve jobs on four slots the second four last longer than it takes to stop their process."""
+
+    def __init__(self) -> None:
+        self._drawn = itertools.count()
+
+    def __call__(self, _rng: random.Random) -> float:
+        """Draw the duration of one job, in seconds."""
+        return 3.0 if 4 <= next(self._drawn) < 8 else 0.2
 
 
 def credits_of(said: Said) -> tuple[Decimal, Decimal]:
@@ -59,7 +72,7 @@ async def stopped_run(
 @pytest.mark.parametrize("gateway", ["apimall", "defapi"])
 async def test_adopted_jobs_count_once_after_a_kill(batch: Command, gateway: str) -> None:
     batch.prompts(12)
-    async with emulated(batch, gateway, job_limit=4, duration=Fixed(0.7)) as emulator:
+    async with emulated(batch, gateway, job_limit=4, duration=SecondFourLast()) as emulator:
         await stopped_run(batch, emulator, signal.SIGKILL, accepted=8, gateway=gateway)
         said = await batch("foxes.txt")
         assert (said.code, credits_of(said)) == (0, (emulator.stats().credits_charged, NONE))
@@ -69,16 +82,13 @@ async def test_adopted_jobs_count_once_after_a_kill(batch: Command, gateway: str
 
 async def test_two_signals_print_spent_and_reserved_credits_apart(batch: Command) -> None:
     batch.prompts(12)
-    async with emulated(batch, "defapi", job_limit=4, duration=Fixed(0.7)) as emulator:
+    async with emulated(batch, "defapi", job_limit=4, duration=SecondFourLast()) as emulator:
         said = await stopped_run(batch, emulator, signal.SIGTERM, signal.SIGINT, accepted=8, gateway="defapi")
         assert said.code == 130
-        sold = emulator.stats().creates_accepted
-        spent, reserved = credits_of(said)
-        assert sold >= 8
-        assert spent + reserved == Decimal("0.5") * sold
-        assert spent >= Decimal("0.5") * len(lines_of(batch.out))
-        assert reserved >= Decimal("0.5") * 4
-        assert f"{reserved.normalize():f} reserved for jobs that run or are in doubt" in said.err
+        assert emulator.stats().creates_accepted == 8
+        assert len(lines_of(batch.out)) <= 4  # their images may not have arrived
+        assert credits_of(said) == (Decimal("0.5") * 4, Decimal("0.5") * 4)
+        assert "2 reserved for jobs that run or are in doubt" in said.err
         assert (await batch("foxes.txt")).code == 0
 
 
