@@ -1,6 +1,7 @@
 """Make the parts of a session from its settings: of one account, or of several."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from typing import Any, Literal
 
 from attrs import fields, fields_dict
@@ -48,6 +49,12 @@ def to_gateways(gateway: object) -> tuple[Gateway, ...] | ConfigurationError:
     accounts = [each.account for each in given]
     if twice := [account for account in accounts if accounts.count(account) > 1]:
         return ConfigurationError(f"account {twice[0]} is given twice: its limits are learned once, so pass it once")
+    for one, other in combinations(given, 2):
+        if (one.name, one.base_url, one.api_key) == (other.name, other.base_url, other.api_key):
+            return ConfigurationError(
+                f"accounts {one.account} and {other.account} have the same API key: it is one account, whose limits are"
+                " learned once, so pass it once"
+            )
     return given
 
 

@@ -42,7 +42,7 @@ def as_number(
     number = _as_float(value)
     bounded = (number > above if above is not None else number >= least) and number <= most
     if bounded or (endless and number == math.inf):
-        return number
+        return number + 0.0  # -0.0 becomes 0.0
     bound = f"above {above:g}" if above is not None else f"of at least {least:g}"
     also = ", or infinite for no limit" if endless else ""
     raise ConfigurationError(f"{name} must be a number {bound} and at most {most:g}{also}, not {shown(value)}")

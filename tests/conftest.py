@@ -20,6 +20,7 @@ from hypothesis import settings
 from nanobanana_async.emulator.settings import EmulatorSettings
 from nanobanana_async.policy import poll_schedule
 from tests.support import collected, forked
+from tests.support.early_polls import EARLY_POLLS
 
 pytest_plugins = ["nanobanana_async.emulator.fixtures", "tests.support.postgres_fixtures"]
 
@@ -39,8 +40,6 @@ _IN_REAL_TIME = {
     *("test_docs.py", "test_paths.py", "test_postgres.py"),
 }
 """Folders and files whose tests run in real time with default settings."""
-
-_EARLY_POLLS = {"FEW_SECONDS_S": 0.1, "LEAST_DELAY_S": 0.05}
 
 # Hypothesis fails an example that takes 200 ms, as any example may on a machine with other work.
 # Forty examples at first sight of a test show what a hundred do; each run draws others.
@@ -154,9 +153,9 @@ def _no_waste_of_time(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 @pytest.fixture
 def early_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Poll early, as suits jobs that take less than a second, here and in the processes that are forked."""
-    for name, value in _EARLY_POLLS.items():
+    for name, value in EARLY_POLLS.items():
         monkeypatch.setattr(poll_schedule, name, value)
-    monkeypatch.setattr(forked, "constants", {poll_schedule.__name__: _EARLY_POLLS})
+    monkeypatch.setattr(forked, "constants", {poll_schedule.__name__: EARLY_POLLS})
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from nanobanana_async import Session
 from nanobanana_async.emulator import API_KEY, Emulator, Fixed
 from nanobanana_async.engine.phases import PHASES
 from nanobanana_async.jobs import TRANSITIONS
+from tests.support.early_polls import POLL_EARLY
 from tests.support.rows import each_row
 
 ROOT = Path(__file__).parent.parent
@@ -32,12 +33,6 @@ RECIPES = {path.read_text(encoding="utf-8"): path.name for path in (ROOT / "docs
 """Programs that need more than the emulator: tests/engines runs them, and the page shows them as they are."""
 NOT_INSTALLED = {"aiogram", "discord", "django"}
 """Packages that the tests do not have: a block that imports one of them is compiled, not run."""
-QUICK = """\
-from nanobanana_async.policy import poll_schedule
-
-poll_schedule.FEW_SECONDS_S, poll_schedule.LEAST_DELAY_S = 0.1, 0.05
-"""
-"""What a block in a process of its own imports first: its jobs are polled early, as in this process."""
 _LINK = re.compile(r"(?:\]\(|\bsrc(?:set)?=\")([^)#:\s\"]+)(?:#[^)]*)?[)\"]")
 _FENCE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -55,11 +50,11 @@ class Block:
         if self.code in RECIPES or self.imported & NOT_INSTALLED:
             return None
         if "asyncio.run(" in self.code or "run_virtual(" in self.code:
-            return ["-c", "import quick, runpy; runpy.run_path('block.py', run_name='__main__')"]
+            return ["-c", "import poll_early, runpy; runpy.run_path('block.py', run_name='__main__')"]
         if "def test_" in self.code:
             scope = "asyncio_default_fixture_loop_scope=function"
             fixtures = "nanobanana_async.emulator.fixtures"
-            plugins = ["-p", "quick", "-p", "pytest_asyncio.plugin", "-p", fixtures]
+            plugins = ["-p", "poll_early", "-p", "pytest_asyncio.plugin", "-p", fixtures]
             return ["-m", "pytest", "-q", *plugins, "-o", "asyncio_mode=auto", "-o", scope, "."]
         return None
 
@@ -144,7 +139,7 @@ async def run(block: Block, folder: Path, emulator: Emulator) -> str:
     assert block.arguments is not None
     await asyncio.to_thread((folder / "test_block.py").write_text, block.code, "utf-8")
     await asyncio.to_thread((folder / "block.py").write_text, block.code, "utf-8")
-    await asyncio.to_thread((folder / "quick.py").write_text, QUICK, "utf-8")
+    await asyncio.to_thread((folder / "poll_early.py").write_text, POLL_EARLY, "utf-8")
     environ = os.environ | {
         "NANOBANANA_GATEWAY": "apimall",
         "NANOBANANA_BASE_URL": emulator.url,

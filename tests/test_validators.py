@@ -67,6 +67,10 @@ class Settings:
     on: Any = field(default=False, validator=validate_switch)
 
 
+def test_negative_zero_becomes_zero() -> None:
+    assert str(as_number("delay_s", -0.0)) == "0.0"
+
+
 @each_row("value", [0.25, Decimal("0.25"), Fraction(1, 4), Float32(0.25)])
 @each_row("name", ["above", "from_zero", "gap", "endless"])
 def test_any_real_number_is_stored_as_a_float(name: str, value: object) -> None:

@@ -153,8 +153,8 @@ class Feeding:
         for key, record in found.other_requests.items():
             raise self._conflict(chunk[key], record)
         again = [record for record in found.ended if _is_bought_again(record, self._options.retry_failed)]
-        if again:
-            await self._lower_cap()
+        if again and self._options.max_credits is not None:  # workers may draw them before all rows are stored
+            await self._ledger.lower_cap(self._prefix, self._options.max_credits)
         for record in again:
             await self._begin_again(record, chunk[record.key].record)
         if again:  # so that workers draw them
@@ -166,12 +166,6 @@ class Feeding:
             known=before.known + len(rows) - found.new,
             again=before.again + len(again),
         )
-
-    async def _lower_cap(self) -> None:
-        """Store the cap if it is lower than the batch's: workers draw rows before all are stored."""
-        cap, known = self._options.max_credits, await self._ledger.fed_batch(self._prefix)
-        if cap is not None and known is not None and (known.max_credits is None or cap < known.max_credits):
-            await self._ledger.open_batch(evolve(self._facts, expected_credits=None), change=True)
 
     async def _begin_again(self, known: JobRecord, wanted: JobRecord) -> None:
         """Start the next generation of a job, for a worker to buy."""

@@ -4,13 +4,13 @@ import asyncio
 
 from cyclopts import App
 
-from nanobanana_async.cli.doctor.ledger_checks import LACKS_ADVICE, lacks
 from nanobanana_async.cli.jobs.actions import open_read_only
 from nanobanana_async.cli.options import DEFAULT_LEDGER, LedgerOption
 from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.formatting import plural
 from nanobanana_async.ledger.location import Location, ledger_at
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
+from nanobanana_async.ledger.stored import MISSING_PARTS_ADVICE, describe_missing
 
 
 def migrate(*, ledger: LedgerOption = DEFAULT_LEDGER) -> int:
@@ -52,7 +52,7 @@ async def _migrate(location: Location) -> None:
 async def _facts(location: Location) -> str:
     async with open_read_only(location) as opened:
         if missing := await opened.missing_parts():
-            raise ConfigurationError(f"ledger {lacks(location, missing)}: {LACKS_ADVICE}")
+            raise ConfigurationError(f"ledger {describe_missing(location, missing)}: {MISSING_PARTS_ADVICE}")
         counts, unowned = await opened.count_by_state(), await opened.count_unowned()
         lines = [f"ledger {location} can be read"]
         if isinstance(opened, PostgresLedger):

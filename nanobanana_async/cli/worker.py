@@ -92,7 +92,7 @@ class WorkerCommand:
         max_budget_wait
             Seconds to wait when the account's daily budget of requests is used up; if that takes longer, it stops.
         """
-        parse_credits("--max-credits", max_credits)
+        max_credits = parse_credits("--max-credits", max_credits)
         shared = require_shared_ledger("worker", ledger)
         refuse_folder_of_batch(output)
         options = WorkOptions(

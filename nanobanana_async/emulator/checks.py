@@ -149,4 +149,4 @@ def price(value: Decimal | int | str) -> Decimal:
         amount = Decimal("NaN")
     if not amount.is_finite() or (amount and not -12 <= amount.adjusted() < 12):
         raise ValueError("an amount of credits must be a finite number below 1e12, or 0, of at most 12 decimal places")
-    return amount
+    return amount or Decimal(0)  # -0 would be shown

@@ -79,13 +79,12 @@ class ManualResolver:
                 await self._require_task(task_id, job.record, age_s=self._task_age_s(job.record))
             except TaskNotFound as unknown:
                 raise unknown.for_job(key, safe_to_repeat=False) from None
-            job = await self._require_job(key)
-            if job.record.revision != before:
-                why = f"job {key} changed to {job.record.state.value} meanwhile: check it, then resolve it again"
-                raise ConfigurationError(why)
         if buy_again and job.record.budget is not None:
             await self._check_budget(job, job.record.budget)
-            job = self._engine.tracked.get(key, job)  # another call may resolve it by now, which is refused below
+        job = await self._require_job(key)  # another call may have resolved it while the gateway was asked
+        if job.record.revision != before:
+            why = f"job {key} changed to {job.record.state.value} meanwhile: check it, then resolve it again"
+            raise ConfigurationError(why)
         job = self._engine.resolve(job, task_id=task_id, buy_again=buy_again)
         while job.record.revision == before:
             await job.wait_for_change()

@@ -107,11 +107,15 @@ class FeedsRows(Ledger, Protocol):
     async def feed(self, batch: str, rows: Sequence[FedRow], *, max_credits: Decimal | None = None) -> Fed:
         """Store those of the rows that are new, all in one transaction, as jobs that no owner has.
 
-        With the first row that is new to the batch its cap falls to `max_credits`, if that is lower.
+        The first row that is new to the batch lowers its cap to `max_credits`, as `lower_cap` does.
 
         A known row gets the number, metadata and name given now. It is to be drawn again if its job has changed since
         it was delivered. No two rows may have one key.
         """
+        ...
+
+    async def lower_cap(self, batch: str, max_credits: Decimal) -> None:
+        """Let the cap of a batch fall to this one, if it is lower or the batch has none."""
         ...
 
     async def draw(self, batch: str, count: int) -> Draw:

@@ -1,9 +1,12 @@
-"""What the ledgers on SQLite and on PostgreSQL share: a writer thread that is opened, closed and given work."""
+"""What the ledgers on SQLite and on PostgreSQL share: a writer thread that is opened, closed and given work.
+
+Also what is said of one that lacks some of its tables, columns and the like (`StoredLedger.missing_parts`).
+"""
 
 import asyncio
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -18,6 +21,11 @@ PAGE_SIZE = 200
 _MAX_ID = 2**63 - 1
 PRUNE_BATCH = 5000
 """Jobs deleted in one transaction: other processes wait meanwhile."""
+
+MOST_PARTS_NAMED = 5
+MISSING_PARTS_ADVICE = (
+    "it was changed by hand, or made by another state of the library: restore a backup, or name another ledger"
+)
 
 
 class WriterLedger(ABC):
@@ -122,6 +130,14 @@ class WriterLedger(ABC):
         if self._writer is not None and running_loop_or_none() is not self._writer.loop:
             return "belongs to the event loop that opened it: open another one in this loop"
         return None
+
+
+def describe_missing(location: object, missing: Sequence[str]) -> str:
+    """Say which parts a ledger lacks; a missing table stands for its columns."""
+    tables = {part.split()[1] for part in missing if part.startswith("table ")}
+    named = [part for part in missing if not (part.startswith("column ") and part.split()[1].split(".")[0] in tables)]
+    more = f" and {len(named) - MOST_PARTS_NAMED} more" if len(named) > MOST_PARTS_NAMED else ""
+    return f"{location} lacks {', '.join(named[:MOST_PARTS_NAMED])}{more}"
 
 
 def check_aware(older_than: object) -> None:

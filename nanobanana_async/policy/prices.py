@@ -175,6 +175,8 @@ def parse_credits(name: str, value: Decimal | float | None) -> Decimal | None:
             f"{name} must be 0, or from {format_amount(BILLIONTH)} to {format_amount(MAX_CREDITS)} credits,"
             f" not {_short_repr(value)}"
         )
+    if not number:
+        return ZERO_CREDITS  # -0 is a number, and would be shown
     rounded = number.quantize(BILLIONTH, ROUND_DOWN)
     return number if number == rounded else rounded
 

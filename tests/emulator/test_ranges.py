@@ -57,6 +57,7 @@ def test_credits_are_a_finite_amount(bad: Any) -> None:
     with pytest.raises(ValueError, match="an amount of credits must be a finite number"):
         EmulatorSettings(defapi_price=bad)
     assert EmulatorSettings(credits="8.5").credits == Decimal("8.5")
+    assert str(EmulatorSettings(defapi_price="-0.0").defapi_price) == "0"
 
 
 @pytest.mark.parametrize("bad", [math.nan, -1, "5", True])

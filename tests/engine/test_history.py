@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from datetime import timedelta
 from decimal import Decimal
-from email.utils import format_datetime
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,7 @@ from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.testing import EPOCH, FakeTransport, Reply
 from tests.support.fakes import RecordingLedger, apimall, defapi, now, virtual_loop, virtually, wire_key
 from tests.support.loopback import together
-from tests.support.replies import completed, created, json_reply, refused, task
+from tests.support.replies import completed, created, history_page, json_reply, past_task, refused, task
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 KEY = "order-1"
@@ -70,18 +69,8 @@ class SecretiveGateway:
 
     def _history(self) -> HttpResponse:
         listed = [(at, task_id) for task_id, at in self.tasks.items() if at <= now() - self.delay_s]
-        items = [
-            {
-                "task_id": task_id,
-                "model": "nano-banana-pro",
-                "created_at": (EPOCH + timedelta(seconds=int(at))).isoformat(),
-                "status": "processing",
-                "credits_used": 8,
-            }
-            for at, task_id in sorted(listed, reverse=True)
-        ]
-        headers = {"date": format_datetime(virtual_loop().utcnow(), usegmt=True)} if self.dated else {}
-        return json_reply(200, {"success": True, "data": {"items": items, "page": 1, "limit": 50}}, **headers)
+        tasks = (past_task(task_id, at) for at, task_id in sorted(listed, reverse=True))
+        return history_page(tasks, now() if self.dated else None)
 
 
 @virtually

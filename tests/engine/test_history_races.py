@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
-from email.utils import format_datetime
 
 import pytest
 
@@ -15,9 +13,9 @@ from nanobanana_async.errors import NanoBananaError, TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import TaskTaken
-from nanobanana_async.testing import EPOCH, FakeTransport, Reply
+from nanobanana_async.testing import FakeTransport, Reply
 from tests.support.fakes import RecordingLedger, apimall, now, virtually, wire_key
-from tests.support.replies import completed, created, json_reply, refused, task
+from tests.support.replies import completed, created, history_page, past_task, refused, task
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 AT_ONCE = RetryPolicy(max_attempts=1)
@@ -63,18 +61,7 @@ class LossyGateway:
         return LOST if self.loses(prompt) else created(task_id)
 
     def _history(self) -> HttpResponse:
-        items = [
-            {
-                "task_id": task_id,
-                "model": "nano-banana-pro",
-                "created_at": (EPOCH + timedelta(seconds=int(at))).isoformat(),
-                "status": "processing",
-                "credits_used": 8,
-            }
-            for task_id, (at, _) in reversed(self.tasks.items())
-        ]
-        date = format_datetime(EPOCH + timedelta(seconds=int(now())), usegmt=True)
-        return json_reply(200, {"success": True, "data": {"items": items, "page": 1, "limit": 50}}, date=date)
+        return history_page((past_task(task_id, at) for task_id, (at, _) in reversed(self.tasks.items())), now())
 
 
 async def no_history(status: int = 404) -> Reply:

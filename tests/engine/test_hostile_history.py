@@ -3,9 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
-from datetime import timedelta
 from decimal import Decimal
-from email.utils import format_datetime
 from typing import Any
 
 import pytest
@@ -16,9 +14,9 @@ from nanobanana_async.engine import history
 from nanobanana_async.errors import IdempotencyConflict, NanoBananaError, TransportError
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
 from nanobanana_async.jobs import JobRecord
-from nanobanana_async.testing import EPOCH, FakeTransport, Reply
+from nanobanana_async.testing import FakeTransport, Reply
 from tests.support.fakes import API_KEY, RecordingLedger, apimall, now, virtually, wire_key
-from tests.support.replies import completed, created, json_reply, refused, task
+from tests.support.replies import completed, created, history_page, past_task, refused, task
 
 LOST = TransportError("the connection was reset", possibly_sent=True)
 KEY = "order-1"
@@ -91,18 +89,17 @@ class MisleadingGateway:
         listed = [
             (at, task_id, body) for task_id, (at, body) in self.tasks.items() if first and not self.hides(task_id)
         ]
-        items = [
-            {
-                "task_id": task_id,
-                "model": self.model_of(body),
-                "created_at": (EPOCH + timedelta(seconds=int(at) + self.zone_s)).isoformat(),
-                "status": "completed" if now() > at + self.job_s else "processing",
-                "credits_used": self.credits_of(at, body),
-            }
+        tasks = (
+            past_task(
+                task_id,
+                int(at) + self.zone_s,
+                model=self.model_of(body),
+                status="completed" if now() > at + self.job_s else "processing",
+                credits_used=self.credits_of(at, body),
+            )
             for at, task_id, body in sorted(listed, key=lambda each: -each[0])
-        ]
-        date = format_datetime(EPOCH + timedelta(seconds=int(now())), usegmt=True)
-        return json_reply(200, {"success": True, "data": {"items": items}}, **{"date": date, **self.headers})
+        )
+        return history_page(tasks, now(), limit=None, **self.headers)
 
 
 async def left_uncertain(gateway: MisleadingGateway, ledger: RecordingLedger) -> None:
@@ -269,12 +266,8 @@ class EndlessGateway(MisleadingGateway):
     """Lists 50 other tasks of the time on each page, for ever."""
 
     def _history(self, *, first: bool) -> HttpResponse:
-        items = [
-            {"task_id": f"t{self.readings}-{number}", "model": "nano-banana-pro", "created_at": EPOCH.isoformat()}
-            for number in range(50)
-        ]
-        date = format_datetime(EPOCH + timedelta(seconds=int(now())), usegmt=True)
-        return json_reply(200, {"success": True, "data": {"items": items}}, date=date)
+        tasks = (past_task(f"t{self.readings}-{number}", 0.0) for number in range(50))
+        return history_page(tasks, now(), limit=None)
 
 
 @pytest.mark.parametrize(("most", "pages"), [(120, 3), (1_000_000, 200)])

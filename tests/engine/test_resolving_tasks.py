@@ -207,6 +207,13 @@ async def lost_task(process: FakeProcess, gateway: Gateway, shared: SharedLedger
     return job
 
 
+async def left_uncertain(process: FakeProcess, gateway: Gateway, shared: SharedLedger) -> None:
+    """Leave a job UNCERTAIN of which the session holds nothing more."""
+    await uncertain(process.session, gateway)
+    await asyncio.sleep(7200.0)
+    assert (shared.states(), process.held) == ({KEY: JobState.UNCERTAIN}, 0)
+
+
 @pytest.mark.parametrize("where", ["here", "in another session"])
 @pytest.mark.parametrize("way", DECISIONS)
 @virtually
@@ -279,3 +286,47 @@ async def test_concurrent_resolves_decide_once() -> None:
         assert all(isinstance(error, (ConfigurationError, LedgerError)) for error in errors)
         del job
     assert gateway.sold == 1
+
+
+@pytest.mark.parametrize("later_s", [0.05, 1.0, 30.0])
+@pytest.mark.parametrize("way", ["not_bought", "buy_again"])
+@virtually
+async def test_resolve_whose_query_is_answered_later_leaves_what_another_one_decided(way: str, later_s: float) -> None:
+    gateway, shared = Gateway(), SharedLedger()
+    waits_s: list[float] = []
+
+    async def answer(request: HttpRequest) -> Reply:
+        reply = gateway.answer(request)
+        await asyncio.sleep(3.0 if request.method == "POST" else waits_s.pop(0) if waits_s else 0.0)
+        return reply
+
+    async with FakeProcess(shared, answer, session_of=defapi) as process:
+        await lost_task(process, gateway, shared)
+        waits_s += [0.0, later_s]
+        process.ledger.changes.clear()
+        first = asyncio.Task(process.session.resolve(KEY, buy_again=True))
+        second = asyncio.Task(process.session.resolve(KEY, **DECISIONS[way]))
+        assert (await (await first).result()).task_id == "t2"
+        with pytest.raises(ConfigurationError, match=r"changed to \w+ meanwhile: check it"):
+            await second
+        assert (process.held, process.session.stats().uncertain) == (0, 0)
+    moves = [change for change in process.ledger.changes if "->" in change]
+    assert moves == ["RUNNING -> PENDING", "PENDING -> SUBMITTING", "SUBMITTING -> RUNNING", "RUNNING -> SUCCEEDED"]
+    assert gateway.sold == 2
+
+
+@pytest.mark.parametrize("later_s", [0.0, 0.02, 0.06, 0.1, 0.15, 0.2, 0.25])
+@pytest.mark.parametrize("state", [JobState.RUNNING, JobState.UNCERTAIN])
+@virtually
+async def test_resolve_ends_when_its_owner_is_buried_meanwhile(state: JobState, later_s: float) -> None:
+    gateway, shared = Gateway(), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=defapi, delay_s=0.1) as process:
+        await (lost_task if state is JobState.RUNNING else left_uncertain)(process, gateway, shared)
+        resolving = asyncio.Task(process.session.resolve(KEY, not_bought=True))
+        await asyncio.sleep(later_s)
+        process.ledger.bury()
+        async with asyncio.timeout(60.0):
+            await asyncio.wait([resolving])
+        assert isinstance(resolving.exception(), LedgerError | None)
+        assert shared.record(KEY).state is (JobState.REFUSED if resolving.exception() is None else state)
+        assert process.held == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from nanobanana_async import (
     ApiMall,
@@ -211,6 +212,7 @@ async def test_preferred_account_gets_the_first_job() -> None:
     [
         ([], {}, "empty list"),
         ([A, A], {}, "given twice"),
+        ([A, C, evolve(A, account="b")], {}, "accounts apimall:a and apimall:b have the same API key"),
         ([A, B], {"prefer": ["z"]}, "not in this session"),
         ([A, B], {"prefer": 3}, "prefer must be"),
         (A, {"prefer": "wait"}, "several accounts"),
@@ -221,6 +223,12 @@ async def test_preferred_account_gets_the_first_job() -> None:
 def test_setting_that_can_not_work_is_refused(accounts: Any, settings: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):
         Session(accounts, **settings)
+
+
+def test_one_api_key_at_two_addresses_belongs_to_two_accounts() -> None:
+    at_another_address = ApiMall(api_key="sk-a-0123456789abcdef", account="b", base_url="https://gateway.example")
+    at_another_gateway = DefApi(api_key="sk-a-0123456789abcdef", account="c")
+    assert len(Session([A, at_another_address, at_another_gateway]).gateways) == 3
 
 
 class KilledLedger(SqliteLedger):

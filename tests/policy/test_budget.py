@@ -318,6 +318,11 @@ def test_amount_is_kept_as_written_to_the_billionth(value: Any, amount: str) -> 
     assert parse_credits("max_credits", value) == Decimal(amount)
 
 
+@each_row("zero", [-0.0, Decimal("-0"), Decimal("-0.00"), Decimal("0E+30")])
+def test_negative_zero_becomes_zero(zero: Any) -> None:
+    assert str(parse_credits("expected_credits", zero)) == "0"
+
+
 def test_refused_decimal_is_shown_as_written() -> None:
     with pytest.raises(ConfigurationError, match=r"max_credits must be a number of at least 0, not NaN$"):
         parse_credits("max_credits", Decimal("NaN"))

@@ -44,6 +44,12 @@ def test_budget_has_its_credits_as_written() -> None:
     assert Budget(name="a" * 100, max_credits=0).max_credits == 0
 
 
+@pytest.mark.parametrize("zero", [-0.0, Decimal("-0"), Decimal("-0.00")])
+def test_negative_zero_is_shown_as_zero(zero: Any) -> None:
+    assert str(Budget(name="alice", max_credits=zero).max_credits) == "0"
+    assert str(parse_budget("budget", "alice=-0").max_credits) == "0"
+
+
 def test_each_day_in_utc_counts_under_its_own_name() -> None:
     evening = datetime(2026, 3, 12, 21, tzinfo=timezone(timedelta(hours=-3)))
     assert DAILY.count_at(NOON) == "budget 2026-03-12 alice"

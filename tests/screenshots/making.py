@@ -17,6 +17,7 @@ from nanobanana_async.emulator import Emulator, Fixed, LogNormal
 from tests.notebook.kernel import executed, html, kernel, nbformat
 from tests.screenshots.pages import chromium, opened, shows_images, write_pngs
 from tests.screenshots.terminal import Terminal, write_svg
+from tests.support.early_polls import POLL_EARLY
 from tests.support.lazy import lazy
 from tests.web.servers import ROOT, running, studio
 
@@ -37,9 +38,6 @@ TYPED_IN_STUDIO = (
     "a tea house in autumn",
 )
 NOTEBOOK = ROOT / "docs/notebook.ipynb"
-POLLED_EARLY = (
-    "import nanobanana_async.policy.poll_schedule as polls; polls.FEW_SECONDS_S, polls.LEAST_DELAY_S = 0.1, 0.05"
-)
 NOTEBOOK_PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -128,7 +126,7 @@ async def notebook(making: Making) -> None:
         async with kernel(tour, making.room, patch) as client:
             cells = [cell for cell in tour.cells if cell.cell_type == "code" and cell.source]
             if making.quick:
-                await client.kc.execute(POLLED_EARLY, reply=True, store_history=False)
+                await client.kc.execute(POLL_EARLY, reply=True, store_history=False)
                 cells = [cell for cell in cells if cell.id in ("emulator", "open", "one", "batch", "close")]
             for cell in cells:
                 await executed(client, cell)

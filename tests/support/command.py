@@ -19,13 +19,11 @@ from attrs import frozen
 
 from nanobanana_async.cli import app as cli
 from nanobanana_async.emulator import API_KEY, Emulator
+from tests.support.early_polls import POLL_EARLY
 
 _NUMBERS = itertools.count()
 
-EARLY = (
-    "from nanobanana_async.cli import main; from nanobanana_async.policy import poll_schedule;"
-    "poll_schedule.FEW_SECONDS_S, poll_schedule.LEAST_DELAY_S = 0.1, 0.05; main()"
-)
+EARLY = f"{POLL_EARLY}; from nanobanana_async.cli import main; main()"
 """A program that is the command and polls early: in a shell it is no forked process (see `forked.constants`)."""
 
 _OURS = ("APIMALL_", "DEFAPI_", "NANOBANANA_")

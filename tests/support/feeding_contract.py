@@ -251,3 +251,11 @@ async def lower_cap_holds_from_the_first_new_row_on_and_a_higher_one_does_not(on
     bought = fed(4)
     await one.claim(bought.record)
     assert await cap_after(bought, cap=16) == 16
+
+
+@scene
+async def cap_falls_when_asked_and_never_rises(one: FeedsRows, two: FeedsRows) -> None:
+    await opened(one, fed(0))
+    for cap, stored in ((Decimal("80.5"), Decimal("80.5")), (Decimal(16), Decimal(16)), (Decimal(100), Decimal(16))):
+        await two.lower_cap(SPRING, cap)
+        assert await one.fed_batch(SPRING) == evolve(FACTS, rows=1, max_credits=stored)

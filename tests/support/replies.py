@@ -1,11 +1,13 @@
 """Replies of API Mall and defapi, for tests that script a gateway."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from email.utils import format_datetime
 from typing import Any
 
 from nanobanana_async.gateways.contract import HttpRequest, HttpResponse
-from nanobanana_async.testing import FakeTransport, Reply
+from nanobanana_async.testing import EPOCH, FakeTransport, Reply
 
 Step = Reply | Callable[[HttpRequest], Reply]
 
@@ -32,6 +34,26 @@ def task(status: str, task_id: str = "img_1", **facts: Any) -> HttpResponse:
 
 def completed(task_id: str = "img_1", url: str = "https://cdn.example/a.png") -> HttpResponse:
     return task("completed", task_id, primary_url=url, credits_used=8, credits_refunded=0)
+
+
+def past_task(task_id: str, created_s: float, **facts: Any) -> dict[str, Any]:
+    """Return what API Mall's history says of a task, created so many seconds after `EPOCH`: it shows whole ones."""
+    created_at = (EPOCH + timedelta(seconds=int(created_s))).isoformat()
+    known = {"task_id": task_id, "model": "nano-banana-pro", "created_at": created_at}
+    return {**known, "status": "processing", "credits_used": 8, **facts}
+
+
+def history_page(
+    tasks: Iterable[dict[str, Any]], sent_s: float | None, *, limit: int | None = 50, **headers: str
+) -> HttpResponse:
+    """Return the first page of API Mall's history.
+
+    `sent_s` is when it was sent, in seconds after `EPOCH`, `limit` how many tasks it may have. None: it does not say.
+    """
+    if sent_s is not None:
+        headers = {"date": format_datetime(EPOCH + timedelta(seconds=int(sent_s)), usegmt=True), **headers}
+    pages = {} if limit is None else {"page": 1, "limit": limit}
+    return json_reply(200, {"success": True, "data": {"items": list(tasks), **pages}}, **headers)
 
 
 def defapi_created(task_id: str = "ta1") -> HttpResponse:

@@ -87,12 +87,20 @@ class FeedingView:
             if before is None:
                 fed[key] = Stored(batch, row)
                 facts = self.shared.fed_batches[batch]
-                caps = [cap for cap in (facts.max_credits, max_credits) if cap is not None]
-                self.shared.fed_batches[batch] = evolve(facts, rows=facts.rows + 1, max_credits=min(caps, default=None))
+                self.shared.fed_batches[batch] = evolve(facts, rows=facts.rows + 1)
+                self._lower_cap(batch, max_credits)
             else:
                 before.row = evolve(before.row, index=row.index, metadata=row.metadata, name=row.name)
                 before.delivered = before.delivered if before.delivered == known.revision else None
         return Fed(new=new, other_requests=others, ended=tuple(ended))
+
+    async def lower_cap(self, batch: str, max_credits: Decimal) -> None:
+        await self._run("lower_cap", lambda: self._lower_cap(batch, max_credits))
+
+    def _lower_cap(self, batch: str, max_credits: Decimal | None) -> None:
+        facts = self.shared.fed_batches[batch]
+        caps = [cap for cap in (facts.max_credits, max_credits) if cap is not None]
+        self.shared.fed_batches[batch] = evolve(facts, max_credits=min(caps, default=None))
 
     async def draw(self, batch: str, count: int) -> Draw:
         def draw() -> Draw:

@@ -232,8 +232,8 @@ class BatchCommand:
         in_folder["--gateway emulator"] = emulated
         output = check_ledger_options(ledger, output, in_folder, feed_only=feed_only)
         asyncio.run(check_output(output, create=False))
-        parse_credits("--max-credits", max_credits)
-        parse_credits("--expected-credits", expected_credits)
+        max_credits = parse_credits("--max-credits", max_credits)
+        expected_credits = parse_credits("--expected-credits", expected_credits)
         max_budget_wait_s = as_number("--max-budget-wait", max_budget_wait, endless=True)
         concurrency = ConcurrencyPolicy(max_jobs=max_jobs, max_requests_per_minute=max_requests_per_minute)
         keyless = gateway_without_key(gateway, base_url, folder or output) if dry_run and not emulated else None

@@ -1,7 +1,7 @@
 """Check the ledger: its place, its file system, what is in it, and what it knows of the account."""
 
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.base import StoredLedger
 from nanobanana_async.ledger.location import Location
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
+from nanobanana_async.ledger.stored import MISSING_PARTS_ADVICE, describe_missing
 from nanobanana_async.policy.learned import LearnedAccount, LearnedLimits, is_fresh, is_kept
 
 NETWORK_FILE_SYSTEMS = {
@@ -32,12 +33,6 @@ NETWORK_FILE_SYSTEMS = {
     "ceph",
     "lustre",
 }
-
-MOST_NAMED = 5
-"""Of the missing parts of a ledger."""
-LACKS_ADVICE = (
-    "it was changed by hand, or made by another state of the library: restore a backup, or name another ledger"
-)
 
 MOUNTS = Path("/proc/self/mounts")
 """The mounted file systems; only on Linux."""
@@ -55,7 +50,7 @@ async def ledger_findings(location: Location, gateway: Gateway | None) -> AsyncI
     try:
         async with open_read_only(location) as ledger:
             if missing := await ledger.missing_parts():
-                yield Finding("ledger", "problem", lacks(location, missing), LACKS_ADVICE)
+                yield Finding("ledger", "problem", describe_missing(location, missing), MISSING_PARTS_ADVICE)
                 return
             yield await _contents(location, ledger)
             if gateway is not None:
@@ -87,14 +82,6 @@ def file_system(folder: Path) -> str | None:
         if path == at or path.startswith(at.rstrip("/") + "/"):
             found = max(found, (at, kind), key=lambda mount: len(mount[0]))
     return found[1]
-
-
-def lacks(location: Location, missing: Sequence[str]) -> str:
-    """Say which parts a ledger lacks; a missing table stands for its columns."""
-    tables = {part.split()[1] for part in missing if part.startswith("table ")}
-    shown = [part for part in missing if not (part.startswith("column ") and part.split()[1].split(".")[0] in tables)]
-    more = f" and {len(shown) - MOST_NAMED} more" if len(shown) > MOST_NAMED else ""
-    return f"{location} lacks {', '.join(shown[:MOST_NAMED])}{more}"
 
 
 async def _contents(location: Location, ledger: StoredLedger) -> Finding:

@@ -20,6 +20,7 @@ from nanobanana_async.ledger.columns import (
     read_credits,
 )
 from nanobanana_async.ledger.columns import record_of as _record_of
+from nanobanana_async.ledger.feeding import FedBatch, FedRow
 
 _TIMES = ("created_at", "first_sent_at", "sent_at", "lost_at", "conflict_at", "running_since", "ended_at")
 _JSON = ("request", "candidates", "images", "missing", "failure")
@@ -93,6 +94,34 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
 def record_of(row: Row) -> JobRecord:
     """Return the record of a row of `SELECTED`; raises `LedgerError` if this version can't read it."""
     return _record_of(row, _READERS)
+
+
+def fed_batch_of(row: Row) -> FedBatch:
+    """Return what a row of `fed_batches` says."""
+    batch, name, gateway, account, max_credits, expected_credits, fed = row
+    return FedBatch(
+        batch=from_text(batch),
+        name=from_text(name),
+        gateway=from_text(gateway),
+        account=from_text(account),
+        max_credits=max_credits,
+        expected_credits=expected_credits,
+        rows=fed,
+    )
+
+
+def fed_row_of(row: Row) -> FedRow:
+    """Return the fed row of a row of `fed_rows` and of `SELECTED`."""
+    index, place, own_key, digest, metadata, name, *columns = row
+    return FedRow(
+        record=record_of(tuple(columns)),
+        index=index,
+        place=place,
+        own_key=None if own_key is None else from_text(own_key),
+        digest=digest,
+        metadata=metadata,
+        name=from_text(name),
+    )
 
 
 def identity_row(record: JobRecord) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from nanobanana_async.ledger.feeding import UNSAVED, WITHOUT_IMAGES, Draw, Fed, 
 from nanobanana_async.ledger.postgres.columns import (
     SELECTED,
     as_text,
-    from_text,
+    fed_batch_of,
+    fed_row_of,
     identity_row,
     none_or_text,
     progress_row,
@@ -28,7 +29,7 @@ from nanobanana_async.ledger.postgres.columns import (
     recordset,
     scalar,
 )
-from nanobanana_async.ledger.postgres.pipeline import Row, Statement, Work
+from nanobanana_async.ledger.postgres.pipeline import Statement, Work
 from nanobanana_async.ledger.postgres.statements import PostgresTable
 
 T = TypeVar("T")
@@ -52,9 +53,8 @@ _OWN = ("key", "request", "body")
 """All rows are PENDING and were never sent: only these columns of their jobs differ."""
 _FED_COLUMNS = ("row_index", "place", "own_key", "digest", "metadata", "name")
 _FED_ROWS = recordset("key", *_FED_COLUMNS)
-_COUNT = (
-    "UPDATE fed_batches SET fed = fed + (SELECT count(*) FROM {}), max_credits = least(max_credits, %(cap)s::numeric)"
-)
+_LOWER_CAP = "UPDATE fed_batches SET max_credits = least(max_credits, %(cap)s::numeric)"
+_COUNT = f"{_LOWER_CAP}, fed = fed + (SELECT count(*) FROM {{}})"
 # Jobs are inserted in the order of their keys: two who insert the same ones then wait for each other, not crosswise.
 _INSERT_NEW = (
     f"WITH u AS (SELECT * FROM {recordset(*_OWN, *_FED_COLUMNS)}),"
@@ -145,7 +145,7 @@ class DrawState:
 class FeedingCalls(ABC):
     """The calls of a ledger on PostgreSQL about the rows of fed batches."""
 
-    _drawing: DrawState
+    _draw_state: DrawState
 
     @abstractmethod
     def _submit(self, start: Callable[[PostgresTable], Work[T]], *, writes: bool = False) -> "asyncio.Future[T]": ...
@@ -162,16 +162,20 @@ class FeedingCalls(ABC):
         """Store those of the rows that are new, all in one transaction, as jobs that no owner has."""
         return await self._submit(partial(_feed, batch=batch, rows=rows, cap=max_credits), writes=True)
 
+    async def lower_cap(self, batch: str, max_credits: Decimal) -> None:
+        """Let the cap of a batch fall to this one, if it is lower."""
+        await self._submit(partial(_lower_cap, batch=batch, cap=max_credits), writes=True)
+
     async def draw(self, batch: str, count: int) -> Draw:
         """Draw at most so many rows; their jobs are claimed as any others."""
         now = asyncio.get_running_loop().time()
-        call = partial(_draw, batch=batch, count=count, drawing=self._drawing, now=now)
+        call = partial(_draw, batch=batch, count=count, state=self._draw_state, now=now)
         try:
             draw = await self._submit(call, writes=True)
         except LedgerError:
-            self._drawing.failures += 1
+            self._draw_state.failures += 1
             raise
-        self._drawing.in_hand.update(row.record.key for row in draw.rows)
+        self._draw_state.in_hand.update(row.record.key for row in draw.rows)
         return draw
 
     async def deliver(self, revisions: Mapping[str, int | None]) -> None:
@@ -179,10 +183,10 @@ class FeedingCalls(ABC):
         try:
             await self._submit(partial(_deliver, revisions=revisions), writes=True)
         except LedgerError:
-            self._drawing.failures += 1
-            self._drawing.in_hand.clear()  # its worker gives up all rows: the next draw of this owner finds them
+            self._draw_state.failures += 1
+            self._draw_state.in_hand.clear()  # its worker gives up all rows: the next draw of this owner finds them
             raise
-        self._drawing.in_hand.difference_update(revisions)
+        self._draw_state.in_hand.difference_update(revisions)
 
     async def draw_unsaved(self, batch: str) -> None:
         """Let the rows be drawn again whose images could not be saved."""
@@ -200,12 +204,12 @@ def _open_batch(table: PostgresTable, facts: FedBatch, *, change: bool) -> Work[
         "change": change,
     }
     _, found = yield [Statement(_OPEN, values, returns_rows=False), Statement(_SELECT_FACTS, values)]
-    return _facts_of(found[0])
+    return fed_batch_of(found[0])
 
 
 def _find_batch(table: PostgresTable, batch: str) -> Work[FedBatch | None]:
     (found,) = yield [Statement(_SELECT_FACTS, {"batch": as_text(batch)})]
-    return _facts_of(found[0]) if found else None
+    return fed_batch_of(found[0]) if found else None
 
 
 def _feed(table: PostgresTable, batch: str, rows: Sequence[FedRow], cap: Decimal | None) -> Work[Fed]:
@@ -240,30 +244,35 @@ def _feed(table: PostgresTable, batch: str, rows: Sequence[FedRow], cap: Decimal
     return Fed(new=len(by_key) - len(known), other_requests=other_requests, ended=tuple(ended))
 
 
-def _draw(table: PostgresTable, batch: str, count: int, drawing: DrawState, now: float) -> Work[Draw]:
-    after = drawing.last_drawn.get(batch, FIRST)
+def _lower_cap(table: PostgresTable, batch: str, cap: Decimal) -> Work[None]:
+    values = {"batch": as_text(batch), "cap": cap}
+    yield [Statement(f"{_LOWER_CAP} WHERE batch = %(batch)s", values, returns_rows=False)]
+
+
+def _draw(table: PostgresTable, batch: str, count: int, state: DrawState, now: float) -> Work[Draw]:
+    after = state.last_drawn.get(batch, FIRST)
     values: dict[str, Any] = {"batch": as_text(batch), "count": count, "after": after}
-    if now >= drawing.free_dead_rows_at:
-        drawing.free_dead_rows_at = now + FREE_S
+    if now >= state.free_dead_rows_at:
+        state.free_dead_rows_at = now + FREE_S
         (freed,) = yield [Statement(_FREE_OF_DEAD, values)]
         values["after"] = FIRST if freed else after
     found, facts = yield [Statement(_DRAW, values), Statement(_SELECT_FACTS, values)]
     if len(found) < count and values["after"] > FIRST:  # at the end: rows before it were given back
         (more,) = yield [Statement(_DRAW, {**values, "after": FIRST, "count": count - len(found)})]
         found = [*found, *more]
-    rows = [_drawn_row(row) for row in found]
-    drawing.last_drawn[batch] = rows[-1].index if len(rows) == count else FIRST
+    rows = [fed_row_of(row) for row in found]
+    state.last_drawn[batch] = rows[-1].index if len(rows) == count else FIRST
     unfinished = True
     if len(found) < count:
         (((unfinished,),),) = yield [Statement(_UNFINISHED, values)]
-        drawing.free_dead_rows_at = min(drawing.free_dead_rows_at, now + FREE_AT_END_S)
-    failures = drawing.failures
-    if table.commit_in_doubt or drawing.failures_seen.get(batch, 0) < failures:  # what was drawn without an answer
+        state.free_dead_rows_at = min(state.free_dead_rows_at, now + FREE_AT_END_S)
+    failures = state.failures
+    if table.commit_in_doubt or state.failures_seen.get(batch, 0) < failures:  # what was drawn without an answer
         (drawn,) = yield [Statement(_IN_HAND, values)]
-        known = drawing.in_hand | {each.record.key for each in rows}
-        rows += [each for each in map(_drawn_row, drawn) if each.record.key not in known]
-        drawing.failures_seen[batch] = failures
-    return Draw(rows=tuple(rows), unfinished=bool(unfinished), facts=_facts_of(facts[0]))
+        known = state.in_hand | {each.record.key for each in rows}
+        rows += [each for each in map(fed_row_of, drawn) if each.record.key not in known]
+        state.failures_seen[batch] = failures
+    return Draw(rows=tuple(rows), unfinished=bool(unfinished), facts=fed_batch_of(facts[0]))
 
 
 def _deliver(table: PostgresTable, revisions: Mapping[str, int | None]) -> Work[None]:
@@ -274,19 +283,6 @@ def _deliver(table: PostgresTable, revisions: Mapping[str, int | None]) -> Work[
 
 def _draw_unsaved(table: PostgresTable, batch: str) -> Work[None]:
     yield [Statement(_DRAW_UNSAVED, {"batch": as_text(batch)}, returns_rows=False)]
-
-
-def _facts_of(row: Row) -> FedBatch:
-    batch, name, gateway, account, max_credits, expected_credits, fed = row
-    return FedBatch(
-        batch=from_text(batch),
-        name=from_text(name),
-        gateway=from_text(gateway),
-        account=from_text(account),
-        max_credits=max_credits,
-        expected_credits=expected_credits,
-        rows=fed,
-    )
 
 
 def _fed_columns(rows: Mapping[str, FedRow]) -> dict[str, list[Any]]:
@@ -303,16 +299,3 @@ def _job_columns(rows: Mapping[str, FedRow]) -> dict[str, Any]:
     records = [row.record for row in rows.values()]
     own = {"request": [request_text(record) for record in records], "body": [record.body for record in records]}
     return {**identity_row(records[0]), **progress_row(records[0]), **own}
-
-
-def _drawn_row(row: Row) -> FedRow:
-    index, place, own_key, digest, metadata, name, *columns = row
-    return FedRow(
-        record=record_of(tuple(columns)),
-        index=index,
-        place=place,
-        own_key=None if own_key is None else from_text(own_key),
-        digest=digest,
-        metadata=metadata,
-        name=from_text(name),
-    )

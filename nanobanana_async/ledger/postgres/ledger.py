@@ -53,7 +53,7 @@ class PostgresLedger(FeedingCalls, OwnerLedger):
         patience_s: float | None = None,
         lease: Lease | None = None,
     ) -> None:
-        self._drawing = DrawState()
+        self._draw_state = DrawState()
         found = PostgresUrl.read(url, schema)
         del url  # it may hold a password, and some tools show the locals of a traceback
         if isinstance(found, ConfigurationError):

@@ -1,0 +1,9 @@
+"""Poll early, as suits jobs that take less than a second."""
+
+from nanobanana_async.policy import poll_schedule
+
+EARLY_POLLS = {"FEW_SECONDS_S": 0.1, "LEAST_DELAY_S": 0.05}
+"""The constants of `poll_schedule` that say so."""
+
+POLL_EARLY = f"from {poll_schedule.__package__} import poll_schedule; vars(poll_schedule).update({EARLY_POLLS})"
+"""A line of Python that sets them, for a process that is not forked from this one (see `forked.constants`)."""
