@@ -174,9 +174,9 @@ class Router:
 
     def record_for(self, engine: Engine, record: JobRecord, asked: ImageRequest) -> JobRecord:
         """Return the record of a new job as another account would store it."""
-        request = with_model(asked, engine.gateway.model)
-        body = engine.references.body_to_store(request)
-        return evolve(record, gateway=engine.gateway.name, account=engine.account, request=request, body=body)
+        gateway, request = engine.gateway, with_model(asked, engine.gateway.model)
+        body, slots = engine.references.body_to_store(request), gateway.slots_for(request)
+        return evolve(record, gateway=gateway.name, account=engine.account, request=request, body=body, slots=slots)
 
     def _waiting_with(self, source: Engine) -> list[TrackedJob]:
         """Return jobs that wait to be sent by an account, or for uploads that its gateway does not answer."""
@@ -200,6 +200,7 @@ class Router:
         try:
             asked = await target.callbacks.with_callback_url(asked, target.gateway, job.key)
             known, moved = job.ledger_record, self.record_for(target, job.record, asked)
+            job.weight = moved.slots
             await source.store.start_generation(job, known, moved.body, moved.request, job.record.budget, **buyer)
         except NotOurs:
             raise

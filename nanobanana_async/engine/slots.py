@@ -31,7 +31,7 @@ class Slots:
         self.held = 0
         """Slots of jobs that were accepted, or may have been, and are not known to have ended."""
         self.foreign = 0
-        """Jobs of this account that other owners sent, counted when the session opened, and that may still run."""
+        """Slots of jobs that other owners sent, counted when the session opened, and that may still run."""
         self.slots_in_flight = 0
         """Slots of first creates in flight: they count against the limit, but are not held if a 429 comes."""
         self.creates_in_flight = 0
@@ -106,9 +106,9 @@ class Slots:
             job.slots = job.weight
             self.held += job.weight
 
-    def on_foreign_adopted(self) -> None:
-        """Record that this session adopted a job which was counted in `foreign`."""
-        self.foreign = max(0, self.foreign - 1)
+    def on_foreign_adopted(self, slots: int) -> None:
+        """Record that this session adopted a job whose slots were counted in `foreign`."""
+        self.foreign = max(0, self.foreign - slots)
 
     def on_accepted(self, job: TrackedJob, now: float) -> None:
         """Record that the gateway accepted the job."""

@@ -135,7 +135,7 @@ class Allotment:
     gate_until: float = -math.inf
     gates_polls: bool = False
     orphans: int = 0
-    """How many jobs run that have no living owner."""
+    """How many slots are of jobs that run and have no living owner."""
 
     @property
     def room(self) -> int:
@@ -148,7 +148,7 @@ def exchange(
 ) -> Allotment:
     """Take the report of an owner, and return what it may do.
 
-    `owned` is how many jobs each owner follows that may run, by the ledger; those of None have no living owner.
+    `owned` is how many slots each owner's jobs take that may run, by the ledger; those of None have no living owner.
     """
     owned = owned or {}
     orphans = owned.get(None, 0)

@@ -27,7 +27,7 @@ _FIELDS = (  # of a share
 )
 _COLUMNS = tuple("in_flight" if name == "slots_in_flight" else name for name in _FIELDS)
 _MAY_RUN = (
-    f"SELECT CASE WHEN {_LIVING.format('j')} THEN j.owner END AS owner, state FROM jobs AS j"
+    f"SELECT CASE WHEN {_LIVING.format('j')} THEN j.owner END AS owner, state, slots FROM jobs AS j"
     " WHERE account = %(account)s AND state IN ('submitting', 'running', 'uncertain')"
     " AND coalesce(running_since, first_sent_at, created_at)"
     " >= clock_timestamp() - make_interval(secs => %(longest_s)s::float8)"
@@ -35,7 +35,7 @@ _MAY_RUN = (
 # One statement, so that it sees a burial or an adoption as a whole.
 _READ = (
     "SELECT extract(epoch FROM clock_timestamp())::float8,"
-    " (SELECT json_agg(json_build_array(owner, number)) FROM (SELECT owner, count(*) AS number"
+    " (SELECT json_agg(json_build_array(owner, number)) FROM (SELECT owner, sum(slots) AS number"
     f" FROM ({_MAY_RUN}) AS may_run WHERE owner IS NULL OR state <> 'uncertain' GROUP BY owner) AS counted),"
     f" (SELECT json_agg(json_build_array(owner, {', '.join(_COLUMNS)})) FROM shares AS s"
     f" WHERE account = %(account)s AND {_LIVING.format('s')})"
