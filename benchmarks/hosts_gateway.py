@@ -18,7 +18,7 @@ async def _serve(asked: dict[str, Any]) -> None:
             job_limit=asked["limit"],
             requests_per_minute=asked["per_minute"],
             duration=duration,
-            unique_by="prompt",
+            double_charges_by="prompt",
             image_scale=0.02,
         )
     )

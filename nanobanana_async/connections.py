@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from nanobanana_async.config import Timeouts
-from nanobanana_async.engine.adoption import Adopt, which_to_adopt
+from nanobanana_async.engine.adoption import Adopt, adopt_mode
 from nanobanana_async.engine.lifecycle import SessionComponents
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.events import Event, EventEmitter, Observer, ObserverFactory, log
@@ -127,7 +127,7 @@ def make_components(
         max_credits=parse_credits("max_credits", max_credits),
         budgets=_as_budgets(budgets),
         publisher=references,
-        adopt=which_to_adopt(adopt, chosen_ledger),
+        adopt=adopt_mode(adopt, chosen_ledger),
         adopt_every_s=as_number("adopt_every_s", adopt_every_s, above=0.0),
         **shared,
     )

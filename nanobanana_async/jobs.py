@@ -132,6 +132,8 @@ class JobRecord:
     priority: int = 0
     group_name: str | None = None
     """`priority=` and `group=` of the first caller: when the job has its turn. No part of what is bought."""
+    slots: int = 1
+    """How many job slots of the account it takes, as the gateway's settings said when its generation began."""
     state: JobState = _S.PENDING
     revision: int = 0
     """The number of writes; each write is a compare-and-swap on it."""
@@ -174,11 +176,13 @@ class JobRecord:
         gateway: str | None = None,
         request: ImageRequest | None = None,
         budget: str | None = None,
+        slots: int | None = None,
     ) -> "JobRecord":
         """Return the record of the next generation: a deliberate new purchase with its own `Idempotency-Key`.
 
         `account` is another account that buys it, at `gateway`; only a job that was never accepted may move.
-        `request` is the equal one that was given now: its URLs may have newer signatures. `budget` is one given now.
+        `request` is the equal one that was given now: its URLs may have newer signatures. `budget` is one given now,
+        and `slots` is what the job takes by the settings of now.
         """
         return JobRecord(
             key=self.key,
@@ -191,6 +195,7 @@ class JobRecord:
             budget=budget or self.budget,
             priority=self.priority,
             group_name=self.group_name,
+            slots=slots or self.slots,
             revision=self.revision + 1,
             generation=self.generation + 1,
         )

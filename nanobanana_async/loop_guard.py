@@ -82,7 +82,7 @@ class NoPlainWith:
     """Refuses `with` where `async with` is meant."""
 
     def __enter__(self) -> NoReturn:
-        raise TypeError(f"a {type(self).__name__} is used with `async with`, not with `with`{without_asyncio()}")
+        raise TypeError(f"a {type(self).__name__} is used with `async with`, not with `with`{portal_hint()}")
 
     def __exit__(self, *_: object) -> None: ...
 
@@ -90,10 +90,10 @@ class NoPlainWith:
 def not_open_error() -> ConfigurationError:
     """Return the error of a call before the session was opened."""
     how = "use 'async with Session(...)', or await session.open()"
-    return ConfigurationError(f"the session is not open: {how}{without_asyncio()}")
+    return ConfigurationError(f"the session is not open: {how}{portal_hint()}")
 
 
-def without_asyncio() -> str:
+def portal_hint() -> str:
     """Return what code without asyncio uses; nothing where an event loop runs."""
     if running_loop_or_none() is not None:
         return ""

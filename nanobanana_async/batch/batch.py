@@ -15,7 +15,7 @@ from nanobanana_async.engine.engine import Engine
 from nanobanana_async.engine.progress import expected_end_of_all, sum_of_progress
 from nanobanana_async.errors import BatchStopped
 from nanobanana_async.formatting import plural
-from nanobanana_async.loop_guard import NoPlainWith, without_asyncio
+from nanobanana_async.loop_guard import NoPlainWith, portal_hint
 from nanobanana_async.notebook_html import Html, card, error_box, note, progress_bar
 
 
@@ -92,7 +92,7 @@ class Batch(NoPlainWith):
         return expected_end_of_all(self._engine, self._runner.running.values())
 
     def __iter__(self) -> NoReturn:
-        raise TypeError(f"a batch is read with `async for outcome in batch`, not with `for`{without_asyncio()}")
+        raise TypeError(f"a batch is read with `async for outcome in batch`, not with `for`{portal_hint()}")
 
     def __await__(self) -> NoReturn:
         raise TypeError("a batch is not awaited: read it with `async for outcome in batch`")

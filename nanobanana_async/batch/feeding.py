@@ -170,7 +170,9 @@ class Feeding:
     async def _begin_again(self, known: JobRecord, wanted: JobRecord) -> None:
         """Start the next generation of a job, for a worker to buy."""
         now = self._engine.store.utcnow()
-        after = known.next_generation(body=wanted.body, request=wanted.request, budget=wanted.budget, created_at=now)
+        after = known.next_generation(
+            body=wanted.body, request=wanted.request, budget=wanted.budget, slots=wanted.slots, created_at=now
+        )
         try:
             await self._ledger.advance(known, after)
         except LedgerError:

@@ -12,7 +12,7 @@ from nanobanana_async.events import log
 from nanobanana_async.formatting import number
 from nanobanana_async.stats import SessionStats, stats_by_account, sum_stats
 
-REDRAW_S, REFRESH_S = 0.2, 1.0
+MIN_REDRAW_GAP_S, MAX_REDRAW_GAP_S = 0.2, 1.0
 
 
 class Counts(Protocol):
@@ -43,14 +43,14 @@ class ProgressBar:
         """Wait for a change of the batch, or until the bar needs a refresh."""
         self.show()
         with suppress(TimeoutError):
-            async with asyncio.timeout(REFRESH_S):
+            async with asyncio.timeout(MAX_REDRAW_GAP_S):
                 await changed.wait()
 
     def show(self) -> None:
-        """Draw the bar, at most every `REDRAW_S` seconds."""
+        """Draw the bar, at most every `MIN_REDRAW_GAP_S` seconds."""
         now = asyncio.get_running_loop().time()
         if now >= self._redraw_at:
-            self._redraw_at = now + REDRAW_S
+            self._redraw_at = now + MIN_REDRAW_GAP_S
             self._draw()
 
     def close(self) -> None:

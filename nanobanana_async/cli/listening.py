@@ -7,7 +7,7 @@ import socket
 from nanobanana_async.errors import ConfigurationError
 
 # What binding raises, beside an unknown host.
-_NO_PLACE = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES, errno.EAFNOSUPPORT)
+_CANNOT_BIND_ERRNOS = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES, errno.EAFNOSUPPORT)
 
 
 def check_port(port: int) -> None:
@@ -18,7 +18,7 @@ def check_port(port: int) -> None:
 
 def is_listen_error(error: OSError) -> bool:
     """Return whether an error says that a host and port can't be listened on."""
-    return isinstance(error, socket.gaierror) or error.errno in _NO_PLACE
+    return isinstance(error, socket.gaierror) or error.errno in _CANNOT_BIND_ERRNOS
 
 
 def listen_error(host: str, port: int, error: Exception) -> ConfigurationError:
@@ -27,6 +27,6 @@ def listen_error(host: str, port: int, error: Exception) -> ConfigurationError:
     if number == errno.EADDRINUSE:
         why = "another program listens there: end it, or choose another --port (0 selects a free one)"
     else:
-        cause = os.strerror(number) if number in _NO_PLACE else "it is no address of this machine"
+        cause = os.strerror(number) if number in _CANNOT_BIND_ERRNOS else "it is no address of this machine"
         why = f"{cause}: choose with --host and --port"
     return ConfigurationError(f"can't listen on {host} port {port}: {why}")

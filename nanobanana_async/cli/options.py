@@ -134,7 +134,7 @@ def extra_of(options: Sequence[str] | None) -> dict[str, Any]:
 
 
 _NUMBERS = {int: "a whole number", float: "a number", Decimal: "a number"}
-_SETTINGS = (
+_ARGUMENT_NAMES = (
     "max_jobs",
     "max_requests_per_minute",
     "max_credits",
@@ -153,7 +153,7 @@ _SETTINGS = (
     "history_delay",
     "drop_callbacks",
 )
-_SETTING = re.compile(rf"\b({'|'.join(_SETTINGS)})\b")
+_ARGUMENT_NAME_PATTERN = re.compile(rf"\b({'|'.join(_ARGUMENT_NAMES)})\b")
 
 
 def usage_message(error: CycloptsError) -> str:
@@ -247,7 +247,7 @@ def _choices(kind: Any) -> list[str]:
 
 def with_option_names(sentence: str) -> str:
     """Return a message of the library with the names of options instead of those of Python arguments."""
-    return _SETTING.sub(lambda name: f"--{name[1].replace('_', '-')}", sentence)
+    return _ARGUMENT_NAME_PATTERN.sub(lambda name: f"--{name[1].replace('_', '-')}", sentence)
 
 
 # Only these phrases: any other text of an error may quote a path or a prompt.

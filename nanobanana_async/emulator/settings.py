@@ -73,7 +73,7 @@ Idempotency = Literal["replay", "conflict", "refuse", "forget"]
 QueryShape = Literal["data", "top"]
 BalanceFields = Literal["credits", "web_credits"]
 Progress = Literal["absent", "number", "text"]
-UniqueBy = Literal["request", "prompt"]
+DoubleChargesBy = Literal["request", "prompt"]
 WebhookSignatures = Literal["right", "wrong", "unknown", "absent"]
 """Signed with the secret; with another, as a forger would; in an undocumented form; or not signed."""
 FailureField = Literal["error_message", "failMsg"]
@@ -221,7 +221,7 @@ class EmulatorSettings:
     # faults and counting
     script: Script = NO_SCRIPT  # faults of the n-th request of an endpoint
     random_faults: Sequence[RandomFault] = field(default=(), converter=_tuple)  # faults by chance
-    unique_by: UniqueBy = field(
+    double_charges_by: DoubleChargesBy = field(
         default="request", validator=in_(("request", "prompt"))
     )  # what `double_charges` compares
 
@@ -291,7 +291,7 @@ class EmulatorOptions(TypedDict, total=False):
     webhook_retry_s: float
     script: Script
     random_faults: Sequence[RandomFault]
-    unique_by: UniqueBy
+    double_charges_by: DoubleChargesBy
 
 
 AccountName = Literal["small", "medium", "large"]

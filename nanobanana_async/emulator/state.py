@@ -28,7 +28,7 @@ class State:
 
     def __init__(self, settings: EmulatorSettings) -> None:
         self.settings = settings
-        self.counters = Counters(settings.unique_by)
+        self.counters = Counters(settings.double_charges_by)
         self.keys = IdempotencyStore(settings.idempotency, settings.forget_keys_after_s)
         self.callbacks = CallbackSchedule(settings, random.Random(f"{settings.seed} callbacks"))
         # Not the seed alone: URLs that outlive an emulator must not name other files of the next one.

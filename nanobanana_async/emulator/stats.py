@@ -11,7 +11,7 @@ from attrs import frozen
 from nanobanana_async.emulator.accounts import CreateRequest, Task, TaskState
 from nanobanana_async.emulator.files import FileStore
 from nanobanana_async.emulator.messages import Endpoint, Gateway
-from nanobanana_async.emulator.settings import UniqueBy
+from nanobanana_async.emulator.settings import DoubleChargesBy
 
 ZERO = Decimal(0)
 
@@ -103,8 +103,8 @@ def job_facts(task: Task, now: float) -> JobFacts:
 class Counters:
     """Running totals. Memory grows by one number per job only."""
 
-    def __init__(self, unique_by: UniqueBy) -> None:
-        self._unique_by = unique_by
+    def __init__(self, double_charges_by: DoubleChargesBy) -> None:
+        self._double_charges_by = double_charges_by
         self._purchases: set[int] = set()
         self._delays = array("d")
         self.requests: Counter[Endpoint] = Counter()
@@ -120,7 +120,7 @@ class Counters:
 
     def on_accepted(self, gateway: Gateway, key: str | None, request: CreateRequest, price: Decimal) -> None:
         """Count an accepted create, and whether the same request was bought before."""
-        if self._unique_by == "prompt":
+        if self._double_charges_by == "prompt":
             unique = hash((gateway, request.prompt))
         else:
             unique = hash((gateway, key, None if key else request.canonical))

@@ -109,8 +109,8 @@ class Webhooks:
         """Register a webhook. The list shows which one it is."""
         url = await self._callbacks.make_account_url(self._account)
         secret = Secret(await self._callbacks.account_secret(self._account))
-        response = await self._send(self._gateway.build_webhook(url, secret=secret.reveal()))
-        self._gateway.read_webhook(_hide(secret, response))
+        response = await self._send(self._gateway.build_webhook_registration(url, secret=secret.reveal()))
+        self._gateway.read_webhook_registration(_hide(secret, response))
 
     async def remove(self, webhook_id: str) -> bool:
         """Remove a webhook; return False if there is none with this id."""

@@ -25,7 +25,7 @@ ADOPT_BATCH = 200
 """How many jobs are adopted at the same time: one flush of the ledger serves them all."""
 
 
-def which_to_adopt(adopt: Adopt | None, ledger: Ledger) -> Literal["follow", "buy"] | None:
+def adopt_mode(adopt: Adopt | None, ledger: Ledger) -> Literal["follow", "buy"] | None:
     """Return which jobs a session adopts by itself; raise `ConfigurationError` for a wrong setting."""
     if adopt == "auto":
         return "follow" if isinstance(ledger, SharesAccount) else None

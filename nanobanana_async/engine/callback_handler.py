@@ -107,7 +107,7 @@ class CallbackHandler:
         ledger, ours = self._engine.store.ledger, record.account == self._gateway.account
         match record.state:
             case JobState.UNCERTAIN if task_id is not None and ours:
-                self._confirm_later(record.key, task_id)
+                self._confirm_task_later(record.key, task_id)
             case JobState.RUNNING | JobState.SUBMITTING:
                 claim = await ledger.adopt(record.key) if ours else None
                 if claim is not None and claim.is_ours:
@@ -121,9 +121,9 @@ class CallbackHandler:
     def _start_confirming_if_uncertain(self, job: TrackedJob) -> None:
         in_doubt, claimed = not job.is_followed and job.record.state is JobState.UNCERTAIN, job.rare.task_id_of_callback
         if in_doubt and claimed is not None and not self._engine.scheduler.closing:
-            self._confirm_later(job.key, claimed)
+            self._confirm_task_later(job.key, claimed)
 
-    def _confirm_later(self, key: str, task_id: str) -> None:
+    def _confirm_task_later(self, key: str, task_id: str) -> None:
         """Have an uncertain job confirmed. A task id that comes while a query is in flight is queried after it."""
         confirming = key in self._unconfirmed
         self._unconfirmed[key] = task_id

@@ -200,9 +200,9 @@ class Claimer:
             await self._store.release(job.key)
 
     async def count_foreign_slots(self) -> int:
-        """Count the jobs of this account that other owners sent, and that may still run and hold slots."""
+        """Count the slots of the account's jobs that other owners sent, and that may still run."""
         since = self._store.utcnow() - timedelta(seconds=self._estimates.max_run_s)
-        return await self._store.ledger.count_foreign_jobs(self._gateway.account, since=since)
+        return await self._store.ledger.count_foreign_slots(self._gateway.account, since=since)
 
     async def _claim_and_check(self, job: TrackedJob) -> Claim:
         claim = await self._store.claim(job)
@@ -238,7 +238,7 @@ class Claimer:
             # At full seconds: one flush of the ledger then serves all such jobs.
             return CheckOwnerAt((round(self._clock() / OWNER_CHECK_S) + 1) * OWNER_CHECK_S)
         if claim.is_ours and claim.record.state is not JobState.PENDING:
-            self._slots.on_foreign_adopted()
+            self._slots.on_foreign_adopted(claim.record.slots)
         return self._next_by_state(job)
 
     def _next_by_state(self, job: TrackedJob) -> Next:

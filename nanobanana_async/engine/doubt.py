@@ -35,7 +35,7 @@ NO_DOUBT: Mapping[str, Any] = {
 """The facts of a record whose doubt is over."""
 
 
-def doubt_facts(record: JobRecord, kind: FailureKind, now: datetime, lateness_s: float) -> Mapping[str, Any]:
+def fields_in_doubt(record: JobRecord, kind: FailureKind, now: datetime, lateness_s: float) -> Mapping[str, Any]:
     """Return the facts of a job in doubt after another create failed in this way.
 
     The first 409 shows that a create was being processed until then. If more of them follow for `lateness_s`, it was
@@ -73,7 +73,7 @@ def was_processed(record: JobRecord, lateness_s: float) -> bool:
     return (record.conflict_at - record.lost_at).total_seconds() >= lateness_s
 
 
-def interrupted_facts(record: JobRecord, now: datetime, lateness_s: float) -> Mapping[str, Any]:
+def fields_if_interrupted(record: JobRecord, now: datetime, lateness_s: float) -> Mapping[str, Any]:
     """Return the facts of a job whose session ended before an answer came: it may have been processed until now."""
     if was_processed(record, lateness_s):
         return {"in_doubt": True}

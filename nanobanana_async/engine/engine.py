@@ -53,11 +53,10 @@ class Engine:
         max_requests: int,
     ) -> None:
         self.clock = asyncio.get_running_loop().time
-        self.gateway, self.store, self.guard = gateway, store, guard
+        self.gateway, self.store, self.guard, self._session_caps = gateway, store, guard, budgets
         self.account = gateway.account  # each reading of it hashes the key again, and makes another string
-        self._session_caps, self.callbacks = budgets, callbacks
         self.slots, self.poller, self.submitter = slots, poller, submitter
-        self.estimates, self.history, self.references = estimates, history, references
+        self.callbacks, self.estimates, self.history, self.references = callbacks, estimates, history, references
         self.claimer = Claimer(gateway, store, slots, poller, estimates, clock=self.clock)
         self.scheduler = Scheduler(
             store, slots, submitter, poller, self.claimer, estimates, references, max_requests=max_requests
@@ -138,9 +137,8 @@ class Engine:
     ) -> JobRecord:
         """Return the record of a new job. Raises `InvalidRequest` for a request that this gateway doesn't support.
 
-        Local images of the request must be in their stored form (`References.digest_images`). The record's request
-        names the model even if the gateway chose it: another model is another request. Another host will send it if it
-        is made without this session's callback.
+        Local images of the request must be in their stored form (`References.digest_images`). The record has a model,
+        even if the gateway chose it: another one is another request. Without our callback it is for other hosts.
         """
         key = validate_key(key)
         request = with_model(request, self.gateway.model)
@@ -160,6 +158,7 @@ class Engine:
             budget=None if budget is None else budget.name,
             priority=priority,
             group_name=group,
+            slots=self.gateway.slots_for(request),
         )
 
     def new_attached_record(self, task_id: str, key: str, request: ImageRequest | None) -> JobRecord:
@@ -169,6 +168,7 @@ class Engine:
             key=validate_key(key),
             gateway=self.gateway.name,
             account=self.account,
+            slots=1 if request is None else self.gateway.slots_for(request),
             request=None if request is None else with_model(request, self.gateway.model),
             body=b"",
             created_at=now,

@@ -30,7 +30,7 @@ class JobEstimates:
         """Return a measure of how likely the job has ended since its last poll."""
         return 0.0 if job.schedule is None else job.schedule.hazard_since_poll(job, now - job.running_at)
 
-    def expected_ended_since(self, since: float) -> float:
+    def expected_unnoticed_ends(self, since: float) -> float:
         """Return the expected number of followed jobs that ended since a time and were not polled after it."""
         now = self._clock()
         return sum(

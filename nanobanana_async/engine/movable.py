@@ -37,7 +37,7 @@ def may_move(job: TrackedJob) -> bool:
     record = job.record
     pending_at = record.revision + (record.state is JobState.SUBMITTING)  # its create was just refused, or it waits
     plain = job.route is not None and job.route.unbought_revision == pending_at
-    if record.in_doubt or job.rare.reopened or record.task_id is not None or record.request is None:
+    if record.in_doubt or job.rare.returned_by_history or record.task_id is not None or record.request is None:
         return False
     if any(digest not in job.rare.sources for digest in local_digests(record.request.images)):
         return False  # another account would need the content of the image

@@ -63,7 +63,7 @@ def let_go(job: TrackedJob, slots: Slots, store: JobStore, estimates: JobEstimat
     stored, record = job.ledger_record, job.record
     if job.rare.late_answer is None and record.task_id is not None and record.task_id != stored.task_id:
         names = ("task_id", "running_since", "attempts", "credits_used", "model")
-        late = LateAnswer(stored, facts_of_accepted(**{name: getattr(record, name) for name in names}))
+        late = LateAnswer(stored, fields_of_accepted(**{name: getattr(record, name) for name in names}))
         job.rare = evolve(job.rare, late_answer=late)
     slots.release(job)  # its new owner reports them
     estimates.forget(job)
@@ -71,10 +71,10 @@ def let_go(job: TrackedJob, slots: Slots, store: JobStore, estimates: JobEstimat
     job.schedule, job.wait_error, job.last_failure = None, None, None
     job.failures, job.first_attempt_at = 0, NEVER
     if job.rare is not NO_RARE_FACTS:
-        job.rare = evolve(job.rare, spends_retry_budget=False, reopened=False)
+        job.rare = evolve(job.rare, spends_retry_budget=False, returned_by_history=False)
 
 
-def facts_of_accepted(**accepted: Any) -> Mapping[str, Any]:
+def fields_of_accepted(**accepted: Any) -> Mapping[str, Any]:
     """Return the facts that an unanswered record gets when its create was accepted: its body is never sent again."""
     return {**accepted, "body": b"", **NO_DOUBT}
 

@@ -35,7 +35,7 @@ class RareFacts:
     """It is withdrawn if its current step leaves it PENDING."""
     spends_retry_budget: bool = False
     """Its last create had no usable answer: a repeat is extra load on a gateway that may be down."""
-    reopened: bool = False
+    returned_by_history: bool = False
     """The history has shown that its creates were lost before the gateway had them, and it is sent again."""
     task_id_of_callback: str | None = None
     """The task id in a callback, while the create has no answer."""

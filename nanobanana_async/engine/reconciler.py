@@ -133,7 +133,7 @@ class Reconciler:
         parked = job.phase is Phase.CHECKING
         if isinstance(verdict, NotBought):
             if parked:
-                self._recover_with(wait, self._reopen)
+                self._recover_with(wait, self._return_to_pending)
             return
         if not parked and (
             self._history.is_failing or not self._history.is_readable
@@ -178,11 +178,11 @@ class Reconciler:
                 return HoldSlots(job.holds_slots_until)
             return AwaitHistory() if self._history.watch_parked(job) else await self._mark_uncertain((), job)
 
-    async def _reopen(self, job: TrackedJob) -> Next:
+    async def _return_to_pending(self, job: TrackedJob) -> Next:
         """Let a job that was not bought be sent again; the second time its callers get why it was never answered."""
-        failure, again = job.last_failure, job.rare.reopened
+        failure, again = job.last_failure, job.rare.returned_by_history
         next_step = await self._engine.claimer.return_to_pending(job)
-        job.rare = evolve(job.rare, reopened=not again)
+        job.rare = evolve(job.rare, returned_by_history=not again)
         if not again:
             return next_step
         error = TransportError("no create was answered", possibly_sent=False) if failure is None else failure

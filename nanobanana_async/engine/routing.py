@@ -174,16 +174,16 @@ class Router:
 
     def record_for(self, engine: Engine, record: JobRecord, asked: ImageRequest) -> JobRecord:
         """Return the record of a new job as another account would store it."""
-        request = with_model(asked, engine.gateway.model)
-        body = engine.references.body_to_store(request)
-        return evolve(record, gateway=engine.gateway.name, account=engine.account, request=request, body=body)
+        gateway, request = engine.gateway, with_model(asked, engine.gateway.model)
+        body, slots = engine.references.body_to_store(request), gateway.slots_for(request)
+        return evolve(record, gateway=gateway.name, account=engine.account, request=request, body=body, slots=slots)
 
     def _waiting_with(self, source: Engine) -> list[TrackedJob]:
         """Return jobs that wait to be sent by an account, or for uploads that its gateway does not answer."""
         queued = source.scheduler.dispatcher.waiting(MOST_COMPARED_JOBS)
-        unanswered = self._preparing_with(source) if source.poller.outage.error is not None else []
+        unanswered = self._refresh_preparing(source) if source.poller.outage.error is not None else []
         waiting = [job for job in queued if job.phase is Phase.QUEUED]
-        return [*waiting, *self._repeated_with(source), *unanswered[:MOST_COMPARED_JOBS]]
+        return [*waiting, *self._refresh_repeated(source), *unanswered[:MOST_COMPARED_JOBS]]
 
     def _start_move(self, source: Engine, target: Engine, job: TrackedJob) -> None:
         if job.phase is Phase.QUEUED:
@@ -200,6 +200,7 @@ class Router:
         try:
             asked = await target.callbacks.with_callback_url(asked, target.gateway, job.key)
             known, moved = job.ledger_record, self.record_for(target, job.record, asked)
+            job.weight = moved.slots
             await source.store.start_generation(job, known, moved.body, moved.request, job.record.budget, **buyer)
         except NotOurs:
             raise
@@ -269,17 +270,17 @@ class Router:
 
     def _jobs_ahead(self, engine: Engine, priority: int | None = None) -> int:
         """Return how many jobs an account sends before a new one: of this priority, or of any."""
-        preparing, arriving = self._preparing_with(engine), self._arriving[engine.account]
+        preparing, arriving = self._refresh_preparing(engine), self._arriving[engine.account]
         return len(arriving) + len(preparing) + engine.scheduler.dispatcher.queue_length(priority)
 
-    def _repeated_with(self, engine: Engine) -> list[TrackedJob]:
+    def _refresh_repeated(self, engine: Engine) -> list[TrackedJob]:
         """Return the jobs that wait for their time to be sent again; forget those that do so no longer."""
         live = [job for job in self._repeated[engine.account].values() if engine.tracked.get(job.key) is job]
         unsent = [job for job in live if job.record.task_id is None and job.phase in (Phase.IN_FLIGHT, Phase.SCHEDULED)]
         self._repeated[engine.account] = {job.key: job for job in unsent}
         return [job for job in unsent if job.phase is Phase.SCHEDULED and job.record.state is JobState.PENDING]
 
-    def _preparing_with(self, engine: Engine) -> list[TrackedJob]:
+    def _refresh_preparing(self, engine: Engine) -> list[TrackedJob]:
         """Return the jobs placed with an account that wait for uploads; forget those that arrive no longer."""
         arriving, arrived = self._arriving[engine.account], self._preparing[engine.account]
         while arriving and arriving[0].phase not in (Phase.CLAIMING, Phase.MOVING):

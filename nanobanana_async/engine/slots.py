@@ -31,8 +31,8 @@ class Slots:
         self.held = 0
         """Slots of jobs that were accepted, or may have been, and are not known to have ended."""
         self.foreign = 0
-        """Jobs of this account that other owners sent, counted when the session opened, and that may still run."""
-        self.weight_in_flight = 0
+        """Slots of jobs that other owners sent, counted when the session opened, and that may still run."""
+        self.slots_in_flight = 0
         """Slots of first creates in flight: they count against the limit, but are not held if a 429 comes."""
         self.creates_in_flight = 0
         """Creates in flight, first ones and repeats."""
@@ -54,7 +54,7 @@ class Slots:
         in_flight = self.creates_in_flight + coming
         if not (self.breaker.allows(now, in_flight) and self.spacing.allows(now, in_flight, repeat=False)):
             return False
-        return self.limiter.admits(now, Load(self.held + self.foreign, self.weight_in_flight + coming), weight)
+        return self.limiter.admits(now, Load(self.held + self.foreign, self.slots_in_flight + coming), weight)
 
     def usable(self, queued: int, weight: int, now: float) -> int:
         """Return how many slots so many queued jobs would take soon, as far as caps and breaker let them leave."""
@@ -71,7 +71,7 @@ class Slots:
     @property
     def load(self) -> Load:
         """What takes up slots."""
-        return Load(self.held + self.foreign, self.weight_in_flight)
+        return Load(self.held + self.foreign, self.slots_in_flight)
 
     @property
     def max_hold_s(self) -> float:
@@ -89,7 +89,7 @@ class Slots:
         self.retry_budget.earn()
         job.sent_at = now
         if not job.slots:
-            self.weight_in_flight += job.weight
+            self.slots_in_flight += job.weight
             self.limiter.on_sent(now)
         else:
             self.request_budget.count_unpaced(now)
@@ -98,7 +98,7 @@ class Slots:
         """Record that a create is no longer in flight; its outcome is recorded next."""
         self.creates_in_flight -= 1
         if not job.slots:
-            self.weight_in_flight -= job.weight
+            self.slots_in_flight -= job.weight
 
     def acquire(self, job: TrackedJob) -> None:
         """Let the job hold its slots: it was accepted, or may have been accepted."""
@@ -106,9 +106,9 @@ class Slots:
             job.slots = job.weight
             self.held += job.weight
 
-    def on_foreign_adopted(self) -> None:
-        """Record that this session adopted a job which was counted in `foreign`."""
-        self.foreign = max(0, self.foreign - 1)
+    def on_foreign_adopted(self, slots: int) -> None:
+        """Record that this session adopted a job whose slots were counted in `foreign`."""
+        self.foreign = max(0, self.foreign - slots)
 
     def on_accepted(self, job: TrackedJob, now: float) -> None:
         """Record that the gateway accepted the job."""
@@ -148,5 +148,5 @@ class Slots:
 
     def _current_load(self) -> Load:
         since = self.limiter.undecided_since
-        likely_ended = 0.0 if since is None else self._estimates.expected_ended_since(since)
-        return Load(self.held + self.foreign, self.weight_in_flight, likely_ended)
+        likely_ended = 0.0 if since is None else self._estimates.expected_unnoticed_ends(since)
+        return Load(self.held + self.foreign, self.slots_in_flight, likely_ended)

@@ -82,7 +82,9 @@ class JobStore:
     ) -> None:
         """Start the next generation of a job, which the ledger has as `known`: a purchase by its account or `buyer`."""
         buyer = buyer or {"account": job.record.account}
-        after = known.next_generation(body=body, request=request, budget=budget, created_at=self.utcnow(), **buyer)
+        after = known.next_generation(
+            body=body, request=request, budget=budget, slots=job.weight, created_at=self.utcnow(), **buyer
+        )
         await self._await_write(known, self.ledger.advance(known, after))
         job.progress = 0.0
         job.record = known  # only now: the waiters must not get the end of the last generation

@@ -14,13 +14,13 @@ from attrs import evolve
 
 from nanobanana_async.engine.attempts import attempt_facts
 from nanobanana_async.engine.contained_send import send_contained
-from nanobanana_async.engine.doubt import doubt_facts, interrupted_facts, may_be_processed, why_in_doubt
+from nanobanana_async.engine.doubt import fields_if_interrupted, fields_in_doubt, may_be_processed, why_in_doubt
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.history import History
 from nanobanana_async.engine.late_answer import LateAnswer
 from nanobanana_async.engine.limit_events import LimitEvents
 from nanobanana_async.engine.next_step import AwaitHistory, Enqueue, Finish, HoldSlots, Next, Prepare, ScheduleAt
-from nanobanana_async.engine.ownership import facts_of_accepted, remember_unbought, wait_until_owner
+from nanobanana_async.engine.ownership import fields_of_accepted, remember_unbought, wait_until_owner
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import References
 from nanobanana_async.engine.route import AfterFailedCreate, keep_decision
@@ -163,7 +163,7 @@ class Submitter:
         if accepted.credits_remaining is not None:
             self._store.credits.remaining = accepted.credits_remaining
         attempts = job.record.attempts + 1
-        facts = facts_of_accepted(
+        facts = fields_of_accepted(
             task_id=accepted.task_id,
             running_since=self._store.utcnow(),
             attempts=attempts,
@@ -217,7 +217,7 @@ class Submitter:
         self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, attempt: Attempt, due: float
     ) -> Next:
         attempts = job.record.attempts + decision.costs_attempt
-        doubt = doubt_facts(job.record, decision.kind, self._store.utcnow(), self._history.lateness_s)
+        doubt = fields_in_doubt(job.record, decision.kind, self._store.utcnow(), self._history.lateness_s)
         unsent = decision.kind is FailureKind.NOT_SENT and not attempt.sent_before
         first_sent_at = None if unsent else job.record.first_sent_at
         match decision.action:
@@ -265,7 +265,7 @@ class Submitter:
         job.first_attempt_at = self._clock()
         why = "the session ended before an answer came"
         decision = decide_failed_create(TransportError(why, possibly_sent=True), attempt, self._retry)
-        doubt = interrupted_facts(job.record, self._store.utcnow(), self._history.lateness_s)
+        doubt = fields_if_interrupted(job.record, self._store.utcnow(), self._history.lateness_s)
         if decision.action is not RetryAction.REPEAT:
             return await self._mark_uncertain(job, why, **doubt)
         await self._store.transition(job, JobState.SUBMITTING, **doubt)

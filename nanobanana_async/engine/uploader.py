@@ -19,7 +19,7 @@ from nanobanana_async.errors import (
 )
 from nanobanana_async.events import log_failed_upload
 from nanobanana_async.formatting import byte_count
-from nanobanana_async.gateways.capabilities import HasUploads, UploadTarget
+from nanobanana_async.gateways.capabilities import HasUploads, UploadAnswer
 from nanobanana_async.gateways.contract import Gateway, HttpRequest, HttpResponse, Transport
 from nanobanana_async.http.threads import ThreadLimiter
 from nanobanana_async.images.downloader import ImageDownloader
@@ -98,34 +98,34 @@ class Uploader:
             raise ConfigurationError(f"{gateway.name} takes no uploads")
         build = partial(gateway.build_upload, content, content_type=content_type, filename=name)
         timeout_s = self._create_s + len(content) / SLOWEST_BYTES_PER_S
-        target = await self._request_upload(await self._threads.run(build), gateway.read_upload, timeout_s)
-        if target.put_url is None:
-            if target.size not in (None, len(content)):
-                raise UnexpectedResponse(f"the gateway stored {target.size} of {len(content)} bytes of an upload")
-            return target.url
-        if target.size is not None and len(content) > target.size:
-            why = f"a reference image has {byte_count(len(content))}, more than the gateway's {byte_count(target.size)}"
+        answer = await self._request_upload(await self._threads.run(build), gateway.read_upload, timeout_s)
+        if answer.put_url is None:
+            if answer.size not in (None, len(content)):
+                raise UnexpectedResponse(f"the gateway stored {answer.size} of {len(content)} bytes of an upload")
+            return answer.url
+        if answer.size is not None and len(content) > answer.size:
+            why = f"a reference image has {byte_count(len(content))}, more than the gateway's {byte_count(answer.size)}"
             raise InvalidRequest(why)
         await self._downloads.put_presigned(
-            target.put_url,
+            answer.put_url,
             content,
-            content_type=target.content_type or content_type,
+            content_type=answer.content_type or content_type,
             timeout_s=timeout_s,
             allow_http=urlsplit(gateway.base_url).scheme == "http",
         )
-        return target.url
+        return answer.url
 
     async def _request_upload(
-        self, request: HttpRequest, read: Callable[[HttpResponse], UploadTarget], timeout_s: float
-    ) -> UploadTarget:
+        self, request: HttpRequest, read: Callable[[HttpResponse], UploadAnswer], timeout_s: float
+    ) -> UploadAnswer:
         """Make a request to the gateway. It counts in the account's budget of requests, and waits for no slot."""
         await wait_for_cap_and_pause(self._budget, self._clock)
         sent_at = self._clock()
         self._budget.count_unpaced(sent_at)
         try:
-            target = read(await send_contained(self._transport, request, timeout_s=timeout_s))
+            answer = read(await send_contained(self._transport, request, timeout_s=timeout_s))
         except NanoBananaError as error:
             self._outage.request_failed(error, sent_at)
             raise
         self._outage.gateway_answered()
-        return target
+        return answer

@@ -12,17 +12,17 @@ from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.gateways.apimall_files import MAX_UPLOAD_BYTES, build_upload, parse_upload
 from nanobanana_async.gateways.apimall_history import build_history, parse_history
 from nanobanana_async.gateways.apimall_webhooks import (
-    build_webhook,
     build_webhook_list,
+    build_webhook_registration,
     build_webhook_removal,
     parse_delivery,
     parse_signature,
-    parse_webhook,
+    parse_webhook_registration,
     parse_webhooks,
 )
 from nanobanana_async.gateways.balance import parse_balance
 from nanobanana_async.gateways.base import GatewaySettings, check_extra, task_type, unsupported_field_error
-from nanobanana_async.gateways.capabilities import HistoryPage, Signature, UploadTarget, Webhook, WebhookPage
+from nanobanana_async.gateways.capabilities import HistoryPage, Signature, UploadAnswer, Webhook, WebhookPage
 from nanobanana_async.gateways.contract import MIB, HttpRequest, HttpResponse
 from nanobanana_async.gateways.parsing import (
     CONVERTER,
@@ -203,7 +203,7 @@ class ApiMall(GatewaySettings):
         """Return the upload itself, or for a large image the request for a pre-signed URL."""
         return build_upload(self.base_url, content, content_type=content_type, filename=filename)
 
-    def read_upload(self, response: HttpResponse) -> UploadTarget:
+    def read_upload(self, response: HttpResponse) -> UploadAnswer:
         """Return where the image is, or raise the error that the answer holds."""
         answer, envelope = self._unwrap_or_raise(response)
         return parse_upload(answer, envelope.get("data"))
@@ -223,18 +223,18 @@ class ApiMall(GatewaySettings):
         answer, envelope = self._unwrap_or_raise(response)
         return parse_webhooks(answer, envelope)
 
-    def build_webhook(self, url: str, *, secret: str) -> HttpRequest:
+    def build_webhook_registration(self, url: str, *, secret: str) -> HttpRequest:
         """Return the request that registers a webhook; raise `ConfigurationError` for a URL that is never called."""
-        request = build_webhook(self.base_url, url, secret)
+        request = build_webhook_registration(self.base_url, url, secret)
         del secret  # some tools show the locals of a traceback
         if isinstance(request, ConfigurationError):
             raise request
         return request
 
-    def read_webhook(self, response: HttpResponse) -> Webhook:
+    def read_webhook_registration(self, response: HttpResponse) -> Webhook:
         """Return the webhook that was registered, or raise the error that the answer holds."""
         answer, envelope = self._unwrap_or_raise(response)
-        return parse_webhook(answer, envelope.get("data"))
+        return parse_webhook_registration(answer, envelope.get("data"))
 
     def build_webhook_removal(self, webhook_id: str) -> HttpRequest:
         """Return the request that removes a webhook."""

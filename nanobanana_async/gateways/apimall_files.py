@@ -6,7 +6,7 @@ from attrs import frozen
 from cattrs.gen import make_dict_structure_fn, override
 
 from nanobanana_async.errors import InvalidRequest
-from nanobanana_async.gateways.capabilities import UploadTarget
+from nanobanana_async.gateways.capabilities import UploadAnswer
 from nanobanana_async.gateways.contract import MIB, HttpRequest
 from nanobanana_async.gateways.parsing import CONVERTER, GatewayAnswer, parse_count, to_json
 from nanobanana_async.references import check_url
@@ -78,11 +78,11 @@ def build_upload(base_url: str, content: bytes, *, content_type: str, filename: 
     )
 
 
-def parse_upload(answer: GatewayAnswer, data: object) -> UploadTarget:
+def parse_upload(answer: GatewayAnswer, data: object) -> UploadAnswer:
     """Return where the image is, or is to be sent; raise `UnexpectedResponse` for an answer without that."""
     if isinstance(data, dict) and "upload_url" in data:
         ahead = answer.parse_fields(_PresignedUpload, data, "data")
         most = ahead.max_file_size or None  # no image fits into 0 bytes: that states no limit
-        return UploadTarget(url=ahead.public_url, put_url=ahead.upload_url, content_type=ahead.content_type, size=most)
+        return UploadAnswer(url=ahead.public_url, put_url=ahead.upload_url, content_type=ahead.content_type, size=most)
     stored = answer.parse_fields(_Stored, data, "data")
-    return UploadTarget(url=stored.url, size=stored.file_size)
+    return UploadAnswer(url=stored.url, size=stored.file_size)

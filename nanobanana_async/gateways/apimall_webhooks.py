@@ -39,7 +39,7 @@ _TASK_IDS = ("task_id", "taskId", "job_id")
 _HEX_DIGEST = re.compile(r"(?:sha256=)?([0-9a-fA-F]{64})\Z")
 
 
-def build_webhook(base_url: str, url: str, secret: str) -> HttpRequest | ConfigurationError:
+def build_webhook_registration(base_url: str, url: str, secret: str) -> HttpRequest | ConfigurationError:
     """Return the request that registers a webhook, or the error of its URL: this frame holds the secret.
 
     The gateway calls https only; an emulator also this machine.
@@ -90,7 +90,7 @@ def parse_webhooks(answer: GatewayAnswer, envelope: Mapping[str, Any]) -> Webhoo
     return WebhookPage(webhooks, is_last=not more, next_cursor=cursor)
 
 
-def parse_webhook(answer: GatewayAnswer, data: object) -> Webhook:
+def parse_webhook_registration(answer: GatewayAnswer, data: object) -> Webhook:
     """Return a webhook that was registered; its URL is empty if the answer does not repeat it."""
     webhook = _parse_webhook(answer, data) if isinstance(data, Mapping) else None
     if webhook is None:

@@ -61,8 +61,8 @@ class HasHistory(Protocol):
 
 
 @frozen(kw_only=True)
-class UploadTarget:
-    """Where an image is, or will be, after an upload.
+class UploadAnswer:
+    """What the answer to an upload says: where the image is, or is to be sent.
 
     With `put_url` (pre-signed, on another host) the bytes are still to be sent there, without the API key.
     """
@@ -91,7 +91,7 @@ class HasUploads(Protocol):
         """Return the upload itself, or for a large image the request for a `put_url`."""
         ...
 
-    def read_upload(self, response: HttpResponse) -> UploadTarget: ...
+    def read_upload(self, response: HttpResponse) -> UploadAnswer: ...
 
 
 @runtime_checkable
@@ -150,11 +150,11 @@ class HasWebhooks(Protocol):
 
     def read_webhook_list(self, response: HttpResponse) -> WebhookPage: ...
 
-    def build_webhook(self, url: str, *, secret: str) -> HttpRequest:
+    def build_webhook_registration(self, url: str, *, secret: str) -> HttpRequest:
         """Return the request that registers a webhook; raise `ConfigurationError` for a URL that is never called."""
         ...
 
-    def read_webhook(self, response: HttpResponse) -> Webhook:
+    def read_webhook_registration(self, response: HttpResponse) -> Webhook:
         """Return the webhook that was registered. Its id is not trusted: only the list says which webhook is whose."""
         ...
 

@@ -123,7 +123,7 @@ class AiohttpTransport:
         an answer larger than the request allows, `ConfigurationError` when the request must not or can't be sent,
         `SessionClosed` when the transport is not open.
         """
-        session = self._open_session(fresh_connection)
+        session = self._require_open_session(fresh_connection)
         url = _validated_url(request.url, self._plain_origin)
         _check_proxy(url, self._proxies)
         try:
@@ -183,7 +183,7 @@ class AiohttpTransport:
                 timeout_s=timeout_s,
             )
 
-    def _open_session(self, fresh: bool) -> aiohttp.ClientSession:
+    def _require_open_session(self, fresh: bool) -> aiohttp.ClientSession:
         session = self._fresh if fresh else self._pool
         if session is None or self._pool is None or self._closed:
             raise SessionClosed("the session is not open")

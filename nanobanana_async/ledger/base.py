@@ -161,8 +161,8 @@ class Ledger(Protocol):
         """Give up ownership of a job: any owner may adopt it afterwards."""
         ...
 
-    async def count_foreign_jobs(self, account: str, *, since: datetime | None = None) -> int:
-        """Count the account's jobs that may hold a slot and are not ours; only those begun since a time, if given."""
+    async def count_foreign_slots(self, account: str, *, since: datetime | None = None) -> int:
+        """Count the slots that jobs of other owners may hold; only of jobs that began since a time, if given."""
         ...
 
     async def spent_or_reserved(self, batch: str) -> Decimal:

@@ -21,7 +21,21 @@ _MOST_DIGITS = 18  # before the point: no amount has more
 T = TypeVar("T")
 Row = tuple[Any, ...]
 
-IDENTITY = ("key", "gateway", "account", "request", "body", "created_at", "batch", "budget", "priority", "group_name")
+IDENTITY = (
+    *(
+        "key",
+        "gateway",
+        "account",
+        "request",
+        "body",
+        "created_at",
+        "batch",
+        "budget",
+        "priority",
+        "group_name",
+        "slots",
+    ),
+)
 """Columns that identify the job; they change only with a new generation."""
 
 PROGRESS = (
@@ -84,6 +98,7 @@ def identity_values(record: JobRecord) -> Row:
         record.budget,
         record.priority,
         record.group_name,
+        record.slots,
     )
 
 

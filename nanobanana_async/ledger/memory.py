@@ -141,9 +141,9 @@ class MemoryLedger:
         if key in self._jobs:
             self._unowned.add(key)
 
-    async def count_foreign_jobs(self, account: str, *, since: datetime | None = None) -> int:
-        """Count the released jobs that may hold a slot."""
-        return sum(1 for record in self._unowned_jobs(account) if _may_hold_a_slot(record, since))
+    async def count_foreign_slots(self, account: str, *, since: datetime | None = None) -> int:
+        """Count the slots that released jobs may hold."""
+        return sum(record.slots for record in self._unowned_jobs(account) if _may_hold_slots(record, since))
 
     async def spent_or_reserved(self, batch: str) -> Decimal:
         """Return the sum of the charges of the batch with this name, reserved ones included, after refunds."""
@@ -284,5 +284,5 @@ def _digest(request: ImageRequest) -> bytes:
     return hashlib.sha256(_canonical_text(request).encode()).digest()
 
 
-def _may_hold_a_slot(record: JobRecord, since: datetime | None) -> bool:
+def _may_hold_slots(record: JobRecord, since: datetime | None) -> bool:
     return record.state not in TERMINAL_STATES | {JobState.PENDING} and (since is None or record.may_run_since >= since)

@@ -16,6 +16,7 @@ CREATE TABLE jobs (
     budget           TEXT,                     -- the budget that counts them too, or null
     priority         INTEGER NOT NULL DEFAULT 0, -- higher ones are sent first
     group_name       TEXT,                     -- whose jobs get their turns together: of a user, of a tenant
+    slots            INTEGER NOT NULL DEFAULT 1, -- job slots of the account that it takes
     state            TEXT    NOT NULL,
     revision         INTEGER NOT NULL,         -- number of writes; each is a compare-and-swap on it
     generation       INTEGER NOT NULL,         -- number of deliberate purchases

@@ -127,12 +127,12 @@ class SqliteLedger(WriterLedger):
 
         return await self._submit(find)
 
-    async def count_foreign_jobs(self, account: str, *, since: datetime | None = None) -> int:
-        """Count the jobs of other owners, or of none, that may hold a slot: sent and not known to have ended.
+    async def count_foreign_slots(self, account: str, *, since: datetime | None = None) -> int:
+        """Count the slots of jobs of other owners, or of none, that were sent and are not known to have ended.
 
         `since` leaves out those that were sent, or began to run, before it.
         """
-        return await self._submit(lambda table: table.count_foreign_jobs(account, since))
+        return await self._submit(lambda table: table.count_foreign_slots(account, since))
 
     async def spent_or_reserved(self, batch: str) -> Decimal:
         """Return the credits of the batch with this name: charged after refunds, and reserved; pruned jobs count.

@@ -53,8 +53,8 @@ COUNT_BY_ACCOUNT = "SELECT gateway, account, count(*) FROM jobs GROUP BY gateway
 CHANGE_ACCOUNT = "UPDATE jobs SET account = ?, revision = revision + 1 WHERE gateway = ? AND account = ?"
 TAKE_OWNERSHIP = "UPDATE jobs SET owner = ? WHERE key = ? AND owner IS ?"
 RELEASE = f"UPDATE jobs SET owner = NULL WHERE key = ? AND owner = ? AND NOT {_NOT_ACTIVE}"
-COUNT_SLOTS_OF_OTHERS = (
-    f"SELECT count(*) FROM jobs WHERE {_NOT_TERMINAL_OF_ACCOUNT} AND state <> '{JobState.PENDING.value}'"
+COUNT_FOREIGN_SLOTS = (
+    f"SELECT total(slots) FROM jobs WHERE {_NOT_TERMINAL_OF_ACCOUNT} AND state <> '{JobState.PENDING.value}'"
     " AND owner IS NOT ? AND (? IS NULL OR coalesce(running_since, first_sent_at, created_at) >= ?)"
 )
 SELECT_OWNERS = (
@@ -177,10 +177,10 @@ class JobTable:
         found = self.connection.execute(SELECT_BY_TASK, (account, task_id)).fetchone()
         return None if found is None else record_of(found)
 
-    def count_foreign_jobs(self, account: str, since: datetime | None) -> int:
-        """Count the jobs that may hold a slot and are not ours."""
+    def count_foreign_slots(self, account: str, since: datetime | None) -> int:
+        """Count the slots of jobs that may hold them and are not ours."""
         start = None if since is None else time_to_text(since)
-        return int(self.connection.execute(COUNT_SLOTS_OF_OTHERS, (account, self._owner, start, start)).fetchone()[0])
+        return int(self.connection.execute(COUNT_FOREIGN_SLOTS, (account, self._owner, start, start)).fetchone()[0])
 
     def live_owners(self, account: str) -> list[str]:
         """Return the living owners of active jobs of this account, including this one."""

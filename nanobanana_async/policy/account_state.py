@@ -31,7 +31,9 @@ class Share:
     target: int = 0
     """Its fair share; it gives back what it has above this as its jobs end."""
     held: int = 0
-    in_flight: int = 0
+    """Slots of its jobs."""
+    slots_in_flight: int = 0
+    """Slots of its creates that have no answer yet."""
     queued: int = 0
     """The slots that its queued jobs would take."""
     urgent: int = 0
@@ -49,7 +51,7 @@ class Share:
     @property
     def taken(self) -> int:
         """The slots of its jobs and of its creates in flight."""
-        return self.held + self.in_flight
+        return self.held + self.slots_in_flight
 
     @property
     def wanted(self) -> int:

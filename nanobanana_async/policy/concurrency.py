@@ -95,7 +95,7 @@ class Load:
 
     held: int
     """Slots of jobs that were accepted, or may have been, and are not known to have ended."""
-    in_flight: int = 0
+    slots_in_flight: int = 0
     """Slots of the creates in flight."""
     likely_ended: float = 0.0
     """m of the theory: the expected number of unnoticed ends since the refusal that is undecided."""
@@ -103,7 +103,7 @@ class Load:
     @property
     def taken(self) -> int:
         """The slots in use or about to be."""
-        return self.held + self.in_flight
+        return self.held + self.slots_in_flight
 
 
 @frozen
@@ -185,7 +185,7 @@ class JobLimit:
         return not taken or taken + weight <= self.ceiling
 
     def admits(self, held: int, sending: int, weight: int = 1) -> bool:
-        """Return whether a job may be sent while `held` slots are held and `sending` creates are in flight.
+        """Return whether a job may be sent while `held` slots are held and `sending` are in flight.
 
         `weight` is the number of slots that the job takes.
         """

@@ -50,10 +50,10 @@ SURELY_JOBS_LOG_ODDS = -1.5
 MAX_LOG_ODDS = 4.0
 """Bound of the log-odds, so that a verdict can be revised after a few contrary trials."""
 
-ACCEPTED_IF_RATE = 0.7
-REFUSED_IF_RATE = 0.3
+ACCEPTED_IF_RATE_PROBABILITY = 0.7
+REFUSED_IF_RATE_PROBABILITY = 0.3
 """Probabilities of a trial's outcome under a rate limit, from simulations of both kinds of limit."""
-REFUSED_AFTER_END_IF_JOBS = 0.06
+REFUSED_AFTER_END_IF_JOBS_PROBABILITY = 0.06
 """Probability that a create is refused under a slot limit although jobs ended: the limit fell, or is shared."""
 LEAST_LIKELY_ENDS = 0.02
 """Lower bound of m: keeps the evidence of one trial finite."""
@@ -102,8 +102,8 @@ class AdmissionLimiter:
     """No create leaves before this time: backoff where no job can end and make room."""
     _refused_at: float = -math.inf
     _refused_in_a_row: int = 0
-    _max_creates_in_flight: float = math.inf
-    """Bound of creates in flight if nothing is learned: 1 after a refusal, one more with each accept."""
+    _max_slots_in_flight: float = math.inf
+    """Bound of slots in flight if nothing is learned: 1 after a refusal, one more with each accept."""
     _held_when_full: float = math.inf
     """The fewest slots that were held when a create was refused for lack of one."""
     _ramp_ended_at: float = -math.inf
@@ -126,11 +126,13 @@ class AdmissionLimiter:
     def admits(self, now: float, load: Load, weight: int = 1) -> bool:
         """Return whether a job that takes `weight` slots may be sent under this load."""
         self.take_evidence_of_polls()
-        if now < self.blocked_until or not self.budget.admits("create", now, load.in_flight):
+        if now < self.blocked_until or not self.budget.admits("create", now, load.slots_in_flight):
             return False
         if self.trial_at <= now:
-            return not load.in_flight and self.job_limit.fits_max_jobs(load.held, weight)
-        return load.in_flight < self._max_creates_in_flight and self.job_limit.admits(load.held, load.in_flight, weight)
+            return not load.slots_in_flight and self.job_limit.fits_max_jobs(load.held, weight)
+        if load.slots_in_flight >= self._max_slots_in_flight:
+            return False
+        return self.job_limit.admits(load.held, load.slots_in_flight, weight)
 
     def take_evidence_of_polls(self) -> None:
         """Attribute an undecided refusal to the rate, if polls of the same budget are refused for it."""
@@ -168,18 +170,20 @@ class AdmissionLimiter:
         self._refused_in_a_row = 0
         if create.sent_at <= self._ramp_ended_at:  # in the burst that met the limit
             self._held_when_full = max(self._held_when_full, load.held)
-        self._max_creates_in_flight += 1.0
+        self._max_slots_in_flight += 1.0
         event = self._undecided
         if event is not None and create.sent_at > event.refused_at:
             if self._jobs_ended == event.ends_before:
-                evidence = math.log(ACCEPTED_IF_RATE / -math.expm1(-max(load.likely_ended, LEAST_LIKELY_ENDS)))
+                evidence = math.log(
+                    ACCEPTED_IF_RATE_PROBABILITY / -math.expm1(-max(load.likely_ended, LEAST_LIKELY_ENDS))
+                )
                 if self.limit_kind is None:
-                    self._add_evidence(evidence)
+                    self._add_rate_evidence(evidence)
                 event.log_odds += evidence
             if event.log_odds > (0.0 if self.budget.is_limited else SURELY_RATE_LOG_ODDS):
                 self._attribute_to_rate(event)
             self._undecided = None
-        self.job_limit.on_accepted(now, create.sent_at, load.held, load.in_flight, create.weight)
+        self.job_limit.on_accepted(now, create.sent_at, load.held, load.slots_in_flight, create.weight)
         self.budget.on_accepted("create", now, create.sent_at)
 
     def on_throttled(
@@ -216,7 +220,7 @@ class AdmissionLimiter:
     def _on_refused_for_slots(self, now: float, sent_at: float, held: int) -> None:
         self.job_limit.on_throttled(now, sent_at, held)
         if not self.policy.learn:
-            self._max_creates_in_flight = 1.0
+            self._max_slots_in_flight = 1.0
         if not held or not self.policy.learn:
             wait_s = min(LONGEST_WAIT_S, TRIAL_WAIT_S * 2.0 ** min(self._refused_in_a_row - 1, 5))
             self.blocked_until = now + wait_s
@@ -227,7 +231,7 @@ class AdmissionLimiter:
         if slots > 0.0:  # polls may have a budget of their own
             polls = max(0.0, polls)
         evidence = self._weigh_refusal(sent_at, load) + polls
-        self._add_evidence(polls)
+        self._add_rate_evidence(polls)
         event = self._undecided
         if event is not None and sent_at > event.refused_at:
             odds = event.log_odds + evidence
@@ -235,7 +239,7 @@ class AdmissionLimiter:
             usual = max(SURELY_JOBS_LOG_ODDS, min(SURELY_RATE_LOG_ODDS, self.rate_log_odds))
             if self._held_when_full < math.inf and self.budget.is_limited:  # its odds were learned at a full account
                 doubtful = load.held and self._refused_in_a_row >= 4 * MAX_PACED_REFUSALS
-                usual = math.log(REFUSED_IF_RATE) if doubtful else 0.0
+                usual = math.log(REFUSED_IF_RATE_PROBABILITY) if doubtful else 0.0
             odds = usual + polls + slots
         kind = _limit_kind_of(odds) or ("rate" if odds > 0.0 and self.limit_kind == "rate" else None)
         if kind is None:
@@ -253,15 +257,15 @@ class AdmissionLimiter:
         event = self._undecided
         if event is None or sent_at <= event.refused_at:
             if self.limit_kind == "rate" and self._refused_in_a_row >= MAX_PACED_REFUSALS:
-                self._add_evidence(math.log(REFUSED_IF_RATE))
+                self._add_rate_evidence(math.log(REFUSED_IF_RATE_PROBABILITY))
             return 0.0
         if self._jobs_ended == event.ends_before:
-            evidence = math.log(REFUSED_IF_RATE) + load.likely_ended
-            self._add_evidence(evidence)
+            evidence = math.log(REFUSED_IF_RATE_PROBABILITY) + load.likely_ended
+            self._add_rate_evidence(evidence)
             return evidence
         if -0.5 < self.rate_log_odds < SURELY_RATE_LOG_ODDS and load.held < event.held - 1:
             # Jobs ended and fewer are held than before, and still there was no room.
-            self._add_evidence(math.log(REFUSED_IF_RATE / REFUSED_AFTER_END_IF_JOBS))
+            self._add_rate_evidence(math.log(REFUSED_IF_RATE_PROBABILITY / REFUSED_AFTER_END_IF_JOBS_PROBABILITY))
         return math.log(max(event.held, 1) / max(1, min(load.held, event.held)))  # a slot limit would have fallen again
 
     def _rate_log_odds_of_load(self, held: int) -> float:
@@ -274,7 +278,7 @@ class AdmissionLimiter:
             return 0.0
         return BELOW_FULL_LOG_ODDS
 
-    def _add_evidence(self, evidence: float) -> None:
+    def _add_rate_evidence(self, evidence: float) -> None:
         self.rate_log_odds = max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, self.rate_log_odds + evidence))
 
     def _attribute_to_rate(self, event: _UnexplainedRefusal) -> None:

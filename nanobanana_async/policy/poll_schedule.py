@@ -90,7 +90,7 @@ class PollSchedule(Generic[Job]):
     _running: dict[Job, float] = field(factory=dict, repr=False)
     """The age of each job at the last poll that found it running. Its age now says nothing: it may have ended."""
     _new_evidence: float = 0.0
-    _first_round: bool = True
+    _few_ended_yet: bool = True
     """Whether fewer jobs have ended so far than run."""
 
     def __attrs_post_init__(self) -> None:
@@ -211,10 +211,10 @@ class PollSchedule(Generic[Job]):
             if survival > 0.01 >= after:
                 self.p99_s = BIN_EDGES_S[number + 1]
             survival = after
-        self._first_round = self._first_round and self.durations.count < max(
+        self._few_ended_yet = self._few_ended_yet and self.durations.count < max(
             KNOWN_AFTER_COMPLETIONS, len(self._running)
         )
-        share = FIRST_DELAY_SHARE if self._first_round else DELAY_SHARE
+        share = FIRST_DELAY_SHARE if self._few_ended_yet else DELAY_SHARE
         self.wanted_delay_s = self.policy.target_delay_s or max(LEAST_DELAY_S, share * self.mean_s)
         k = a_integral / (2.0 * max(self.wanted_delay_s - NETWORK_S, 0.8 * self.wanted_delay_s))
         self._poll_table = self._cumulative_polls(hazards, k, median_s)

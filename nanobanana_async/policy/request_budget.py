@@ -37,9 +37,9 @@ WELL_KNOWN = 3.0
 """Log-odds from which no request is spent on showing whether the budget is shared."""
 LONG_RUN = 3
 """Refusals in a row from which the other kind's success counts: one or two happen whenever a bucket is empty."""
-REFUSED_TOO = math.log(0.7 / 0.05)
-POLLS_REFUSED = math.log(0.7 / 0.1)
-POLLS_ACCEPTED = math.log(0.1 / 0.7)
+REFUSED_TOO_EVIDENCE = math.log(0.7 / 0.05)
+POLLS_REFUSED_EVIDENCE = math.log(0.7 / 0.1)
+POLLS_ACCEPTED_EVIDENCE = math.log(0.1 / 0.7)
 """What polls show about an unexplained 429 to a create: that they are refused too, or not although both share."""
 SOON_S = 0.5
 """A poll that was accepted so shortly before a create shows that the rate of both was not exceeded."""
@@ -141,7 +141,7 @@ class RequestBudget:
         """Record a 429 for the rate; `wait_s` is the wait that the gateway asked for."""
         this, self._has_pace = self._kinds[kind], True
         if self._count_for_other_kind(kind, sent_at, accepted=False):
-            self._add_evidence(REFUSED_TOO)
+            self._add_shared_evidence(REFUSED_TOO_EVIDENCE)
         if this.refused_since is None:
             this.refused_since, this.refused_in_a_row, this.other_kind_sent_count, this.other_kind_accepted_count = (
                 now,
@@ -153,7 +153,7 @@ class RequestBudget:
             this.refused_in_a_row += 1
             if this.refused_in_a_row >= LONG_RUN and this.other_kind_accepted_count:
                 share = (this.other_kind_accepted_count + 0.5) / (this.other_kind_sent_count + 1.0)
-                self._add_evidence(math.log(1.0 - share))
+                self._add_shared_evidence(math.log(1.0 - share))
         for each in (this, self._both):
             each.limited_since = min(each.limited_since, now)
             each.pacer.on_throttled(now, sent_at, wait_s)
@@ -163,11 +163,11 @@ class RequestBudget:
         """Return what polls show about an unexplained 429 to a create: log P(polls | rate) / P(polls | slots)."""
         polls = self._kinds["poll"]
         if polls.refused_since is not None and self.shared_log_odds >= 0.0:
-            return POLLS_REFUSED
+            return POLLS_REFUSED_EVIDENCE
         if self.is_limited or sent_at - polls.accepted_at > SOON_S:  # at a known limit single requests are refused
             return 0.0
         shared = 1.0 / (1.0 + math.exp(-self.shared_log_odds))  # otherwise they show nothing
-        return math.log(shared * math.exp(POLLS_ACCEPTED) + 1.0 - shared)
+        return math.log(shared * math.exp(POLLS_ACCEPTED_EVIDENCE) + 1.0 - shared)
 
     def polls_refused_after(self, sent_at: float) -> bool:
         """Return whether polls are refused for their rate, the first of them after a request of both."""
@@ -189,7 +189,7 @@ class RequestBudget:
         other.other_kind_accepted_count += accepted
         return True
 
-    def _add_evidence(self, evidence: float) -> None:
+    def _add_shared_evidence(self, evidence: float) -> None:
         before = self.is_shared
         self.shared_log_odds = max(-MAX_LOG_ODDS, min(MAX_LOG_ODDS, self.shared_log_odds + evidence))
         if self.is_shared and not before:

@@ -100,7 +100,7 @@ class SharedAccount:
 
     def admits(self, load: Load, weight: int) -> bool:
         """Return whether the slots allow a create."""
-        taken = load.held + load.in_flight
+        taken = load.held + load.slots_in_flight
         return taken + weight <= self.allotment.room or (not taken and self.allotment.room > 0)
 
     def may_leave(self, kind: RequestKind, now: float) -> bool:
@@ -184,7 +184,7 @@ class SharedAccount:
             self._report = Report(
                 number=self._reports,
                 held=load.held,
-                in_flight=load.in_flight,
+                slots_in_flight=load.slots_in_flight,
                 queued=queued,
                 urgent=urgent,
                 creates_ready=len(self._departures["create"]),
@@ -201,7 +201,9 @@ class SharedAccount:
             )
             self._gate_reported = self.gate_until
         else:
-            self._report = evolve(self._report, held=load.held, in_flight=load.in_flight, queued=queued, urgent=urgent)
+            self._report = evolve(
+                self._report, held=load.held, slots_in_flight=load.slots_in_flight, queued=queued, urgent=urgent
+            )
         self._queued, self._urgent = queued, urgent
         return self._report
 

@@ -70,9 +70,9 @@ class SharedLimiter(AdmissionLimiter):
 
     def admits(self, now: float, load: Load, weight: int = 1) -> bool:
         """Return whether a job that takes `weight` slots may be sent under this load."""
-        fits = self.job_limit.fits_max_jobs(load.held + load.in_flight, weight)
+        fits = self.job_limit.fits_max_jobs(load.held + load.slots_in_flight, weight)
         shared = self.budget.shared
-        return fits and shared.admits(load, weight) and self.budget.admits("create", now, load.in_flight)
+        return fits and shared.admits(load, weight) and self.budget.admits("create", now, load.slots_in_flight)
 
     def opens_at(self, now: float) -> float:
         """Return when a create may leave by the passing of time; a past time if other events are awaited."""

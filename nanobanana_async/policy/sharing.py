@@ -86,7 +86,7 @@ class Report:
 
     number: int
     held: int
-    in_flight: int = 0
+    slots_in_flight: int = 0
     queued: int = 0
     urgent: int = 0
     """Of `queued`, those of jobs with a priority above 0."""
@@ -135,7 +135,7 @@ class Allotment:
     gate_until: float = -math.inf
     gates_polls: bool = False
     orphans: int = 0
-    """How many jobs run that have no living owner."""
+    """How many slots are of jobs that run and have no living owner."""
 
     @property
     def room(self) -> int:
@@ -148,14 +148,14 @@ def exchange(
 ) -> Allotment:
     """Take the report of an owner, and return what it may do.
 
-    `owned` is how many jobs each owner follows that may run, by the ledger; those of None have no living owner.
+    `owned` is how many slots each owner's jobs take that may run, by the ledger; those of None have no living owner.
     """
     owned = owned or {}
     orphans = owned.get(None, 0)
     for each, other in state.shares.items():
         follows = owned.get(each, 0)
         if each != owner and follows > max(other.granted, other.taken):  # it has adopted jobs since it last spoke
-            other.held = follows - other.in_flight
+            other.held = follows - other.slots_in_flight
     if not state.shares:
         state.restart_learner(now)
     elif now < state.spoke_at - CLOCK_JUMP_S:
@@ -167,7 +167,7 @@ def exchange(
     if report.number != share.reports:
         _learn(state, owner, report, now, orphans)
     share.used, share.spoke_at, share.reports = share.usage_at(now), now, report.number
-    share.held, share.in_flight, share.queued = report.held, report.in_flight, report.queued
+    share.held, share.slots_in_flight, share.queued = report.held, report.slots_in_flight, report.queued
     share.urgent, share.interactive, share.reserve = report.urgent, report.interactive, report.reserve
     limiter = state.limiter
     limiter.take_evidence_of_polls()
@@ -187,7 +187,7 @@ def exchange(
 def _learn(state: AccountState, owner: int, report: Report, now: float, orphans: int) -> None:
     """Give what an owner has met to the learner, with the load of all."""
     others = [share for each, share in state.shares.items() if each != owner]
-    held, in_flight = orphans + sum(share.held for share in others), sum(share.in_flight for share in others)
+    held, in_flight = orphans + sum(share.held for share in others), sum(each.slots_in_flight for each in others)
     silent = orphans > 0 or any(now - share.spoke_at > SILENT_S and share.taken for share in others)
     limiter = state.limiter
     unreported_s = sum(share.held * min(now - share.spoke_at, UNREPORTED_S) for share in others) / max(1, held)
@@ -197,7 +197,7 @@ def _learn(state: AccountState, owner: int, report: Report, now: float, orphans:
         event = evolve(said, at=min(said.at, now), sent_at=min(said.sent_at, now))  # the clock may have gone back
         own = event.load
         total = held + own.held
-        load = Load(total, in_flight + own.in_flight, own.likely_ended * total / max(1, own.held))
+        load = Load(total, in_flight + own.slots_in_flight, own.likely_ended * total / max(1, own.held))
         create = AnsweredCreate(event.sent_at, event.slots_needed)
         match event.what, event.kind:
             case "sent", kind:
@@ -244,7 +244,7 @@ def _set_gate(state: AccountState, owner: int, report: Report, now: float) -> No
         _let_probe(state, owner, now)
     if state.prober == owner and anothers:  # a single create shows whether the gateway answers it
         share = state.shares[owner]
-        share.granted = min(share.granted, share.taken + (not share.in_flight))
+        share.granted = min(share.granted, share.taken + (not share.slots_in_flight))
 
 
 def _let_probe(state: AccountState, owner: int, now: float) -> None:

@@ -33,7 +33,7 @@ MAX_CARDS = 10_000
 
 _GROUP = 60  # cards that are laid out together: full rows of up to six
 _CHUNK = 1 << 16
-_LONG = 64  # characters; a longer prompt may not fit into two lines
+_LONG_CHARS = 64  # characters; a longer prompt may not fit into two lines
 _MAX_ALT = 160
 _MAX_WORD = 60
 
@@ -106,7 +106,7 @@ def _card(row: ReportRow, folder: Path, advice: Advice | None, filtered: dict[in
             prompt=prompt,
             long=_is_long(prompt)
             or bool(advice and advice.command)
-            or (not row.images and len(row.error or "") > _LONG),
+            or (not row.images and len(row.error or "") > _LONG_CHARS),
             phrase="" if row.status == "invalid" else PHRASES.get(row.error_kind or "", ""),
             images=list(_links(folder, row)),
             stored=[image for image in row.images if is_in_store(image)],
@@ -193,7 +193,7 @@ def _link(image: str) -> str:
 
 
 def _is_long(prompt: str) -> bool:
-    return len(prompt) > _LONG or prompt.count("\n") > 1
+    return len(prompt) > _LONG_CHARS or prompt.count("\n") > 1
 
 
 def _short_settings(row: ReportRow) -> list[str]:

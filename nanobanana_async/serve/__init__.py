@@ -8,6 +8,6 @@ except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] not in ("python_multipart", "starlette"):
         raise
     raise ImportError("the images API needs Starlette: pip install 'nanobanana-async[serve]'") from None
-from nanobanana_async.serve.tokens import Token, parse_tokens
+from nanobanana_async.serve.bearer_tokens import Token, parse_tokens
 
 __all__ = ["Token", "make_app", "parse_tokens"]

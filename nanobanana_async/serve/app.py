@@ -18,10 +18,10 @@ from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.base import is_loopback
 from nanobanana_async.otel.prometheus import CONTENT_TYPE, PrometheusMetrics
 from nanobanana_async.serve.answers import ApiError, api_error, images_body, json_response
-from nanobanana_async.serve.bodies import Body, BodyReceiver, read_form, read_json
+from nanobanana_async.serve.bearer_tokens import LOCAL, Token, find_token, tokens_error
+from nanobanana_async.serve.bodies import Body, BodyTracker, read_form, read_json
 from nanobanana_async.serve.fields import ResponseFormat, wanted_of
 from nanobanana_async.serve.orders import Attempt, Order, Orders
-from nanobanana_async.serve.tokens import LOCAL, Token, find_token, tokens_error
 from nanobanana_async.session import engine_of
 from nanobanana_async.validators import as_timeout, check_kind
 
@@ -100,12 +100,12 @@ class _Api:
         """Return a handler that answers errors in OpenAI's envelope, and only those who may use it."""
 
         async def handle(request: Request) -> Response:
-            receiver = BodyReceiver(request.receive)
-            request = Request(request.scope, receiver)
+            tracker = BodyTracker(request.receive)
+            request = Request(request.scope, tracker)
             try:
                 return await handler(request, self._token_of(request))
             except ApiError as error:
-                await receiver.discard_rest()
+                await tracker.discard_rest()
                 return error.response()
             except NanoBananaError as error:
                 return api_error(error).response()

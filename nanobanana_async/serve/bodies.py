@@ -21,7 +21,7 @@ _DISCARD_BYTES, _DISCARD_S = 64 << 20, 10.0
 
 
 @define
-class BodyReceiver:
+class BodyTracker:
     """The `receive` of a request, which knows whether the whole body has come."""
 
     _receive: Receive

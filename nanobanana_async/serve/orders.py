@@ -20,7 +20,7 @@ from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.models import ImageRequest, with_model
 from nanobanana_async.references import local_digests
-from nanobanana_async.serve.tokens import Token
+from nanobanana_async.serve.bearer_tokens import Token
 from nanobanana_async.session import budget_of_call, engine_of
 
 REMEMBERED_S = 900.0

@@ -299,7 +299,7 @@ async def test_dropped_rows_are_bought_by_the_next_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 async def test_batch_buys_the_rest_after_a_top_up(tmp_path: Path) -> None:
     path, prompts = tmp_path / "jobs.sqlite", [f"image {number}" for number in range(200)]
-    async with emulated(credits=Decimal(30 * 8), unique_by="prompt", job_limit=50) as emulator:
+    async with emulated(credits=Decimal(30 * 8), double_charges_by="prompt", job_limit=50) as emulator:
         async with quick(emulator, ledger=path, concurrency=slots(50)) as session:
             outcomes, stopped = await until_stopped(session.generate_many(prompts, batch="spring"))
         first = emulator.stats()

@@ -203,5 +203,5 @@ def test_file_system_of_a_folder_is_that_of_its_nearest_mount(tmp_path: Path, mo
     )
     monkeypatch.setattr(ledger_checks, "MOUNTS", table)
     (tmp_path / "with space" / "inner").mkdir(parents=True)
-    assert ledger_checks.file_system(tmp_path / "with space" / "inner") == "nfs4"
-    assert ledger_checks.file_system(tmp_path) == "ext4"
+    assert ledger_checks.file_system_type(tmp_path / "with space" / "inner") == "nfs4"
+    assert ledger_checks.file_system_type(tmp_path) == "ext4"

@@ -128,7 +128,7 @@ def _simulator(account: AccountSettings) -> RecordingSimulator:
             job_limit=account.job_limit,
             duration=LogNormal(median_s=account.median_s),
             idempotency=account.idempotency,
-            unique_by="prompt",
+            double_charges_by="prompt",
             random_faults=chances,
             image_scale=0.02,
         )

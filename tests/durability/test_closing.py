@@ -58,7 +58,7 @@ async def states(path: Path) -> Counter[JobState]:
 @pytest.mark.parametrize("name", BOTH)
 async def test_answer_during_close_is_stored_and_followed_later(tmp_path: Path, name: GatewayName) -> None:
     path = tmp_path / "jobs.sqlite"
-    async with emulated(duration=Fixed(0.05), unique_by="prompt") as emulator:
+    async with emulated(duration=Fixed(0.05), double_charges_by="prompt") as emulator:
         took_s = await closed_during_posts(emulator, name, path, faults.delay(0.3), close_s=5.0)
         assert 0.1 < took_s < 2.0
         records = await written(path)
@@ -76,7 +76,7 @@ async def test_answer_during_close_is_stored_and_followed_later(tmp_path: Path, 
 )
 async def test_apimall_unanswered_create_is_finished_by_resume_once(tmp_path: Path, fault: Fault) -> None:
     path = tmp_path / "jobs.sqlite"
-    async with emulated(duration=Fixed(0.05), unique_by="prompt") as emulator:
+    async with emulated(duration=Fixed(0.05), double_charges_by="prompt") as emulator:
         took_s = await closed_during_posts(emulator, "apimall", path, fault, close_s=0.3)
         assert took_s < 1.5
         assert await states(path) == {JobState.SUBMITTING: len(KEYS)}
@@ -90,7 +90,7 @@ async def test_apimall_unanswered_create_is_finished_by_resume_once(tmp_path: Pa
 @pytest.mark.parametrize("bought", [True, False])
 async def test_defapi_unanswered_create_becomes_uncertain_and_is_not_resent(tmp_path: Path, bought: bool) -> None:
     path = tmp_path / "jobs.sqlite"
-    async with emulated(duration=Fixed(0.05), unique_by="prompt") as emulator:
+    async with emulated(duration=Fixed(0.05), double_charges_by="prompt") as emulator:
         stall = faults.stall(30.0, processed=bought)
         took_s = await closed_during_posts(emulator, "defapi", path, stall, close_s=0.3)
         assert took_s < 1.5

@@ -24,7 +24,7 @@ def losing(name: GatewayName) -> list[RandomFault]:
 async def test_apimall_lost_answers_end_in_one_charge_each(tmp_path: Path, manner: Idempotency) -> None:
     path = tmp_path / "jobs.sqlite"
     async with emulated(
-        random_faults=losing("apimall"), job_limit=30, idempotency=manner, unique_by="prompt"
+        random_faults=losing("apimall"), job_limit=30, idempotency=manner, double_charges_by="prompt"
     ) as emulator:
         async with quick(emulator, ledger=path) as session:
             outcomes = await all_keys(session, KEYS)
@@ -45,7 +45,7 @@ async def test_apimall_lost_answers_end_in_one_charge_each(tmp_path: Path, manne
 
 async def test_defapi_lost_answers_are_uncertain_and_not_resent(tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite"
-    async with emulated(random_faults=losing("defapi"), unique_by="prompt") as emulator:
+    async with emulated(random_faults=losing("defapi"), double_charges_by="prompt") as emulator:
         async with quick(emulator, "defapi", ledger=path) as session:
             outcomes = await all_keys(session, KEYS)
         seen = emulator.stats()

@@ -102,7 +102,7 @@ async def within(ledger: SqliteLedger, statement: str) -> None:
 
 @TROUBLES
 async def test_unwritable_new_job_is_not_sent(path: Path, name: GatewayName, trouble: Trouble) -> None:
-    async with emulated(unique_by="prompt") as emulator, quick(emulator, name, ledger=quickly(path)) as session:
+    async with emulated(double_charges_by="prompt") as emulator, quick(emulator, name, ledger=quickly(path)) as session:
         with trouble(path):
             await nothing_is_bought(session)
         assert nothing_arrived(emulator)
@@ -119,7 +119,7 @@ async def test_unwritable_new_job_is_not_sent(path: Path, name: GatewayName, tro
 )
 async def test_write_refused_by_sqlite_sends_nothing(path: Path, name: GatewayName, before: str, after: str) -> None:
     ledger = quickly(path)
-    async with emulated(unique_by="prompt") as emulator, quick(emulator, name, ledger=ledger) as session:
+    async with emulated(double_charges_by="prompt") as emulator, quick(emulator, name, ledger=ledger) as session:
         await within(ledger, before)
         await nothing_is_bought(session)
         assert nothing_arrived(emulator)
@@ -131,7 +131,7 @@ async def test_write_refused_by_sqlite_sends_nothing(path: Path, name: GatewayNa
 async def test_waiting_job_is_not_sent_when_the_ledger_fails(path: Path, name: GatewayName, trouble: Trouble) -> None:
     one = ConcurrencyPolicy(max_jobs=1, learn=False)
     async with (
-        emulated(duration=Fixed(0.3), unique_by="prompt") as emulator,
+        emulated(duration=Fixed(0.3), double_charges_by="prompt") as emulator,
         quick(emulator, name, ledger=quickly(path), concurrency=one) as session,
     ):
         first = await session.submit("a fox", idempotency_key="first")

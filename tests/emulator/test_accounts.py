@@ -225,7 +225,7 @@ def test_defapi_ignores_keys_and_counts_equal_bodies_as_double() -> None:
 
 
 def test_uniqueness_can_be_judged_by_the_prompt() -> None:
-    caller = Caller(unique_by="prompt")
+    caller = Caller(double_charges_by="prompt")
     caller.buy(key="1")
     caller.buy(key="2")
     assert caller.stats().double_charges == 1

@@ -38,7 +38,7 @@ def charges(emulator: Emulator) -> Counter[str]:
 async def test_random_faults_on_apimall_end_in_one_charge_each(seed: int, manner: Idempotency) -> None:
     prompts = [f"fox {number}" for number in range(JOBS)]
     async with emulated(
-        seed=seed, random_faults=chances("apimall"), idempotency=manner, unique_by="prompt", job_limit=25
+        seed=seed, random_faults=chances("apimall"), idempotency=manner, double_charges_by="prompt", job_limit=25
     ) as emulator:
         async with quick(emulator, retry=PATIENT) as session:
             results = await together(session, prompts)
@@ -52,7 +52,7 @@ async def test_random_faults_on_apimall_end_in_one_charge_each(seed: int, manner
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_random_faults_on_defapi_charge_at_most_once(seed: int) -> None:
     prompts = [f"fox {number}" for number in range(JOBS)]
-    async with emulated(seed=seed, random_faults=chances("defapi"), unique_by="prompt") as emulator:
+    async with emulated(seed=seed, random_faults=chances("defapi"), double_charges_by="prompt") as emulator:
         async with quick(emulator, "defapi") as session:
             results = await together(session, prompts)
             stats = session.stats()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nanobanana_async import (
+    ApiMall,
     BatchStopped,
     Budget,
     ConcurrencyPolicy,
@@ -119,6 +120,22 @@ async def test_moved_job_keeps_its_budget_priority_and_group() -> None:
     assert moved
     assert state.spent == 4 * COST
     assert one.sold + two.sold == 6
+
+
+@virtually
+async def test_moved_job_takes_the_slots_that_its_new_account_counts() -> None:
+    one, two, ledger = Account(job_s=600.0), Account(job_s=20.0), MemoryLedger()
+    accounts = [ApiMall(api_key="sk-one-0123456789"), ApiMall(api_key="sk-two-0123456789", slots_per_image=True)]
+    transports = [FakeTransport(each.answer) for each in (one, two)]
+    six = ConcurrencyPolicy(max_jobs=6)
+    async with Session(accounts, http=transports, ledger=ledger, concurrency=six) as session:
+        jobs = [await session.submit(f"fox {n}", num_images=3, idempotency_key=f"fox-{n}") for n in range(12)]
+        await ends_of(*(job.wait_for_task_id() for job in jobs))
+        records = [await ledger.find(job.key) for job in jobs]
+    moved = [record.slots for record in records if record and record.generation > 1]
+    assert moved
+    assert set(moved) == {3}
+    assert [record.slots for record in records if record and record.account == accounts[0].account] == [1] * one.sold
 
 
 @virtually

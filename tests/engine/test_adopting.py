@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nanobanana_async import ApiMall, ConfigurationError, JobState, MemoryLedger, PostgresLedger, Session
-from nanobanana_async.engine.adoption import which_to_adopt
+from nanobanana_async.engine.adoption import adopt_mode
 from nanobanana_async.engine.wall_clock import utcnow
 from nanobanana_async.errors import LedgerError, NanoBananaError
 from nanobanana_async.jobs import JobRecord
@@ -171,10 +171,10 @@ async def test_nothing_is_adopted_with_none() -> None:
 
 
 def test_only_sessions_of_a_shared_ledger_adopt_by_default() -> None:
-    assert which_to_adopt("auto", PostgresLedger("postgresql://localhost/studio")) == "follow"
+    assert adopt_mode("auto", PostgresLedger("postgresql://localhost/studio")) == "follow"
     for ledger in (MemoryLedger(), SqliteLedger("jobs.sqlite")):
-        assert which_to_adopt("auto", ledger) is None
-        assert which_to_adopt("buy", ledger) == "buy"
+        assert adopt_mode("auto", ledger) is None
+        assert adopt_mode("buy", ledger) == "buy"
 
 
 @pytest.mark.parametrize("adopt", ["BUY", "", True, 1, ["buy"]])

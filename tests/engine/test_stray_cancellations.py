@@ -163,7 +163,7 @@ async def test_ledger_raising_cancelled_error_affects_one_job(method: str, failu
 
 
 class Miscounting(RecordingLedger):
-    async def count_foreign_jobs(self, account: str, *, since: Any = None) -> int:
+    async def count_foreign_slots(self, account: str, *, since: Any = None) -> int:
         cancelled_result()
         return 0
 

@@ -29,7 +29,7 @@ WITHIN_S = 240.0
 ACCOUNT: EmulatorOptions = {
     "job_limit": 16,
     "duration": Fixed(JOB_S),
-    "unique_by": "prompt",
+    "double_charges_by": "prompt",
     "image_scale": 0.02,
     # Kills hit creates whose answer is late, too, and some answers are lost.
     "random_faults": [

@@ -55,7 +55,7 @@ async def _play(name: GatewayName, seed: int) -> Outcome:
     rng = random.Random(f"{name} {seed}")
     chances = [RandomFault(LOST_SHARE / 8, fault, CREATE[name]) for fault in losses(rng)]
     settings = EmulatorSettings(
-        seed=seed, duration=Fixed(5.0), random_faults=chances, unique_by="prompt", history_delay_s=1.0
+        seed=seed, duration=Fixed(5.0), random_faults=chances, double_charges_by="prompt", history_delay_s=1.0
     )
     transport = EmulatorTransport(GatewaySimulator(settings), api_key=API_KEY)
     ledger = RecordingLedger(keep_ended=True)

@@ -21,7 +21,7 @@ from nanobanana_async.images.manifest import Manifest
 from nanobanana_async.images.names import FIELDS, NameFacts, NameTemplate, row_name, safe_name, slug
 from nanobanana_async.images.saved import PurchasedImage, SavedImages, find_saved, listed_name
 from nanobanana_async.report import ReportRow
-from nanobanana_async.serve.tokens import find_token, parse_tokens
+from nanobanana_async.serve.bearer_tokens import find_token, parse_tokens
 from tests.fuzz.scratch import file_with, scratch
 from tests.fuzz.target import VALUES, Target, json_of, json_shapes, objects_with, parts_of, texts_of
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nanobanana_async import ApiMall, DefApi
 from nanobanana_async.errors import GatewayError, UnexpectedResponse
 from nanobanana_async.gateways import HttpResponse
-from nanobanana_async.gateways.capabilities import HistoryPage, UploadTarget, WebhookPage
+from nanobanana_async.gateways.capabilities import HistoryPage, UploadAnswer, WebhookPage
 from nanobanana_async.jobs import Accepted, JobState, Observation
 from tests.fuzz.target import VALUES, Shapes, Target, joined, json_of, json_shapes, objects_with, parts_of
 from tests.gateways.recorded import BODIES
@@ -116,9 +116,9 @@ def _check_history(page: HistoryPage) -> None:
     assert not page.is_last or page.answered_at is None or page.answered_at.tzinfo is not None
 
 
-def _check_upload(target: UploadTarget) -> None:
-    assert target.url.startswith(("http://", "https://", "HTTP", "Http")) or target.url[:4].lower() == "http"
-    assert target.size is None or target.size >= 0
+def _check_upload(answer: UploadAnswer) -> None:
+    assert answer.url.startswith(("http://", "https://", "HTTP", "Http")) or answer.url[:4].lower() == "http"
+    assert answer.size is None or answer.size >= 0
 
 
 def _check_webhooks(page: WebhookPage) -> None:
@@ -201,7 +201,7 @@ TARGETS = (
     _account("apimall-history", _reads(APIMALL.read_history, _check_history), _HISTORY),
     _account("apimall-upload", _reads(APIMALL.read_upload, _check_upload), _UPLOAD),
     _account("apimall-webhooks", _reads(APIMALL.read_webhook_list, _check_webhooks), _WEBHOOKS),
-    _account("apimall-webhook", _reads(APIMALL.read_webhook), _WEBHOOK),
+    _account("apimall-webhook", _reads(APIMALL.read_webhook_registration), _WEBHOOK),
     _account("apimall-webhook-removal", _reads(APIMALL.read_webhook_removal), _WEBHOOKS),
     _target("defapi-callback", _callback, "defapi_callback", shapes=json_shapes(objects_with(_NAMES))),
     _target("apimall-delivery", _delivery, "apimall_completed", seeds=(_DELIVERY,)),

@@ -46,7 +46,7 @@ UNCERTAIN = record(
     failure=Failure(kind="TransportError", message="lost", status=502),
 )
 
-_INTEGERS = ("priority", "revision", "generation", "attempts", "in_doubt")
+_INTEGERS = ("priority", "slots", "revision", "generation", "attempts", "in_doubt")
 _MAY_BE_NULL: tuple[str, ...] = (
     "request",
     "batch",

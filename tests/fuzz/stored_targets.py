@@ -56,7 +56,7 @@ def _read_all(table: JobTable) -> None:
     table.count_by_state()
     table.count_by_account()
     table.count_unowned()
-    table.count_foreign_jobs("a", NOON)
+    table.count_foreign_slots("a", NOON)
     table.count_prunable(NOON)
     table.batch_prefixes()
     table.recall("a")

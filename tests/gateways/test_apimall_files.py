@@ -9,7 +9,7 @@ import pytest
 from nanobanana_async.errors import AuthenticationError, ConfigurationError, InvalidRequest, UnexpectedResponse
 from nanobanana_async.gateways import ApiMall, HttpResponse
 from nanobanana_async.gateways.apimall_files import MAX_BASE64_UPLOAD_BYTES
-from nanobanana_async.gateways.capabilities import HasUploads, TakesInlineImages, UploadTarget
+from nanobanana_async.gateways.capabilities import HasUploads, TakesInlineImages, UploadAnswer
 from tests.support.rows import each_row
 
 mall: ApiMall = ApiMall(api_key="mall-key-0123456789")
@@ -54,25 +54,25 @@ def test_large_image_gets_a_presigned_url() -> None:
 
 
 @each_row(
-    ("data", "target"),
+    ("data", "answer"),
     [
-        ({"url": URL, "key": "a", "content_type": "image/png", "file_size": 7}, UploadTarget(url=URL, size=7)),
-        ({"url": URL}, UploadTarget(url=URL)),
+        ({"url": URL, "key": "a", "content_type": "image/png", "file_size": 7}, UploadAnswer(url=URL, size=7)),
+        ({"url": URL}, UploadAnswer(url=URL)),
         (
             {"upload_url": PUT, "public_url": URL, "key": "a", "expires_in": 900, "max_file_size": 9},
-            UploadTarget(url=URL, put_url=PUT, size=9),
+            UploadAnswer(url=URL, put_url=PUT, size=9),
         ),
         (
             {"upload_url": PUT, "public_url": URL, "content_type": "image/png"},
-            UploadTarget(url=URL, put_url=PUT, content_type="image/png"),
+            UploadAnswer(url=URL, put_url=PUT, content_type="image/png"),
         ),
-        ({"upload_url": "ftp://a.example", "public_url": URL}, UploadTarget(url=URL, put_url="ftp://a.example")),
-        ({"upload_url": PUT, "public_url": URL, "max_file_size": "9"}, UploadTarget(url=URL, put_url=PUT, size=9)),
-        ({"url": URL, "file_size": 0}, UploadTarget(url=URL, size=0)),
+        ({"upload_url": "ftp://a.example", "public_url": URL}, UploadAnswer(url=URL, put_url="ftp://a.example")),
+        ({"upload_url": PUT, "public_url": URL, "max_file_size": "9"}, UploadAnswer(url=URL, put_url=PUT, size=9)),
+        ({"url": URL, "file_size": 0}, UploadAnswer(url=URL, size=0)),
     ],
 )
-def test_answer_says_where_the_image_is_or_goes(data: object, target: UploadTarget) -> None:
-    assert mall.read_upload(reply(data)) == target
+def test_answer_says_where_the_image_is_or_goes(data: object, answer: UploadAnswer) -> None:
+    assert mall.read_upload(reply(data)) == answer
 
 
 @each_row(

@@ -46,7 +46,7 @@ def test_only_api_mall_has_webhooks() -> None:
 
 @pytest.mark.parametrize("url", [HOOK, "http://127.0.0.1:8080/hooks", "http://localhost/hooks"])
 def test_registration_names_url_events_and_secret(url: str) -> None:
-    request = mall.build_webhook(url, secret=SECRET)
+    request = mall.build_webhook_registration(url, secret=SECRET)
     assert (request.method, request.url) == ("POST", "https://gateway.apimall.ai/api/v1/webhooks")
     expected = {"url": url, "events": ["job.completed", "job.failed"], "secret_key": SECRET}
     assert json.loads(request.body or b"") == expected
@@ -55,7 +55,7 @@ def test_registration_names_url_events_and_secret(url: str) -> None:
 @pytest.mark.parametrize("url", ["http://app.example/hooks", "ftp://app.example", "http:///hooks"])
 def test_registration_of_a_url_without_https_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="let public_url begin with https://"):
-        mall.build_webhook(url, secret=SECRET)
+        mall.build_webhook_registration(url, secret=SECRET)
 
 
 def test_list_and_removal_are_built_from_the_reference() -> None:
@@ -133,17 +133,17 @@ def test_answer_without_a_list_is_unexpected(data: Any) -> None:
     ("status", "is_active"), [("active", True), ("enabled", True), (None, True), ("Disabled", False), ("paused", False)]
 )
 def test_status_says_whether_a_webhook_is_active(status: str | None, is_active: bool) -> None:
-    assert mall.read_webhook(answered({**ITEM, "status": status})).is_active is is_active
+    assert mall.read_webhook_registration(answered({**ITEM, "status": status})).is_active is is_active
 
 
 def test_registered_webhook_needs_only_an_id() -> None:
-    assert mall.read_webhook(answered({"id": "wh_9"}, 201)) == Webhook(id="wh_9", url="")
+    assert mall.read_webhook_registration(answered({"id": "wh_9"}, 201)) == Webhook(id="wh_9", url="")
 
 
 @pytest.mark.parametrize("data", [None, [], {}, {"id": ""}, {"id": ["wh_1"]}])
 def test_registration_without_an_id_is_unexpected(data: Any) -> None:
     with pytest.raises(UnexpectedResponse, match="no id of a webhook"):
-        mall.read_webhook(answered(data))
+        mall.read_webhook_registration(answered(data))
 
 
 def test_removal_is_read() -> None:

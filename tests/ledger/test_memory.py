@@ -153,8 +153,8 @@ async def test_jobs_begun_before_since_count_no_slot() -> None:
     for record in (running("a", running_since=NOON), running("b", "t2"), job("c", state=JobState.PENDING)):
         await ledger.claim(record)
         await ledger.release(record.key)
-    assert await ledger.count_foreign_jobs("mine") == 2
-    assert await ledger.count_foreign_jobs("mine", since=NOON + timedelta(seconds=1)) == 0
+    assert await ledger.count_foreign_slots("mine") == 2
+    assert await ledger.count_foreign_slots("mine", since=NOON + timedelta(seconds=1)) == 0
 
 
 async def test_oldest_of_very_many_uploads_is_forgotten() -> None:

@@ -90,7 +90,7 @@ async def test_jobs_of_a_killed_host_are_adopted(postgres: Server) -> None:
         assert await line(other) == "held"
         claim = await ledger.claim(job("x-1"))
         assert not claim.is_ours
-        assert await ledger.count_foreign_jobs("mine") == 1
+        assert await ledger.count_foreign_slots("mine") == 1
         other.kill()
         await until_adoptable(ledger, ["x-1", "x-2"])
         for key in ("x-1", "x-2"):
@@ -99,7 +99,7 @@ async def test_jobs_of_a_killed_host_are_adopted(postgres: Server) -> None:
             assert adopted.is_ours
         record = (await ledger.claim(job("x-1"))).record
         await ledger.advance(record, record.transition_to(JobState.SUBMITTING, first_sent_at=NOON))
-        assert await ledger.count_foreign_jobs("mine") == 0
+        assert await ledger.count_foreign_slots("mine") == 0
 
 
 @pytest.mark.slow

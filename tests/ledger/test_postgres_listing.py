@@ -50,8 +50,8 @@ async def test_jobs_are_listed_newest_first_by_state_and_limit(pair: Pair, monke
     assert [record.key async for record in one.jobs(())] == []
     assert await one.count_by_state() == {JobState.SUBMITTING: 3, JobState.PENDING: 5}
     assert await one.count_by_account() == {("apimall", "mine"): 8}
-    assert await one.count_foreign_jobs("mine") == 2  # k0 and k6 are sent by the other host
-    assert await one.count_foreign_jobs("mine", since=NOON + timedelta(seconds=1)) == 0
+    assert await one.count_foreign_slots("mine") == 2  # k0 and k6 are sent by the other host
+    assert await one.count_foreign_slots("mine", since=NOON + timedelta(seconds=1)) == 0
     assert await one.has_owner("k0")
     assert (await one.count_unowned()).total() == 0
     assert len(await one.owners()) == 2

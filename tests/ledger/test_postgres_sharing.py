@@ -90,13 +90,15 @@ async def test_jobs_without_an_owner_take_their_slots_until_adopted(postgres: Se
     async with opened(postgres.url, schema) as (first,):
         async with opened(postgres.url, schema) as (second,):
             for number in range(3):
-                await second.claim(running(f"order-{number}", f"t{number}"))
+                await second.claim(running(f"order-{number}", f"t{number}", slots=1 + number))
             await second.claim(job("order-9"))
             postgres.execute("UPDATE jobs SET running_since = now()", schema=schema)
             await with_limit(second, held=20)
-        assert (await first.exchange(ACCOUNT, Report(number=1, held=0, queued=50))).granted == 17
+        assert (await first.exchange(ACCOUNT, Report(number=1, held=0, queued=50))).granted == 14
+        (account,) = (await first.overview()).accounts
+        assert (account.orphans, account.orphan_slots) == (3, 6)
         await first.adopt("order-0")
-        assert (await first.exchange(ACCOUNT, Report(number=2, held=1, queued=50))).granted == 18
+        assert (await first.exchange(ACCOUNT, Report(number=2, held=1, queued=50))).granted == 15
         old = Report(number=3, held=1, queued=50, max_run_s=0.0)
         assert (await first.exchange(ACCOUNT, old)).granted == 20
 

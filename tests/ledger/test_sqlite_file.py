@@ -236,7 +236,7 @@ async def test_file_system_without_wal_is_refused(path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     "question",
     [
-        (statements.COUNT_SLOTS_OF_OTHERS, ("mine", "me", None, None)),
+        (statements.COUNT_FOREIGN_SLOTS, ("mine", "me", None, None)),
         (statements.SELECT_OWNERS, ("mine",)),
         (statements.SELECT_ACTIVE_PAGE.format("?, ?"), ("mine", 0, "me", "you", 200)),
     ],

@@ -112,7 +112,7 @@ async def test_read_only_ledger_changes_and_owns_nothing(path: Path) -> None:
             assert sorted(path.parent.rglob("*")) == beside
             assert await reader.find("order-1") == running()
             assert await reader.find_task("mine", "t1") == running()
-            assert await reader.count_foreign_jobs("mine") == 1
+            assert await reader.count_foreign_slots("mine") == 1
             assert await keys_left(reader) == ["released"]
             assert await keys(reader) == "releasedorder-1"
             for write in (

@@ -51,8 +51,8 @@ async def test_job_of_a_living_owner_is_not_adopted(opened: Opening) -> None:
     claim = await mine.claim(job())
     assert claim.record == running()
     assert (claim.is_new, claim.is_ours) == (False, False)
-    assert await mine.count_foreign_jobs("mine") == 1
-    assert await theirs.count_foreign_jobs("mine") == 0
+    assert await mine.count_foreign_slots("mine") == 1
+    assert await theirs.count_foreign_slots("mine") == 0
     with pytest.raises(LedgerError, match="is not owned by this ledger") as caught:
         await mine.advance(running(), running().transition_to(JobState.SUCCEEDED))
     assert not caught.value.safe_to_repeat
@@ -64,10 +64,10 @@ async def test_closed_ledger_leaves_its_jobs_to_other_owners(opened: Opening) ->
     mine, theirs = await opened(), await opened()
     await theirs.claim(running())
     await theirs.aclose()
-    assert await mine.count_foreign_jobs("mine") == 1  # it has no owner, but it runs
+    assert await mine.count_foreign_slots("mine") == 1  # it has no owner, but it runs
     assert await keys_left(mine) == ["order-1"]
     assert (await mine.claim(job())).is_ours
-    assert await mine.count_foreign_jobs("mine") == 0
+    assert await mine.count_foreign_slots("mine") == 0
 
 
 async def test_notice_reaches_the_owner_once(opened: Opening) -> None:
@@ -126,16 +126,16 @@ async def test_uncertain_job_counts_as_a_slot_for_other_owners(opened: Opening) 
     first = sent()
     await one.claim(first)
     await one.advance(first, first.transition_to(JobState.UNCERTAIN, in_doubt=True))
-    assert await one.count_foreign_jobs("mine") == 0  # its own session counts it
-    assert await other.count_foreign_jobs("mine") == 1
+    assert await one.count_foreign_slots("mine") == 0  # its own session counts it
+    assert await other.count_foreign_slots("mine") == 1
 
 
 async def test_since_leaves_out_older_slots(opened: Opening) -> None:
     one, other = await opened(), await opened()
     for record in (sent("a"), running("b"), running("c", "t2"), job("d", state=JobState.UNCERTAIN, created_at=LATER)):
         await one.claim(record)
-    assert await other.count_foreign_jobs("mine", since=NOON) == 4
-    assert await other.count_foreign_jobs("mine", since=LATER) == 1
+    assert await other.count_foreign_slots("mine", since=NOON) == 4
+    assert await other.count_foreign_slots("mine", since=LATER) == 1
 
 
 @pytest.mark.slow

@@ -409,7 +409,7 @@ def test_owners_take_turns_to_probe_during_an_outage() -> None:
     assert exchange(state, 3, Report(number=2, held=2), at).gate_until > at  # it has nothing to send
     probing = exchange(state, 2, evolve(waiting, number=2), at)
     assert (probing.gate_until, probing.granted) == (-math.inf, 3)
-    assert exchange(state, 2, evolve(waiting, number=3, in_flight=1), at + 1).granted == 3
+    assert exchange(state, 2, evolve(waiting, number=3, slots_in_flight=1), at + 1).granted == 3
     exchange(state, 1, outage(2, 90), at + 2)
     assert state.prober == 2
     assert exchange(state, 3, evolve(waiting, number=3), at + 3).gate_until > at

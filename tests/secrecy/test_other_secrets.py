@@ -102,7 +102,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "receiver's url": lambda: CallbackReceiver(Session(MALL), public_url="ftp://x", secret=SIGNING),
     "receiver's bytes": lambda: CallbackReceiver(Session(MALL), public_url="ftp://x", secret=SIGNING.encode()),
     "receiver's session": lambda: CallbackReceiver(None, public_url=HOOKS, secret=SIGNING),  # type: ignore[arg-type]
-    "webhook by http": lambda: MALL.build_webhook("http://app.example", secret=SIGNING),
+    "webhook by http": lambda: MALL.build_webhook_registration("http://app.example", secret=SIGNING),
     "proxy's scheme": lambda: Session(MALL, proxy=f"socks5://fox:{PROXY_PASSWORD}@proxy.example:1"),
     "proxy without port": lambda: Session(MALL, proxy=f"ftp://fox:{PROXY_PASSWORD}@proxy.example"),
     "proxy's port": lambda: Session(MALL, proxy=f"{PROXY}:99999"),

@@ -10,9 +10,9 @@ pytest.importorskip("python_multipart", reason="the extra serve is missing: pip 
 
 from nanobanana_async import Budget, ConfigurationError
 from nanobanana_async.serve import Token, parse_tokens
+from nanobanana_async.serve.bearer_tokens import find_token
 from nanobanana_async.serve.fields import SIZES, wanted_of
 from nanobanana_async.serve.orders import Attempt, Order, _continued
-from nanobanana_async.serve.tokens import find_token
 from tests.support.rows import each_row
 
 MODELS = {"nano-banana-pro": "nano-banana-pro"}

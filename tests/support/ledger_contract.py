@@ -268,13 +268,14 @@ async def unknown_job_is_neither_adopted_nor_released(ledger: Ledger) -> None:
 
 @scene
 async def slots_of_other_owners_are_counted(ledger: Ledger) -> None:
-    for record in (job("a"), sent("b"), running("c"), running("d", "t2"), running("e", "t3", account="theirs")):
+    three = running("c", slots=3)
+    for record in (job("a", slots=9), sent("b"), three, running("d", "t2"), running("e", "t3", account="theirs")):
         await ledger.claim(record)
-    assert await ledger.count_foreign_jobs("mine") == 0  # this ledger owns all
+    assert await ledger.count_foreign_slots("mine") == 0  # this ledger owns all
     for key in "abce":
         await ledger.release(key)
-    assert await ledger.count_foreign_jobs("mine") == 2  # a pending job holds no slot
-    assert await ledger.count_foreign_jobs("theirs") == 1
+    assert await ledger.count_foreign_slots("mine") == 4  # a pending job holds no slot
+    assert await ledger.count_foreign_slots("theirs") == 1
 
 
 EIGHT = Price("fox", Decimal(8))

@@ -227,10 +227,10 @@ class LedgerView(FeedingView):
 
         await self._run("release", release)
 
-    async def count_foreign_jobs(self, account: str, *, since: datetime | None = None) -> int:
+    async def count_foreign_slots(self, account: str, *, since: datetime | None = None) -> int:
         def held() -> int:
             return sum(
-                1
+                row.record.slots
                 for row in self.shared.rows.values()
                 if row.record.account == account
                 and row.owner is not self
@@ -238,7 +238,7 @@ class LedgerView(FeedingView):
                 and (since is None or row.record.may_run_since >= since)
             )
 
-        return await self._run("count_foreign_jobs", held)
+        return await self._run("count_foreign_slots", held)
 
     async def advance_and_reserve(
         self, before: JobRecord, after: JobRecord, price: Price, max_credits: Decimal | None

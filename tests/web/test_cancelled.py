@@ -62,7 +62,7 @@ async def test_two_hundred_cancelled_requests_lose_nothing(tmp_path: Path, kille
         job_limit=60,
         duration=LogNormal(median_s=0.3),
         image_scale=0.02,
-        unique_by="prompt",
+        double_charges_by="prompt",
         random_faults=[
             RandomFault(0.02, faults.reset(processed=True), CREATE),
             RandomFault(0.5, faults.delay(0.05), CREATE),

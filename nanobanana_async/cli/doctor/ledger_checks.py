@@ -65,13 +65,13 @@ def _file_findings(file: Path) -> Iterator[Finding]:
     if not os.access(file if file.exists() else folder, os.W_OK):
         yield Finding("ledger", "problem", f"{file} can't be written", "set --ledger or NANOBANANA_LEDGER")
         return
-    kind = file_system(folder)
+    kind = file_system_type(folder)
     if kind in NETWORK_FILE_SYSTEMS:
         advice = "name a file on a local disk, or share a PostgreSQL ledger (docs/many-hosts.md)"
         yield Finding("ledger", "problem", f"{folder} is on a network file system ({kind}): its locks fail", advice)
 
 
-def file_system(folder: Path) -> str | None:
+def file_system_type(folder: Path) -> str | None:
     """Return the type of the file system that holds a folder; None where that is unknown."""
     if not MOUNTS.exists():
         return None

@@ -27,7 +27,7 @@ _JSON = ("request", "candidates", "images", "missing", "failure")
 _TEXTS = ("key", "gateway", "account", "batch", "budget", "group_name", "task_id", "model")
 _TYPES: Mapping[str, str] = {
     **dict.fromkeys(_TIMES, "timestamptz"),
-    **dict.fromkeys(("priority", "revision", "before", "generation", "attempts"), "integer"),
+    **dict.fromkeys(("priority", "slots", "revision", "before", "generation", "attempts"), "integer"),
     **dict.fromkeys(("row_index", "place"), "bigint"),
     **dict.fromkeys(("credits_used", "credits_refunded", "credits", "cap"), "numeric"),
     **dict.fromkeys((*_JSON, "charges"), "json"),

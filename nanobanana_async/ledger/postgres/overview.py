@@ -53,6 +53,8 @@ class AccountMetrics:
     running: int
     orphans: int
     """Of the running jobs, those that no owner follows at present."""
+    orphan_slots: int
+    """The slots that these take."""
     uncertain: int
     oldest_uncertain_s: float | None
 

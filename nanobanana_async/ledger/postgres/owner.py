@@ -21,12 +21,12 @@ from nanobanana_async.validators import as_number
 
 MAX_PATIENCE_S = 1e6
 
-_BURIED = (
+_BURIED_WARNING = (
     "this process gave no sign of life for longer than its lease, so its jobs went to other owners: it goes on as a new"
     " owner, and follows them"
 )
 
-_FAILED_OVER = (
+_FAILED_OVER_WARNING = (
     "the server's timeline has moved (a standby was promoted, or a backup restored): {} that it had lost were written"
     " again; nothing is bought until all hosts had the time for that"
 )
@@ -116,10 +116,12 @@ class OwnerLedger(WriterLedger):
         """Take note of the new number, and notify the session; called in the event loop."""
         tenure.owner = owner
         if written is None:
-            log.warning("ledger.buried ledger %s: %s", self.location, _BURIED)
+            log.warning("ledger.buried ledger %s: %s", self.location, _BURIED_WARNING)
         else:
             log.warning(
-                "ledger.failed_over ledger %s: %s", self.location, _FAILED_OVER.format(plural(written, "record"))
+                "ledger.failed_over ledger %s: %s",
+                self.location,
+                _FAILED_OVER_WARNING.format(plural(written, "record")),
             )
         if self._notify_burial is not None:
             self._notify_burial()

@@ -44,6 +44,7 @@ CREATE TABLE jobs (
     budget           text,                      -- the budget that counts them too, or null
     priority         integer     NOT NULL DEFAULT 0, -- higher ones are sent first
     group_name       text,                      -- whose jobs get their turns together: of a user, of a tenant
+    slots            integer     NOT NULL DEFAULT 1, -- job slots of the account that it takes
     state            text        NOT NULL,
     revision         integer     NOT NULL,      -- number of writes; each is a compare-and-swap on it
     generation       integer     NOT NULL,      -- number of deliberate purchases
@@ -263,7 +264,7 @@ CREATE VIEW account_metrics AS
 SELECT a.account, (a.state::json #>> '{limiter,job_limit,cap}')::float8 AS job_limit,
        greatest(0, (a.state::json ->> 'gate_until')::float8 - extract(epoch FROM clock_timestamp()))::float8 AS gate_s,
        coalesce(j.waiting, 0) AS waiting, coalesce(j.running, 0) AS running, coalesce(j.orphans, 0) AS orphans,
-       coalesce(j.uncertain, 0) AS uncertain, j.oldest_uncertain_s
+       coalesce(j.orphan_slots, 0) AS orphan_slots, coalesce(j.uncertain, 0) AS uncertain, j.oldest_uncertain_s
 FROM (SELECT account, state FROM accounts
       UNION ALL
       SELECT DISTINCT account, NULL FROM jobs
@@ -273,6 +274,7 @@ LEFT JOIN (SELECT account,
                   count(*) FILTER (WHERE state = 'pending') AS waiting,
                   count(*) FILTER (WHERE state IN ('submitting', 'running')) AS running,
                   count(*) FILTER (WHERE state IN ('submitting', 'running') AND owner IS NULL) AS orphans,
+                  sum(slots) FILTER (WHERE state IN ('submitting', 'running') AND owner IS NULL) AS orphan_slots,
                   count(*) FILTER (WHERE state = 'uncertain') AS uncertain,
                   extract(epoch FROM clock_timestamp() - min(first_sent_at) FILTER (WHERE state = 'uncertain'))::float8
                       AS oldest_uncertain_s

@@ -21,12 +21,13 @@ LOCK_TIMEOUT_S = 0.5
 _ADD_ACCOUNT = "INSERT INTO accounts (account) VALUES (%(account)s) ON CONFLICT (account) DO NOTHING"
 _LOCK_ACCOUNT = "SELECT state FROM accounts WHERE account = %(account)s FOR UPDATE"
 _LIVING = "EXISTS (SELECT FROM owners AS o WHERE o.id = {}.owner AND o.buried_by IS NULL)"
-_COLUMNS = (
-    *("granted", "target", "held", "in_flight", "queued", "urgent", "interactive", "reserve", "used", "spoke_at"),
+_FIELDS = (  # of a share
+    *("granted", "target", "held", "slots_in_flight", "queued", "urgent", "interactive", "reserve", "used", "spoke_at"),
     *("hungry_at", "reports"),
 )
+_COLUMNS = tuple("in_flight" if name == "slots_in_flight" else name for name in _FIELDS)
 _MAY_RUN = (
-    f"SELECT CASE WHEN {_LIVING.format('j')} THEN j.owner END AS owner, state FROM jobs AS j"
+    f"SELECT CASE WHEN {_LIVING.format('j')} THEN j.owner END AS owner, state, slots FROM jobs AS j"
     " WHERE account = %(account)s AND state IN ('submitting', 'running', 'uncertain')"
     " AND coalesce(running_since, first_sent_at, created_at)"
     " >= clock_timestamp() - make_interval(secs => %(longest_s)s::float8)"
@@ -34,7 +35,7 @@ _MAY_RUN = (
 # One statement, so that it sees a burial or an adoption as a whole.
 _READ = (
     "SELECT extract(epoch FROM clock_timestamp())::float8,"
-    " (SELECT json_agg(json_build_array(owner, number)) FROM (SELECT owner, count(*) AS number"
+    " (SELECT json_agg(json_build_array(owner, number)) FROM (SELECT owner, sum(slots) AS number"
     f" FROM ({_MAY_RUN}) AS may_run WHERE owner IS NULL OR state <> 'uncertain' GROUP BY owner) AS counted),"
     f" (SELECT json_agg(json_build_array(owner, {', '.join(_COLUMNS)})) FROM shares AS s"
     f" WHERE account = %(account)s AND {_LIVING.format('s')})"
@@ -85,11 +86,11 @@ def _rows_in(aggregate: Any) -> list[Any]:
 
 
 def _share(row: list[object]) -> Share:
-    facts = dict(zip(_COLUMNS, row, strict=True))
-    hungry_at = facts.pop("hungry_at")
-    return Share(**facts, hungry_at=-math.inf if hungry_at is None else hungry_at)  # type: ignore[arg-type]
+    fields = dict(zip(_FIELDS, row, strict=True))
+    hungry_at = fields.pop("hungry_at")
+    return Share(**fields, hungry_at=-math.inf if hungry_at is None else hungry_at)  # type: ignore[arg-type]
 
 
 def _columns(share: Share) -> dict[str, object]:
-    facts = {column: getattr(share, column) for column in _COLUMNS}
-    return {**facts, "hungry_at": None if share.hungry_at == -math.inf else share.hungry_at}
+    columns = {column: getattr(share, name) for column, name in zip(_COLUMNS, _FIELDS, strict=True)}
+    return {**columns, "hungry_at": None if share.hungry_at == -math.inf else share.hungry_at}

@@ -79,8 +79,9 @@ _SELECT_BY_TASKS = (  # the newest, if two keys have the same task
     " WHERE j.account = %(account)s AND j.task_id = ANY(%(task_ids)s::text[]) ORDER BY j.task_id, j.id DESC"
 )
 _SELECT_TASK_HOLDER = f"SELECT u.key, ({TASK_HOLDER} LIMIT 1) FROM {recordset('key', 'account', 'task_id')}"
-_COUNT_SLOTS_OF_OTHERS = (
-    "SELECT count(*) FROM jobs WHERE account = %(account)s AND state IN ('submitting', 'running', 'uncertain')"
+_COUNT_FOREIGN_SLOTS = (
+    "SELECT coalesce(sum(slots), 0) FROM jobs"
+    " WHERE account = %(account)s AND state IN ('submitting', 'running', 'uncertain')"
     " AND owner IS DISTINCT FROM %(me)s AND (%(since)s::timestamptz IS NULL"
     " OR coalesce(running_since, first_sent_at, created_at) >= %(since)s::timestamptz)"
 )
@@ -221,9 +222,9 @@ class PostgresTable:
         records = map(record_of, found)
         return {record.task_id: record for record in records if record.task_id is not None}
 
-    def count_foreign_jobs(self, account: str, since: datetime | None) -> Work[int]:
-        """Count the jobs that may hold a slot and are not ours."""
-        (found,) = yield [Statement(_COUNT_SLOTS_OF_OTHERS, {"account": as_text(account), "since": since})]
+    def count_foreign_slots(self, account: str, since: datetime | None) -> Work[int]:
+        """Count the slots of jobs that may hold them and are not ours."""
+        (found,) = yield [Statement(_COUNT_FOREIGN_SLOTS, {"account": as_text(account), "since": since})]
         return int(found[0][0])
 
     def callback_secret(self) -> Work[bytes]:

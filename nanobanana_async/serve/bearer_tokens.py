@@ -90,7 +90,7 @@ def parse_tokens(text: str) -> list[Token]:
     A setting is `500` or `500/day` (a budget with the name of the token), `budget=team=500/day`, `group=team` or
     `priority=5`. Raises `ConfigurationError`, which names a line by its number and shows nothing of it.
     """
-    tokens = _tokens_in(text)
+    tokens = _parse_token_lines(text)
     del text  # some tools show the locals of a traceback
     if isinstance(tokens, ConfigurationError):
         raise tokens
@@ -99,7 +99,7 @@ def parse_tokens(text: str) -> list[Token]:
     return tokens
 
 
-def _tokens_in(text: str) -> list[Token] | ConfigurationError:
+def _parse_token_lines(text: str) -> list[Token] | ConfigurationError:
     """Return the tokens in a text, or the error in one of its lines: this frame holds them."""
     tokens: list[Token] = []
     for number, line in enumerate(text.splitlines(), start=1):
