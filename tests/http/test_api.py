@@ -16,7 +16,22 @@ from nanobanana_async.errors import ConfigurationError, SessionClosed, Transport
 from nanobanana_async.gateways.apimall import ApiMall
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.http.transport import AiohttpTransport
-from tests.support.peers import BODY, FINE, KEY, Connection, Peer, answering, create, fine, opened, query, silent
+from tests.support.clocks import leap
+from tests.support.peers import (
+    BODY,
+    FINE,
+    KEY,
+    PATIENCE_S,
+    Connection,
+    Peer,
+    answering,
+    create,
+    deaf,
+    fine,
+    opened,
+    query,
+    silent,
+)
 
 CAP = 1000
 GATEWAY = ApiMall(api_key=KEY, base_url="https://gateway.invalid")
@@ -28,7 +43,7 @@ def chunk(data: bytes) -> bytes:
 
 async def test_create_sends_key_body_and_user_agent() -> None:
     async with opened() as api, Peer(fine) as peer:
-        answer = await api.send(create(peer.url + "jobs"), timeout_s=2)
+        answer = await api.send(create(peer.url + "jobs"), timeout_s=PATIENCE_S)
     head, _, body = peer.requests[0].partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
     assert lines[0] == "POST /jobs HTTP/1.1"
@@ -43,7 +58,7 @@ async def test_create_sends_key_body_and_user_agent() -> None:
 
 async def test_poll_sends_no_body() -> None:
     async with opened() as api, Peer(fine) as peer:
-        await api.send(query(peer.url + "jobs?task_id=a%2Bb"), timeout_s=2)
+        await api.send(query(peer.url + "jobs?task_id=a%2Bb"), timeout_s=PATIENCE_S)
     assert peer.requests[0].startswith(b"GET /jobs?task_id=a%2Bb HTTP/1.1\r\n")
     assert b"content-length" not in peer.requests[0].lower()
 
@@ -53,7 +68,7 @@ async def test_request_headers_never_replace_the_api_key() -> None:
         request = HttpRequest(
             method="GET", url=peer.url, headers={"user-agent": "mine", "authorization": "other", "accept": "text/plain"}
         )
-        await api.send(request, timeout_s=2)
+        await api.send(request, timeout_s=PATIENCE_S)
     lines = peer.requests[0].decode().lower().split("\r\n")
     assert [line for line in lines if line.startswith(("user-agent", "authorization"))] == [
         "user-agent: mine",
@@ -66,7 +81,7 @@ async def test_every_status_except_a_redirect_is_returned(status: int) -> None:
     body = b"" if status == 204 else b"<html>no</html>"
     words = b"HTTP/1.1 %d Word\r\nRetry-After: 7\r\nX-Twice: a\r\nX-Twice: b\r\nContent-Length: %d\r\n\r\n"
     async with opened() as api, Peer(answering(words % (status, len(body)), body)) as peer:
-        answer = await api.send(create(peer.url), timeout_s=2)
+        answer = await api.send(create(peer.url), timeout_s=PATIENCE_S)
     assert (answer.status, answer.body) == (status, body)
     assert answer.headers["retry-after"] == "7"
     assert answer.headers["x-twice"] == "a"
@@ -83,7 +98,7 @@ async def test_chunked_body_is_joined() -> None:
         await connection.ended()
 
     async with opened() as api, Peer(script) as peer:
-        answer = await api.send(query(peer.url), timeout_s=2)
+        answer = await api.send(query(peer.url), timeout_s=PATIENCE_S)
     assert answer.body == b'{"a":1}'
 
 
@@ -91,7 +106,7 @@ async def test_compressed_answer_is_decompressed() -> None:
     packed = gzip.compress(b'{"a":1}')
     words = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
     async with opened() as api, Peer(answering(words, packed)) as peer:
-        answer = await api.send(query(peer.url), timeout_s=2)
+        answer = await api.send(query(peer.url), timeout_s=PATIENCE_S)
     assert answer.body == b'{"a":1}'
 
 
@@ -105,7 +120,7 @@ async def test_answer_up_to_the_limit_is_returned(size: int, chunked: bool) -> N
     framed = b"Transfer-Encoding: chunked\r\n\r\n" + (chunk(body) if body else b"") + b"0\r\n\r\n"
     sized = b"Content-Length: %d\r\n\r\n" % size + body
     async with opened() as api, Peer(answering(b"HTTP/1.1 200 OK\r\n", framed if chunked else sized)) as peer:
-        answer = await api.send(query(peer.url, max_answer_bytes=CAP), timeout_s=2)
+        answer = await api.send(query(peer.url, max_answer_bytes=CAP), timeout_s=PATIENCE_S)
     assert answer.body == body
 
 
@@ -139,7 +154,7 @@ TOO_LARGE = {
 async def test_answer_above_the_limit_is_refused(manner: str) -> None:
     async with opened() as api, Peer(TOO_LARGE[manner]) as peer:
         with pytest.raises(UnexpectedResponse, match="larger than 1000 bytes") as caught:
-            await api.send(create(peer.url, max_answer_bytes=CAP), timeout_s=5)
+            await api.send(create(peer.url, max_answer_bytes=CAP), timeout_s=PATIENCE_S)
         await peer.all_ended(1)  # closed early, not read to the end
     assert caught.value.status == (500 if "refused" in manner else 200)
     assert caught.value.safe_to_repeat is False
@@ -151,7 +166,7 @@ async def test_small_gzip_bomb_is_refused_after_decompression() -> None:
     words = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
     async with opened() as api, Peer(answering(words, packed)) as peer:
         with pytest.raises(UnexpectedResponse, match="larger than 1000 bytes"):
-            await api.send(query(peer.url, max_answer_bytes=CAP), timeout_s=2)
+            await api.send(query(peer.url, max_answer_bytes=CAP), timeout_s=PATIENCE_S)
 
 
 # Redirects and cookies
@@ -165,7 +180,7 @@ async def test_redirect_is_refused_and_not_followed(status: int, ask: Callable[[
         words = b"HTTP/1.1 %d Elsewhere\r\nLocation: %b\r\nContent-Length: 0\r\n\r\n" % (status, location)
         async with Peer(answering(words)) as peer:
             with pytest.raises(UnexpectedResponse, match="redirects are refused") as caught:
-                await api.send(ask(peer.url), timeout_s=2)
+                await api.send(ask(peer.url), timeout_s=PATIENCE_S)
     assert (caught.value.status, caught.value.body) == (status, "127.0.0.1")
     assert (len(peer.requests), target.accepted) == (1, 0)
 
@@ -175,7 +190,7 @@ async def test_redirect_without_a_valid_host_names_none(location: bytes) -> None
     words = b"HTTP/1.1 302 Found\r\n" + location + b"Content-Length: 0\r\n\r\n"
     async with opened() as api, Peer(answering(words)) as peer:
         with pytest.raises(UnexpectedResponse) as caught:
-            await api.send(query(peer.url), timeout_s=2)
+            await api.send(query(peer.url), timeout_s=PATIENCE_S)
     assert caught.value.body == ""
 
 
@@ -187,7 +202,7 @@ async def test_cookies_are_not_stored() -> None:
 
     async with opened() as api, Peer(script) as peer:
         for _ in range(2):
-            await api.send(query(peer.url.replace("127.0.0.1", "localhost")), timeout_s=2)
+            await api.send(query(peer.url.replace("127.0.0.1", "localhost")), timeout_s=PATIENCE_S)
     assert len(peer.requests) == 2
     assert b"cookie" not in peer.requests[1].lower()
 
@@ -198,17 +213,17 @@ async def test_cookies_are_not_stored() -> None:
 async def test_polls_and_keyed_creates_share_the_pool() -> None:
     async with opened() as api, Peer(fine) as peer:
         for ask in (query, create, query, create):
-            await api.send(ask(peer.url), timeout_s=2)
+            await api.send(ask(peer.url), timeout_s=PATIENCE_S)
         assert (peer.accepted, len(peer.requests)) == (1, 4)
 
 
 async def test_fresh_connection_serves_one_create() -> None:
     async with opened() as api, Peer(fine) as peer:
-        await api.send(query(peer.url), timeout_s=2)
+        await api.send(query(peer.url), timeout_s=PATIENCE_S)
         for _ in range(3):
-            await api.send(create(peer.url), timeout_s=2, fresh_connection=True)
+            await api.send(create(peer.url), timeout_s=PATIENCE_S, fresh_connection=True)
         await peer.all_ended(3)  # each is closed once it is answered
-        await api.send(query(peer.url), timeout_s=2)
+        await api.send(query(peer.url), timeout_s=PATIENCE_S)
         assert (peer.accepted, len(peer.requests)) == (4, 5)
     assert all(b"Connection: close" in received for received in peer.requests[1:4])
 
@@ -222,7 +237,7 @@ async def test_connections_are_limited() -> None:
 
     async with opened(max_connections=2) as api, Peer(slow) as peer, asyncio.TaskGroup() as group:
         for _ in range(6):
-            group.create_task(api.send(query(peer.url), timeout_s=2))
+            group.create_task(api.send(query(peer.url), timeout_s=PATIENCE_S))
     assert (peer.accepted, len(peer.requests)) == (2, 6)
 
 
@@ -230,7 +245,7 @@ async def test_connections_are_limited() -> None:
 async def test_closed_pooled_connection_is_replaced(ask: Callable[[str], HttpRequest]) -> None:
     async with opened() as api, Peer(answering(FINE)) as peer:
         for _ in range(2):
-            await api.send(ask(peer.url), timeout_s=2)
+            await api.send(ask(peer.url), timeout_s=PATIENCE_S)
             await peer.all_ended(1)
             await asyncio.sleep(0.02)
         assert (peer.accepted, len(peer.requests)) == (2, 2)
@@ -245,9 +260,9 @@ async def dropping_the_second(connection: Connection) -> None:
 
 async def test_create_is_not_resent_when_its_connection_drops() -> None:
     async with opened() as api, Peer(dropping_the_second) as peer:
-        await api.send(query(peer.url), timeout_s=2)
+        await api.send(query(peer.url), timeout_s=PATIENCE_S)
         with pytest.raises(TransportError, match="closed the connection without an answer") as caught:
-            await api.send(create(peer.url), timeout_s=2)
+            await api.send(create(peer.url), timeout_s=PATIENCE_S)
         await asyncio.sleep(0.02)
     assert caught.value.possibly_sent is True
     assert (peer.accepted, len(peer.requests)) == (1, 2)
@@ -255,25 +270,30 @@ async def test_create_is_not_resent_when_its_connection_drops() -> None:
 
 async def test_poll_is_resent_by_aiohttp_when_its_connection_drops() -> None:
     async with opened() as api, Peer(dropping_the_second) as peer:
-        await api.send(query(peer.url), timeout_s=2)
-        answer = await api.send(query(peer.url), timeout_s=2)
+        await api.send(query(peer.url), timeout_s=PATIENCE_S)
+        answer = await api.send(query(peer.url), timeout_s=PATIENCE_S)
     assert answer.status == 200
     assert (peer.accepted, len(peer.requests)) == (2, 3)
 
 
 async def test_stale_answer_is_not_used_for_a_create() -> None:
+    read, written = asyncio.Event(), asyncio.Event()
+
     async def script(connection: Connection) -> None:
         await connection.read_request()
         await connection.write(FINE)
-        await asyncio.sleep(0.02)
+        await read.wait()
         await connection.write(FINE.replace(b"{}", b"[]"))  # without a request
+        written.set()
         await connection.ended()
 
     async with opened() as api, Peer(script) as peer:
-        await api.send(query(peer.url), timeout_s=2)
-        await asyncio.sleep(0.05)
+        await api.send(query(peer.url), timeout_s=PATIENCE_S)
+        read.set()
+        await written.wait()
+        await asyncio.sleep(0.02)  # the loop reads what has arrived before any timer ends
         with pytest.raises(TransportError, match="before the request was sent") as caught:
-            await api.send(create(peer.url), timeout_s=2)
+            await api.send(create(peer.url), timeout_s=PATIENCE_S)
     assert caught.value.possibly_sent is False
     assert len(peer.requests) == 1
 
@@ -281,7 +301,7 @@ async def test_stale_answer_is_not_used_for_a_create() -> None:
 async def test_extra_answer_is_not_used_for_the_next_request() -> None:
     async with opened() as api, Peer(answering(FINE, FINE.replace(b"{}", b"[]"), then="wait")) as peer:
         for _ in range(3):
-            assert (await api.send(create(peer.url), timeout_s=2)).body == b"{}"
+            assert (await api.send(create(peer.url), timeout_s=PATIENCE_S)).body == b"{}"
         assert peer.accepted == 3
 
 
@@ -295,7 +315,7 @@ async def test_answer_before_the_upload_ends_is_returned() -> None:
         await script(connection)
 
     async with opened() as api, Peer(answered) as peer:
-        answer = await api.send(HttpRequest(method="POST", url=peer.url, body=b"x" * 20_000_000), timeout_s=2)
+        answer = await api.send(HttpRequest(method="POST", url=peer.url, body=b"x" * 20_000_000), timeout_s=PATIENCE_S)
     assert answer.status == 413
 
 
@@ -323,7 +343,7 @@ async def test_answer_before_the_upload_ends_is_returned() -> None:
 async def test_api_key_is_sent_over_tls_or_loopback_only(url: str, complaint: str) -> None:
     async with opened() as api:
         with pytest.raises(ConfigurationError, match=complaint) as caught:
-            await api.send(create(url), timeout_s=2)
+            await api.send(create(url), timeout_s=PATIENCE_S)
     assert "hidden" not in str(caught.value)
 
 
@@ -332,7 +352,7 @@ async def test_header_with_a_line_break_is_not_sent(header: str) -> None:
     async with opened() as api, Peer(fine) as peer:
         request = HttpRequest(method="POST", url=peer.url, headers={"Idempotency-Key": header}, body=BODY)
         with pytest.raises(ConfigurationError, match="can't be sent"):
-            await api.send(request, timeout_s=2)
+            await api.send(request, timeout_s=PATIENCE_S)
         await asyncio.sleep(0.02)
         assert peer.requests == []
 
@@ -355,35 +375,34 @@ async def test_transport_that_is_not_open_refuses_to_send() -> None:
 
 async def test_open_and_close_are_idempotent() -> None:
     async with opened() as api, Peer(fine) as peer:
-        await api.send(query(peer.url), timeout_s=2)
+        await api.send(query(peer.url), timeout_s=PATIENCE_S)
         assert repr(api) == "<AiohttpTransport open>"
         await api.open()
-        await api.send(query(peer.url), timeout_s=2)
+        await api.send(query(peer.url), timeout_s=PATIENCE_S)
         assert peer.accepted == 1
         await api.aclose()
         await api.aclose()
         assert repr(api) == "<AiohttpTransport closed>"
         with pytest.raises(SessionClosed):
-            await api.send(query(peer.url), timeout_s=2)
+            await api.send(query(peer.url), timeout_s=PATIENCE_S)
 
 
 async def test_close_leaves_no_open_socket() -> None:
     async with opened() as api, Peer(fine) as peer:
         for fresh in (False, True, True):
-            await api.send(create(peer.url), timeout_s=2, fresh_connection=fresh)
+            await api.send(create(peer.url), timeout_s=PATIENCE_S, fresh_connection=fresh)
         await api.aclose()
         assert api._sockets.open_sockets() == []
         await peer.all_ended(3)
 
 
 async def test_close_ends_requests_in_flight() -> None:
-    async with opened() as api, Peer(silent) as peer, asyncio.TaskGroup() as group:
+    async with opened() as api, Peer(answering(then="wait")) as peer, asyncio.TaskGroup() as group:
         sending = [
-            group.create_task(_caught(api.send(create(peer.url), timeout_s=9, fresh_connection=fresh)))
+            group.create_task(_caught(api.send(create(peer.url), timeout_s=PATIENCE_S, fresh_connection=fresh)))
             for fresh in (False, True)
         ]
-        await peer.all_accepted(2)
-        await asyncio.sleep(0.02)
+        await peer.all_read(2)
         await api.aclose()
         assert api._sockets.open_sockets() == []
         for error in [await task for task in sending]:
@@ -400,14 +419,14 @@ async def _caught(sending: Awaitable[object]) -> BaseException | None:
 
 
 async def test_close_does_not_wait_for_a_peer_that_stops_reading() -> None:
-    async def deaf(connection: Connection) -> None:
-        connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        await asyncio.sleep(9)
-
     async with opened() as api, Peer(deaf) as peer:
-        with pytest.raises(TransportError) as caught:
-            await api.send(HttpRequest(method="POST", url=peer.url, body=b"x" * 20_000_000), timeout_s=0.1)
-        assert caught.value.possibly_sent is True
+        upload = HttpRequest(method="POST", url=peer.url, body=b"x" * 20_000_000)
+        sending = asyncio.get_running_loop().create_task(_caught(api.send(upload, timeout_s=60.0)))
+        await peer.all_read(1)
+        leap(61.0)
+        error = await sending
+        assert isinstance(error, TransportError)
+        assert error.possibly_sent is True
         async with asyncio.timeout(1.5):
             await api.aclose()
         assert api._sockets.open_sockets() == []

@@ -16,6 +16,7 @@ from tests.support.images import StaticResolver
 from tests.support.peers import (
     FINE,
     KEY,
+    PATIENCE_S,
     Connection,
     Peer,
     answering,
@@ -38,7 +39,7 @@ async def test_borrowed_session_shares_connections_and_stays_open() -> None:
         async with lent.get(peer.url) as response:
             await response.read()
         async with opened(http=lent) as api:
-            await api.send(create(peer.url), timeout_s=2)
+            await api.send(create(peer.url), timeout_s=PATIENCE_S)
             assert peer.accepted == 1
         assert not lent.closed
         async with lent.get(peer.url) as response:
@@ -54,12 +55,12 @@ async def test_fresh_connections_are_made_by_the_borrowed_connector_and_not_pool
         opened(http=lent) as api,
     ):
         url = peer.url.replace("127.0.0.1", "localhost")
-        await api.send(query(url), timeout_s=2)
+        await api.send(query(url), timeout_s=PATIENCE_S)
         for _ in range(2):
-            await api.send(create(url), timeout_s=2, fresh_connection=True)
+            await api.send(create(url), timeout_s=PATIENCE_S, fresh_connection=True)
         await peer.all_ended(2)
         assert (peer.accepted, resolver.lookups) == (3, 3)
-        await api.send(query(url), timeout_s=2)  # over the pooled connection of the first query
+        await api.send(query(url), timeout_s=PATIENCE_S)  # over the pooled connection of the first query
         assert peer.accepted == 3
 
 
@@ -67,7 +68,7 @@ async def test_fresh_connection_of_a_closed_borrowed_session_is_named() -> None:
     async with aiohttp.ClientSession() as lent, opened(http=lent) as api:
         await lent.close()
         with pytest.raises(ConfigurationError, match="close it after"):
-            await api.send(create("http://127.0.0.1:1/"), timeout_s=2, fresh_connection=True)
+            await api.send(create("http://127.0.0.1:1/"), timeout_s=PATIENCE_S, fresh_connection=True)
 
 
 async def test_settings_of_a_borrowed_session_that_concern_others_are_not_used() -> None:
@@ -86,7 +87,7 @@ async def test_settings_of_a_borrowed_session_that_concern_others_are_not_used()
             ) as lent,
             opened(http=lent) as api,
         ):
-            answer = await api.send(create(peer.url), timeout_s=2)
+            answer = await api.send(create(peer.url), timeout_s=PATIENCE_S)
         assert target.accepted == 0
     assert answer.status == 503
     assert len(peer.requests) == 1
@@ -122,7 +123,7 @@ async def test_settings_that_would_not_be_obeyed_are_refused(settings: dict[str,
             opened(http=bare) as api,
             Peer(fine) as peer,
         ):
-            await api.send(create(peer.url), timeout_s=2)
+            await api.send(create(peer.url), timeout_s=PATIENCE_S)
 
 
 async def test_auth_of_a_borrowed_session_is_refused() -> None:
@@ -142,7 +143,7 @@ async def test_traces_of_a_borrowed_session_do_not_see_the_key() -> None:
     trace = aiohttp.TraceConfig()
     trace.on_request_start.append(record)
     async with aiohttp.ClientSession(trace_configs=[trace]) as lent, opened(http=lent) as api, Peer(fine) as peer:
-        await api.send(create(peer.url), timeout_s=2)
+        await api.send(create(peer.url), timeout_s=PATIENCE_S)
         assert len(peer.requests) == 1
     assert seen == []
 
@@ -166,10 +167,10 @@ async def test_borrowed_session_with_a_closed_connector_is_refused() -> None:
 
 async def test_borrowed_session_closed_too_early_is_named() -> None:
     async with aiohttp.ClientSession() as lent, opened(http=lent) as api, Peer(fine) as peer:
-        await api.send(query(peer.url), timeout_s=2)
+        await api.send(query(peer.url), timeout_s=PATIENCE_S)
         await lent.close()
         with pytest.raises(ConfigurationError, match="close it after"):
-            await api.send(query(peer.url), timeout_s=2)
+            await api.send(query(peer.url), timeout_s=PATIENCE_S)
 
 
 def test_borrowed_session_of_another_loop_is_refused() -> None:
@@ -212,7 +213,7 @@ async def test_borrowed_unix_connector_is_accepted() -> None:
     connector = aiohttp.UnixConnector("/nowhere/at.all")
     async with aiohttp.ClientSession(connector=connector) as lent, opened(http=lent) as api:
         with pytest.raises(TransportError) as caught:
-            await api.send(create("http://localhost/"), timeout_s=2)
+            await api.send(create("http://localhost/"), timeout_s=PATIENCE_S)
     assert caught.value.possibly_sent is False
 
 
@@ -227,8 +228,8 @@ async def trusted(tls: ssl.SSLContext | aiohttp.Fingerprint) -> AsyncIterator[Ai
 
 async def test_tls_context_of_a_borrowed_session_is_used_everywhere() -> None:
     async with trusted(trusting()) as api, Peer(fine, tls=True) as peer:
-        await api.send(query(peer.url), timeout_s=2)
-        await api.send(create(peer.url), timeout_s=2, fresh_connection=True)
+        await api.send(query(peer.url), timeout_s=PATIENCE_S)
+        await api.send(create(peer.url), timeout_s=PATIENCE_S, fresh_connection=True)
         assert (peer.accepted, len(peer.requests)) == (2, 2)
 
 
@@ -236,7 +237,7 @@ async def test_unpinned_certificate_is_certainly_not_sent() -> None:
     async with trusted(aiohttp.Fingerprint(b"\0" * 32)) as api, Peer(fine, tls=True) as peer:
         for fresh in (False, True):
             with pytest.raises(TransportError, match="not the expected one") as caught:
-                await api.send(create(peer.url), timeout_s=2, fresh_connection=fresh)
+                await api.send(create(peer.url), timeout_s=PATIENCE_S, fresh_connection=fresh)
             assert caught.value.possibly_sent is False
         assert peer.requests == []
 
@@ -249,7 +250,7 @@ async def test_create_lost_over_tls_is_possibly_sent() -> None:
     async with trusted(trusting()) as api, Peer(losing, tls=True) as peer:
         for fresh in (False, True):
             with pytest.raises(TransportError) as caught:
-                await api.send(create(peer.url), timeout_s=2, fresh_connection=fresh)
+                await api.send(create(peer.url), timeout_s=PATIENCE_S, fresh_connection=fresh)
             assert caught.value.possibly_sent is True
 
 
@@ -261,7 +262,7 @@ async def test_close_does_not_wait_for_tls_close_notify() -> None:
         await asyncio.sleep(9)
 
     async with trusted(trusting()) as api, Peer(rude, tls=True) as peer:
-        await api.send(create(peer.url), timeout_s=2, fresh_connection=True)
+        await api.send(create(peer.url), timeout_s=PATIENCE_S, fresh_connection=True)
         async with asyncio.timeout(1):
             await api.aclose()
 
@@ -276,14 +277,14 @@ async def test_proxy_of_the_environment_is_not_used(variable: str, monkeypatch: 
         monkeypatch.delenv("NO_PROXY", raising=False)
         monkeypatch.delenv("no_proxy", raising=False)
         for fresh in (False, True):
-            await api.send(create(peer.url), timeout_s=2, fresh_connection=fresh)
+            await api.send(create(peer.url), timeout_s=PATIENCE_S, fresh_connection=fresh)
         assert (len(peer.requests), proxy.accepted) == (2, 0)
 
 
 async def test_configured_proxy_is_used() -> None:
     async with Peer(fine) as proxy, opened(proxy=proxy.url) as api:
         for fresh in (False, True):
-            await api.send(create("http://127.0.0.1:1/x"), timeout_s=2, fresh_connection=fresh)
+            await api.send(create("http://127.0.0.1:1/x"), timeout_s=PATIENCE_S, fresh_connection=fresh)
     assert len(proxy.requests) == 2
     assert proxy.requests[0].startswith(b"POST http://127.0.0.1:1/x HTTP/1.1\r\n")
 
@@ -292,7 +293,7 @@ async def test_configured_proxy_is_used() -> None:
 async def test_unreachable_proxy_is_certainly_not_sent(url: str) -> None:
     async with opened(proxy=f"http://127.0.0.1:{unused_port()}") as api:
         with pytest.raises(TransportError, match="the proxy can't be reached") as caught:
-            await api.send(create(url), timeout_s=2)
+            await api.send(create(url), timeout_s=PATIENCE_S)
     assert caught.value.possibly_sent is False
 
 
@@ -306,7 +307,7 @@ async def test_proxy_that_refuses_a_tunnel_gets_no_key_or_prompt(fresh: bool) ->
     for script in (answering(REFUSAL), _hang_up):
         async with Peer(script) as proxy, opened(proxy=proxy.url) as api:
             with pytest.raises(TransportError) as caught:
-                await api.send(create("https://gateway.invalid/"), timeout_s=2, fresh_connection=fresh)
+                await api.send(create("https://gateway.invalid/"), timeout_s=PATIENCE_S, fresh_connection=fresh)
         assert caught.value.possibly_sent is False
         assert KEY not in str(caught.value)
         assert proxy.requests[0].startswith(b"CONNECT gateway.invalid:443 ")
@@ -316,7 +317,7 @@ async def test_proxy_that_refuses_a_tunnel_gets_no_key_or_prompt(fresh: bool) ->
 async def test_key_is_not_sent_in_clear_text_to_a_remote_proxy() -> None:
     async with opened(proxy="http://proxy.invalid:3128") as api:
         with pytest.raises(ConfigurationError, match="without TLS"):
-            await api.send(create("http://127.0.0.1:1/"), timeout_s=2)
+            await api.send(create("http://127.0.0.1:1/"), timeout_s=PATIENCE_S)
 
 
 @pytest.mark.parametrize(

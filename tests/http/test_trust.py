@@ -22,6 +22,7 @@ from tests.support.images import opened as opened_downloader
 from tests.support.peers import (
     CERTIFICATE,
     KEY,
+    PATIENCE_S,
     Connection,
     Peer,
     Script,
@@ -173,7 +174,7 @@ def test_default_tls_uses_the_systems_authorities(tls: bool | None) -> None:
 async def test_proxy_that_disconnects_is_certainly_not_sent(script: Script) -> None:
     async with Peer(script) as proxy, opened(proxy=proxy.url, connect_s=1.0) as api:
         with pytest.raises(TransportError) as caught:
-            await api.send(create(f"https://127.0.0.1:{unused_port()}/"), timeout_s=2, fresh_connection=True)
+            await api.send(create(f"https://127.0.0.1:{unused_port()}/"), timeout_s=PATIENCE_S, fresh_connection=True)
     assert caught.value.possibly_sent is False
 
 
@@ -183,7 +184,7 @@ async def test_errors_and_frames_do_not_show_a_proxy_password() -> None:
     async with opened(proxy=proxy) as api:
         for url in ("https://gateway.invalid/", "http://127.0.0.1:1/"):
             with pytest.raises(TransportError) as caught:
-                await api.send(query(url), timeout_s=2)
+                await api.send(query(url), timeout_s=PATIENCE_S)
             trace = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
             frames = [frame for frame in trace.stack if Path(frame.filename).is_relative_to(package)]
             shown = [value for frame in frames for value in (frame.locals or {}).values()]
@@ -191,7 +192,7 @@ async def test_errors_and_frames_do_not_show_a_proxy_password() -> None:
             assert not [value for value in shown if "hidden" in value]
     async with opened(proxy="http://me:hidden@proxy.invalid:1") as api:
         with pytest.raises(ConfigurationError, match="without TLS") as refused:
-            await api.send(HttpRequest(method="GET", url="http://127.0.0.1:1/"), timeout_s=2)
+            await api.send(HttpRequest(method="GET", url="http://127.0.0.1:1/"), timeout_s=PATIENCE_S)
     assert "hidden" not in str(refused.value)
 
 
@@ -228,7 +229,7 @@ async def test_netrc_never_replaces_the_key(trust_env: bool, monkeypatch: pytest
     proxies = Proxies(trust_env=trust_env)
     async with Peer(fine) as peer, opened() as api:
         api._proxies = proxies
-        await api.send(create(peer.url), timeout_s=2)
+        await api.send(create(peer.url), timeout_s=PATIENCE_S)
     received = peer.requests[0].decode()
     assert received.count("Authorization") == 1
     assert f"Authorization: Bearer {KEY}" in received

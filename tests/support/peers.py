@@ -19,6 +19,8 @@ from nanobanana_async.http.transport import AiohttpTransport
 KEY = "ak-canary-7Hq2ZxW9vBn4"
 BODY = b'{"prompt":"a lighthouse"}'
 FINE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+PATIENCE_S = 30.0
+"""How long tests wait for what must come, however busy the machine is."""
 CERTIFICATE = Path(__file__).with_name("loopback.pem")  # for localhost and 127.0.0.1, self-signed; valid until 2126
 
 
@@ -36,6 +38,7 @@ class Connection:
         _, _, length = head.lower().partition(b"content-length: ")
         body = await self._reader.readexactly(int(length.split(b"\r\n")[0])) if length else b""
         self._peer.requests.append(head + body)
+        self._peer._changed.set()
         return head + body
 
     async def write(self, *words: bytes) -> None:
@@ -102,6 +105,10 @@ class Peer:
             await asyncio.wait(self._tasks)
         await asyncio.sleep(0)
 
+    async def all_read(self, count: int) -> None:
+        """Wait until `count` requests were read."""
+        await self._until(lambda: len(self.requests) >= count)
+
     async def all_ended(self, count: int) -> None:
         """Wait until `count` scripts have ended."""
         await self._until(lambda: self.ended >= count)
@@ -111,7 +118,7 @@ class Peer:
         await self._until(lambda: self.accepted >= count)
 
     async def _until(self, reached: Callable[[], bool]) -> None:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_S):
             while not reached():
                 self._changed.clear()
                 await self._changed.wait()
@@ -139,6 +146,14 @@ async def fine(connection: Connection) -> None:
 async def silent(connection: Connection) -> None:
     """Read every request, answer none."""
     await connection.ended()
+
+
+async def deaf(connection: Connection) -> None:
+    """Read the head of a request, and then nothing more, nor the end of the connection."""
+    connection._peer.requests.append(await connection._reader.readuntil(b"\r\n\r\n"))
+    connection._peer._changed.set()
+    connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    await asyncio.Event().wait()
 
 
 def answering(*words: bytes, then: str = "hang up") -> Script:
