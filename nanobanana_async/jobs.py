@@ -248,20 +248,25 @@ _values_of = attrgetter(*_FIELDS)
 
 @frozen(kw_only=True)
 class JobSnapshot:
-    """A job at one time: a pickled `Job`, or the job of an event's error. It cannot be awaited without its session.
+    """A job at one time: what `Job.updates` yields, a pickled `Job`, or the job of an event's error.
 
-    Copies of an `Outcome` or a `JobError` made without pickling hold the same live `Job`.
+    It has no session: awaiting it raises `ConfigurationError`. Copies of an `Outcome` or a `JobError` made without
+    pickling hold the same live `Job`.
     """
 
     key: str
     task_id: str | None
+    """The gateway's name for it; None until it was accepted."""
     state: JobState
     request: ImageRequest | None
+    """None if only the task is known."""
     created_at: datetime
     credits: Decimal | None
+    """The price after refunds; None until the gateway reports one."""
     progress: float = 0.0
+    """The share that is done, from 0 to 1."""
     expected_end: datetime | None = None
-    """As those of the live `Job`."""
+    """When a running job should end, an aware time; else None."""
 
     @classmethod
     def of(cls, record: JobRecord) -> "JobSnapshot":
