@@ -12,7 +12,7 @@ MOST_CANDIDATES = 20
 class Candidate:
     """A task that could be an uncertain job. A person decides: the history shows no prompt, but often an image."""
 
-    task_id: str
+    task_id: str  # what `session.resolve` takes, if it is the job's
     created_at: datetime
     """By the gateway's clock."""
-    image_url: str | None = None
+    image_url: str | None = None  # of the first image, if the history shows one

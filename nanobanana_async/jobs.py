@@ -65,44 +65,40 @@ POSSIBLY_BOUGHT_STATES = frozenset({_S.SUBMITTING, _S.RUNNING, _S.UNCERTAIN, _S.
 class Accepted:
     """What a gateway reports when it accepts a job."""
 
-    task_id: str
-    credits_used: Decimal | None = None
-    credits_remaining: Decimal | None = None
-    model: str | None = None
-    request_id: str | None = None
+    task_id: str  # the gateway's name for the job
+    credits_used: Decimal | None = None  # the price, if the answer states it
+    credits_remaining: Decimal | None = None  # the balance of the account, if it states that
+    model: str | None = None  # which was chosen, if the answer names one
+    request_id: str | None = None  # of the create, for questions to the gateway
     provider_request_id: str | None = None
     """The id under which the gateway's own provider traces the task, where the gateway shows one."""
 
 
 @frozen(kw_only=True)
 class Observation:
-    """What a poll or callback reports about a task; short-lived, never stored.
+    """What a poll or callback reports about a task; short-lived, never stored."""
 
-    `state` is RUNNING, SUCCEEDED or FAILED; `status` is the gateway's own word. `queued` means that the gateway has not
-    started the task: that time does not count as its duration.
-    """
-
-    task_id: str | None
-    state: JobState
-    status: str
-    known_status: bool = True
-    queued: bool = False
+    task_id: str | None  # as the answer names it
+    state: JobState  # RUNNING, SUCCEEDED or FAILED
+    status: str  # the gateway's own word for that
+    known_status: bool = True  # False: a word that its reference does not have
+    queued: bool = False  # it has not started the task: that time does not count as the duration
     progress: float | None = None
     """The share that is done, from 0 to 1, by the gateway's word; None if it does not say."""
-    images: tuple[str, ...] = field(default=(), repr=False)
-    missing: MissingImageReasons = ()
+    images: tuple[str, ...] = field(default=(), repr=False)  # URLs, or data URIs
+    missing: MissingImageReasons = ()  # the indexes of images that the task did not bring, each with the reason
     error: str | None = None
     """Why the task failed, or why an end without images has none; None if the gateway gave no reason."""
-    error_code: str | None = None
-    failure_kind: JobFailureKind = "unknown"
-    model: str | None = None
-    credits_used: Decimal | None = None
-    credits_refunded: Decimal | None = None
-    created_at: datetime | None = None
-    completed_at: datetime | None = None
-    request_id: str | None = None
-    provider_request_id: str | None = None
-    raw: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)
+    error_code: str | None = None  # the gateway's code for that
+    failure_kind: JobFailureKind = "unknown"  # what that is in `JobFailed.kind`
+    model: str | None = None  # which was used, if the answer names one
+    credits_used: Decimal | None = None  # the price, if the answer states it
+    credits_refunded: Decimal | None = None  # what was given back of it
+    created_at: datetime | None = None  # by the gateway's clock
+    completed_at: datetime | None = None  # by the gateway's clock
+    request_id: str | None = None  # of the query
+    provider_request_id: str | None = None  # as that of `Accepted`
+    raw: Mapping[str, Any] = field(factory=dict, repr=False, eq=False)  # the whole answer
 
     def duration_s(self, age_s: float) -> float | None:
         """Return the duration by the gateway's times; None if it is missing or longer than the job's age allows."""
@@ -253,20 +249,25 @@ _values_of = attrgetter(*_FIELDS)
 
 @frozen(kw_only=True)
 class JobSnapshot:
-    """A job at one time: a pickled `Job`, or the job of an event's error. It cannot be awaited without its session.
+    """A job at one time: what `Job.updates` yields, a pickled `Job`, or the job of an event's error.
 
-    Copies of an `Outcome` or a `JobError` made without pickling hold the same live `Job`.
+    It has no session: awaiting it raises `ConfigurationError`. Copies of an `Outcome` or a `JobError` made without
+    pickling hold the same live `Job`.
     """
 
-    key: str
+    key: str  # our name for it
     task_id: str | None
-    state: JobState
+    """The gateway's name for it; None until it was accepted."""
+    state: JobState  # at that time
     request: ImageRequest | None
-    created_at: datetime
+    """None if only the task is known."""
+    created_at: datetime  # when it was requested
     credits: Decimal | None
+    """The price after refunds; None until the gateway reports one."""
     progress: float = 0.0
+    """The share that is done, from 0 to 1."""
     expected_end: datetime | None = None
-    """As those of the live `Job`."""
+    """When a running job should end, an aware time; else None."""
 
     @classmethod
     def of(cls, record: JobRecord) -> "JobSnapshot":

@@ -1,20 +1,23 @@
 """Checks the site of docs/: every page is in its navigation, every public name in its reference, and it builds."""
 
 import importlib.util
+import inspect
 import json
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import typing
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-import nanobanana_async
-from nanobanana_async import errors
+from nanobanana_async import BatchStopped, JobError, JobUncertain, Session, SessionPortal
 from nanobanana_async.cli.batch.results import Result
 from nanobanana_async.cli.batch.spreadsheet import write_spreadsheet
 from nanobanana_async.images.saved import PurchasedImage
@@ -25,9 +28,32 @@ from nanobanana_async.report import STATUSES, ReportRow
 DOCS = Path(__file__).parent.parent / "docs"
 SETTINGS = tomllib.loads((DOCS / "zensical.toml").read_text(encoding="utf-8"))
 PAGES = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if ".site" not in path.parts}
-NOT_ON_A_PAGE = {"__version__", "Resolution"}
-"""Names without text of their own: a string, and the words that `ImageRequest.resolution` takes."""
-
+PUBLIC_MODULES = (
+    "",
+    ".emulator",
+    ".emulator.faults",
+    ".emulator.fixtures",
+    ".errors",
+    ".events",
+    ".gateways",
+    ".otel",
+    ".otel.prometheus",
+    ".serve",
+    ".testing",
+    ".webhooks",
+)
+"""The modules of "What is public" in compatibility.md."""
+NOT_ON_A_PAGE = {
+    ".Resolution": "the words that `ImageRequest.resolution` takes",
+    ".__version__": "a string",
+    ".emulator.EmulatorOptions": "the fields of `EmulatorSettings` as keyword arguments",
+    ".emulator.faults.FaultSource": "what the emulator makes of its settings",
+    ".emulator.fixtures.pytest_configure": "for pytest",
+    ".testing.EPOCH": "a time",
+}
+"""Public names without text of their own."""
+OF_REQUESTS = {"extra.ExtraFields", "references.LocalImage", "references.StoreObject"}
+"""What `ImageRequest` makes of mappings, paths and bytes: users pass those."""
 
 VARIABLES = ("## Variables that the library reads", "## Variables that only the command line reads")
 """The sections of settings.md with the environment variables."""
@@ -91,13 +117,69 @@ def test_list_for_language_models_has_every_page_in_order() -> None:
     assert [f"{link}.md" for link in links] == pages
 
 
+def public_names(module: ModuleType) -> list[str]:
+    """Return what a module exports: `__all__`, or without one the classes and functions that it defines."""
+    own = {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+    public = [name for name in own if not name.startswith("_") and callable(getattr(module, name))]
+    return list(getattr(module, "__all__", public))
+
+
+def shown_names() -> set[str]:
+    """Return the names on the pages of the reference, each by the module that defines it and by that of its page."""
+    shown: set[str] = set()
+    for page in (DOCS / "reference").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        for path, options in re.findall(r"^::: (\S+)\n((?: +.*\n)*)", text, re.MULTILINE):
+            shown.add(path)
+            value = pkgutil.resolve_name(path)
+            inside = public_names(value) if inspect.ismodule(value) else []
+            hidden = re.findall(r'"!(\^[^"]+)"', options)
+            names = [f"{path}.{name}" for name in inside if not any(re.search(each, name) for each in hidden)]
+            for name in (*names, path):
+                value = pkgutil.resolve_name(name)
+                shown |= {name, f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"}
+    return shown
+
+
 def test_every_public_name_is_on_a_reference_page() -> None:
-    pages = (page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md"))
-    shown = {name for text in pages for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE)}
-    if "nanobanana_async.errors" in shown:
-        shown |= {f"nanobanana_async.{name}" for name in vars(errors)}
-    missing = [name for name in nanobanana_async.__all__ if f"nanobanana_async.{name}" not in shown]
-    assert set(missing) == NOT_ON_A_PAGE
+    shown, missing = shown_names(), set()
+    for module in (importlib.import_module(f"nanobanana_async{each}") for each in PUBLIC_MODULES):
+        for name in public_names(module):
+            value, path = getattr(module, name), f"{module.__name__}.{name}"
+            if not {path, f"{getattr(value, '__module__', '')}.{name}"} & shown:
+                missing.add(path.removeprefix("nanobanana_async"))
+    assert missing == NOT_ON_A_PAGE.keys()
+
+
+def classes_in(annotation: Any) -> set[type]:
+    """Return the classes of the package in a type."""
+    inner = {each for argument in typing.get_args(annotation) for each in classes_in(argument)}
+    ours = inspect.isclass(annotation) and annotation.__module__.startswith("nanobanana_async")
+    return {annotation} | inner if ours else inner
+
+
+def returned_by(owner: type) -> set[type]:
+    """Return the classes of the package that public methods, properties and fields of a class give to a user."""
+    found: set[type] = set()
+    hints = {name: hint for name, hint in typing.get_type_hints(owner).items() if not name.startswith("_")}
+    for name, member in inspect.getmembers(owner):
+        function = member.fget if isinstance(member, property) else member
+        if not name.startswith("_") and inspect.isfunction(function):
+            hints[name] = typing.get_type_hints(function).get("return")
+    for hint in hints.values():
+        found |= classes_in(hint)
+    return found
+
+
+def test_what_sessions_give_out_is_on_a_reference_page() -> None:
+    shown, seen = shown_names(), set[type]()
+    found: set[type] = {Session, SessionPortal, JobError, BatchStopped, JobUncertain}
+    while found:
+        seen |= found
+        found = {each for owner in found for each in returned_by(owner)} - seen
+    assert len(seen) > 10
+    missing = {f"{each.__module__}.{each.__name__}" for each in seen} - shown
+    assert missing == {f"nanobanana_async.{name}" for name in OF_REQUESTS}
 
 
 def test_page_of_files_has_the_columns_of_results() -> None:

@@ -17,7 +17,7 @@ from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.policy.retry import is_outage
 
-# How often the callback notices are fetched that other processes left for us in the ledger.
+# How often the callback notices are fetched that other processes left for us in the ledger, while jobs are tracked.
 NOTICE_FETCH_S = 0.5
 
 # The gap between two queries about an uncertain job; it grows while queries fail, up to `LONGEST_CONFIRM_GAP_S`.
@@ -59,6 +59,9 @@ class CallbackHandler:
         """Fetch the notices that other processes leave about callbacks of our jobs, as long as the session is open."""
         await self._callbacks.enabled.wait()
         while True:
+            if not self._engine.tracked:  # a session without jobs sleeps
+                self._engine.scheduler.job_tracked.clear()
+                await self._engine.scheduler.job_tracked.wait()
             await anyio.sleep(NOTICE_FETCH_S)
             try:
                 notices = await self._engine.store.ledger.take_notices() if self._engine.tracked else ()

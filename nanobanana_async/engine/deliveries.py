@@ -67,11 +67,12 @@ class DeliveryHandler:
 
     async def keep_searching_early_deliveries(self) -> None:
         """Search the jobs of early deliveries in the ledger, as long as the session is open."""
-        await self._callbacks.enabled.wait()
+        early = self._fallback.early_deliveries
         while True:
+            await early.wait()
             await anyio.sleep(NOTICE_FETCH_S)
             try:
-                for account, task_id in self._fallback.early_deliveries.due_for_search(SEARCHES_PER_ROUND):
+                for account, task_id in early.due_for_search(SEARCHES_PER_ROUND):
                     await self._find_job(account, task_id)
             except LedgerError as error:
                 log.warning("ledger.failed error=%s", error.message)

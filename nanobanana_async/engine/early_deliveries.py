@@ -1,5 +1,6 @@
 """Remember deliveries about tasks that no job has yet: the webhook may be faster than the answer to the create."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -26,14 +27,22 @@ class EarlyDeliveries:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._waiting: OrderedDict[tuple[str, str], _EarlyDelivery] = OrderedDict()
+        self._added = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    async def wait(self) -> None:
+        """Wait until a task is remembered."""
+        while not self._waiting:
+            self._added.clear()
+            await self._added.wait()
 
     def add(self, account: str, task_id: str) -> None:
         """Remember a task."""
         now = self._clock()
         self._waiting.setdefault((account, task_id), _EarlyDelivery(now, now + FIRST_SEARCH_S))
+        self._added.set()
         if len(self._waiting) > MOST_REMEMBERED:
             self._waiting.popitem(last=False)
 

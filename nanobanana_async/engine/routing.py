@@ -227,6 +227,7 @@ class Router:
                 job.rare = evolve(job.rare, uploads=NO_UPLOADS, uploads_renewed=False)
             target.scheduler.dispatcher.assign_place(job)
             target.scheduler.tracked[job.key] = job
+            target.scheduler.job_tracked.set()
 
     def _follow_with_account(self, source: Engine, job: TrackedJob, record: JobRecord) -> bool:
         """Let the engine of the job's present account follow it; return whether the session has that account."""

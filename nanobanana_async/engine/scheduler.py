@@ -69,6 +69,7 @@ class Scheduler:
         self.dispatcher = Dispatcher(slots, poller, estimates, self.workers, store.credits)
         self._timers = Timers(loop)
         self.tracked: dict[str, TrackedJob] = {}
+        self.job_tracked = asyncio.Event()  # set when a job is added to them; cleared by the task that waits for it
         store.credits.tracked = store.credits.tracked_in_session = self.tracked
         self.holding: dict[str, TrackedJob] = {}
         """Uncertain jobs that hold their slots while they may still run, by key."""
@@ -251,13 +252,13 @@ class Scheduler:
 
     def track(self, job: TrackedJob, phase: Phase) -> TrackedJob:
         """Begin to follow a job in this phase. It gets back the slots that it held while it was uncertain."""
-        before = self.holding.pop(job.key, None)
-        if before is not None and before is not job:
+        if (before := self.holding.pop(job.key, job)) is not job:
             job.inherit_slots(before)
         job.wait_error = None
         job.enter_phase(phase)
         self.dispatcher.assign_place(job)
         self.tracked[job.key] = job
+        self.job_tracked.set()
         self._store.emit(JobTracked(record=job.record, weight=job.weight))
         return job
 
@@ -307,11 +308,10 @@ class Scheduler:
 
     def _crashed(self, job: Timed, failure: BaseException) -> None:
         log_failure("engine.crashed", failure, job=job.key)
-        error = error_of_crash(failure)
         if isinstance(job, ImagePoll):
-            self.image_polls.fail(job, error)
+            self.image_polls.fail(job, error_of_crash(failure))
         elif job.is_followed:
-            self._finish_job(job, error)
+            self._finish_job(job, error_of_crash(failure))
 
     def check_open(self, record: JobRecord, *, is_known: bool = True) -> None:
         """Raise `SessionClosed` if the session is closing; `is_known`: the record is what the ledger has."""

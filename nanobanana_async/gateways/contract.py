@@ -17,11 +17,11 @@ MIB = 1024 * 1024
 class HttpRequest:
     """An HTTP request without the API key, which the transport adds when it sends."""
 
-    method: Literal["GET", "POST", "PUT", "DELETE"]
-    url: str
-    headers: Mapping[str, str] = field(factory=dict)
-    body: bytes | None = field(default=None, repr=False)
-    max_answer_bytes: int = MIB
+    method: Literal["GET", "POST", "PUT", "DELETE"]  # of HTTP
+    url: str  # the whole URL
+    headers: Mapping[str, str] = field(factory=dict)  # beside `Authorization`
+    body: bytes | None = field(default=None, repr=False)  # None for none
+    max_answer_bytes: int = MIB  # a longer answer is an `UnexpectedResponse`
     max_text_bytes: int | None = None
     """Bound of the bytes outside inline images, which reach from `;base64,` to the next quote; None for no bound."""
 
@@ -30,9 +30,9 @@ class HttpRequest:
 class HttpResponse:
     """A complete HTTP answer. Header names are in lower case."""
 
-    status: int
-    headers: Mapping[str, str] = field(factory=dict, repr=False)
-    body: bytes = field(default=b"", repr=False)
+    status: int  # of HTTP
+    headers: Mapping[str, str] = field(factory=dict, repr=False)  # names in lower case
+    body: bytes = field(default=b"", repr=False)  # all of it
 
 
 @runtime_checkable

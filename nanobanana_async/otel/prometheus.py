@@ -23,6 +23,7 @@ class PrometheusMetrics:
         self._registry = CollectorRegistry()
         reader = PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False, registry=self._registry)
         self.telemetry = Telemetry(meter_provider=MeterProvider(metric_readers=[reader]))
+        """The observer that records them."""
 
     def text(self) -> bytes:
         """Return all metrics; their media type is `CONTENT_TYPE`."""

@@ -46,13 +46,13 @@ class Token:
     priority are those of `Session.generate`.
     """
 
-    name: str = field(validator=_check_name)
-    digest: bytes = field(repr=False)
+    name: str = field(validator=_check_name)  # what identifies it in the ledger
+    digest: bytes = field(repr=False)  # of its text
     budget: Budget | None = field(default=None, validator=_check_budget, kw_only=True)
     """Which counts its jobs in the ledger, on all hosts and after restarts; tokens may share one."""
     group: str | None = field(default=None, converter=check_group, kw_only=True)
     """With which jobs its own share turns for a slot; None: its name is their group."""
-    priority: int = field(default=0, converter=check_priority, kw_only=True)
+    priority: int = field(default=0, converter=check_priority, kw_only=True)  # from -100 to 100
 
     def __init__(
         self, name: str, text: str, *, budget: Budget | None = None, group: str | None = None, priority: int = 0

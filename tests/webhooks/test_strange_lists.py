@@ -22,13 +22,6 @@ from tests.support.webhooks import WebhookGateway, hooked
 OTHERS = "https://other.example/hooks"
 
 
-@pytest.fixture
-def _idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look for deliveries to other processes, of which there are none, less often: a day has many half seconds."""
-    for name in ("callback_handler", "deliveries"):
-        monkeypatch.setattr(f"nanobanana_async.engine.{name}.NOTICE_FETCH_S", 60.0)
-
-
 class StrangeGateway(WebhookGateway):
     """Shows each webhook in its own way, or answers a registration with another id."""
 
@@ -153,7 +146,6 @@ async def test_url_that_only_contains_ours_is_not_removed(url: str) -> None:
         lambda webhook: webhook if webhook["url"] == OTHERS else None,
     ],
 )
-@pytest.mark.usefixtures("_idle")
 @virtually
 async def test_hidden_webhook_is_registered_once_a_day(
     shown: Callable[[dict[str, Any]], Any], caplog: pytest.LogCaptureFixture
@@ -171,7 +163,6 @@ async def test_hidden_webhook_is_registered_once_a_day(
     assert gateway.registered == 2
 
 
-@pytest.mark.usefixtures("_idle")
 @virtually
 async def test_day_after_a_hidden_webhook_one_more_is_registered() -> None:
     gateway, ledger = StrangeGateway(lambda webhook: None), MemoryLedger()
@@ -221,7 +212,6 @@ class LosingGateway(StrangeGateway):
         return TransportError("the connection was reset", possibly_sent=True) if lost else reply
 
 
-@pytest.mark.usefixtures("_idle")
 @virtually
 async def test_lost_answers_of_hidden_webhooks_are_few(caplog: pytest.LogCaptureFixture) -> None:
     gateway, ledger = LosingGateway(lambda webhook: None), MemoryLedger()
