@@ -67,7 +67,7 @@ class WorkRunner(BatchRunner):
         self._writing_ended = False
         self._wake = asyncio.Event()
         self._draws_ended = False
-        self._drawing = 0
+        self._unanswered_draws = 0
         """How many draws the ledger has not answered."""
         self._draw_at = 0.0
         """Before it nothing is drawn: the other workers are first."""
@@ -118,7 +118,7 @@ class WorkRunner(BatchRunner):
             while clock() < self._draw_at or (self._is_away and self._unsent):  # noqa: ASYNC110 - a time, or others
                 await anyio.sleep(WAIT_S)
             draw: asyncio.Future[Draw] = asyncio.get_running_loop().create_future()
-            self._drawing += 1
+            self._unanswered_draws += 1
             self._group.start_soon(self._draw, draw, 1 if self._is_away else max(1, PREFETCH - len(self._unsent)))
             drawn = await draw
             self._take_facts(drawn.facts)
@@ -138,7 +138,7 @@ class WorkRunner(BatchRunner):
                 draw.set_exception(error)
             return
         finally:
-            self._drawing -= 1
+            self._unanswered_draws -= 1
             self._wake.set()
         # After a failure the ledger may give rows again that are in hand: it can't know which ones arrived.
         known = self._in_hand.keys() | self._to_write.keys() | self._unwritten.keys()
@@ -255,7 +255,7 @@ class WorkRunner(BatchRunner):
         What can't be written is drawn again by others, once this session has closed.
         """
         try:
-            while self._to_write or self._in_hand or self._drawing or not self._draws_ended:
+            while self._to_write or self._in_hand or self._unanswered_draws or not self._draws_ended:
                 await self._wake.wait()
                 self._wake.clear()
                 rows, self._to_write = self._unwritten | self._to_write, {}

@@ -5,7 +5,6 @@ import fcntl
 import os
 import pty
 import re
-import shlex
 import signal
 import sys
 import termios
@@ -19,13 +18,12 @@ import pytest
 
 from nanobanana_async.emulator import Emulator
 from tests.cli.batch_kills import images_of, lines_of
-from tests.support.command import EARLY, environment, nanobanana, started
+from tests.support.command import POLLING_EARLY, environment, nanobanana, started
 
 pytestmark = pytest.mark.slow
 
 ROWS = 24
 WITHIN_S = 40.0  # on a busy machine; a signal that is lost would end nothing
-POLLING_EARLY = f"{shlex.quote(sys.executable)} -c {shlex.quote(EARLY)}"
 
 
 class PseudoTerminal:

@@ -16,14 +16,13 @@ from rich.console import Console
 from nanobanana_async.cli.signals import StopSignals
 from nanobanana_async.emulator import Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import error
-from tests.support.command import EARLY, Said, ended, environment, nanobanana, started
+from tests.support.command import POLLING_EARLY, Said, ended, environment, nanobanana, started
 from tests.support.loopback import until
 
 pytestmark = pytest.mark.slow
 
 WITHIN_S = 40.0  # on a busy machine
 NANOBANANA = f"{shlex.quote(sys.executable)} -m nanobanana_async"
-POLLING_EARLY = f"{shlex.quote(sys.executable)} -c {shlex.quote(EARLY)}"
 
 
 async def accepted(emulator: Emulator, jobs: int) -> None:

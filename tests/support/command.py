@@ -7,6 +7,7 @@ import functools
 import io
 import itertools
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -23,8 +24,9 @@ from tests.support.early_polls import POLL_EARLY
 
 _NUMBERS = itertools.count()
 
-EARLY = f"{POLL_EARLY}; from nanobanana_async.cli import main; main()"
-"""A program that is the command and polls early: in a shell it is no forked process (see `forked.constants`)."""
+_PROGRAM = f"{POLL_EARLY}; from nanobanana_async.cli import main; main()"
+POLLING_EARLY = f"{shlex.quote(sys.executable)} -c {shlex.quote(_PROGRAM)}"
+"""The command for a shell, which polls early: there it is no forked process (see `forked.constants`)."""
 
 _OURS = ("APIMALL_", "DEFAPI_", "NANOBANANA_")
 
