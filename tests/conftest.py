@@ -40,7 +40,7 @@ _IN_REAL_TIME = {
 }
 """Folders and files whose tests run in real time with default settings."""
 
-_EARLY_POLLS = {"FEW_SECONDS_S": 0.1, "LEAST_DELAY_S": 0.05}
+_EARLY_POLLS = {"LEAST_GAP_IF_UNKNOWN_S": 0.1, "LEAST_DELAY_S": 0.05}
 
 # Hypothesis fails an example that takes 200 ms, as any example may on a machine with other work.
 # Forty examples at first sight of a test show what a hundred do; each run draws others.

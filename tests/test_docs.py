@@ -35,7 +35,7 @@ NOT_INSTALLED = {"aiogram", "discord", "django"}
 QUICK = """\
 from nanobanana_async.policy import poll_schedule
 
-poll_schedule.FEW_SECONDS_S, poll_schedule.LEAST_DELAY_S = 0.1, 0.05
+poll_schedule.LEAST_GAP_IF_UNKNOWN_S, poll_schedule.LEAST_DELAY_S = 0.1, 0.05
 """
 """What a block in a process of its own imports first: its jobs are polled early, as in this process."""
 _LINK = re.compile(r"(?:\]\(|\bsrc(?:set)?=\")([^)#:\s\"]+)(?:#[^)]*)?[)\"]")

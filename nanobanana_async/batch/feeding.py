@@ -74,7 +74,7 @@ class Feeding:
         self._reader = RowReader(self._name, partial(row_name, options.names))
         self._without_key = 0
         self._report = FeedReport(batch=self._name)
-        self._facts = FedBatch(
+        self._fed_batch = FedBatch(
             batch=self._prefix,
             name=self._name,
             gateway=engine.gateway.name,
@@ -97,7 +97,7 @@ class Feeding:
         if known is not None:
             check_account(known, self._name, self._engine)
         await self._store_all(items)
-        stored = await self._ledger.open_batch(self._facts, change=True)
+        stored = await self._ledger.open_batch(self._fed_batch, change=True)
         check_account(stored, self._name, self._engine)
         return evolve(self._report, max_credits=stored.max_credits)
 
@@ -145,7 +145,7 @@ class Feeding:
     async def _store_chunk(self, chunk: Mapping[str, FedRow]) -> None:
         rows = tuple(chunk.values())
         if not self._is_open:
-            check_account(await self._ledger.open_batch(self._facts), self._name, self._engine)
+            check_account(await self._ledger.open_batch(self._fed_batch), self._name, self._engine)
             self._is_open = True
         found = await self._ledger.feed(self._prefix, rows, max_credits=self._options.max_credits)
         if found.misplaced is not None:
@@ -171,7 +171,7 @@ class Feeding:
         """Store the cap if it is lower than the batch's: workers draw rows before all are stored."""
         cap, known = self._options.max_credits, await self._ledger.fed_batch(self._prefix)
         if cap is not None and known is not None and (known.max_credits is None or cap < known.max_credits):
-            await self._ledger.open_batch(evolve(self._facts, expected_credits=None), change=True)
+            await self._ledger.open_batch(evolve(self._fed_batch, expected_credits=None), change=True)
 
     async def _begin_again(self, known: JobRecord, wanted: JobRecord) -> None:
         """Start the next generation of a job, for a worker to buy."""
@@ -248,13 +248,13 @@ class Feeding:
         )
 
 
-def check_account(facts: FedBatch, name: str, engine: Engine) -> None:
+def check_account(fed: FedBatch, name: str, engine: Engine) -> None:
     """Raise `ConfigurationError` if a batch was fed for another account: its rows would be bought a second time."""
-    if facts.account != engine.account:
+    if fed.account != engine.account:
         raise ConfigurationError(
-            f"batch {name!r} was fed for account {facts.account} of {facts.gateway}, and this session has account"
+            f"batch {name!r} was fed for account {fed.account} of {fed.gateway}, and this session has account"
             f" {engine.account}. "
-            + account_advice(facts.gateway, facts.account, engine.account, engine.claimer.ledger_location)
+            + account_advice(fed.gateway, fed.account, engine.account, engine.claimer.ledger_location)
         )
 
 

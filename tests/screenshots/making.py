@@ -38,7 +38,8 @@ TYPED_IN_STUDIO = (
 )
 NOTEBOOK = ROOT / "docs/notebook.ipynb"
 POLLED_EARLY = (
-    "import nanobanana_async.policy.poll_schedule as polls; polls.FEW_SECONDS_S, polls.LEAST_DELAY_S = 0.1, 0.05"
+    "import nanobanana_async.policy.poll_schedule as polls;"
+    " polls.LEAST_GAP_IF_UNKNOWN_S, polls.LEAST_DELAY_S = 0.1, 0.05"
 )
 NOTEBOOK_PAGE = """<!doctype html>
 <html lang="en">

@@ -24,7 +24,7 @@ _NUMBERS = itertools.count()
 
 EARLY = (
     "from nanobanana_async.cli import main; from nanobanana_async.policy import poll_schedule;"
-    "poll_schedule.FEW_SECONDS_S, poll_schedule.LEAST_DELAY_S = 0.1, 0.05; main()"
+    "poll_schedule.LEAST_GAP_IF_UNKNOWN_S, poll_schedule.LEAST_DELAY_S = 0.1, 0.05; main()"
 )
 """A program that is the command and polls early: in a shell it is no forked process (see `forked.constants`)."""
 
