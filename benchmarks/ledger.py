@@ -106,7 +106,7 @@ async def _large(path: Path) -> dict[str, float]:
         found["unfinished"].append(fetched - opened_at)
         for name, work in (
             ("find", ledger.find(records[-1].key)),
-            ("held", ledger.count_foreign_jobs(ACCOUNT)),
+            ("held", ledger.count_foreign_slots(ACCOUNT)),
             ("counts", ledger.count_by_state()),
         ):
             begun = time.perf_counter()

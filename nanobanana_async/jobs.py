@@ -156,11 +156,11 @@ class JobRecord:
     model: str | None = None
     failure: Failure | None = None
 
-    def transition_to(self, state: JobState, **facts: Any) -> "JobRecord":
-        """Return the record after a transition, with new facts; raise `RuntimeError` if `TRANSITIONS` forbids it."""
+    def transition_to(self, state: JobState, **changes: Any) -> "JobRecord":
+        """Return the record after a transition with changes; raise `RuntimeError` if `TRANSITIONS` forbids it."""
         if state not in TRANSITIONS[self.state]:
             raise RuntimeError(f"a job cannot go {self.state.name} -> {state.name}")
-        changed = {**facts, "state": state, "revision": self.revision + 1}
+        changed = {**changes, "state": state, "revision": self.revision + 1}
         return JobRecord(**dict(zip(_FIELDS, _values_of(self), strict=True)) | changed)  # twice as fast as `evolve`
 
     def next_generation(

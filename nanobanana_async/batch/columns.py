@@ -58,12 +58,12 @@ class Columns:
         notes = recognised_note(self.recognised, "column"), unknown_note(self.unknown, "column")
         return "; ".join(filter(None, notes))
 
-    def facts(self, cells: Sequence[Any]) -> dict[str, Any]:
+    def row_fields(self, cells: Sequence[Any]) -> dict[str, Any]:
         """Return the fields of a row; empty cells are left out.
 
         Raises `HeaderError` for a cell without a column, and for a value of `extra` that is given twice.
         """
-        facts: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         extra: dict[str, Any] = {}
         for number, cell in enumerate(cells):
             if is_absent(cell):
@@ -72,14 +72,14 @@ class Columns:
             if name is None:
                 raise HeaderError(self._nameless(number, cells))
             if name == "images" and isinstance(cell, str):
-                facts[name] = cell.replace("|", " ").split()
+                fields[name] = cell.replace("|", " ").split()
             elif name in COLUMNS:
-                facts[name] = cell
+                fields[name] = cell
             elif name.startswith("extra."):
                 extra[name.removeprefix("extra.")] = _extra_value(cell)
             else:
-                facts.setdefault("metadata", {})[name.removeprefix("metadata.")] = cell
-        return with_extra(with_image(facts), extra)
+                fields.setdefault("metadata", {})[name.removeprefix("metadata.")] = cell
+        return with_extra(with_image(fields), extra)
 
     def _nameless(self, number: int, cells: Sequence[Any]) -> str:
         if number >= len(self.names):
@@ -88,12 +88,12 @@ class Columns:
         return f"column {number + 1} has a value here and no name in the header"
 
 
-def with_image(facts: dict[str, Any]) -> dict[str, Any]:
+def with_image(fields: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a row with its `image` as the first of its `images`."""
-    if "image" not in facts:
-        return facts
-    image, more = facts.pop("image"), facts.get("images", [])
-    return {**facts, "images": [image, *(more if isinstance(more, (list, tuple)) else [more])]}
+    if "image" not in fields:
+        return fields
+    image, more = fields.pop("image"), fields.get("images", [])
+    return {**fields, "images": [image, *(more if isinstance(more, (list, tuple)) else [more])]}
 
 
 def read_header(cells: Iterable[Any], *, strict: bool = False, by_values: Mapping[str, str] | None = None) -> Columns:
@@ -148,16 +148,16 @@ class NamesByValues:
         """Return whether one of these names could be a field by its values."""
         return any(_letters(name) in _BY_VALUES for name in names)
 
-    def add(self, facts: Mapping[str, Any]) -> None:
+    def add(self, fields: Mapping[str, Any]) -> None:
         """Take the fields of a row, in which names that are no field are metadata."""
-        metadata = facts.get("metadata")
+        metadata = fields.get("metadata")
         for name, value in metadata.items() if isinstance(metadata, dict) else ():
             if (meant := _BY_VALUES.get(_letters(name))) is None or is_absent(value):
                 continue
             self._fits.setdefault(name, meant)
             if not _is_valid_for(meant, value):
                 self._wrong.add(name)
-        self._wrong.update(name for name, meant in self._fits.items() if meant in facts)
+        self._wrong.update(name for name, meant in self._fits.items() if meant in fields)
 
     @property
     def found(self) -> dict[str, str]:
@@ -200,17 +200,17 @@ def field_of_column(name: str, by_values: Mapping[str, str] | None = None) -> st
     return f"{part[1].lower()}.{part[2]}" if part else f"metadata.{name.strip()}"
 
 
-def with_extra(facts: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+def with_extra(fields: dict[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a row with these values added to its `extra`; raise `HeaderError` if one is there twice."""
     if not extra:
-        return facts
+        return fields
     try:
-        given = to_extra(facts.get("extra"))
+        given = to_extra(fields.get("extra"))
     except InvalidRequest as error:
         raise HeaderError(error.message) from None
     if twice := [name for name in extra if name in given]:
         raise HeaderError(f"extra has {twice[0]!r}, and extra.{twice[0]} has it too: give it once")
-    return {**facts, "extra": {**given, **extra}}
+    return {**fields, "extra": {**given, **extra}}
 
 
 def _extra_value(cell: Any) -> Any:

@@ -74,7 +74,7 @@ class Feeding:
         self._reader = RowReader(self._name, partial(row_name, options.names))
         self._without_key = 0
         self._report = FeedReport(batch=self._name)
-        self._facts = FedBatch(
+        self._fed_batch = FedBatch(
             batch=self._prefix,
             name=self._name,
             gateway=engine.gateway.name,
@@ -97,7 +97,7 @@ class Feeding:
         if known is not None:
             check_account(known, self._name, self._engine)
         await self._store_all(items)
-        stored = await self._ledger.open_batch(self._facts, change=True)
+        stored = await self._ledger.open_batch(self._fed_batch, change=True)
         check_account(stored, self._name, self._engine)
         return evolve(self._report, max_credits=stored.max_credits)
 
@@ -145,7 +145,7 @@ class Feeding:
     async def _store_chunk(self, chunk: Mapping[str, FedRow]) -> None:
         rows = tuple(chunk.values())
         if not self._is_open:
-            check_account(await self._ledger.open_batch(self._facts), self._name, self._engine)
+            check_account(await self._ledger.open_batch(self._fed_batch), self._name, self._engine)
             self._is_open = True
         found = await self._ledger.feed(self._prefix, rows, max_credits=self._options.max_credits)
         if found.misplaced is not None:
@@ -242,13 +242,13 @@ class Feeding:
         )
 
 
-def check_account(facts: FedBatch, name: str, engine: Engine) -> None:
+def check_account(fed: FedBatch, name: str, engine: Engine) -> None:
     """Raise `ConfigurationError` if a batch was fed for another account: its rows would be bought a second time."""
-    if facts.account != engine.account:
+    if fed.account != engine.account:
         raise ConfigurationError(
-            f"batch {name!r} was fed for account {facts.account} of {facts.gateway}, and this session has account"
+            f"batch {name!r} was fed for account {fed.account} of {fed.gateway}, and this session has account"
             f" {engine.account}. "
-            + account_advice(facts.gateway, facts.account, engine.account, engine.claimer.ledger_location)
+            + account_advice(fed.gateway, fed.account, engine.account, engine.claimer.ledger_location)
         )
 
 

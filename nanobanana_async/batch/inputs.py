@@ -74,7 +74,7 @@ class FrameRows:
                 names = NamesByValues()
                 for cells in rows():
                     with suppress(HeaderError):  # the row will be an outcome with this error
-                        names.add(self._columns.facts(cells))
+                        names.add(self._columns.row_fields(cells))
                 self._columns = read_header(given, by_values=names.found)
         except HeaderError as error:
             raise ConfigurationError(f"the DataFrame can't be bought: {error}") from None
@@ -90,7 +90,7 @@ class FrameRows:
             log.warning("batch.columns note=%s", repr(self._columns.note))
         for cells in self._rows():
             try:
-                facts = self._columns.facts(cells)
+                facts = self._columns.row_fields(cells)
             except HeaderError as error:
                 yield Row(index=-1, key="", error=InvalidRequest(str(error)))
                 continue

@@ -106,12 +106,12 @@ class WorkRunner(BatchRunner):
         self.stop_reason = self.stop_reason or error  # it had been stopped without a reason
 
     async def _draw_rows(self) -> AsyncGenerator[RowInput, None]:
-        facts = await self._ledger.fed_batch(self._batch)
-        if facts is None:
+        fed = await self._ledger.fed_batch(self._batch)
+        if fed is None:
             raise ConfigurationError(
                 f"no batch {self._name!r} was fed into this ledger: correct the name, or feed it with `session.feed`"
             )
-        check_account(facts, self._name, self._engine)
+        check_account(fed, self._name, self._engine)
         await self._ledger.draw_unsaved(self._batch)
         clock = asyncio.get_running_loop().time
         while True:
@@ -121,7 +121,7 @@ class WorkRunner(BatchRunner):
             self._unanswered_draws += 1
             self._group.start_soon(self._draw, draw, 1 if self._is_away else max(1, PREFETCH - len(self._unsent)))
             drawn = await draw
-            self._take_facts(drawn.facts)
+            self._take_fed_batch(drawn.batch)
             for row in drawn.rows:
                 yield _to_row(row)
             if not drawn.rows:
@@ -172,17 +172,17 @@ class WorkRunner(BatchRunner):
             self._room_changed.set()
             self.changed.set()
 
-    def _take_facts(self, facts: FedBatch) -> None:
+    def _take_fed_batch(self, fed: FedBatch) -> None:
         """Follow the cap of the batch, which another feed may have changed."""
-        self._options = evolve(self._options, expected_credits=facts.expected_credits)
-        if facts.max_credits is None:
+        self._options = evolve(self._options, expected_credits=fed.expected_credits)
+        if fed.max_credits is None:
             self._caps = ()
         elif not self._caps:
-            self._caps = (LedgerCap(facts.max_credits),)
+            self._caps = (LedgerCap(fed.max_credits),)
         else:
             for cap in self._caps:
-                if cap.max_credits != facts.max_credits and isinstance(cap, LedgerCap):
-                    cap.max_credits = facts.max_credits
+                if cap.max_credits != fed.max_credits and isinstance(cap, LedgerCap):
+                    cap.max_credits = fed.max_credits
                     cap.forget_refusals()
 
     async def _start_row(self, row: Row) -> None:

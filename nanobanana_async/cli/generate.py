@@ -28,7 +28,7 @@ from nanobanana_async.cli.display import JobsDisplay, shorten
 from nanobanana_async.cli.jobs.actions import open_read_only
 from nanobanana_async.cli.open_runs import OpenRun, fingerprint, runs_beside
 from nanobanana_async.cli.options import DEFAULT_LEDGER, check_output, fetch_command, in_cli_words
-from nanobanana_async.cli.purchase_notes import REHEARSAL, Continued, delivered_before_note, summary
+from nanobanana_async.cli.purchase_notes import REHEARSAL_NOTE, Continued, delivered_before_note, summary
 from nanobanana_async.cli.result_lines import ResultLines, missing_images_sentence
 from nanobanana_async.cli.signals import Interrupted, StopSignals
 from nanobanana_async.cli.turns import NO_TURN, TurnOptions
@@ -269,7 +269,7 @@ class GenerateRun:
         if results:
             self._display.print_note(summary(self._keys, self._continued.bought, results, records, took_s))
             if self._options.ledger is None:
-                self._display.print_note(REHEARSAL)
+                self._display.print_note(REHEARSAL_NOTE)
         if self._open_run is not None:  # after the last line: a run that was killed before it is delivered again
             bought = [key for key, record in records.items() if record.possibly_bought]
             kept = [key for key in self._keys if key not in records or records[key].state is not JobState.FAILED]

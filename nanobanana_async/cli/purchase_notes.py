@@ -14,7 +14,7 @@ from nanobanana_async.formatting import age, credit_count, duration, plural
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.ledger.base import StoredLedger
 
-REHEARSAL = "a rehearsal: images and credits are emulated, nothing was paid"
+REHEARSAL_NOTE = "a rehearsal: images and credits are emulated, nothing was paid"
 EARLIER_JOBS = 500
 """How many of the newest jobs are compared with the requests, to say which were bought before."""
 

@@ -41,7 +41,7 @@ REREAD_AFTER_S = 5.0
 
 # Where deliveries do not come, the registration is checked again after this time; twice as long after each check that
 # finds nothing to change, up to the longest.
-CHECK_GAP_S = 300.0
+FIRST_CHECK_GAP_S = 300.0
 LONGEST_CHECK_GAP_S = 3600.0
 
 MOST_PAGES = 20
@@ -145,7 +145,7 @@ class AccountWebhook:
     async def keep_registered(self) -> None:
         """Register the webhook once there is a receiver; check it again where it is in doubt."""
         await self._callbacks.enabled.wait()
-        wait_s, gap_s = FIRST_WAIT_S, CHECK_GAP_S
+        wait_s, gap_s = FIRST_WAIT_S, FIRST_CHECK_GAP_S
         while True:
             try:
                 new = await self._register_if_wanted()
@@ -155,7 +155,7 @@ class AccountWebhook:
                 await anyio.sleep(max(wait_s, asked_s))
                 wait_s = min(2 * wait_s, LONGEST_WAIT_S)
                 continue
-            wait_s, gap_s = FIRST_WAIT_S, CHECK_GAP_S if new else gap_s
+            wait_s, gap_s = FIRST_WAIT_S, FIRST_CHECK_GAP_S if new else gap_s
             await anyio.sleep(gap_s)
             self._fallback.webhook_doubted.clear()
             await self._fallback.webhook_doubted.wait()

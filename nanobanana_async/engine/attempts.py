@@ -8,8 +8,8 @@ from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.policy.retry import Attempt
 
 
-def attempt_facts(job: TrackedJob, gateway: Gateway, store: JobStore, now: float, *, sent_before: bool) -> Attempt:
-    """Return the facts about the newest create of a job, at this time of the event loop."""
+def attempt_of(job: TrackedJob, gateway: Gateway, store: JobStore, now: float, *, sent_before: bool) -> Attempt:
+    """Return what is known of the newest create of a job, at this time of the event loop."""
     record = job.record
     waited_s = max(0.0, now - job.first_attempt_at)
     return Attempt(

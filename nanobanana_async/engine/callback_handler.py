@@ -21,7 +21,7 @@ from nanobanana_async.policy.retry import is_outage
 NOTICE_FETCH_S = 0.5
 
 # The gap between two queries about an uncertain job; it grows while queries fail, up to `LONGEST_CONFIRM_GAP_S`.
-CONFIRM_GAP_S = 1.0
+LEAST_CONFIRM_GAP_S = 1.0
 LONGEST_CONFIRM_GAP_S = 30.0
 
 # How many uncertain jobs are queried at the same time.
@@ -139,7 +139,7 @@ class CallbackHandler:
         try:
             while (task_id := self._unconfirmed[key]) is not None:
                 self._unconfirmed[key] = None
-                wait_s = CONFIRM_GAP_S
+                wait_s = LEAST_CONFIRM_GAP_S
                 try:
                     async with self._confirmations:
                         decided = await self._try_to_confirm(key, task_id)
@@ -148,7 +148,7 @@ class CallbackHandler:
                     again = is_outage(error) or isinstance(error, RateLimited)
                     decided = not again or self._clock() - since >= self._engine.poller.job_s
                     if not decided:
-                        wait_s, failures = min(LONGEST_CONFIRM_GAP_S, CONFIRM_GAP_S * 2**failures), failures + 1
+                        wait_s, failures = min(LONGEST_CONFIRM_GAP_S, LEAST_CONFIRM_GAP_S * 2**failures), failures + 1
                 if not decided and self._unconfirmed[key] is None:
                     self._unconfirmed[key] = task_id
                 await anyio.sleep(wait_s)

@@ -139,9 +139,9 @@ class Claimer:
         if late.may_still_be_written(record, ours=claim.is_ours):
             return False
         if (move := late.transition_for(record, ours=claim.is_ours, keyed=keyed)) is not None:
-            state, facts = move
+            state, changes = move
             try:
-                await self._store.write_late_answer(job, record, state, **{**facts, **NO_DOUBT})
+                await self._store.write_late_answer(job, record, state, **{**changes, **NO_DOUBT})
             except TaskTaken:
                 move = None
         job.rare = evolve(job.rare, late_answer=None)
@@ -157,16 +157,16 @@ class Claimer:
             self._slots.release(job)
         elif task_id is not None:
             began_at = record.first_sent_at or self._store.utcnow()
-            facts = {"task_id": task_id, "running_since": began_at, "body": b"", **NO_DOUBT}
-            await self._store.transition(job, JobState.RUNNING, **facts)
+            changes = {"task_id": task_id, "running_since": began_at, "body": b"", **NO_DOUBT}
+            await self._store.transition(job, JobState.RUNNING, **changes)
         else:
-            facts = {**NO_DOUBT, "failure": _not_bought_failure(record), "ended_at": self._store.utcnow()}
-            facts |= {
+            changes = {**NO_DOUBT, "failure": _not_bought_failure(record), "ended_at": self._store.utcnow()}
+            changes |= {
                 "task_id": None,
                 "running_since": None,
                 "credits_used": None,
-            }  # the facts of a task that was not the job's own
-            await self._store.transition(job, JobState.REFUSED, **facts)
+            }  # the fields of a task that was not the job's own
+            await self._store.transition(job, JobState.REFUSED, **changes)
         return self._next_by_state(job)
 
     async def return_to_pending(self, job: TrackedJob) -> Next:

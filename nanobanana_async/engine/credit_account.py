@@ -126,7 +126,7 @@ class CreditAccount:
             cap = self.cap_of_budget(budget.name)
             cap.left = budget.left_after(spent)
             why = budget.explain_refusal(price, spent, wall_clock, blocked=blocked)
-            cap.on_read(budget, budget.count_at(wall_clock), spent)
+            cap.on_read(budget, budget.count_name_at(wall_clock), spent)
             asks_at = now + (ASK_IN_ANY_CASE_S if waits else ASK_AGAIN_S)
             cap.on_refused(price, answer, why, ask_again_at=asks_at)
             if waits:
@@ -148,7 +148,7 @@ class CreditAccount:
     def on_budgets_read(self, states: Sequence[BudgetState], wall_clock: datetime) -> None:
         """Let jobs ask the ledger again whose budget has changed since it refused them."""
         for state in states:
-            counted_by, counted = state.budget.count_at(wall_clock), state.spent + state.reserved
+            counted_by, counted = state.budget.count_name_at(wall_clock), state.spent + state.reserved
             self._budgets[state.name].on_read(state.budget, counted_by, counted, state.reserved)
 
     def on_transition(self, before: JobRecord, job: TrackedJob) -> Price | None:

@@ -191,7 +191,7 @@ class Dispatcher:
                     starts.append((queue.drop_first(), CapExceeded(self._credits.cap_exceeded_error(job))))
                     self._declined += 1
                     continue
-                if not self._free_requests(starts):
+                if not self._free_request_count(starts):
                     return NEVER
                 if affordable is Affordable.LATER:
                     ask_again_at = min(ask_again_at, self._credits.ask_again_at(job), now + self.ask_again_every_s)
@@ -219,7 +219,7 @@ class Dispatcher:
 
     def _admit_polls(self, now: float, starts: list[DispatchDecision]) -> float:
         while self._image_polls or self._due_polls:
-            if not (free := self._free_requests(starts)):
+            if not (free := self._free_request_count(starts)):
                 return NEVER
             if not self._poller.admits(now):
                 opens_at = self._poller.opens_at()
@@ -242,7 +242,7 @@ class Dispatcher:
         sendable = job.phase is Phase.QUEUED and record.state in (JobState.PENDING, JobState.SUBMITTING)
         return sendable and self._credits.tracked.get(record.key) is job
 
-    def _free_requests(self, starts: list[DispatchDecision]) -> int:
+    def _free_request_count(self, starts: list[DispatchDecision]) -> int:
         """Return how many more requests may leave after the starts that were just taken out."""
         return self._workers.free_requests - len(starts) + self._declined
 

@@ -32,27 +32,27 @@ NO_DOUBT: Mapping[str, Any] = {
     "candidates": (),
     "failure": None,
 }
-"""The facts of a record whose doubt is over."""
+"""The fields of a record whose doubt is over."""
 
 
 def fields_in_doubt(record: JobRecord, kind: FailureKind, now: datetime, lateness_s: float) -> Mapping[str, Any]:
-    """Return the facts of a job in doubt after another create failed in this way.
+    """Return the fields of a job in doubt after another create failed in this way.
 
     The first 409 shows that a create was being processed until then. If more of them follow for `lateness_s`, it was
     processed to its end, and no later repeat is. Any other answer about this very create contradicts that.
     """
-    facts: dict[str, Any] = {"in_doubt": True}
+    fields: dict[str, Any] = {"in_doubt": True}
     if kind is FailureKind.IN_PROGRESS:
-        facts["conflict_at"] = now
+        fields["conflict_at"] = now
         if not record.in_doubt:  # which of the earlier creates was processed is unknown
-            facts["sent_at"] = record.first_sent_at
+            fields["sent_at"] = record.first_sent_at
     elif kind is FailureKind.REFUSED:
-        facts["conflict_at"] = None
+        fields["conflict_at"] = None
     if record.lost_at is None or may_be_processed(record, kind, lateness_s):
-        facts["lost_at"] = now
+        fields["lost_at"] = now
         if kind is not FailureKind.IN_PROGRESS:
-            facts["conflict_at"] = None
-    return facts
+            fields["conflict_at"] = None
+    return fields
 
 
 def may_be_processed(record: JobRecord, kind: FailureKind, lateness_s: float) -> bool:
@@ -74,7 +74,7 @@ def was_processed(record: JobRecord, lateness_s: float) -> bool:
 
 
 def fields_if_interrupted(record: JobRecord, now: datetime, lateness_s: float) -> Mapping[str, Any]:
-    """Return the facts of a job whose session ended before an answer came: it may have been processed until now."""
+    """Return the fields of a job whose session ended before an answer came: it may have been processed until now."""
     if was_processed(record, lateness_s):
         return {"in_doubt": True}
     return {"in_doubt": True, "lost_at": now, "conflict_at": None}

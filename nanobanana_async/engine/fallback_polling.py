@@ -23,8 +23,8 @@ SHORTEST_FALLBACK_S = 5.0
 LONGEST_FALLBACK_S = 60.0
 
 # A job whose callback is lost holds its slot too long. Above this share of lost callbacks, jobs are polled as usual.
-STOP_RELYING_ABOVE = 0.2
-RELY_AGAIN_BELOW = 0.05
+STOP_RELYING_ABOVE_LOSS = 0.2
+RELY_AGAIN_BELOW_LOSS = 0.05
 LOSS_SMOOTHING = 0.1
 
 # A warning says that a webhook brings nothing: after so many jobs that ended without a delivery, in so many seconds.
@@ -76,7 +76,7 @@ class FallbackPolling:
             self._mark_proven()
 
     def take_early_delivery(self, record: JobRecord) -> bool:
-        """Return whether a delivery about a job's task came before the job had it."""
+        """Forget a delivery that came before the job had its task id; return whether there was one."""
         return record.task_id is not None and self.early_deliveries.take(record.account, record.task_id)
 
     def expects_callback_for(self, record: JobRecord) -> bool:
@@ -125,7 +125,7 @@ class FallbackPolling:
         if not self._webhook_unproven:
             self._lost_share += LOSS_SMOOTHING * ((not callback_came) - self._lost_share)
             self._relies_on_callbacks = self._lost_share < (
-                STOP_RELYING_ABOVE if self._relies_on_callbacks else RELY_AGAIN_BELOW
+                STOP_RELYING_ABOVE_LOSS if self._relies_on_callbacks else RELY_AGAIN_BELOW_LOSS
             )
             if not (callback_came or self._relies_on_callbacks):
                 self.webhook_doubted.set()

@@ -30,7 +30,7 @@ class LateAnswer:
     sent: JobRecord
     """The record as this session had it when the create was sent."""
     accepted: Mapping[str, Any] | None = field(default=None)
-    """The facts of the RUNNING record; None: the job was surely not bought."""
+    """The fields of the RUNNING record; None: the job was surely not bought."""
 
     @property
     def task_id(self) -> str | None:

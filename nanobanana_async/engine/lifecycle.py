@@ -222,7 +222,7 @@ class SessionLifecycle:
                 except asyncio.CancelledError as error:  # a native cancel does not know anyio's shield
                     cancelled = error
         if not self._opened.done():  # it was cancelled before its first step
-            self._opened.set_exception(SessionClosed(_CLOSED_WHILE_OPENING))
+            self._opened.set_exception(SessionClosed(_CLOSED_EARLY_MESSAGE))
         if cancelled is not None:
             raise cancelled
         if not self._task.cancelled():
@@ -257,12 +257,12 @@ class SessionLifecycle:
                 await self._run_engine(self.engine, memories)
         except BaseException as error:
             stray = isinstance(error, asyncio.CancelledError) and not cancel_requested()
-            failure = NanoBananaError(_STRAY_CANCELLATION) if stray else error
+            failure = NanoBananaError(_CANCELLED_MESSAGE) if stray else error
             if self._opened.done() and stray:
                 raise failure from error
             if self._opened.done():
                 raise
-            self._opened.set_exception(SessionClosed(_CLOSED_WHILE_OPENING) if self._closing.is_set() else failure)
+            self._opened.set_exception(SessionClosed(_CLOSED_EARLY_MESSAGE) if self._closing.is_set() else failure)
         finally:
             if self._abandoned:  # last: the user may turn warnings into errors
                 self._warn()
@@ -302,8 +302,8 @@ class SessionLifecycle:
                 group.cancel_scope.cancel()
 
 
-_CLOSED_WHILE_OPENING = "the session was closed while it was being opened"
-_STRAY_CANCELLATION = "the session's ledger or transport was cancelled from within while it was being opened or closed"
+_CLOSED_EARLY_MESSAGE = "the session was closed while it was being opened"
+_CANCELLED_MESSAGE = "the session's ledger or transport was cancelled from within while it was being opened or closed"
 
 _OPENED_SESSIONS: WeakSet[SessionLifecycle] = WeakSet()
 """The tasks of all opened sessions. A forked child has copies of them, whose sockets are its parent's."""

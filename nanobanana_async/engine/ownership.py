@@ -75,7 +75,7 @@ def let_go(job: TrackedJob, slots: Slots, store: JobStore, estimates: JobEstimat
 
 
 def fields_of_accepted(**accepted: Any) -> Mapping[str, Any]:
-    """Return the facts that an unanswered record gets when its create was accepted: its body is never sent again."""
+    """Return the fields that an unanswered record gets when its create was accepted: its body is never sent again."""
     return {**accepted, "body": b"", **NO_DOUBT}
 
 

@@ -236,7 +236,7 @@ class Poller:
         return Finish()
 
     async def _record_end(
-        self, job: TrackedJob, state: JobState, seen: Observation, callback_came: bool, **facts: object
+        self, job: TrackedJob, state: JobState, seen: Observation, callback_came: bool, **changes: object
     ) -> None:
         record = job.record
         self.fallback.on_ended(record, callback_came=callback_came)
@@ -251,7 +251,7 @@ class Poller:
             credits_used=record.credits_used if seen.credits_used is None else seen.credits_used,
             credits_refunded=seen.credits_refunded,
             model=seen.model or record.model,
-            **facts,
+            **changes,
         )
         if unwritten is not None:  # the caller gets the images that were paid for all the same
             self._store.emit(PollFailed(record=job.record, error=unwritten, wait_s=None, polls=job.polls))

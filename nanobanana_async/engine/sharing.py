@@ -94,7 +94,7 @@ class Exchanges:
     async def _exchange(self) -> None:
         asked_at, limits = self._clock(), self._limiter.job_limit
         queued = self._dispatcher.usable_slots(asked_at)
-        report = self._shared.report(
+        report = self._shared.make_report(
             self._slots.load,
             queued,
             self._dispatcher.polls_due,

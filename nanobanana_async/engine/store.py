@@ -90,18 +90,18 @@ class JobStore:
         job.record = known  # only now: the waiters must not get the end of the last generation
         self._update_job(job, after, stored=after)
 
-    async def transition(self, job: TrackedJob, state: JobState, **facts: Any) -> None:
+    async def transition(self, job: TrackedJob, state: JobState, **changes: Any) -> None:
         """Write a transition. On a `LedgerError` nothing has changed."""
-        after = job.record.transition_to(state, **facts)
+        after = job.record.transition_to(state, **changes)
         await self._await_write(job.ledger_record, self.ledger.advance(job.ledger_record, after))
         self._update_job(job, after, stored=after)
 
-    async def advance_and_reserve(self, job: TrackedJob, **facts: Any) -> Allowance | None:
+    async def advance_and_reserve(self, job: TrackedJob, **changes: Any) -> Allowance | None:
         """Write that a job is about to be sent, if its budget and the cap of its named batch allow it.
 
         Returns None if the ledger counts the job under neither.
         """
-        after = job.record.transition_to(JobState.SUBMITTING, **facts)
+        after = job.record.transition_to(JobState.SUBMITTING, **changes)
         allowance = None
         if not after.is_counted:
             await self._await_write(job.ledger_record, self.ledger.advance(job.ledger_record, after))
@@ -113,14 +113,14 @@ class JobStore:
             self._update_job(job, after, stored=after)
         return allowance
 
-    async def transition_as_reported(self, job: TrackedJob, state: JobState, **facts: Any) -> LedgerError | None:
+    async def transition_as_reported(self, job: TrackedJob, state: JobState, **changes: Any) -> LedgerError | None:
         """Make a transition that the gateway reported, even if the write fails; return the error of the write.
 
         The waiters get that error, unless the job has ended: then they get its outcome. `ledger_record` stays as it
         was, so that the next write catches up. Raises, and nothing has changed: `NotOurs`, and `TaskTaken` if the task
         id of a job that begins to run belongs to another job.
         """
-        after = job.record.transition_to(state, **facts)
+        after = job.record.transition_to(state, **changes)
         try:
             await self._await_write(job.ledger_record, self.ledger.advance(job.ledger_record, after))
         except LedgerError as error:
@@ -133,9 +133,9 @@ class JobStore:
         self._update_job(job, after, stored=after)
         return None
 
-    async def write_late_answer(self, job: TrackedJob, known: JobRecord, state: JobState, **facts: Any) -> None:
+    async def write_late_answer(self, job: TrackedJob, known: JobRecord, state: JobState, **changes: Any) -> None:
         """Write what this session knows of a create to the record that the ledger has now, which becomes the job's."""
-        after = known.transition_to(state, **facts)
+        after = known.transition_to(state, **changes)
         await self._await_write(known, self.ledger.advance(known, after))
         if known.state is JobState.UNCERTAIN:  # another session counted it, and `_update_job` counts it off
             self.ended_counts[known.state] += 1

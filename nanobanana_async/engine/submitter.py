@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import evolve
 
-from nanobanana_async.engine.attempts import attempt_facts
+from nanobanana_async.engine.attempts import attempt_of
 from nanobanana_async.engine.contained_send import send_contained
 from nanobanana_async.engine.doubt import fields_if_interrupted, fields_in_doubt, may_be_processed, why_in_doubt
 from nanobanana_async.engine.estimates import JobEstimates
@@ -134,11 +134,11 @@ class Submitter:
     async def _write_intent(self, job: TrackedJob) -> Allowance | None:
         job.first_attempt_at = self._clock() if job.first_attempt_at == NEVER else job.first_attempt_at
         now = self._store.utcnow()
-        facts = {"first_sent_at": job.record.first_sent_at or now, "sent_at": now}
+        times = {"first_sent_at": job.record.first_sent_at or now, "sent_at": now}
         try:
-            return await self._store.advance_and_reserve(job, **facts)
+            return await self._store.advance_and_reserve(job, **times)
         except NotOurs:  # it may be in the ledger all the same, if the answer to its commit was lost
-            job.rare = evolve(job.rare, late_answer=LateAnswer(job.record.transition_to(JobState.SUBMITTING, **facts)))
+            job.rare = evolve(job.rare, late_answer=LateAnswer(job.record.transition_to(JobState.SUBMITTING, **times)))
             raise
 
     async def _post(self, job: TrackedJob, body: bytes) -> Accepted:
@@ -163,7 +163,7 @@ class Submitter:
         if accepted.credits_remaining is not None:
             self._store.credits.remaining = accepted.credits_remaining
         attempts = job.record.attempts + 1
-        facts = fields_of_accepted(
+        changes = fields_of_accepted(
             task_id=accepted.task_id,
             running_since=self._store.utcnow(),
             attempts=attempts,
@@ -172,23 +172,23 @@ class Submitter:
         )
         try:
             # If the write fails, the waiters get its error and the polls go on.
-            await self._store.transition_as_reported(job, JobState.RUNNING, **facts)
+            await self._store.transition_as_reported(job, JobState.RUNNING, **changes)
         except NotOurs:
-            job.rare = evolve(job.rare, late_answer=LateAnswer(job.record, facts))
+            job.rare = evolve(job.rare, late_answer=LateAnswer(job.record, changes))
             raise
         except TaskTaken as taken:  # unknown what was paid for: the task is another job's
             why = f"the gateway answered with task {accepted.task_id}, which belongs to job {taken.holder}"
             failure = Failure(kind=UnexpectedResponse.__name__, message=why, request_id=accepted.request_id)
-            facts = {"attempts": attempts, "credits_used": accepted.credits_used, "failure": failure}
-            await self._store.transition(job, JobState.UNCERTAIN, in_doubt=True, **facts)
-            return self._hold_slots(job)
+            changes = {"attempts": attempts, "credits_used": accepted.credits_used, "failure": failure}
+            await self._store.transition(job, JobState.UNCERTAIN, in_doubt=True, **changes)
+            return self._hold_slots_step(job)
         return ScheduleAt(self._poller.begin_polling(job))
 
     async def _on_failed_create(self, job: TrackedJob, error: NanoBananaError, sent_before: bool) -> Next:
         job.failures += 1
         job.last_failure = error.for_job(job.key, safe_to_repeat=error.safe_to_repeat)  # a copy without its traceback
         outage = self._poller.outage
-        attempt = evolve(self._attempt_facts(job, sent_before=sent_before), never_answered=outage.never_answered)
+        attempt = evolve(self._attempt_of(job, sent_before=sent_before), never_answered=outage.never_answered)
         outage.request_failed(error, job.sent_at)
         attempt = evolve(attempt, hopeless=outage.is_hopeless(error))
         decision = decide_failed_create(error, attempt, self._retry)
@@ -237,8 +237,8 @@ class Submitter:
                     await self._references.restart_with_new_uploads(job)
                 return ScheduleAt(due)
             case RetryAction.REFUSE:
-                facts = {"attempts": attempts, "failure": to_failure(error), "ended_at": self._store.utcnow()}
-                await self._store.transition(job, JobState.REFUSED, **facts)
+                changes = {"attempts": attempts, "failure": to_failure(error), "ended_at": self._store.utcnow()}
+                await self._store.transition(job, JobState.REFUSED, **changes)
                 return Finish()
             case RetryAction.PARK:
                 failure = why_in_doubt(error, job.record, decision)
@@ -247,7 +247,7 @@ class Submitter:
                     return await self._leave_to_history(job, attempts=attempts, failure=failure, **doubt)
                 await self._store.transition(job, JobState.UNCERTAIN, attempts=attempts, in_doubt=True, failure=failure)
                 # This create took no slot: if another host bought a job under the key, the slot is counted as foreign.
-                return self._hold_slots(job) if job.slots else Finish()
+                return self._hold_slots_step(job) if job.slots else Finish()
             case RetryAction.GIVE_UP if decision.in_doubt:  # it stays SUBMITTING, to be repeated under its key
                 await self._store.transition(job, JobState.SUBMITTING, attempts=attempts, **doubt)
                 doubtful = error.for_job(job.key, safe_to_repeat=False)
@@ -261,7 +261,7 @@ class Submitter:
     async def continue_interrupted(self, job: TrackedJob) -> Next:
         """Continue a job that an earlier session left in SUBMITTING."""
         self._slots.acquire(job)
-        attempt = self._attempt_facts(job, sent_before=True)
+        attempt = self._attempt_of(job, sent_before=True)
         job.first_attempt_at = self._clock()
         why = "the session ended before an answer came"
         decision = decide_failed_create(TransportError(why, possibly_sent=True), attempt, self._retry)
@@ -272,29 +272,29 @@ class Submitter:
         self._history.watch_repeats(job)
         return Enqueue()
 
-    def _hold_slots(self, job: TrackedJob) -> Next:
+    def _hold_slots_step(self, job: TrackedJob) -> Next:
         return HoldSlots(self._clock() + self._estimates.may_run_for_s(job))
 
     def _is_key_expired(self, job: TrackedJob) -> bool:
         """Whether the idempotency key is too old to repeat the create with it."""
-        attempt = self._attempt_facts(job, sent_before=True)
+        attempt = self._attempt_of(job, sent_before=True)
         return attempt.keyed and not attempt.is_key_alive
 
-    def _attempt_facts(self, job: TrackedJob, *, sent_before: bool) -> Attempt:
-        return attempt_facts(job, self._gateway, self._store, self._clock(), sent_before=sent_before)
+    def _attempt_of(self, job: TrackedJob, *, sent_before: bool) -> Attempt:
+        return attempt_of(job, self._gateway, self._store, self._clock(), sent_before=sent_before)
 
-    async def _mark_uncertain(self, job: TrackedJob, why: str, **facts: Any) -> Next:
+    async def _mark_uncertain(self, job: TrackedJob, why: str, **changes: Any) -> Next:
         failure = job.record.failure or to_failure(TransportError(why, possibly_sent=True))
-        return await self._leave_to_history(job, failure=failure, **facts)
+        return await self._leave_to_history(job, failure=failure, **changes)
 
-    async def _leave_to_history(self, job: TrackedJob, **facts: Any) -> Next:
+    async def _leave_to_history(self, job: TrackedJob, **changes: Any) -> Next:
         """Let the gateway's history decide how a job in doubt goes on; without one it is UNCERTAIN."""
-        if self._history.can_show(evolve(job.record, **facts)):
-            await self._store.transition(job, JobState.SUBMITTING, **facts)
+        if self._history.can_show(evolve(job.record, **changes)):
+            await self._store.transition(job, JobState.SUBMITTING, **changes)
             if self._history.watch_parked(job):
                 return AwaitHistory()
-        await self._store.transition(job, JobState.UNCERTAIN, **{"in_doubt": True, **facts})
-        return self._hold_slots(job)
+        await self._store.transition(job, JobState.UNCERTAIN, **{"in_doubt": True, **changes})
+        return self._hold_slots_step(job)
 
     def _retry_wait_s(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision) -> float:
         if decision.action is not RetryAction.REPEAT:

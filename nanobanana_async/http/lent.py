@@ -18,7 +18,7 @@ from nanobanana_async.http.tls_and_proxies import Tls, verifies
 
 _CONNECTING = ("_create_connection", "_create_direct_connection", "_wrap_create_connection", "_resolve_host")
 _LOCAL = (aiohttp.UnixConnector, aiohttp.NamedPipeConnector)
-_WITHOUT = "or lend one without it: aiohttp.ClientSession(connector=yours.connector, connector_owner=False)"
+_LEND_WITHOUT_ADVICE = "or lend one without it: aiohttp.ClientSession(connector=yours.connector, connector_owner=False)"
 
 
 def check_lent(lent: aiohttp.ClientSession) -> None:
@@ -37,7 +37,7 @@ def check_lent(lent: aiohttp.ClientSession) -> None:
     for what, (value, advice) in refused.items():
         if value:
             raise ConfigurationError(
-                f"the aiohttp session you lend has {what}, which would not be used: {advice}, {_WITHOUT}"
+                f"the aiohttp session you lend has {what}, which would not be used: {advice}, {_LEND_WITHOUT_ADVICE}"
             )
     connector = lent.connector
     if isinstance(connector, aiohttp.TCPConnector) and not _verifies(connector._ssl):

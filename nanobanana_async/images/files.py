@@ -29,8 +29,8 @@ _MAX_NUMBER = 10_000
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 # Errors of one file: another image, smaller or with a shorter name, can still be saved.
-_ONE_FILE_ERRORS = frozenset({errno.EFBIG, errno.ENAMETOOLONG})
-_RETRYABLE_ERRORS = frozenset({errno.EMFILE, errno.ENFILE})
+_ONE_FILE_ERRNOS = frozenset({errno.EFBIG, errno.ENAMETOOLONG})
+_RETRYABLE_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE})
 _TEST_CONTENT = b"nanobanana" * 400  # about a block: an empty file can be made even on a full disk
 
 _ADVICE = {
@@ -191,9 +191,9 @@ def why_unwritable(path: Path | str, error: OSError, *, or_else: str = "") -> st
 
 def to_fetch_error(folder: Path, error: OSError) -> FetchError:
     """Return a `FetchError` that says whether the folder or only this image is at fault."""
-    if error.errno in _ONE_FILE_ERRORS:
+    if error.errno in _ONE_FILE_ERRNOS:
         return FetchError(f"the image can't be written to {folder}: {error.strerror}")
-    return FetchError(why_unwritable(folder, error), retryable=error.errno in _RETRYABLE_ERRORS, unwritable=True)
+    return FetchError(why_unwritable(folder, error), retryable=error.errno in _RETRYABLE_ERRNOS, unwritable=True)
 
 
 def ensure_writable_folder(folder: Path) -> None:

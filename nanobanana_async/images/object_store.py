@@ -43,7 +43,7 @@ _ADVICE = {
     "PermissionDenied": "set credentials in the environment that may read, write and delete there",
     "Unauthenticated": "set the store's credentials in the environment",
 }
-_SILENT = "it gave no answer, or none within the time: check the network, and the address if one is set"
+_NO_ANSWER_REASON = "it gave no answer, or none within the time: check the network, and the address if one is set"
 _REASONS = {
     "PermissionDenied": "no permission",
     "Unauthenticated": "the credentials are missing or wrong",
@@ -259,7 +259,7 @@ def _reason(error: Exception, *, reads: bool = False) -> str:
     status, code = _STATUS.search(text), _CODE.search(text)
     kind = "PermissionDenied" if status and status[1] in ("401", "403") else kind
     facts = ([f"HTTP {status[1]}"] if status else []) + ([code[1]] if code else [])
-    why = _REASONS.get(kind, "it answered with an error" if status else _SILENT)
+    why = _REASONS.get(kind, "it answered with an error" if status else _NO_ANSWER_REASON)
     why = f"{why} ({', '.join(facts)})" if facts else why
     advice = next((advice for name, advice in _ADVICE.items() if name == kind or name in text), "")
     advice = advice.replace("read, write and delete", "read") if reads else advice

@@ -16,7 +16,7 @@ from nanobanana_async.images.object_store import ObjectUnseen, ObjectVersion, St
 from nanobanana_async.images.target import store_of
 from nanobanana_async.references import LocalImage, StoreObject
 
-KEPT_BYTES, KEPT_EACH = 32 << 20, 8 << 20
+MAX_KEPT_BYTES, MAX_KEPT_BYTES_EACH = 32 << 20, 8 << 20
 """How many bytes of objects stay in memory in a process, and the largest of them."""
 
 _FACTS_KEPT = 32768
@@ -39,11 +39,11 @@ class _Contents:
 
     def add(self, digest: str, content: bytes) -> None:
         with self._lock:
-            if digest in self._kept or len(content) > KEPT_EACH:
+            if digest in self._kept or len(content) > MAX_KEPT_BYTES_EACH:
                 return
             self._kept[digest] = content
             self._size += len(content)
-            while self._size > KEPT_BYTES:
+            while self._size > MAX_KEPT_BYTES:
                 self._size -= len(self._kept.popitem(last=False)[1])
 
 
@@ -86,7 +86,7 @@ def _facts(store: StoreUrl, named: StoreObject, version: ObjectVersion) -> Local
     for chunk in _chunks(store, named, version):
         head = head or chunk[:HEAD]
         digest.update(chunk)
-        if version.size <= KEPT_EACH:
+        if version.size <= MAX_KEPT_BYTES_EACH:
             kept.append(chunk)
     facts = to_facts(LocalImage(named), head, digest.hexdigest(), version.size)
     if kept:

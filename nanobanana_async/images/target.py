@@ -20,7 +20,7 @@ from nanobanana_async.validators import as_folder, kind_of
 
 _VARIABLES = ("AWS_", "GOOGLE_", "AZURE_")
 _MAX_PREFIX = 600  # with the name below the 1,024 bytes of S3
-_EXTRA = "needs the extra `store`: pip install 'nanobanana-async[store]'"
+_EXTRA_HINT = "needs the extra `store`: pip install 'nanobanana-async[store]'"
 _memory_stores: dict[str, ObjectStore] = {}
 
 
@@ -157,4 +157,4 @@ def _require_obstore(what: str) -> None:
     try:
         import obstore  # noqa: F401
     except ImportError:
-        raise ConfigurationError(f"{what} {_EXTRA}") from None
+        raise ConfigurationError(f"{what} {_EXTRA_HINT}") from None

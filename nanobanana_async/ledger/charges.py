@@ -203,8 +203,8 @@ class Charges:
             state_of(
                 budget,
                 now,
-                counted=self.spent_or_reserved(budget.count_at(now)),
-                reserved=self.reserved(budget.count_at(now)),
+                counted=self.spent_or_reserved(budget.count_name_at(now)),
+                reserved=self.reserved(budget.count_name_at(now)),
             )
             for budget in budgets
         ]

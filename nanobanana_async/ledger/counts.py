@@ -14,7 +14,7 @@ def counts_of(job: JobRecord, max_credits: Decimal | None, budget: Budget | None
     """Return how a purchase that is about to be sent counts; `max_credits` is the cap of its batch."""
     counts: list[Count] = [] if job.batch is None else [(job.batch, max_credits, None)]
     if budget is not None:
-        counts.append((budget.count_at(job.sent_at or job.created_at), budget.max_credits, budget))
+        counts.append((budget.count_name_at(job.sent_at or job.created_at), budget.max_credits, budget))
     return counts
 
 

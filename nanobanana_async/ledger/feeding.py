@@ -77,7 +77,7 @@ class Draw:
     rows: tuple[FedRow, ...] = ()
     unfinished: bool
     """Whether rows of the batch are left to draw, or are drawn and not delivered, by any worker."""
-    facts: FedBatch
+    batch: FedBatch
     """As they are now: another feed may have changed the cap."""
 
 
@@ -92,11 +92,11 @@ def is_same_job(known: JobRecord, wanted: JobRecord) -> bool:
 class FeedsRows(Ledger, Protocol):
     """A ledger that several workers share, from which they draw the rows of a batch."""
 
-    async def open_batch(self, facts: FedBatch, *, change: bool = False) -> FedBatch:
+    async def open_batch(self, fed: FedBatch, *, change: bool = False) -> FedBatch:
         """Store what holds for a new batch, and return what is stored.
 
-        A batch that is known changes only with `change`: it gets the cap and the expected price of `facts`, and keeps
-        its own where `facts` has none. One of another account never changes.
+        A batch that is known changes only with `change`: it gets the cap and the expected price of `fed`, and keeps
+        its own where `fed` has none. One of another account never changes.
         """
         ...
 

@@ -52,7 +52,7 @@ class MemoryCharges:
     """All charges of the ledger's lifetime: the sum of those that can't change, and each of the others."""
 
     _charges: defaultdict[str, _Charges] = field(factory=lambda: defaultdict(_Charges), init=False)
-    """Batch, or name under which a budget counts (`Budget.count_at`) -> its charges."""
+    """Batch, or name under which a budget counts (`Budget.count_name_at`) -> its charges."""
     _names: dict[Purchase, list[str]] = field(factory=dict, init=False)
     """Purchase -> the names under which it has an open charge."""
     _prices: dict[tuple[str, str], Decimal] = field(factory=dict, init=False)
@@ -153,7 +153,7 @@ class MemoryCharges:
         for name, budget in sorted(self._budgets.items()):
             if names is not None and name not in names:
                 continue
-            charges = self._charges[budget.count_at(now)]
+            charges = self._charges[budget.count_name_at(now)]
             reserved = [charge.price.credits for charge in charges.open.values() if charge.is_reserved]
             states.append(state_of(budget, now, counted=charges.total, reserved=sum(reserved, ZERO_CREDITS)))
         return states

@@ -26,7 +26,7 @@ from nanobanana_async.mcp_server.references import to_reference
 from nanobanana_async.mcp_server.service import Purchase, Reporter, Service
 from nanobanana_async.models import Resolution
 
-WAIT_S, MAX_WAIT_S = 45.0, 3600.0
+DEFAULT_WAIT_S, MAX_WAIT_S = 45.0, 3600.0
 """How long a call waits by default: clients give a call up after 60 seconds."""
 
 INSTRUCTIONS = (
@@ -57,7 +57,7 @@ class GetImage(_Call):
             le=MAX_WAIT_S,
             description="The most seconds to wait. A job that takes longer goes on: then call again.",
         ),
-    ] = WAIT_S
+    ] = DEFAULT_WAIT_S
 
 
 class GenerateImage(GetImage):

@@ -50,7 +50,7 @@ FEW_SLOTS = 50
 """A cap below this is also probed by the clock: with so few jobs a long run without a 429 takes too much time."""
 FIRST_PROBE_MEANS = 1.0
 """The time from the first 429 to the first such probe, in mean durations of a job; it doubles with each."""
-PROBE_EVERY_MEANS = 3.0
+LONGEST_PROBE_MEANS = 3.0
 """The longest time between such probes, in mean durations."""
 PROBE_AFTER_ROUNDS = 1.3
 """A climb begins after this many accepts per slot without a 429 (and at least `FEW_SLOTS` accepts)."""
@@ -143,7 +143,7 @@ class JobLimit:
     """When the present cap was set."""
     _probe_means: float = FIRST_PROBE_MEANS
     """The time from then to the next probe, in mean durations."""
-    _most_probe_means: float = PROBE_EVERY_MEANS
+    _longest_probe_means: float = LONGEST_PROBE_MEANS
     _cap_before_probe: float | None = None
     _proves_limit_above: float = math.inf
     """A climb that holds more jobs than this proves a higher limit."""
@@ -176,7 +176,7 @@ class JobLimit:
         """Start at the cap that an earlier session learned; if that is not fresh, begin the ramp at half of it."""
         if fresh:
             self._start_hold(now, cap)
-            self._most_probe_means = 2.0 * PROBE_EVERY_MEANS  # fewer probes of a limit that is known so well
+            self._longest_probe_means = 2.0 * LONGEST_PROBE_MEANS  # fewer probes of a limit that is known so well
         else:
             self._slots_without_ramp = cap / 2.0
 
@@ -236,7 +236,7 @@ class JobLimit:
             self._ramp_ended_at = now
             self._start_hold(now, held)
         elif self.mode is Mode.CLIMB:
-            self._probe_means = min(2.0 * self._probe_means, self._most_probe_means)
+            self._probe_means = min(2.0 * self._probe_means, self._longest_probe_means)
             self._start_hold(now, held if self._cap_before_probe is None else min(self._cap_before_probe, held))
         elif self._refusals_in_a_row == 1:
             self._start_hold(now, min(self.cap - (1.0 - self._refused_share), held))
@@ -272,7 +272,7 @@ class JobLimit:
 
     def _start_ramp(self) -> None:
         self.mode, self._cap_before_probe, self._refusals_in_a_row = Mode.RAMP, None, 0
-        self._probe_means, self._most_probe_means = FIRST_PROBE_MEANS, PROBE_EVERY_MEANS
+        self._probe_means, self._longest_probe_means = FIRST_PROBE_MEANS, LONGEST_PROBE_MEANS
 
     def _start_hold(self, now: float, cap: float) -> None:
         self.mode, self.cap, self._cap_before_probe, self._last_slot_accepts = Mode.HOLD, max(1.0, cap), None, 0

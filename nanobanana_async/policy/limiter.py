@@ -64,7 +64,7 @@ BELOW_FULL_LOG_ODDS = math.log(0.3 / 0.06)
 """What that shows: under a limit of slots such a refusal means that the limit fell."""
 FULL_LOG_ODDS = math.log(0.2)
 """With as many held slots, a refusal for slots is likely."""
-TRIAL_WAIT_S = 0.5
+FIRST_TRIAL_WAIT_S = 0.5
 """The wait before the first trial; it doubles with each further one."""
 MAX_PACED_REFUSALS = 5
 """Refusals in a row under growing gaps that cast doubt on the verdict of a rate."""
@@ -215,14 +215,14 @@ class AdmissionLimiter:
         """When a create may leave as a trial; infinite if none is needed."""
         if self._undecided is None or (self.limit_kind is not None and not self.budget.is_limited):
             return math.inf
-        return self._undecided.refused_at + min(LONGEST_WAIT_S, TRIAL_WAIT_S * 2.0 ** (self._trials - 1))
+        return self._undecided.refused_at + min(LONGEST_WAIT_S, FIRST_TRIAL_WAIT_S * 2.0 ** (self._trials - 1))
 
     def _on_refused_for_slots(self, now: float, sent_at: float, held: int) -> None:
         self.job_limit.on_throttled(now, sent_at, held)
         if not self.policy.learn:
             self._max_slots_in_flight = 1.0
         if not held or not self.policy.learn:
-            wait_s = min(LONGEST_WAIT_S, TRIAL_WAIT_S * 2.0 ** min(self._refused_in_a_row - 1, 5))
+            wait_s = min(LONGEST_WAIT_S, FIRST_TRIAL_WAIT_S * 2.0 ** min(self._refused_in_a_row - 1, 5))
             self.blocked_until = now + wait_s
 
     def _attribute_refusal(self, now: float, sent_at: float, load: Load) -> LimitKind | None:

@@ -58,7 +58,7 @@ class Budget:
     name: str = field(converter=_to_name, validator=_check_name)  # under which the ledger counts
     per: Period | None = field(default=None, validator=_check_period)  # "day": each day in UTC for itself
 
-    def count_at(self, when: datetime) -> str:
+    def count_name_at(self, when: datetime) -> str:
         """Return the name under which a ledger counts what is reserved at a time; no named batch has such a prefix."""
         return f"budget {when.astimezone(UTC).date().isoformat() if self.per == 'day' else 'all'} {self.name}"
 

@@ -39,7 +39,7 @@ FIRST_DELAY_SHARE = 0.08
 """The same until as many jobs have ended as run: the account's budget of requests is not known yet."""
 LEAST_DELAY_S = 0.5
 """The least mean delay that follows from `DELAY_SHARE`."""
-FEW_SECONDS_S = 3.0
+LEAST_GAP_IF_UNKNOWN_S = 3.0
 """The least gap while durations are unknown. Both references ask for polls every few seconds."""
 KNOWN_AFTER_COMPLETIONS = 3.0
 """From so many completions on, durations count as known."""
@@ -145,7 +145,7 @@ class PollSchedule(Generic[Job]):
     def _least_gap_s(self, age_s: float) -> float:
         least_s, most_s = self.policy.min_gap_s, self.policy.max_gap_s
         if self.policy.target_delay_s is None and self.durations.count < KNOWN_AFTER_COMPLETIONS:
-            return max(least_s, min(most_s, max(FEW_SECONDS_S, UNKNOWN_GROWTH * age_s)))
+            return max(least_s, min(most_s, max(LEAST_GAP_IF_UNKNOWN_S, UNKNOWN_GROWTH * age_s)))
         if age_s <= self.straggler_age_s:
             return least_s
         return max(least_s, min(most_s, STRAGGLER_GROWTH * age_s * math.sqrt(age_s / self.straggler_age_s)))

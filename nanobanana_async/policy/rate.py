@@ -51,7 +51,7 @@ REFUSED_SHARE = 0.01
 """e above: the share of requests at the limit that may be refused. These probes show when the limit rises."""
 FEW_ACCEPTED = 8
 """Fewer accepted requests than this between two refusals measure the rate too badly to make the steps finer."""
-CLEAN_RUN = 200
+CLEAN_RUN_LENGTH = 200
 """This many requests in a row without a 429 mean that the limit rose: at the limit the chance is 0.99^200, 1 in 7."""
 CLEAN_GROWTH = 1.02
 """Growth of the rate with each request after a clean run."""
@@ -117,7 +117,7 @@ class Pacer:
     """How long the gateway has refused in this run, or says that it will."""
     _measured_rate: float = 0.0
     """The rate after the last refusal, or at the last opening of a window; 0 during the search."""
-    _clean_run_length: int = CLEAN_RUN
+    _clean_run_length: int = CLEAN_RUN_LENGTH
     _window_restored_at: float = -math.inf
     """When a session began that knows the window: what left in the minute before that counts, and is not known."""
     _rate_lower_bound: float = 0.0
@@ -181,7 +181,7 @@ class Pacer:
         if not self.step_level and self._held_back_lately:
             self.rate *= 2.0
             if self.rate * (now - sent_at) > 1.0:  # the round trip limits single creates: the search ends
-                self.step_level, self.accepted_since_refusal, self._emptied_at = 2, CLEAN_RUN, -math.inf
+                self.step_level, self.accepted_since_refusal, self._emptied_at = 2, CLEAN_RUN_LENGTH, -math.inf
         elif self._held_back_lately:
             clean = self.accepted_since_refusal >= self._clean_run_length
             self.rate *= CLEAN_GROWTH if clean else math.exp(REFUSED_SHARE * self._step_size)
@@ -311,7 +311,7 @@ class Pacer:
         A window is kept from the first request on. A bucket is full by now, and only paced once it is empty.
         """
         self._measured_rate = max(pace.rate, MIN_RATE)
-        self._clean_run_length = 4 * CLEAN_RUN  # it starts below the limit, so that more of them have to be accepted
+        self._clean_run_length = 4 * CLEAN_RUN_LENGTH  # it starts below the limit, so more have to be accepted
         if pace.windowed:
             self.windowed, self.rate, self.step_level = True, self._measured_rate, RESTORED_STEP_LEVEL
             self._emptied_at = self._window_restored_at = now

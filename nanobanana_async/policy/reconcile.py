@@ -45,7 +45,7 @@ ROUNDING_S = 1.0
 """By how much `created_at` may be cut."""
 FLOAT_ERROR_S = 1e-3
 """By how much sums of times may differ because floats are rounded; stated times differ by more."""
-LONGEST_ANSWERS = 3.0
+LATENESS_PER_LONGEST_ANSWER = 3.0
 """A create whose connection is gone is processed within this many of the longest answers seen."""
 LEAST_LATENESS_S = 2.0
 ZONE_STEP_S = 900.0
@@ -173,7 +173,7 @@ def estimate_lateness_s(longest_answer_s: float | None, delay_s: float) -> float
     """Return how long after its connection was lost a create may still be processed."""
     if longest_answer_s is None:
         return delay_s
-    return min(delay_s, max(LEAST_LATENESS_S, LONGEST_ANSWERS * longest_answer_s))
+    return min(delay_s, max(LEAST_LATENESS_S, LATENESS_PER_LONGEST_ANSWER * longest_answer_s))
 
 
 def ready_after_s(late_s: float, delay_s: float, *, processed: bool) -> float:

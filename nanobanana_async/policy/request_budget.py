@@ -33,9 +33,9 @@ SURELY_SHARED_LOG_ODDS = 1.5
 """Log-odds (4.5 to 1) from which the budget counts as shared; they begin there."""
 MAX_LOG_ODDS = 6.0
 """Bound of the log-odds, so that a verdict can be revised after a few contrary observations."""
-WELL_KNOWN = 3.0
+WELL_KNOWN_LOG_ODDS = 3.0
 """Log-odds from which no request is spent on showing whether the budget is shared."""
-LONG_RUN = 3
+LONG_RUN_LENGTH = 3
 """Refusals in a row from which the other kind's success counts: one or two happen whenever a bucket is empty."""
 REFUSED_TOO_EVIDENCE = math.log(0.7 / 0.05)
 POLLS_REFUSED_EVIDENCE = math.log(0.7 / 0.1)
@@ -151,7 +151,7 @@ class RequestBudget:
             )
         elif sent_at > this.refused_since:
             this.refused_in_a_row += 1
-            if this.refused_in_a_row >= LONG_RUN and this.other_kind_accepted_count:
+            if this.refused_in_a_row >= LONG_RUN_LENGTH and this.other_kind_accepted_count:
                 share = (this.other_kind_accepted_count + 0.5) / (this.other_kind_sent_count + 1.0)
                 self._add_shared_evidence(math.log(1.0 - share))
         for each in (this, self._both):
@@ -178,7 +178,7 @@ class RequestBudget:
         """Return whether one request may show, at once, whether it is refused as the other kind was."""
         other = self._kinds[_OTHER_KIND[kind]]
         untried = other.refused_since is not None and other.other_kind_sent_count < other.refused_in_a_row
-        return untried and self._kinds[kind].refused_since is None and self.shared_log_odds < WELL_KNOWN
+        return untried and self._kinds[kind].refused_since is None and self.shared_log_odds < WELL_KNOWN_LOG_ODDS
 
     def _count_for_other_kind(self, kind: RequestKind, sent_at: float, *, accepted: bool) -> bool:
         """Count a request for the other kind; return whether that was being refused when this one was sent."""

@@ -164,7 +164,7 @@ class SharedAccount:
             self.exchange_wanted_at, self.exchanged_at + ticks * TICK_S, self._local(self.allotment.exchange_again_at)
         )
 
-    def report(
+    def make_report(
         self,
         load: Load,
         queued: int,

@@ -50,7 +50,7 @@ PROBE_AFTER_S = 5.0
 """How much longer than the owner that met a gate the others wait before they probe too: it may have died."""
 PROBE_S = 10.0
 """How long an answer to the single create that leaves during an outage may take before another owner sends one."""
-PROBE_TURN_S, MOST_PROBE_TURN_S = 10.0, 120.0
+FIRST_PROBE_TURN_S, MOST_PROBE_TURN_S = 10.0, 120.0
 """How long an owner probes during an outage until another one does; the time doubles with each."""
 CLOCK_JUMP_S = 1.0
 """A clock of the ledger that is off by more was set, or is that of another server now."""
@@ -240,7 +240,7 @@ def _set_gate(state: AccountState, owner: int, report: Report, now: float) -> No
             state.outage_owner = owner if report.outage else None
     elif late or owner == state.outage_owner or (probes and not anothers):
         state.open_gate()
-    elif anothers and not probes and now > state.probing_since + max(PROBE_TURN_S, state.probe_turn_s):
+    elif anothers and not probes and now > state.probing_since + max(FIRST_PROBE_TURN_S, state.probe_turn_s):
         _let_probe(state, owner, now)
     if state.prober == owner and anothers:  # a single create shows whether the gateway answers it
         share = state.shares[owner]
@@ -252,7 +252,7 @@ def _let_probe(state: AccountState, owner: int, now: float) -> None:
     share = state.shares[owner]
     if share.queued and share.granted > share.taken:
         state.prober, state.probing_since, state.gate_until = owner, now, now + PROBE_S
-        state.probe_turn_s = min(2 * max(PROBE_TURN_S, state.probe_turn_s), MOST_PROBE_TURN_S)
+        state.probe_turn_s = min(2 * max(FIRST_PROBE_TURN_S, state.probe_turn_s), MOST_PROBE_TURN_S)
 
 
 def _allotment(state: AccountState, owner: int, report: Report, now: float) -> Allotment:

@@ -6,7 +6,7 @@ from attrs import field, frozen
 
 from nanobanana_async.report.row import ReportRow
 
-_SETTINGS = ("aspect_ratio", "resolution", "num_images", "output_format", "model")
+_SETTING_NAMES = ("aspect_ratio", "resolution", "num_images", "output_format", "model")
 _MOST_NAMES, _MOST_VALUES, _LONGEST = 40, 40, 200
 _MOST_FILTERS = 8
 
@@ -62,8 +62,10 @@ class Filters:
 
 def _facts(row: ReportRow) -> dict[str, str]:
     metadata = row.metadata if isinstance(row.metadata, dict) else {}
-    given: dict[str, Any] = {name: row.settings.get(name) for name in _SETTINGS} | {"account": row.account} | metadata
-    ordered = {name: given[name] for name in (*metadata, *_SETTINGS, "account")}
+    given: dict[str, Any] = (
+        {name: row.settings.get(name) for name in _SETTING_NAMES} | {"account": row.account} | metadata
+    )
+    ordered = {name: given[name] for name in (*metadata, *_SETTING_NAMES, "account")}
     short = (str, int, float, bool)
     texts = {str(name): str(value) for name, value in ordered.items() if isinstance(value, short)}
     return {name: text for name, text in texts.items() if text.strip() and len(text) <= _LONGEST}

@@ -17,7 +17,7 @@ from nanobanana_async.validators import check_kind, kind_of
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TEXT = re.compile(r"[A-Za-z0-9_.~+/=-]{16,512}")
-_SETTINGS = (
+_SETTINGS_MESSAGE = (
     "after NAME:TOKEN come settings with colons between: CREDITS or CREDITS/day, or budget=NAME=CREDITS or"
     " budget=NAME=CREDITS/day; group=NAME; priority=NUMBER from -100 to 100; each once"
 )
@@ -123,7 +123,7 @@ def _settings_of(name: str, texts: Sequence[str]) -> dict[str, Any]:
             if not sign:
                 setting, value = "budget", f"{name}={text}"
             if setting in settings:
-                raise ConfigurationError(_SETTINGS)
+                raise ConfigurationError(_SETTINGS_MESSAGE)
             match setting:
                 case "budget":
                     settings[setting] = parse_budget(setting, value)
@@ -132,9 +132,9 @@ def _settings_of(name: str, texts: Sequence[str]) -> dict[str, Any]:
                 case "priority":
                     settings[setting] = check_priority(int(value))
                 case _:
-                    raise ConfigurationError(_SETTINGS)
+                    raise ConfigurationError(_SETTINGS_MESSAGE)
     except ValueError:  # a `ConfigurationError` is one, too
-        raise ConfigurationError(_SETTINGS) from None
+        raise ConfigurationError(_SETTINGS_MESSAGE) from None
     return settings
 
 

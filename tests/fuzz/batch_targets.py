@@ -63,7 +63,7 @@ def _header(data: bytes) -> None:
     cells: list[Any] = value if isinstance(value, list) else [value]
     columns = read_header([str(cell) for cell in cells])
     assert len(columns.names) <= len(cells)
-    columns.facts(cells)
+    columns.row_fields(cells)
     assert columns.note is not None
 
 

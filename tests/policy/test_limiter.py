@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nanobanana_async.errors import LimitKind
 from nanobanana_async.policy.concurrency import AnsweredCreate, ConcurrencyPolicy, Load, Mode
-from nanobanana_async.policy.limiter import LONGEST_WAIT_S, TRIAL_WAIT_S, AdmissionLimiter
+from nanobanana_async.policy.limiter import FIRST_TRIAL_WAIT_S, LONGEST_WAIT_S, AdmissionLimiter
 from tests.policy.simulation import Bucket, Client, Gateway
 from tests.support.rows import each_row
 
@@ -99,7 +99,7 @@ def test_many_hidden_slots_are_never_taken_for_a_rate() -> None:
 def test_trial_accepted_soon_is_evidence_for_the_rate() -> None:
     undecided = in_doubt()
     assert not undecided.admits(10.4, Load(20, 0))
-    assert undecided.opens_at(10.1) == 10.0 + TRIAL_WAIT_S
+    assert undecided.opens_at(10.1) == 10.0 + FIRST_TRIAL_WAIT_S
     assert undecided.admits(10.5, Load(20, 0))
     assert not undecided.admits(10.5, Load(20, 1))
     undecided.on_accepted(10.6, AnsweredCreate(10.5), Load(21, 0))
@@ -136,7 +136,7 @@ def test_two_refused_trials_are_evidence_for_the_slots() -> None:
     undecided = in_doubt()
     undecided.on_throttled(10.6, AnsweredCreate(10.5), Load(20))
     assert undecided.limit_kind is None
-    assert undecided.opens_at(10.7) == 10.6 + 2.0 * TRIAL_WAIT_S
+    assert undecided.opens_at(10.7) == 10.6 + 2.0 * FIRST_TRIAL_WAIT_S
     undecided.on_throttled(11.7, AnsweredCreate(11.6), Load(20))
     assert undecided.limit_kind == "jobs"
     assert not undecided.admits(FOREVER, Load(20, 0))

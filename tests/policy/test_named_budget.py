@@ -52,9 +52,9 @@ def test_negative_zero_is_shown_as_zero(zero: Any) -> None:
 
 def test_each_day_in_utc_counts_under_its_own_name() -> None:
     evening = datetime(2026, 3, 12, 21, tzinfo=timezone(timedelta(hours=-3)))
-    assert DAILY.count_at(NOON) == "budget 2026-03-12 alice"
-    assert DAILY.count_at(evening) == "budget 2026-03-13 alice"
-    assert ALICE.count_at(NOON) == ALICE.count_at(evening) == "budget all alice"
+    assert DAILY.count_name_at(NOON) == "budget 2026-03-12 alice"
+    assert DAILY.count_name_at(evening) == "budget 2026-03-13 alice"
+    assert ALICE.count_name_at(NOON) == ALICE.count_name_at(evening) == "budget all alice"
     assert DAILY.resets_at(evening) == datetime(2026, 3, 14, tzinfo=UTC)
     assert ALICE.resets_at(evening) is None
 
@@ -154,12 +154,12 @@ def test_jobs_ask_again_once_what_the_ledger_has_of_the_budget_has_changed(
     read: tuple[Budget, datetime, str, str | None], asks: bool
 ) -> None:
     cap = LedgerCap(None, "alice")
-    cap.on_read(DAILY, DAILY.count_at(NOON), Decimal(20))
+    cap.on_read(DAILY, DAILY.count_name_at(NOON), Decimal(20))
     cap.on_refused(FOX, Affordable.LATER, "no room", ask_again_at=7.0)
-    cap.on_read(DAILY, DAILY.count_at(NOON), Decimal(20), Decimal(8))  # the first that states what is reserved
+    cap.on_read(DAILY, DAILY.count_name_at(NOON), Decimal(20), Decimal(8))  # the first that states what is reserved
     assert cap.is_awaited
     budget, now, counted, reserved = read
-    cap.on_read(budget, budget.count_at(now), Decimal(counted), None if reserved is None else Decimal(reserved))
+    cap.on_read(budget, budget.count_name_at(now), Decimal(counted), None if reserved is None else Decimal(reserved))
     assert cap.is_awaited is not asks
     assert (cap.affordability_of(FOX) is Affordable.NOW) is asks
 

@@ -36,7 +36,7 @@ def new(policy: ConcurrencyPolicy | None = None, **allotted: object) -> SharedLi
 
 def say(limiter: SharedLimiter, held: int = 0, queued: int = 0, polls_due: int = 0) -> Report:
     times: dict[str, Any] = {"mean_job_s": 20.0, "notice_delay_s": 0.5, "max_run_s": 60.0}
-    return limiter.budget.shared.report(Load(held), queued, polls_due, **times)
+    return limiter.budget.shared.make_report(Load(held), queued, polls_due, **times)
 
 
 def hear(limiter: SharedLimiter, at: float, **allotted: object) -> None:
@@ -287,7 +287,7 @@ def test_an_exchange_is_due_at_once_when_another_interactive_job_waits(interacti
 
 def test_an_exchange_is_due_at_once_when_another_urgent_job_waits() -> None:
     shared = SharedAccount()
-    report = partial(shared.report, Load(5), polls_due=0, mean_job_s=20.0, notice_delay_s=0.5, max_run_s=60.0)
+    report = partial(shared.make_report, Load(5), polls_due=0, mean_job_s=20.0, notice_delay_s=0.5, max_run_s=60.0)
     shared.take_allotment(Allotment(at=10.0, granted=5, target=5), 10.0, 10.0)
     assert report(queued=9, urgent=1).urgent == 1
     assert report(queued=9, urgent=2).urgent == 2  # it had no answer

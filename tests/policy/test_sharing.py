@@ -14,10 +14,10 @@ from nanobanana_async.policy.account_state import AccountState, Share, fair_shar
 from nanobanana_async.policy.concurrency import ConcurrencyPolicy, Load, Mode
 from nanobanana_async.policy.learned import FRESH_S
 from nanobanana_async.policy.sharing import (
+    FIRST_PROBE_TURN_S,
     HORIZON_S,
     PROBE_AFTER_S,
     PROBE_S,
-    PROBE_TURN_S,
     SILENT_S,
     Allotment,
     Report,
@@ -405,7 +405,7 @@ def test_owners_take_turns_to_probe_during_an_outage() -> None:
     waiting = Report(number=1, held=2, queued=9)
     exchange(state, 2, waiting, NOW + 1)
     exchange(state, 3, evolve(waiting, queued=0), NOW + 1)
-    at = NOW + PROBE_TURN_S + 1
+    at = NOW + FIRST_PROBE_TURN_S + 1
     assert exchange(state, 3, Report(number=2, held=2), at).gate_until > at  # it has nothing to send
     probing = exchange(state, 2, evolve(waiting, number=2), at)
     assert (probing.gate_until, probing.granted) == (-math.inf, 3)
@@ -416,12 +416,16 @@ def test_owners_take_turns_to_probe_during_an_outage() -> None:
     exchange(state, 1, outage(3, 90), at + PROBE_S + 1)  # no answer came
     assert state.prober == 1
     at += PROBE_S + 1
-    exchange(state, 3, evolve(waiting, number=4), at + PROBE_TURN_S + 1)
+    exchange(state, 3, evolve(waiting, number=4), at + FIRST_PROBE_TURN_S + 1)
     assert state.prober == 1  # twice as long now
-    exchange(state, 3, evolve(waiting, number=5), at + 2 * PROBE_TURN_S + 1)
+    exchange(state, 3, evolve(waiting, number=5), at + 2 * FIRST_PROBE_TURN_S + 1)
     assert state.prober == 3
-    answered = RequestEvent(what="accepted", at=at + 2 * PROBE_TURN_S + 2, sent_at=at + 2 * PROBE_TURN_S + 1)
-    allotment = exchange(state, 3, evolve(waiting, number=6, held=3, events=(answered,)), at + 2 * PROBE_TURN_S + 3)
+    answered = RequestEvent(
+        what="accepted", at=at + 2 * FIRST_PROBE_TURN_S + 2, sent_at=at + 2 * FIRST_PROBE_TURN_S + 1
+    )
+    allotment = exchange(
+        state, 3, evolve(waiting, number=6, held=3, events=(answered,)), at + 2 * FIRST_PROBE_TURN_S + 3
+    )
     assert allotment.gate_until == -math.inf
     assert state.cut_off == {1}
     assert allotment.granted > 4
@@ -430,10 +434,10 @@ def test_owners_take_turns_to_probe_during_an_outage() -> None:
 def test_gate_opens_when_the_owner_that_found_the_outage_is_through() -> None:
     state = limited(20)
     exchange(state, 1, outage(1, 60), NOW)
-    exchange(state, 2, Report(number=1, held=0, queued=9), NOW + PROBE_TURN_S + 1)
+    exchange(state, 2, Report(number=1, held=0, queued=9), NOW + FIRST_PROBE_TURN_S + 1)
     assert state.prober == 2
-    exchange(state, 1, Report(number=2, held=0), NOW + PROBE_TURN_S + 2)
-    assert exchange(state, 3, Report(number=1, held=0), NOW + PROBE_TURN_S + 3).gate_until == -math.inf
+    exchange(state, 1, Report(number=2, held=0), NOW + FIRST_PROBE_TURN_S + 2)
+    assert exchange(state, 3, Report(number=1, held=0), NOW + FIRST_PROBE_TURN_S + 3).gate_until == -math.inf
 
 
 def test_nothing_waits_for_a_clock_that_went_back() -> None:

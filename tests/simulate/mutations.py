@@ -95,8 +95,8 @@ def _doubt_forgotten_on_a_refusal() -> list[Change]:
 
 
 def _emitted_before_written() -> list[Change]:
-    async def transition_as_reported(self: Any, job: TrackedJob, state: JobState, **facts: Any) -> None:
-        before, after = job.ledger_record, job.record.transition_to(state, **facts)
+    async def transition_as_reported(self: Any, job: TrackedJob, state: JobState, **changes: Any) -> None:
+        before, after = job.ledger_record, job.record.transition_to(state, **changes)
         self._update_job(job, after, stored=after)
         await self.ledger.advance(before, after)
 

@@ -112,8 +112,8 @@ def test_content_that_was_read_lately_is_read_from_memory() -> None:
 
 
 def test_memory_keeps_the_last_contents_and_no_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_images, "KEPT_BYTES", 10)
-    monkeypatch.setattr(store_images, "KEPT_EACH", 6)
+    monkeypatch.setattr(store_images, "MAX_KEPT_BYTES", 10)
+    monkeypatch.setattr(store_images, "MAX_KEPT_BYTES_EACH", 6)
     contents = store_images._Contents()
     for content in (b"12345", b"67890", b"1234567"):
         contents.add(content.decode(), content)

@@ -2,7 +2,7 @@
 
 from nanobanana_async.policy import poll_schedule
 
-EARLY_POLLS = {"FEW_SECONDS_S": 0.1, "LEAST_DELAY_S": 0.05}
+EARLY_POLLS = {"LEAST_GAP_IF_UNKNOWN_S": 0.1, "LEAST_DELAY_S": 0.05}
 """The constants of `poll_schedule` that say so."""
 
 POLL_EARLY = f"from {poll_schedule.__package__} import poll_schedule; vars(poll_schedule).update({EARLY_POLLS})"

@@ -64,7 +64,7 @@ async def each_row_is_drawn_by_one_worker_in_order(one: FeedsRows, two: FeedsRow
     assert await drawn(one, 2) == [4]
     draw = await two.draw(SPRING, 2)
     assert (draw.rows, draw.unfinished) == ((), True)
-    assert draw.facts.rows == 5
+    assert draw.batch.rows == 5
 
 
 @scene
@@ -226,7 +226,7 @@ async def batch_keeps_its_cap_until_another_one_is_given(one: FeedsRows, two: Fe
     assert await two.open_batch(raised) == capped
     assert await two.open_batch(raised, change=True) == raised
     await one.feed(SPRING, [fed(0)])
-    assert (await one.draw(SPRING, 1)).facts.max_credits == 100
+    assert (await one.draw(SPRING, 1)).batch.max_credits == 100
     theirs = evolve(FACTS, account="theirs", max_credits=Decimal(5))
     kept = await one.open_batch(theirs, change=True)
     assert kept.account == "mine"

@@ -40,17 +40,17 @@ class FeedingView:
     @abstractmethod
     async def _run(self, name: str, work: Callable[[], T]) -> T: ...
 
-    async def open_batch(self, facts: FedBatch, *, change: bool = False) -> FedBatch:
+    async def open_batch(self, fed: FedBatch, *, change: bool = False) -> FedBatch:
         def stored() -> FedBatch:
-            known = self.shared.fed_batches.get(facts.batch, facts)
-            if change and known.account == facts.account:
-                cap, price = facts.max_credits, facts.expected_credits
+            known = self.shared.fed_batches.get(fed.batch, fed)
+            if change and known.account == fed.account:
+                cap, price = fed.max_credits, fed.expected_credits
                 known = evolve(
                     known,
                     max_credits=known.max_credits if cap is None else cap,
                     expected_credits=known.expected_credits if price is None else price,
                 )
-            self.shared.fed_batches[facts.batch] = known
+            self.shared.fed_batches[fed.batch] = known
             return known
 
         return await self._run("open_batch", stored)
@@ -115,7 +115,7 @@ class FeedingView:
                     each.worker = self
                     drawn.append(evolve(each.row, record=self.shared.rows[key].record))
             facts = self.shared.fed_batches[batch]
-            return Draw(rows=tuple(drawn), unfinished=bool(open_rows), facts=facts)
+            return Draw(rows=tuple(drawn), unfinished=bool(open_rows), batch=facts)
 
         return await self._run("draw", draw)
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from nanobanana_async import ConcurrencyPolicy, ConfigurationError, MemoryLedger, TransportError
-from nanobanana_async.engine.account_webhook import CHECK_GAP_S, LONGEST_CHECK_GAP_S
+from nanobanana_async.engine.account_webhook import FIRST_CHECK_GAP_S, LONGEST_CHECK_GAP_S
 from nanobanana_async.engine.unlisted_registrations import MOST_UNLISTED
 from nanobanana_async.testing import FakeTransport, Reply
 from nanobanana_async.webhooks import CallbackReceiver
@@ -260,7 +260,7 @@ async def test_webhook_that_is_gone_is_registered_again_after_losses() -> None:
         gateway.webhooks.clear()
         while gateway.registered == 1:
             await session.generate("a fox")
-            assert now() < 2 * CHECK_GAP_S
+            assert now() < 2 * FIRST_CHECK_GAP_S
         for _ in range(40):
             await session.generate("a fox")
         before = gateway.polled.total()
@@ -290,5 +290,5 @@ async def test_webhook_that_was_never_seen_to_work_is_checked_ever_more_rarely()
 async def test_idle_session_asks_nothing_more() -> None:
     gateway = WebhookGateway()
     async with hooked(gateway):
-        await asyncio.sleep(10 * CHECK_GAP_S)
+        await asyncio.sleep(10 * FIRST_CHECK_GAP_S)
     assert len(gateway.asked) == 3

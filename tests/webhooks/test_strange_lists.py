@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from nanobanana_async import MemoryLedger, TransportError
-from nanobanana_async.engine.account_webhook import CHECK_GAP_S, LONGEST_CHECK_GAP_S, MOST_PAGES
+from nanobanana_async.engine.account_webhook import FIRST_CHECK_GAP_S, LONGEST_CHECK_GAP_S, MOST_PAGES
 from nanobanana_async.engine.unlisted_registrations import COUNTED_FOR, MOST_UNLISTED
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import Reply
@@ -155,7 +155,7 @@ async def test_hidden_webhook_is_registered_once_a_day(
         caplog.clear()
         async with hooked(gateway, ledger=ledger) as session:
             begun = now()
-            while now() < begun + 3 * CHECK_GAP_S:
+            while now() < begun + 3 * FIRST_CHECK_GAP_S:
                 await session.generate("a fox")
         (warning,) = hidden(caplog)
         assert warning.startswith("webhook.hidden ")

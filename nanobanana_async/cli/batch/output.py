@@ -19,7 +19,7 @@ from nanobanana_async.cli.batch.notes import row_numbers_text
 from nanobanana_async.cli.batch.results import RESULTS, Result
 from nanobanana_async.cli.display import shorten
 from nanobanana_async.cli.options import in_cli_words, with_option_names
-from nanobanana_async.cli.purchase_notes import REHEARSAL
+from nanobanana_async.cli.purchase_notes import REHEARSAL_NOTE
 from nanobanana_async.commands import resolve_advice
 from nanobanana_async.errors import ConfigurationError, CreditLimitReached, NanoBananaError, TaskNotFound
 from nanobanana_async.escaping import escape_exactly
@@ -174,7 +174,7 @@ class BatchSummary:
         before = self._earlier(display.spent)
         yield f"{all_rows}: {counts}{rest}; {number(display.spent)} credits spent{reserved}{before}"
         if self._rehearsal:
-            yield REHEARSAL
+            yield REHEARSAL_NOTE
         yield from self._advice(left, display.spent + display.reserved, interrupted=interrupted)
         if self._counts and (self._folder / RESULTS).exists():
             shown = f"{self._folder / REPORT} shows them, " if reported else ""

@@ -65,7 +65,7 @@ def _object(text: str, options: ReadingOptions, notes: Notes) -> dict[str, Any] 
         return f"broken JSON: {error}"
     if not isinstance(given, dict):
         return 'a row must be an object, such as {"prompt": "a fox"}'
-    facts: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     more: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for name, value in given.items():
@@ -73,10 +73,10 @@ def _object(text: str, options: ReadingOptions, notes: Notes) -> dict[str, Any] 
         if meant in COLUMNS:
             if is_synonym(name, meant):
                 notes.recognised.setdefault(name, meant)
-            if meant in facts:
+            if meant in fields:
                 return f"field {meant} is given twice"
             if meant == "prompt" or not is_absent(value):
-                facts[meant] = value
+                fields[meant] = value
         elif meant.startswith("extra."):
             extra[meant.removeprefix("extra.")] = value
         elif options.strict:
@@ -85,12 +85,12 @@ def _object(text: str, options: ReadingOptions, notes: Notes) -> dict[str, Any] 
             notes.unknown.setdefault(name)
             more[meant.removeprefix("metadata.")] = value
     if more:
-        metadata = facts.get("metadata", {})
+        metadata = fields.get("metadata", {})
         if not isinstance(metadata, dict):
             return f"unknown field {next(iter(more))!r}, and metadata is no object that could keep it"
-        facts["metadata"] = {**more, **metadata}
+        fields["metadata"] = {**more, **metadata}
     try:
-        return with_extra(with_image(facts), extra)
+        return with_extra(with_image(fields), extra)
     except HeaderError as error:
         return str(error)
 
@@ -148,12 +148,12 @@ def table(rows: Iterator[tuple[int, list[str]]], options: ReadingOptions, notes:
                 yield number, "this row repeats the header, as in files that were joined: remove it"
                 continue
             try:
-                facts = columns.facts([cell.strip() for cell in cells])
+                fields = columns.row_fields([cell.strip() for cell in cells])
             except HeaderError as error:
                 yield number, str(error)
                 continue
-            if not (options.comments and facts.get("prompt", "").startswith(options.comments)):
-                yield number, facts
+            if not (options.comments and fields.get("prompt", "").startswith(options.comments)):
+                yield number, fields
     except HeaderError as error:
         yield number, str(error)
     except csv.Error as error:

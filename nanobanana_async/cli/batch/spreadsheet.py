@@ -14,10 +14,10 @@ from nanobanana_async.models import json_number
 SPREADSHEET = "results.csv"
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_SETTINGS = ("aspect_ratio", "resolution", "num_images", "output_format", "model", "extra")
+_SETTING_NAMES = ("aspect_ratio", "resolution", "num_images", "output_format", "model", "extra")
 _COLUMNS = (
     *("row", "key", "status", "prompt", "images", "credits", "seconds", "error", "missing", "earlier_images"),
-    *_SETTINGS,
+    *_SETTING_NAMES,
     *("task_id", "job_key", "created_at", "ended_at"),
 )
 
@@ -66,7 +66,7 @@ def _cells(result: Result, names: Iterable[str]) -> list[Any]:
         row.error or "",
         "\n".join(row.missing),
         "\n".join(result.earlier_images),
-        *(_setting(row.settings.get(name, "")) for name in _SETTINGS),
+        *(_setting(row.settings.get(name, "")) for name in _SETTING_NAMES),
         row.task_id or "",
         row.job_key,
         "" if row.created_at is None else row.created_at.isoformat(),

@@ -206,14 +206,14 @@ def _table(rows: Iterable[tuple[int, list[str]]], file: Path) -> Iterator[dict[s
             columns = Columns(tuple(names))
             continue
         try:
-            facts = columns.facts([cell.strip() for cell in cells])
-            extra = {f"extra.{name}": value for name, value in to_extra(facts.pop("extra", None)).items()}
+            fields = columns.row_fields([cell.strip() for cell in cells])
+            extra = {f"extra.{name}": value for name, value in to_extra(fields.pop("extra", None)).items()}
         except (HeaderError, InvalidRequest) as error:
             why = error.message if isinstance(error, InvalidRequest) else error
             raise ConfigurationError(f"{file}, row {number}: {why}") from None
-        if "images" in facts:
-            facts["images"] = [text_to_reference(image, file.parent) for image in facts["images"]]
-        yield {**facts.pop("metadata", {}), **facts, **extra}
+        if "images" in fields:
+            fields["images"] = [text_to_reference(image, file.parent) for image in fields["images"]]
+        yield {**fields.pop("metadata", {}), **fields, **extra}
     if columns is None:
         raise ConfigurationError(
             f"{file} is empty: its first row has the names of the columns ({', '.join(COLUMNS)}, ...)"

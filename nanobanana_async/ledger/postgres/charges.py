@@ -269,7 +269,7 @@ class Charges:
             statement = Statement(f"{_SELECT_BUDGETS} WHERE name = ANY(%(names)s::text[]) ORDER BY name", values)
         (rows,) = yield [statement]
         budgets = [_budget_of(row) for row in rows]
-        counts = [{"batch": as_text(budget.count_at(now))} for budget in budgets]
+        counts = [{"batch": as_text(budget.count_name_at(now))} for budget in budgets]
         both = (_SELECT_SPENDING, _SELECT_RESERVED)
         sums: list[Rows] = yield [Statement(sql, each) for each in counts for sql in both]
         return [

@@ -237,7 +237,7 @@ class PostgresConnection(Transactions):
         sent_at = self._settings.tenure.clock()
         written: int | None = None
         with self._transaction(answer_s=None if self.owner is None else driver.BULK_TIMEOUT_S) as send:
-            facts = self._settings.lease.owner_facts()
+            facts = self._settings.lease.owner_row()
             (((owner, timeline),),) = send([Statement(leases.ENLIST.format(self._timeline_sql), facts)])
             (((earlier, age_s),),) = send([Statement(NOTE_TIMELINE, {"timeline": timeline})])
             if self.owner is not None and timeline != self._timeline:
@@ -268,7 +268,7 @@ class PostgresConnection(Transactions):
         # Without a disk flush: a beat that a crash of the server forgets has done its work.
         with self._transaction(durable=False) as send:
             beat = Statement(leases.BEAT.format(self._timeline_sql), {"timeline": self._timeline})
-            mine, others = send([beat, Statement(leases.OTHERS)])
+            mine, others = send([beat, Statement(leases.SELECT_OTHER_OWNERS)])
         if not mine:
             self._buried = True  # also if the next line fails: it is tried again then
             self._enlist_again()

@@ -39,7 +39,7 @@ FREE_S = 2.0
 FREE_AT_END_S = 0.5
 
 FIRST = -1  # before the first row
-_FACTS = "batch, name, gateway, account, max_credits, expected_credits, fed"
+_BATCH_COLUMNS = "batch, name, gateway, account, max_credits, expected_credits, fed"
 _OPEN = (
     "INSERT INTO fed_batches (batch, name, gateway, account, max_credits, expected_credits)"
     " VALUES (%(batch)s, %(name)s, %(gateway)s, %(account)s, %(max_credits)s::numeric, %(expected_credits)s::numeric)"
@@ -47,7 +47,7 @@ _OPEN = (
     " expected_credits = coalesce(excluded.expected_credits, fed_batches.expected_credits)"
     " WHERE fed_batches.account = excluded.account AND %(change)s"
 )
-_SELECT_FACTS = f"SELECT {_FACTS} FROM fed_batches WHERE batch = %(batch)s"
+_SELECT_BATCH = f"SELECT {_BATCH_COLUMNS} FROM fed_batches WHERE batch = %(batch)s"
 
 _OWN = ("key", "request", "body")
 """All rows are PENDING and were never sent: only these columns of their jobs differ."""
@@ -69,11 +69,11 @@ _INSERT_NEW = (
 )
 """Insert the rows whose jobs are new; return the keys of the others."""
 _LAST_PLACE = "SELECT max(place) FROM fed_rows WHERE batch = %(batch)s AND place IS NOT NULL"
-_MISPLACED = (
+_SELECT_MISPLACED = (
     f"SELECT min(u.place) FROM {_FED_ROWS} JOIN fed_rows AS f ON f.batch = %(batch)s AND f.place = u.place"
     " JOIN jobs AS j ON j.id = f.job WHERE j.key <> u.key"
 )
-_KNOWN = (
+_SELECT_KNOWN = (
     f"SELECT f.digest IS NULL, f.digest <> u.digest OR j.account <> %(account)s, {SELECTED}"
     f" FROM {_FED_ROWS} JOIN jobs AS j ON j.key = u.key LEFT JOIN fed_rows AS f ON f.job = j.id"
     " WHERE f.job IS NULL OR f.digest <> u.digest OR j.account <> %(account)s"
@@ -93,15 +93,15 @@ _UPDATE_ROWS = (
     " OR f.delivered <> j.revision)"
 )
 _MARK_JOBS = f"UPDATE jobs AS j SET fed = true FROM {_FED_ROWS} WHERE j.key = u.key AND NOT j.fed"
-_DRAWN = f"{', '.join(f'f.{column}' for column in _FED_COLUMNS)}, {SELECTED}"
+_DRAWN_COLUMNS = f"{', '.join(f'f.{column}' for column in _FED_COLUMNS)}, {SELECTED}"
 _DRAW = (
     "WITH free AS MATERIALIZED (SELECT job FROM fed_rows WHERE batch = %(batch)s AND worker IS NULL"
     " AND delivered IS NULL AND row_index > %(after)s ORDER BY row_index, job LIMIT %(count)s FOR UPDATE SKIP LOCKED),"
     " drawn AS (UPDATE fed_rows AS f SET worker = %(me)s FROM free WHERE f.job = free.job RETURNING f.*)"
-    f" SELECT {_DRAWN} FROM drawn AS f JOIN jobs AS j ON j.id = f.job ORDER BY f.row_index, f.job"
+    f" SELECT {_DRAWN_COLUMNS} FROM drawn AS f JOIN jobs AS j ON j.id = f.job ORDER BY f.row_index, f.job"
 )
 _IN_HAND = (
-    f"SELECT {_DRAWN} FROM fed_rows AS f JOIN jobs AS j ON j.id = f.job"
+    f"SELECT {_DRAWN_COLUMNS} FROM fed_rows AS f JOIN jobs AS j ON j.id = f.job"
     " WHERE f.batch = %(batch)s AND f.worker = %(me)s AND f.delivered IS NULL ORDER BY f.row_index"
 )
 _OF_WORKERS = "FROM fed_rows WHERE batch = %(batch)s AND worker IS NOT NULL AND delivered IS NULL"
@@ -150,9 +150,9 @@ class FeedingCalls(ABC):
     @abstractmethod
     def _submit(self, start: Callable[[PostgresTable], Work[T]], *, writes: bool = False) -> "asyncio.Future[T]": ...
 
-    async def open_batch(self, facts: FedBatch, *, change: bool = False) -> FedBatch:
+    async def open_batch(self, fed: FedBatch, *, change: bool = False) -> FedBatch:
         """Store what holds for a new batch, or changes for a known one, and return what is stored."""
-        return await self._submit(partial(_open_batch, facts=facts, change=change), writes=True)
+        return await self._submit(partial(_open_batch, fed=fed, change=change), writes=True)
 
     async def fed_batch(self, batch: str) -> FedBatch | None:
         """Return what holds for a batch; None if it was not fed."""
@@ -193,43 +193,43 @@ class FeedingCalls(ABC):
         await self._submit(partial(_draw_unsaved, batch=batch), writes=True)
 
 
-def _open_batch(table: PostgresTable, facts: FedBatch, *, change: bool) -> Work[FedBatch]:
+def _open_batch(table: PostgresTable, fed: FedBatch, *, change: bool) -> Work[FedBatch]:
     values = {
-        "batch": as_text(facts.batch),
-        "name": as_text(facts.name),
-        "gateway": as_text(facts.gateway),
-        "account": as_text(facts.account),
-        "max_credits": facts.max_credits,
-        "expected_credits": facts.expected_credits,
+        "batch": as_text(fed.batch),
+        "name": as_text(fed.name),
+        "gateway": as_text(fed.gateway),
+        "account": as_text(fed.account),
+        "max_credits": fed.max_credits,
+        "expected_credits": fed.expected_credits,
         "change": change,
     }
-    _, found = yield [Statement(_OPEN, values, returns_rows=False), Statement(_SELECT_FACTS, values)]
+    _, found = yield [Statement(_OPEN, values, returns_rows=False), Statement(_SELECT_BATCH, values)]
     return fed_batch_of(found[0])
 
 
 def _find_batch(table: PostgresTable, batch: str) -> Work[FedBatch | None]:
-    (found,) = yield [Statement(_SELECT_FACTS, {"batch": as_text(batch)})]
+    (found,) = yield [Statement(_SELECT_BATCH, {"batch": as_text(batch)})]
     return fed_batch_of(found[0]) if found else None
 
 
 def _feed(table: PostgresTable, batch: str, rows: Sequence[FedRow], cap: Decimal | None) -> Work[Fed]:
     by_key = {as_text(row.record.key): row for row in rows}
-    facts = {"batch": as_text(batch), "account": as_text(rows[0].record.account), "cap": cap}
-    _, ((last,),) = yield [Statement(f"{_SELECT_FACTS} FOR UPDATE", facts), Statement(_LAST_PLACE, facts)]
+    of_batch = {"batch": as_text(batch), "account": as_text(rows[0].record.account), "cap": cap}
+    _, ((last,),) = yield [Statement(f"{_SELECT_BATCH} FOR UPDATE", of_batch), Statement(_LAST_PLACE, of_batch)]
     columns = _fed_columns(by_key)
     if last is not None and any(place is not None and place <= last for place in columns["place"]):
-        (((misplaced,),),) = yield [Statement(_MISPLACED, {**facts, **columns})]
+        (((misplaced,),),) = yield [Statement(_SELECT_MISPLACED, {**of_batch, **columns})]
         if misplaced is not None:
             return Fed(misplaced=int(misplaced), other_requests={})
     (found,) = yield [
-        Statement(_INSERT_NEW, {**_job_columns(by_key), **columns, "fed_batch": facts["batch"], "cap": cap})
+        Statement(_INSERT_NEW, {**_job_columns(by_key), **columns, "fed_batch": of_batch["batch"], "cap": cap})
     ]
     if not found:
         return Fed(new=len(by_key), other_requests={})
     known = {key: by_key[key] for (key,) in found}
     other_requests: dict[str, JobRecord] = {}
     ended: list[JobRecord] = []
-    (found,) = yield [Statement(_KNOWN, {**facts, **_fed_columns(known)})]
+    (found,) = yield [Statement(_SELECT_KNOWN, {**of_batch, **_fed_columns(known)})]
     for unfed, differs, *values in found:
         record = record_of(tuple(values))
         row = by_key[as_text(record.key)]
@@ -239,7 +239,7 @@ def _feed(table: PostgresTable, batch: str, rows: Sequence[FedRow], cap: Decimal
             ended.append(record)
     stored = {key: row for key, row in known.items() if row.record.key not in other_requests}
     if stored:
-        given = {**facts, **_fed_columns(stored)}
+        given = {**of_batch, **_fed_columns(stored)}
         yield [Statement(sql, given, returns_rows=False) for sql in (_INSERT_KNOWN, _MARK_JOBS, _UPDATE_ROWS)]
     return Fed(new=len(by_key) - len(known), other_requests=other_requests, ended=tuple(ended))
 
@@ -256,7 +256,7 @@ def _draw(table: PostgresTable, batch: str, count: int, state: DrawState, now: f
         state.free_dead_rows_at = now + FREE_S
         (freed,) = yield [Statement(_FREE_OF_DEAD, values)]
         values["after"] = FIRST if freed else after
-    found, facts = yield [Statement(_DRAW, values), Statement(_SELECT_FACTS, values)]
+    found, batches = yield [Statement(_DRAW, values), Statement(_SELECT_BATCH, values)]
     if len(found) < count and values["after"] > FIRST:  # at the end: rows before it were given back
         (more,) = yield [Statement(_DRAW, {**values, "after": FIRST, "count": count - len(found)})]
         found = [*found, *more]
@@ -272,7 +272,7 @@ def _draw(table: PostgresTable, batch: str, count: int, state: DrawState, now: f
         known = state.in_hand | {each.record.key for each in rows}
         rows += [each for each in map(fed_row_of, drawn) if each.record.key not in known]
         state.failures_seen[batch] = failures
-    return Draw(rows=tuple(rows), unfinished=bool(unfinished), facts=fed_batch_of(facts[0]))
+    return Draw(rows=tuple(rows), unfinished=bool(unfinished), batch=fed_batch_of(batches[0]))
 
 
 def _deliver(table: PostgresTable, revisions: Mapping[str, int | None]) -> Work[None]:

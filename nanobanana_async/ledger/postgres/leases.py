@@ -41,7 +41,7 @@ class Lease:
         if not 0 < 3 * self.beat_s <= self.silence_s * (1 + 1e-9):  # 3 * 0.4 is more than 1.2
             raise ConfigurationError("a lease must be at least three beats long, or one lost beat would end it")
 
-    def owner_facts(self) -> dict[str, object]:
+    def owner_row(self) -> dict[str, object]:
         """Return what an owner states in its row."""
         return {
             "host": socket.gethostname(),
@@ -137,7 +137,7 @@ BEAT = (
     "UPDATE owners SET beat = beat + 1, beat_at = clock_timestamp() WHERE id = %(me)s AND buried_by IS NULL"
     " AND {} = %(timeline)s RETURNING id"
 )
-OTHERS = "SELECT id, beat, lease_s FROM owners WHERE buried_by IS NULL AND id <> %(me)s"
+SELECT_OTHER_OWNERS = "SELECT id, beat, lease_s FROM owners WHERE buried_by IS NULL AND id <> %(me)s"
 # No transaction waits for this lock, which is shared: it shows whose transaction a connection of the server runs.
 SIGN = "SELECT pg_advisory_xact_lock_shared('owners'::regclass::oid::int, (%(me)s::bigint & 2147483647)::int)"
 # Of a process that was suspended while it sent a flush the server waits for the rest without end: no timeout of

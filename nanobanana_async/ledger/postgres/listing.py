@@ -16,7 +16,7 @@ from nanobanana_async.ledger.postgres.statements import ACTIVE, PostgresTable
 Page = tuple[int | None, list[JobRecord]]
 
 # The server's clock wrote the time of the beat and reads it here; no clock is compared with another one.
-_SILENT = (
+_SELECT_SILENT_OWNERS = (
     "SELECT id FROM owners WHERE buried_by IS NULL AND id IS DISTINCT FROM %(me)s"
     " AND beat_at < clock_timestamp() - make_interval(secs => lease_s)"
 )
@@ -47,10 +47,13 @@ _SELECT_JOBS_OF_STATE = (
     f"SELECT id, {SELECTED} FROM jobs AS j WHERE state = %(state)s AND id < %(before)s ORDER BY id DESC LIMIT %(limit)s"
 )
 _SELECT_BETWEEN = f"SELECT {SELECTED} FROM jobs AS j WHERE key BETWEEN %(first)s AND %(last)s ORDER BY key"
-_HAS_OWNER = f"SELECT 1 FROM jobs WHERE key = %(key)s AND {ACTIVE} AND owner IS NOT NULL AND owner NOT IN ({_SILENT})"
+_HAS_OWNER = (
+    f"SELECT 1 FROM jobs WHERE key = %(key)s AND {ACTIVE} AND owner IS NOT NULL"
+    f" AND owner NOT IN ({_SELECT_SILENT_OWNERS})"
+)
 _COUNT_UNOWNED = (
     f"SELECT state, count(*) FROM jobs WHERE {ACTIVE} AND NOT {WAITS}"
-    f" AND (owner IS NULL OR owner IN ({_SILENT})) GROUP BY state"
+    f" AND (owner IS NULL OR owner IN ({_SELECT_SILENT_OWNERS})) GROUP BY state"
 )
 _ENDED_BEFORE = f"state IN ({sql_list(TERMINAL_STATES)}) AND coalesce(ended_at, created_at) < %(time)s"
 # Their charges and fed rows go with them here, not by foreign keys: those cost each insert a locked row and its log.
@@ -78,7 +81,7 @@ _CHANGE_ACCOUNT = (
 
 def silent_owners(table: PostgresTable) -> Work[list[int]]:
     """Return the other owners that are not buried and have been silent for longer than their lease."""
-    (rows,) = yield [Statement(_SILENT)]
+    (rows,) = yield [Statement(_SELECT_SILENT_OWNERS)]
     return [owner for (owner,) in rows]
 
 

@@ -105,10 +105,10 @@ def read_overview(table: PostgresTable) -> Work[Overview]:
         _select(LedgerMetrics, "ledger_metrics"),
     ]
     return Overview(
-        owners=[OwnerMetrics(**_facts(OwnerMetrics, row)) for row in owners],
-        accounts=[AccountMetrics(**_facts(AccountMetrics, row)) for row in accounts],
-        batches=[BatchMetrics(**_facts(BatchMetrics, row)) for row in batches],
-        ledger=LedgerMetrics(**_facts(LedgerMetrics, ledgers[0])),
+        owners=[OwnerMetrics(**_row_fields(OwnerMetrics, row)) for row in owners],
+        accounts=[AccountMetrics(**_row_fields(AccountMetrics, row)) for row in accounts],
+        batches=[BatchMetrics(**_row_fields(BatchMetrics, row)) for row in batches],
+        ledger=LedgerMetrics(**_row_fields(LedgerMetrics, ledgers[0])),
     )
 
 
@@ -116,9 +116,9 @@ def _select(kind: type, source: str) -> Statement:
     return Statement(f"SELECT {', '.join(fields_dict(kind))} FROM {source}")
 
 
-def _facts(kind: type, row: Row) -> dict[str, Any]:
-    facts = dict(zip(fields_dict(kind), row, strict=True))
+def _row_fields(kind: type, row: Row) -> dict[str, Any]:
+    fields = dict(zip(fields_dict(kind), row, strict=True))
     for name in ("account", "batch", "name"):
-        if facts.get(name) is not None:
-            facts[name] = from_text(facts[name])
-    return facts
+        if fields.get(name) is not None:
+            fields[name] = from_text(fields[name])
+    return fields

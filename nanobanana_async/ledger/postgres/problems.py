@@ -33,9 +33,9 @@ _CONNECT_ADVICE = (
     (("read-only", "hot standby"), "the server takes no writes: name the primary, or all servers, in the URL"),
     (("too many", "remaining connection slots"), "the server has no connection left: use a pooler such as pgbouncer"),
 )
-_UNREACHABLE = "the server can't be reached: check that it runs, and host, port and network"
+_UNREACHABLE_ADVICE = "the server can't be reached: check that it runs, and host, port and network"
 
-_NO_WRITES = "the server takes no writes: it is a standby now, or was set to read-only"
+_NO_WRITES_ADVICE = "the server takes no writes: it is a standby now, or was set to read-only"
 _ADVICE: dict[type[psycopg.Error], str] = {
     FailedOver: "the server has failed over, and its hosts get the time to write again what it has lost",
     NoAnswer: "the server is overloaded, or a pooler or the network before it is stuck",
@@ -46,8 +46,8 @@ _ADVICE: dict[type[psycopg.Error], str] = {
     errors.UndefinedTable: "a table is missing: was the schema dropped or changed by hand? Restore a backup",
     errors.UndefinedColumn: "a column is missing: was the schema changed by hand? Restore a backup",
     errors.DiskFull: "the server's disk is full: free some space, then repeat",
-    errors.ReadOnlySqlTransaction: _NO_WRITES,
-    errors.FeatureNotSupported: _NO_WRITES,
+    errors.ReadOnlySqlTransaction: _NO_WRITES_ADVICE,
+    errors.FeatureNotSupported: _NO_WRITES_ADVICE,
     errors.LockNotAvailable: (
         "a row or a table stayed locked, by a long transaction of another program or by another host that migrates the"
         " tables: wait for its end or end it, then repeat"
@@ -91,5 +91,7 @@ def to_ledger_error(error: Exception, url: PostgresUrl, *, connecting: bool = Fa
         return LedgerError(f"ledger {url}: {advice}")  # the driver's text may show parts of the password
     advice = next((advice for kind, advice in _ADVICE.items() if isinstance(error, kind)), "")
     if not advice and connecting and (error.sqlstate or "08").startswith("08"):  # the class of connection errors
-        advice = next((text for words, text in _CONNECT_ADVICE if any(word in said for word in words)), _UNREACHABLE)
+        advice = next(
+            (text for words, text in _CONNECT_ADVICE if any(word in said for word in words)), _UNREACHABLE_ADVICE
+        )
     return LedgerError(f"ledger {url}: {advice or 'PostgreSQL failed'} [{said}]")
