@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Generator
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from attrs import evolve
 
@@ -45,6 +45,13 @@ class Job:
     def __repr__(self) -> str:
         task = f" task {self.task_id}" if self.task_id else ""
         return f"<Job {self.key} {self.state.value}{task}>"
+
+    if not TYPE_CHECKING:  # type checkers know that a job has no such attributes
+
+        def __getattr__(self, name: str) -> Any:
+            of_result = not name.startswith("_") and hasattr(GenerationResult, name)
+            hint = f": its result has, `(await job).{name}`" if of_result else ""
+            raise AttributeError(f"'Job' object has no attribute {name!r}{hint}", name=name, obj=self)
 
     def __copy__(self) -> Self:
         return self
