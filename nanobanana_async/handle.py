@@ -16,6 +16,7 @@ from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.progress import expected_end_of, progress_of
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import (
+    CreditLimitReached,
     GatewayError,
     IdempotencyConflict,
     JobFailed,
@@ -49,8 +50,7 @@ class Job:
     if not TYPE_CHECKING:  # type checkers know that a job has no such attributes
 
         def __getattr__(self, name: str) -> Any:
-            of_result = not name.startswith("_") and hasattr(GenerationResult, name)
-            hint = f": its result has, `(await job).{name}`" if of_result else ""
+            hint = f": its result has, `(await job).{name}`" if hasattr(GenerationResult, name) else ""
             raise AttributeError(f"'Job' object has no attribute {name!r}{hint}", name=name, obj=self)
 
     def __copy__(self) -> Self:
@@ -271,8 +271,12 @@ class Job:
                 return JobUncertain(message, job=self, safe_to_repeat=safe)
             case JobState.UNCERTAIN | JobState.REFUSED if why is not None:
                 return _error_from_failure(why).for_job(record.key, safe_to_repeat=safe)
+            case JobState.WITHDRAWN if why is not None and why.kind == CreditLimitReached.__name__:
+                refused = CreditLimitReached(f"job {record.key} was withdrawn{reason}", safe_to_repeat=safe)
+                refused.key, refused.budget = record.key, record.budget
+                return refused
             case _:
-                return JobWithdrawn(f"job {record.key} was withdrawn", job=self, safe_to_repeat=safe)
+                return JobWithdrawn(f"job {record.key} was withdrawn{reason}", job=self, safe_to_repeat=safe)
 
 
 def _reasons_for_unmentioned(request: ImageRequest | None, named: int) -> dict[int, str]:
