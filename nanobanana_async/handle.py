@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Generator
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from attrs import evolve
 
@@ -16,6 +16,7 @@ from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.progress import expected_end_of, progress_of
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import (
+    CreditLimitReached,
     GatewayError,
     IdempotencyConflict,
     JobFailed,
@@ -45,6 +46,12 @@ class Job:
     def __repr__(self) -> str:
         task = f" task {self.task_id}" if self.task_id else ""
         return f"<Job {self.key} {self.state.value}{task}>"
+
+    if not TYPE_CHECKING:  # type checkers know that a job has no such attributes
+
+        def __getattr__(self, name: str) -> Any:
+            hint = f": its result has, `(await job).{name}`" if hasattr(GenerationResult, name) else ""
+            raise AttributeError(f"'Job' object has no attribute {name!r}{hint}", name=name, obj=self)
 
     def __copy__(self) -> Self:
         return self
@@ -264,8 +271,12 @@ class Job:
                 return JobUncertain(message, job=self, safe_to_repeat=safe)
             case JobState.UNCERTAIN | JobState.REFUSED if why is not None:
                 return _error_from_failure(why).for_job(record.key, safe_to_repeat=safe)
+            case JobState.WITHDRAWN if why is not None and why.kind == CreditLimitReached.__name__:
+                refused = CreditLimitReached(f"job {record.key} was withdrawn{reason}", safe_to_repeat=safe)
+                refused.key, refused.budget = record.key, record.budget
+                return refused
             case _:
-                return JobWithdrawn(f"job {record.key} was withdrawn", job=self, safe_to_repeat=safe)
+                return JobWithdrawn(f"job {record.key} was withdrawn{reason}", job=self, safe_to_repeat=safe)
 
 
 def _reasons_for_unmentioned(request: ImageRequest | None, named: int) -> dict[int, str]:

@@ -130,8 +130,11 @@ def _print_error(error: object, code: int) -> int:
     return code
 
 
-# cyclopts would write ARGS for a FILE that may be left out.
-_USAGE = {"batch": {"usage": f"Usage: {app.name[0]} batch [OPTIONS] [FILE]"}}
+# cyclopts would write ARGS for a FILE that may be left out, and nothing that shows that PROMPT can be repeated.
+_USAGE = {
+    "batch": {"usage": f"Usage: {app.name[0]} batch [OPTIONS] [FILE]"},
+    "generate": {"usage": f"Usage: {app.name[0]} generate PROMPT... [OPTIONS]"},
+}
 
 for _name, _attribute in {
     "demo": "demo:demo",

@@ -1,13 +1,12 @@
 """`nanobanana emulate`: both gateways on this machine, with the behaviour that its options select."""
 
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from nanobanana_async.cli.listening import check_port, is_listen_error, listen_error
-from nanobanana_async.cli.options import Flag
+from nanobanana_async.cli.options import Credits, Flag, Seconds
 from nanobanana_async.cli.signals import run_until_signal
 from nanobanana_async.emulator import ACCOUNTS, EmulatorOptions, LogNormal, serve
 from nanobanana_async.emulator.faults import RandomFault, reset
@@ -30,13 +29,13 @@ def emulate(
     requests_per_day: float | None = None,
     rate_window: RateWindow = "bucket",
     retry_after: RetryAfter = "absent",
-    credits: Decimal | None = None,  # noqa: A002 - the option's name
-    job_seconds: float = 8.0,
+    credits: Credits = None,  # noqa: A002 - the option's name
+    job_seconds: Seconds = 8.0,
     speed: float = 1.0,
     failure_probability: float = 0.0,
     lose_answers: float = 0.0,
     idempotency: Idempotency = "replay",
-    history_delay: float = 0.0,
+    history_delay: Seconds = 0.0,
     progress: Progress = "absent",
     extra_fields: Flag = False,
     check_references: Flag = False,

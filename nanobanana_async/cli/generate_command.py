@@ -5,7 +5,7 @@ import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from attrs import frozen
 from cyclopts import Parameter
@@ -23,15 +23,16 @@ from nanobanana_async.cli.options import (
     ExtraOption,
     Flag,
     GatewayFinder,
+    GatewayOrEmulator,
     LedgerOption,
     MaxJobs,
     MaxRequestsPerMinute,
-    Name,
     TargetOption,
     Timeout,
     check_output,
     extra_of,
     fetch_options,
+    repeatable,
 )
 from nanobanana_async.cli.turns import NO_TURN, TurnOptions
 from nanobanana_async.formatting import plural
@@ -60,9 +61,9 @@ class GenerateCommand:
         *,
         output: Annotated[Target | None, TargetOption] = None,
         sidecar: Flag = False,
-        gateway: Annotated[Name | Literal["emulator"] | None, Parameter(env_var="NANOBANANA_GATEWAY")] = None,
+        gateway: GatewayOrEmulator = None,
         base_url: BaseUrl = None,
-        image: Annotated[list[str] | None, Parameter(negative=())] = None,
+        image: Annotated[list[str] | None, repeatable("IMAGE")] = None,
         num_images: int = 1,
         aspect_ratio: str | None = None,
         resolution: Resolution | None = None,

@@ -5,19 +5,18 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
 import anyio
 from attrs import frozen
-from cyclopts import Parameter
 
 from nanobanana_async import ConcurrencyPolicy, ConfigurationError, Session
 from nanobanana_async.cli.find_gateway import find_gateway, find_gateways
 from nanobanana_async.cli.options import (
     DEFAULT_LEDGER,
     BaseUrl,
+    Credits,
     FolderOption,
     GatewayFinder,
     GatewayName,
@@ -26,6 +25,7 @@ from nanobanana_async.cli.options import (
     MaxRequestsPerMinute,
     check_output,
     make_ledger_folder,
+    repeatable,
 )
 from nanobanana_async.cli.signals import INTERRUPTED, handle_signals
 from nanobanana_async.cli.turns import NO_TURN, TurnOptions
@@ -48,11 +48,11 @@ class McpCommand:
         self,
         *,
         output: Annotated[Path, FolderOption],
-        max_credits: Decimal | None = None,
+        max_credits: Credits = None,
         turn: TurnOptions = NO_TURN,
-        allow_folder: Annotated[list[Path] | None, Parameter(negative=())] = None,
+        allow_folder: Annotated[list[Path] | None, repeatable("FOLDER")] = None,
         batch: str = "mcp",
-        expected_credits: Decimal | None = None,
+        expected_credits: Credits = None,
         gateway: GatewayName = None,
         base_url: BaseUrl = None,
         max_jobs: MaxJobs = None,

@@ -31,16 +31,20 @@ from nanobanana_async.validators import as_folder
 from nanobanana_async.values import did_you_mean
 
 Name = registry.GatewayName
-GatewayName = Annotated[Name | None, Parameter(env_var="NANOBANANA_GATEWAY")]
-BaseUrl = Annotated[str | None, Parameter(env_var="NANOBANANA_BASE_URL")]
-Timeout = Annotated[float | None, Parameter(env_var="NANOBANANA_TIMEOUT")]
+_GATEWAY = Parameter(env_var="NANOBANANA_GATEWAY", metavar="GATEWAY")
+GatewayName = Annotated[Name | None, _GATEWAY]
+GatewayOrEmulator = Annotated[Name | Literal["emulator"] | None, _GATEWAY]
+BaseUrl = Annotated[str | None, Parameter(env_var="NANOBANANA_BASE_URL", metavar="URL")]
+Timeout = Annotated[float | None, Parameter(env_var="NANOBANANA_TIMEOUT", metavar="SECONDS")]
+Seconds = Annotated[float, Parameter(metavar="SECONDS")]
+Credits = Annotated[Decimal | None, Parameter(metavar="CREDITS")]
 MaxJobs = Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_JOBS")]
 MaxRequestsPerMinute = Annotated[int | None, Parameter(env_var="NANOBANANA_MAX_REQUESTS_PER_MINUTE")]
 MAX_BUDGET_WAIT_S = 600.0
 """How long a batch waits by default when a daily budget of requests is used up."""
 
-Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative=())]
-Flag = Annotated[bool, Parameter(negative=())]
+Yes = Annotated[bool, Parameter(name=["--yes", "-y"], negative=(), show_default=False)]
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 
 GatewayFinder = Callable[[Name | None, str | None], Gateway]
 """Returns the gateway that options and environment select."""
@@ -70,6 +74,7 @@ LedgerOption = Annotated[
     Location,
     Parameter(
         name="--ledger",
+        metavar="FILE|URL",
         env_var="NANOBANANA_LEDGER",
         env_var_split=one_value,
         converter=_to_ledger,
@@ -92,13 +97,15 @@ def make_ledger_folder(ledger: Location) -> None:
         make_folder(DEFAULT_LEDGER.parent)
 
 
-FolderOption = Parameter(name=["--output", "-o"], converter=_to_folder)
+FolderOption = Parameter(name=["--output", "-o"], metavar="FOLDER", converter=_to_folder)
 """The folder for the images. An empty value is refused: it would be the current folder."""
 
-TargetOption = Parameter(name=["--output", "-o"], converter=_to_target, accepts_keys=False, n_tokens=1)
+TargetOption = Parameter(
+    name=["--output", "-o"], metavar="FOLDER|URL", converter=_to_target, accepts_keys=False, n_tokens=1
+)
 """The folder for the images, or the URL of an object store."""
 
-RunFolder = Annotated[Path | None, Parameter(name="--folder", converter=_to_folder)]
+RunFolder = Annotated[Path | None, Parameter(name="--folder", metavar="FOLDER", converter=_to_folder)]
 
 
 async def check_output(target: Target | None, *, create: bool = True) -> None:
@@ -117,7 +124,12 @@ async def check_output(target: Target | None, *, create: bool = True) -> None:
         raise ConfigurationError(why_unwritable(target, error, or_else="name another folder with -o")) from None
 
 
-ExtraOption = Annotated[list[str] | None, Parameter(negative=())]
+def repeatable(metavar: str) -> Parameter:
+    """Return the settings of an option that takes one value and can be repeated."""
+    return Parameter(negative=(), metavar=metavar)
+
+
+ExtraOption = Annotated[list[str] | None, repeatable("NAME=VALUE")]
 
 
 def extra_of(options: Sequence[str] | None) -> dict[str, Any]:

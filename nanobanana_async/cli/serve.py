@@ -23,6 +23,7 @@ from nanobanana_async.cli.options import (
     MaxJobs,
     MaxRequestsPerMinute,
     make_ledger_folder,
+    repeatable,
 )
 from nanobanana_async.cli.settings.private import open_regular
 from nanobanana_async.gateways.base import is_loopback
@@ -44,9 +45,9 @@ class ServeCommand:
         *,
         port: int = 8000,
         host: str = "127.0.0.1",
-        tokens: Path | None = None,
-        model: Annotated[list[str] | None, Parameter(negative=())] = None,
-        answer_within: float | None = None,
+        tokens: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+        model: Annotated[list[str] | None, repeatable("MODEL")] = None,
+        answer_within: Annotated[float | None, Parameter(metavar="SECONDS")] = None,
         ledger: LedgerOption = DEFAULT_LEDGER,
         gateway: GatewayName = None,
         base_url: BaseUrl = None,

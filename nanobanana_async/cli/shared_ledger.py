@@ -27,6 +27,7 @@ SharedLedgerOption = Annotated[
     PostgresUrl | None,
     Parameter(
         name="--ledger",
+        metavar="URL",
         env_var="NANOBANANA_LEDGER",
         env_var_split=one_value,
         converter=_to_shared_ledger_url,

@@ -39,7 +39,7 @@ class TurnOptions:
     """From -100 to 100: hosts that share a PostgreSQL ledger give free slots to jobs of a priority above 0 first. The
     jobs of one command are sent in their order."""
 
-    group: Annotated[str | None, Parameter(converter=_to_group)] = None
+    group: Annotated[str | None, Parameter(converter=_to_group, metavar="NAME")] = None
     """Whose jobs these are, such as a user. It is stored with them: a session that takes them over, such as that of a
     web application, shares its slots fairly between groups."""
 

@@ -1,11 +1,11 @@
 """`nanobanana worker`: buy rows of a batch that was fed into a ledger that hosts share."""
 
 import asyncio
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
 from attrs import frozen
+from cyclopts import Parameter
 
 from nanobanana_async import ConcurrencyPolicy
 from nanobanana_async.cli.batch.shared import refuse_folder_of_batch
@@ -14,11 +14,13 @@ from nanobanana_async.cli.find_gateway import find_gateway
 from nanobanana_async.cli.options import (
     MAX_BUDGET_WAIT_S,
     BaseUrl,
+    Credits,
     Flag,
     GatewayFinder,
     GatewayName,
     MaxJobs,
     MaxRequestsPerMinute,
+    Seconds,
     TargetOption,
     check_output,
 )
@@ -38,17 +40,17 @@ class WorkerCommand:
     def worker(
         self,
         *,
-        batch: str,
+        batch: Annotated[str, Parameter(metavar="NAME")],
         output: Annotated[Target, TargetOption],
         ledger: SharedLedgerOption = None,
-        results: Path | None = None,
+        results: Annotated[Path | None, Parameter(metavar="FILE")] = None,
         sidecar: Flag = False,
         gateway: GatewayName = None,
         base_url: BaseUrl = None,
-        max_credits: Decimal | None = None,
+        max_credits: Credits = None,
         max_jobs: MaxJobs = None,
         max_requests_per_minute: MaxRequestsPerMinute = None,
-        max_budget_wait: float = MAX_BUDGET_WAIT_S,
+        max_budget_wait: Seconds = MAX_BUDGET_WAIT_S,
     ) -> int:
         """Buy rows of a batch until none is left; run it on as many hosts as you like.
 

@@ -30,6 +30,7 @@ from nanobanana_async.errors import (
     ConfigurationError,
     CreditLimitReached,
     IdempotencyConflict,
+    JobWithdrawn,
     LedgerError,
     NanoBananaError,
 )
@@ -182,16 +183,18 @@ class Claimer:
         job.rare = evolve(job.rare, spends_retry_budget=False)
         return self._next_by_state(job)
 
-    async def store_withdrawal(self, job: TrackedJob) -> Next:
+    async def store_withdrawal(self, job: TrackedJob, why: Failure | None = None) -> Next:
         """Store that a job is withdrawn, which was never sent. The row of a fed batch is left for other workers."""
         if job.rare.released_if_unsent and not job.has_handle:
             return Finish(job.wait_error or NanoBananaError("not bought: it is left for other workers", key=job.key))
-        await self._store.transition(job, JobState.WITHDRAWN, ended_at=self._store.utcnow())
+        await self._store.transition(job, JobState.WITHDRAWN, ended_at=self._store.utcnow(), failure=why)
         return Finish(job.wait_error)
 
     async def withdraw_unaffordable(self, error: CreditLimitReached, job: TrackedJob) -> Next:
-        """Withdraw a job that a cap of credits does not allow."""
-        await self.store_withdrawal(job)
+        """Withdraw a job that a cap of credits does not allow; the ledger keeps why, for all who wait for the job."""
+        # A budget counts the job wherever it is asked for. The cap of this session or batch is no cap of others.
+        kind = CreditLimitReached if error.budget is not None else JobWithdrawn
+        await self.store_withdrawal(job, Failure(kind=kind.__name__, message=error.message))
         return Finish(error)
 
     async def release_untracked(self, tracked: Mapping[str, TrackedJob], job: TrackedJob) -> None:

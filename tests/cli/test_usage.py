@@ -1,5 +1,6 @@
 """Help, usage errors and missing extras."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -252,6 +253,33 @@ async def test_unknown_option_names_the_one_that_is_meant(given: list[str], mean
     assert said.code == 2
     assert meant in said.complaint
     assert "hidden" not in said.err
+
+
+COMMANDS = (
+    *("demo", "generate", "emulate", "batch", "worker", "serve", "mcp", "balance", "budgets", "hosts", "doctor"),
+    *("jobs", "jobs show", "jobs fetch", "jobs resume", "jobs reconcile", "jobs resolve", "ledger", "webhooks"),
+)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+async def test_help_names_values_as_people_do(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    types = r"STOREURL|POSTGRESURL|DECIMAL|CHOICE\||(?:STR|PATH|CHOICE)\.\.\.|default: (?:False|None)"
+    for command in COMMANDS:
+        said = await nanobanana(*command.split(), "--help")
+        assert (said.code, re.findall(types, said.out)) == (0, []), command
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        (("generate",), "generate PROMPT... [OPTIONS]"),
+        (("jobs", "fetch"), "jobs fetch KEY_OR_TASK_ID... [OPTIONS]"),
+        (("worker",), "worker --batch NAME --output FOLDER|URL [OPTIONS]"),
+    ],
+)
+async def test_usage_says_what_a_command_needs(command: tuple[str, ...], usage: str) -> None:
+    assert (await nanobanana(*command, "--help")).out.startswith(f"Usage: nanobanana {usage}\n")
 
 
 async def test_usage_of_batch_names_its_file() -> None:

@@ -359,6 +359,36 @@ async def test_stored_job_keeps_its_budget_when_a_later_session_names_another() 
 
 
 @virtually
+async def test_job_that_its_budget_refuses_says_so_to_other_sessions() -> None:
+    gateway, shared, refusal = (
+        ChargingGateway(),
+        SharedLedger(),
+        "job owl was withdrawn: budget alice: its cap is 40, 40",
+    )
+    async with (
+        a_session("apimall", gateway.transport(), ledger=LedgerView(shared)) as ours,
+        a_session("apimall", gateway.transport(), ledger=LedgerView(shared)) as theirs,
+        asyncio.TaskGroup() as group,
+    ):
+        assert (await bought(ours, 5, budget=ALICE))[0] == 5
+        owner = group.create_task(outcome(ours, "an owl", idempotency_key="owl", budget=ALICE))
+        follower = group.create_task(outcome(theirs, "an owl", idempotency_key="owl"))
+        assert isinstance(await owner, CreditLimitReached)
+        error = await follower
+        assert isinstance(error, CreditLimitReached)
+        assert (error.budget, error.key, error.safe_to_repeat) == ("alice", "owl", True)
+        assert str(error).startswith(refusal)
+    async with a_session("apimall", gateway.transport(), ledger=LedgerView(shared)) as later:
+        job = await later.job("owl")
+        assert job is not None
+        with pytest.raises(CreditLimitReached, match=refusal):
+            await job
+        await later.generate("an owl", idempotency_key="owl", budget=evolve(ALICE, max_credits=48))
+        assert job.key == "owl"
+    assert gateway.sold == 6
+
+
+@virtually
 async def test_budget_of_a_day_opens_at_midnight_in_utc() -> None:
     gateway = ChargingGateway()
     loop = asyncio.get_running_loop()

@@ -89,13 +89,13 @@ async def test_job_refused_by_the_cap_can_be_bought_later(way: str) -> None:
 
 
 @virtually
-async def test_job_withdrawn_by_the_cap_is_withdrawn_when_found() -> None:
+async def test_job_withdrawn_by_the_cap_says_why_when_found() -> None:
     ledger = RecordingLedger(keep_ended=True)
     async with a_session("apimall", ChargingGateway().transport(), ledger=ledger, max_credits=0) as session:
         assert isinstance(await outcome(session, "an owl", idempotency_key="owl-1"), CreditLimitReached)
         job = await session.job("owl-1")
         assert job is not None
-        with pytest.raises(JobWithdrawn):
+        with pytest.raises(JobWithdrawn, match="job owl-1 was withdrawn: max_credits is 0, 0 are spent"):
             await job
 
 

@@ -66,6 +66,21 @@ async def test_job_given_to_save_names_its_result() -> None:
 
 
 @virtually
+async def test_attribute_of_the_result_read_from_a_job_says_to_await_it() -> None:
+    async with apimall(FakeTransport(FakeGateway().answer)) as session:
+        job: Any = await session.submit("a fox")
+        for name in ("images", "url", "missing", "model"):
+            with pytest.raises(
+                AttributeError, match=rf"'Job' object has no attribute '{name}'.*`\(await job\)\.{name}`"
+            ):
+                getattr(job, name)
+            getattr(await job, name)
+        with pytest.raises(AttributeError, match=r"'Job' object has no attribute 'imges'$"):
+            _ = job.imges
+        assert not hasattr(job, "images")
+
+
+@virtually
 async def test_batch_says_how_it_is_read() -> None:
     gateway = FakeGateway()
     async with apimall(FakeTransport(gateway.answer)) as session:

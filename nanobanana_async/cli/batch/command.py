@@ -2,9 +2,8 @@
 
 import asyncio
 import secrets
-from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from attrs import frozen
 from cyclopts import Parameter
@@ -30,17 +29,21 @@ from nanobanana_async.cli.batch.sweeping import open_sweep, sweep_options
 from nanobanana_async.cli.find_gateway import find_gateway, find_gateways
 from nanobanana_async.cli.options import (
     MAX_BUDGET_WAIT_S,
+    BaseUrl,
+    Credits,
     ExtraOption,
     Flag,
     GatewayFinder,
+    GatewayOrEmulator,
     MaxJobs,
     MaxRequestsPerMinute,
-    Name,
     RunFolder,
+    Seconds,
     TargetOption,
     Yes,
     check_output,
     extra_of,
+    repeatable,
 )
 from nanobanana_async.cli.shared_ledger import SharedLedgerOption
 from nanobanana_async.cli.turns import NO_TURN, TurnOptions
@@ -68,26 +71,26 @@ class BatchCommand:
         feed_only: Flag = False,
         sidecar: Flag = False,
         prompt: str | None = None,
-        vary: Annotated[list[str] | None, Parameter(negative=())] = None,
-        vary_file: Annotated[list[Path] | None, Parameter(negative=())] = None,
-        gateway: Annotated[Name | Literal["emulator"] | None, Parameter(env_var="NANOBANANA_GATEWAY")] = None,
-        base_url: Annotated[str | None, Parameter(env_var="NANOBANANA_BASE_URL")] = None,
-        max_credits: Decimal | None = None,
-        expected_credits: Decimal | None = None,
+        vary: Annotated[list[str] | None, repeatable("NAME=VALUES")] = None,
+        vary_file: Annotated[list[Path] | None, repeatable("FILE")] = None,
+        gateway: GatewayOrEmulator = None,
+        base_url: BaseUrl = None,
+        max_credits: Credits = None,
+        expected_credits: Credits = None,
         turn: TurnOptions = NO_TURN,
         max_jobs: MaxJobs = None,
         max_requests_per_minute: MaxRequestsPerMinute = None,
-        max_budget_wait: float = MAX_BUDGET_WAIT_S,
+        max_budget_wait: Seconds = MAX_BUDGET_WAIT_S,
         retry_failed: Flag = False,
         buy_changed: Flag = False,
         ordered: Flag = False,
-        name: str | None = None,
+        name: Annotated[str | None, Parameter(metavar="NAME")] = None,
         format: Format | None = None,  # noqa: A002 - the option's name
         encoding: str | None = None,
         sheet: str | None = None,
         comments: str | None = None,
         strict: Flag = False,
-        names: str | None = None,
+        names: Annotated[str | None, Parameter(metavar="PATTERN")] = None,
         num_images: int | None = None,
         aspect_ratio: str | None = None,
         resolution: str | None = None,
@@ -201,7 +204,8 @@ class BatchCommand:
         names
             How the image files are named: a text with at least one of {row} (its number), {slug} (the prompt in a form
             for file names), {key} and {metadata[NAME]} (the value in the column NAME). The folder remembers it for
-            later runs. `default` is the row's key, or else {row:04}-{slug}. Images that are saved keep their names.
+            later runs. By default it is the row's key, or else {row:04}-{slug}; the value default returns to
+            that. Images that are saved keep their names.
         num_images
             Images per prompt, 1 to 6, for rows that have no value. If you change this or one of the next five for a
             batch that was bought, its rows have changed, and are bought again only with --buy-changed.

@@ -43,7 +43,7 @@ class _Commands:
     def jobs(
         *extra: Annotated[str, Parameter(show=False)],
         ledger: LedgerOption = DEFAULT_LEDGER,
-        state: Annotated[list[JobState] | None, Parameter(negative=())] = None,
+        state: Annotated[list[JobState] | None, Parameter(negative=(), metavar="STATE")] = None,
         limit: int | None = None,
         json: Flag = False,
     ) -> int:
@@ -313,7 +313,7 @@ async def _details(path: Location, key: str) -> str:
 _commands = _Commands(find_gateway)
 jobs = App(name="jobs", default_command=_commands.jobs)
 jobs.command(_commands.show)
-jobs.command("nanobanana_async.cli.jobs.fetch:fetch")
+jobs.command("nanobanana_async.cli.jobs.fetch:fetch", usage="Usage: nanobanana jobs fetch KEY_OR_TASK_ID... [OPTIONS]")
 jobs.command(_commands.resume)
 jobs.command("nanobanana_async.cli.jobs.reconcile:reconcile")
 for _command in (_commands.resolve, _commands.hand_over, _commands.prune):

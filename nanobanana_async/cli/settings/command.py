@@ -41,8 +41,8 @@ def _profile_names(context: CompletionContext) -> list[str]:
     return []
 
 
-ConfigFile = Annotated[Path | None, Parameter(env_var="NANOBANANA_CONFIG", converter=_to_file)]
-Profile = Annotated[str | None, Parameter(env_var="NANOBANANA_PROFILE", completer=_profile_names)]
+ConfigFile = Annotated[Path | None, Parameter(env_var="NANOBANANA_CONFIG", metavar="FILE", converter=_to_file)]
+Profile = Annotated[str | None, Parameter(env_var="NANOBANANA_PROFILE", metavar="NAME", completer=_profile_names)]
 
 
 def config() -> int:
