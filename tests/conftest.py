@@ -34,6 +34,8 @@ forked.install()
 # Signals that the parent ignores stay ignored in a child, and so in the commands that tests send signals to.
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script that runs the tests in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _IN_REAL_TIME = {
     *("cli", "http", "images", "mcp_server", "notebook", "secrecy", "serve", "store", "web"),

@@ -18,6 +18,7 @@ from nanobanana_async.models import GenerationResult
 from nanobanana_async.testing import FakeTransport
 from tests.batch.fakes import CountingInput, PromptGateway, all_of, file_of, slots
 from tests.support.fakes import apimall, virtually
+from tests.support.held import let_pass
 from tests.support.loopback import GatewayName, charged, emulated, quick
 
 FIVE = [f"image {number}" for number in range(5)]
@@ -155,10 +156,10 @@ async def test_deleted_image_is_saved_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 async def test_expired_links_are_refreshed(tmp_path: Path) -> None:
     folder, ledger = tmp_path / "out", tmp_path / "jobs.sqlite"
-    async with emulated(links_expire_after_s=0.3, expired_link_status=410) as emulator:
+    async with emulated(links_expire_after_s=300.0, expired_link_status=410) as emulator:
         await saved_batch(emulator, None, FIVE, ledger=ledger)
         queries = emulator.stats().polls
-        await asyncio.sleep(0.4)
+        let_pass(emulator, 301.0)
         outcomes = await saved_batch(emulator, folder, FIVE, ledger=ledger)
         assert charged(emulator.stats(), 5)
         assert emulator.stats().polls == queries + 5

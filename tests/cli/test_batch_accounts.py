@@ -9,10 +9,13 @@ import pytest
 from nanobanana_async import ImageRequest, SqliteLedger
 from nanobanana_async.batch.rows import RowReader
 from nanobanana_async.cli import app as cli
-from nanobanana_async.emulator import API_KEY, Fixed
+from nanobanana_async.emulator import API_KEY
 from tests.cli.batch_kills import images_of, lines_of
 from tests.cli.batches import Command, emulated, requests
 from tests.support.command import environment, started
+from tests.support.held import HeldJobs
+from tests.support.ledger_file import running_jobs
+from tests.support.loopback import until
 from tests.support.records import record
 
 pytestmark = pytest.mark.slow
@@ -24,12 +27,11 @@ KEYS = frozenset({API_KEY, NEW_KEY})
 @pytest.mark.parametrize("gateway", ["apimall", "defapi"])
 async def test_a_new_api_key_stops_before_buying_and_names_the_hand_over(batch: Command, gateway: str) -> None:
     file, variable = batch.prompts(30), f"{gateway.upper()}_API_KEY"
-    async with emulated(batch, gateway, api_keys=KEYS, job_limit=24, duration=Fixed(2.0)) as emulator:
+    held = HeldJobs()
+    async with emulated(batch, gateway, api_keys=KEYS, job_limit=24, duration=held) as emulator:
         environ = environment(emulator, NANOBANANA_GATEWAY=gateway, **{variable: API_KEY})
         async with started("batch", file, "-o", "out", environ=environ, folder=batch.folder) as process:
-            while emulator.stats().creates_accepted < 24:  # noqa: ASYNC110 - it has no event
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.3)  # the answers arrive
+            await until(lambda: running_jobs(batch.out / "jobs.sqlite") == 24, timeout_s=40)
             process.kill()
         before = requests(emulator)
         batch.patch.setenv(variable, NEW_KEY)
@@ -49,6 +51,7 @@ async def test_a_new_api_key_stops_before_buying_and_names_the_hand_over(batch: 
         assert command.endswith(" --ledger out/jobs.sqlite")
         assert await asyncio.to_thread(cli.run, [*shlex.split(command), "--yes"]) == 0
 
+        held.release(emulator)
         assert (await batch(file)).code == 0
         assert (emulator.stats().creates_accepted, emulator.stats().double_charges) == (30, 0)
     assert (batch.statuses(), len(images_of(batch.out))) == ({"succeeded": 30}, 30)

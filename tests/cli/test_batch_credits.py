@@ -1,8 +1,6 @@
 """The credits that `nanobanana batch` prints are those of its ledger; without the ledger nothing is bought."""
 
 import asyncio
-import itertools
-import random
 import re
 import signal
 import sqlite3
@@ -18,26 +16,18 @@ from nanobanana_async.emulator.faults import reset
 from tests.cli.batch_kills import lines_of
 from tests.cli.batches import Command, emulated, requests
 from tests.support.command import Said, ended, environment, started
+from tests.support.held import HeldJobs
 
 pytestmark = pytest.mark.slow
 
 NONE = Decimal(0)
 
 
-class SecondFourLast:
-    """Of twelve jobs on four slots the second four last longer than it takes to stop their process."""
-
-    def __init__(self) -> None:
-        self._drawn = itertools.count()
-
-    def __call__(self, _rng: random.Random) -> float:
-        """Draw the duration of one job, in seconds."""
-        return 3.0 if 4 <= next(self._drawn) < 8 else 0.2
-
-
 def credits_of(said: Said) -> tuple[Decimal, Decimal]:
     """Return the credits that the summary says are spent and reserved."""
-    (amounts,) = re.findall(r"; ([\d.]+) credits spent(?:, and ([\d.]+) reserved)?", said.err)
+    # A slow run also has lines that show its progress, which begin otherwise.
+    summary = re.compile(r"^\d+ rows: .*; ([\d.]+) credits spent(?:, and ([\d.]+) reserved)?", re.MULTILINE)
+    (amounts,) = summary.findall(said.err)
     return Decimal(amounts[0]), Decimal(amounts[1] or 0)
 
 
@@ -72,8 +62,10 @@ async def stopped_run(
 @pytest.mark.parametrize("gateway", ["apimall", "defapi"])
 async def test_adopted_jobs_count_once_after_a_kill(batch: Command, gateway: str) -> None:
     batch.prompts(12)
-    async with emulated(batch, gateway, job_limit=4, duration=SecondFourLast()) as emulator:
+    held = HeldJobs(quick=4)
+    async with emulated(batch, gateway, job_limit=4, duration=held) as emulator:
         await stopped_run(batch, emulator, signal.SIGKILL, accepted=8, gateway=gateway)
+        held.release(emulator)
         said = await batch("foxes.txt")
         assert (said.code, credits_of(said)) == (0, (emulator.stats().credits_charged, NONE))
         assert credits_of(await batch("foxes.txt")) == (emulator.stats().credits_charged, NONE)
@@ -82,13 +74,15 @@ async def test_adopted_jobs_count_once_after_a_kill(batch: Command, gateway: str
 
 async def test_two_signals_print_spent_and_reserved_credits_apart(batch: Command) -> None:
     batch.prompts(12)
-    async with emulated(batch, "defapi", job_limit=4, duration=SecondFourLast()) as emulator:
+    held = HeldJobs(quick=4)
+    async with emulated(batch, "defapi", job_limit=4, duration=held) as emulator:
         said = await stopped_run(batch, emulator, signal.SIGTERM, signal.SIGINT, accepted=8, gateway="defapi")
         assert said.code == 130
         assert emulator.stats().creates_accepted == 8
         assert len(lines_of(batch.out)) <= 4  # their images may not have arrived
         assert credits_of(said) == (Decimal("0.5") * 4, Decimal("0.5") * 4)
         assert "2 reserved for jobs that run or are in doubt" in said.err
+        held.release(emulator)
         assert (await batch("foxes.txt")).code == 0
 
 

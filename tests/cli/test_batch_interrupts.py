@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from nanobanana_async.emulator import Emulator
+from nanobanana_async.emulator import Emulator, Fixed
 from tests.cli.batch_kills import images_of, lines_of
 from tests.support.command import POLLING_EARLY, environment, nanobanana, started
+from tests.support.held import HeldJobs
 
 pytestmark = pytest.mark.slow
 
@@ -80,11 +81,12 @@ async def terminal(folder: Path, command: str, environ: dict[str, str]) -> Async
 
 
 @asynccontextmanager
-async def emulated(folder: Path, job_s: float, *first: float) -> AsyncIterator[tuple[Emulator, dict[str, str]]]:
-    """Run an emulator whose jobs take `job_s`, but the first ones what is given."""
-    durations = iter(first)
+async def emulated(
+    folder: Path, job_s: float, *, held: HeldJobs | None = None
+) -> AsyncIterator[tuple[Emulator, dict[str, str]]]:
+    """Run an emulator whose jobs take `job_s`, or are held."""
     (folder / "foxes.txt").write_text("".join(f"a fox {number}\n" for number in range(ROWS)))
-    async with Emulator(duration=lambda _: next(durations, job_s), job_limit=6, image_scale=0.05) as emulator:
+    async with Emulator(duration=held or Fixed(job_s), job_limit=6, image_scale=0.05) as emulator:
         yield emulator, environment(emulator, NANOBANANA_EXPECTED_JOB_S=str(job_s))
 
 
@@ -97,12 +99,14 @@ async def check_rerun(folder: Path, emulator: Emulator, environ: dict[str, str])
 
 
 async def test_the_first_ctrl_c_stops_buying_and_collects_running_jobs(tmp_path: Path) -> None:
-    async with emulated(tmp_path, 0.5) as (emulator, environ):
+    held = HeldJobs(quick=6, job_s=0.5)
+    async with emulated(tmp_path, 0.5, held=held) as (emulator, environ):
         async with terminal(tmp_path, f"{POLLING_EARLY} batch foxes.txt -o out", environ) as screen:
             await screen.shows(" succeeded")
             screen.press_ctrl_c()
+            await screen.shows("buying no more")
+            held.release(emulator)
             assert await screen.code() == 130
-        assert "buying no more" in screen.screen
         assert "left: run the same command to continue" in screen.screen
         bought = emulator.stats().creates_accepted
         assert 0 < bought < ROWS
@@ -114,7 +118,8 @@ async def test_the_first_ctrl_c_stops_buying_and_collects_running_jobs(tmp_path:
 
 
 async def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
-    async with emulated(tmp_path, 0.1, *[5.0] * 6) as (emulator, environ):
+    held = HeldJobs()
+    async with emulated(tmp_path, 0.1, held=held) as (emulator, environ):
         async with terminal(tmp_path, f"{POLLING_EARLY} batch foxes.txt -o out", environ) as screen:
             await screen.shows(" running")
             while emulator.stats().creates_accepted < 2:  # noqa: ASYNC110 - it has no event
@@ -133,6 +138,7 @@ async def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
         assert lines_of(tmp_path / "out") == []
         assert screen.screen.count("\x1b[?25h") >= screen.screen.count("\x1b[?25l")  # the cursor is shown again
         emulator.set_job_limit(None)
+        held.release(emulator)
         await check_rerun(tmp_path, emulator, environ)
 
 
@@ -157,9 +163,11 @@ async def test_another_signal_collects_running_jobs_like_ctrl_c(tmp_path: Path) 
 
 
 async def test_two_signals_stop_at_once_and_say_what_is_left(tmp_path: Path) -> None:
-    async with emulated(tmp_path, 0.5) as (emulator, environ):
+    held = HeldJobs(quick=6)
+    async with emulated(tmp_path, 0.5, held=held) as (emulator, environ):
         async with started("batch", "foxes.txt", "-o", "out", environ=environ, folder=tmp_path) as process:
             said = (await errors_after(process, signal.SIGTERM, signal.SIGHUP)).decode()
+        held.release(emulator)
         assert (process.returncode, "Traceback" in said) == (130, False)
         assert "stopping at once" in said
         assert not list((tmp_path / "out").glob("jobs.sqlite-*"))  # closed

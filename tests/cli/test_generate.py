@@ -11,6 +11,7 @@ from PIL import Image
 from nanobanana_async.emulator import API_KEY, Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import error, reset
 from tests.support.command import environment, in_a_process, nanobanana
+from tests.support.held import BUYING_S, HeldJobs
 
 pytestmark = pytest.mark.slow
 
@@ -127,9 +128,10 @@ async def test_an_uncertain_job_names_its_key_and_the_advice_once(tmp_path: Path
 
 
 async def test_a_timeout_names_the_command_that_fetches_the_images(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(2), image_scale=0.1) as emulator:
+    held = HeldJobs()
+    async with Emulator(duration=held, image_scale=0.1) as emulator:
         environ = environment(emulator)
-        options = ("--timeout", "1", "-o", "my images", "--base-url", emulator.url, "--ledger", "own.sqlite")
+        options = ("--timeout", BUYING_S, "-o", "my images", "--base-url", emulator.url, "--ledger", "own.sqlite")
         said = await nanobanana("generate", "a fox", *options, environ=environ, folder=tmp_path)
         (job,) = emulator.jobs()
         command = (
@@ -138,9 +140,10 @@ async def test_a_timeout_names_the_command_that_fetches_the_images(tmp_path: Pat
         )
         assert (said.code, said.out) == (1, "")
         assert said.complaint == (
-            "nanobanana: the waiting ended after 1 s; 1 job paid for and not delivered: the same command, or"
+            f"nanobanana: the waiting ended after {BUYING_S} s; 1 job paid for and not delivered: the same command, or"
             f" `{command}`, delivers it"
         )
+        held.release(emulator)
         fetched = await nanobanana(*shlex.split(command)[1:], environ=environ, folder=tmp_path)
         assert (fetched.code, fetched.err) == (0, "")
         assert (tmp_path / fetched.out.strip()).parent.name == "my images"
@@ -173,7 +176,7 @@ async def test_an_unwritable_parent_is_reported_in_words(tmp_path: Path) -> None
 async def test_an_unreachable_gateway_is_reported() -> None:
     async with Emulator() as emulator:
         environ = environment(emulator)
-    said = await nanobanana("generate", "a fox", "--timeout", "2", environ=environ)
+    said = await nanobanana("generate", "a fox", "--timeout", BUYING_S, environ=environ)
     assert said.code == 1
     waiting, end = said.err.splitlines()
     assert f"can't reach {emulator.url.removeprefix('http://')}: " in waiting

@@ -10,6 +10,7 @@ from nanobanana_async.cli.open_runs import OpenRun, fingerprint
 from nanobanana_async.emulator import Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import error
 from tests.support.command import Said, environment, nanobanana
+from tests.support.held import BUYING_S, HeldJobs
 
 QUICK = Fixed(0.1)
 slow = pytest.mark.slow
@@ -37,9 +38,11 @@ async def test_a_delivered_command_buys_again_and_says_so(tmp_path: Path) -> Non
 
 @slow
 async def test_a_job_that_outlived_its_command_is_not_bought_again(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(1.0), image_scale=0.1) as emulator:
-        left = await generate(emulator, tmp_path, "a fox", "--timeout", "0.6", "-o", "out")
+    held = HeldJobs()
+    async with Emulator(duration=held, image_scale=0.1) as emulator:
+        left = await generate(emulator, tmp_path, "a fox", "--timeout", BUYING_S, "-o", "out")
         assert (left.code, emulator.stats().creates_accepted) == (1, 1)
+        held.release(emulator)
         again = await generate(emulator, tmp_path, "a fox", "-o", "other")
         assert emulator.stats().creates_accepted == 1
     assert again.code == 0
@@ -75,8 +78,10 @@ async def test_a_failed_job_says_that_the_same_command_buys_it_again(tmp_path: P
 
 @slow
 async def test_buy_again_buys_new_images_of_an_open_run(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(0.8)) as emulator:
-        await generate(emulator, tmp_path, "a fox", "--timeout", "0.5")
+    held = HeldJobs()
+    async with Emulator(duration=held) as emulator:
+        await generate(emulator, tmp_path, "a fox", "--timeout", BUYING_S)
+        held.release(emulator)
         assert (await generate(emulator, tmp_path, "a fox", "--buy-again")).code == 0
         assert emulator.stats().creates_accepted == 2
         assert open_runs(tmp_path) == []
@@ -84,8 +89,10 @@ async def test_buy_again_buys_new_images_of_an_open_run(tmp_path: Path) -> None:
 
 @slow
 async def test_equal_prompts_are_separate_purchases_and_continued_as_such(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(0.8)) as emulator:
-        await generate(emulator, tmp_path, "a fox", "a fox", "--timeout", "0.5")
+    held = HeldJobs()
+    async with Emulator(duration=held) as emulator:
+        await generate(emulator, tmp_path, "a fox", "a fox", "--timeout", BUYING_S)
+        held.release(emulator)
         said = await generate(emulator, tmp_path, "a fox", "a fox", "a fox")
         assert emulator.stats().creates_accepted == 3
     assert (said.code, len(set(said.out.splitlines()))) == (0, 3)

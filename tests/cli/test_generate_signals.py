@@ -16,7 +16,8 @@ from rich.console import Console
 from nanobanana_async.cli.signals import StopSignals
 from nanobanana_async.emulator import Emulator, Fixed, Script
 from nanobanana_async.emulator.faults import error
-from tests.support.command import POLLING_EARLY, Said, ended, environment, nanobanana, started
+from tests.support.command import POLLING_EARLY, Said, ended, environment, nanobanana, says, started
+from tests.support.held import HeldJobs
 from tests.support.loopback import until
 
 pytestmark = pytest.mark.slow
@@ -36,14 +37,17 @@ async def stopped(process: Process, *numbers: signal.Signals) -> Said:
 
 
 async def test_the_first_signal_waits_for_what_is_bought(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(1), image_scale=0.1) as emulator:
+    held = HeldJobs()
+    async with Emulator(duration=held, image_scale=0.1) as emulator:
         environ = environment(emulator)
         async with started("generate", "a fox", "an owl", "-o", "out", environ=environ, folder=tmp_path) as process:
             await accepted(emulator, 2)
-            said = await stopped(process, signal.SIGHUP)  # the next tests send SIGTERM and SIGINT
+            process.send_signal(signal.SIGHUP)  # the next tests send SIGTERM and SIGINT
+            await says(process, "buying no more")
+            held.release(emulator)
+            said = await ended(process)
         assert emulator.stats().creates_accepted == 2
     assert said.code == 0
-    assert "buying no more" in said.err
     assert all((tmp_path / line).is_file() for line in said.out.splitlines())
     assert len(said.out.splitlines()) == 2
 
@@ -77,19 +81,21 @@ async def test_results_are_printed_as_they_end() -> None:
 
 
 async def test_two_signals_name_the_paid_jobs_and_exit_with_130(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(3)) as emulator:
+    held = HeldJobs()
+    async with Emulator(duration=held) as emulator:
         environ = environment(emulator)
         async with started("generate", "a fox", "an owl", environ=environ) as process:
             await accepted(emulator, 2)
             said = await stopped(process, signal.SIGTERM, signal.SIGINT)
         assert said.code == 130
-        assert emulator.stats().open_connections == 0
+        await emulator.wait_for_no_connections()
         last = said.err.splitlines()[-1]
         assert "2 jobs paid for and not delivered" in last
         command = last.split("`")[1]
         assert {job.key for job in emulator.jobs()} <= set(command.split())
         words = shlex.split(command)
         assert words[:4] == [sys.executable, "-m", "nanobanana_async", "jobs"]  # as this process was started
+        held.release(emulator)
         fetched = await nanobanana(*words[3:], environ=environ)
         assert (fetched.code, len(fetched.out.splitlines())) == (0, 2)
         again = await nanobanana("generate", "a fox", "an owl", environ=environ)
@@ -108,7 +114,8 @@ async def test_a_signal_before_anything_is_bought_says_so() -> None:
 
 
 async def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(1), image_scale=0.1) as emulator:
+    held = HeldJobs()
+    async with Emulator(duration=held, image_scale=0.1) as emulator:
         process = await asyncio.create_subprocess_exec(
             *("nohup", sys.executable, "-m", "nanobanana_async", "generate", "a fox", "-o", "out"),
             cwd=tmp_path,
@@ -118,7 +125,9 @@ async def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
             stderr=PIPE,
         )
         await accepted(emulator, 1)
-        said = await stopped(process, signal.SIGHUP)
+        process.send_signal(signal.SIGHUP)
+        held.release(emulator)
+        said = await ended(process)
     assert (said.code, "buying no more" in said.err) == (0, False)
 
 
@@ -140,16 +149,21 @@ async def test_closed_streams_do_not_stop_the_saving(program: str, streams: str,
 
 
 async def test_a_closed_pipe_of_urls_stops_the_buying_and_loses_nothing(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(0.4), job_limit=1) as emulator:
+    held = HeldJobs(quick=1)  # the second line is written when the reader has surely gone
+    async with Emulator(duration=held, job_limit=1) as emulator:
         environ = environment(emulator)
         prompts = ("one", "two", "three", "four", "five", "six")
-        command = f"{POLLING_EARLY} generate {' '.join(prompts)} --max-jobs 1 | head -n 1; exit ${{PIPESTATUS[0]}}"
+        reader = "(head -n 1; exec <&-; echo gone)"
+        command = f"{POLLING_EARLY} generate {' '.join(prompts)} --max-jobs 1 | {reader}; exit ${{PIPESTATUS[0]}}"
         process = await asyncio.create_subprocess_exec(
             "bash", "-c", command, env=environ, stdin=DEVNULL, stdout=PIPE, stderr=PIPE
         )
+        assert process.stdout is not None
         async with asyncio.timeout(WITHIN_S):
-            stdout, stderr = await process.communicate()
-        assert (process.returncode, stdout.count(b"\n")) == (1, 1)
+            printed = [await process.stdout.readline() for _ in range(2)]
+            held.release(emulator)
+            rest, stderr = await process.communicate()
+        assert (process.returncode, printed[0].count(b"/cdn/"), printed[1], rest) == (1, 1, b"gone\n", b"")
         assert b"standard output can't be written (Broken pipe): buying no more" in stderr
         assert emulator.stats().creates_accepted < len(prompts)
         said = await nanobanana("generate", *prompts, environ=environ)

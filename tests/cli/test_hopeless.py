@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import Said, environment, nanobanana
+from tests.support.held import BUYING_S
 from tests.support.peers import Connection, Peer, Script, answering, fine, unused_port
 
 pytestmark = pytest.mark.slow
@@ -101,7 +102,7 @@ async def test_fetch_on_a_wrong_setting_names_it() -> None:
 async def test_refused_connection_is_named_at_once_and_at_the_end() -> None:
     place = f"127.0.0.1:{unused_port()}"
     environ = environment(APIMALL_API_KEY="k", NANOBANANA_BASE_URL=f"http://{place}")
-    said = await nanobanana("generate", "a fox", "--timeout", "1", environ=environ)
+    said = await nanobanana("generate", "a fox", "--timeout", BUYING_S, environ=environ)
     first, last = said.err.splitlines()
     check = "check the address (--base-url, NANOBANANA_BASE_URL)"
     assert first == f"nanobanana: can't reach {place}: Connection refused; {check}; trying again"

@@ -8,6 +8,7 @@ import pytest
 from nanobanana_async.emulator import API_KEY, Emulator, Fixed
 from tests.cli.batches import Command, emulated
 from tests.support.command import environment, nanobanana
+from tests.support.held import BUYING_S, HeldJobs
 from tests.support.images import make_image
 from tests.support.references import sha256, written
 
@@ -44,10 +45,12 @@ async def test_missing_file_is_a_usage_error_before_anything_is_bought(tmp_path:
 async def test_same_content_under_another_name_continues_the_run(tmp_path: Path) -> None:
     written(tmp_path / "cat.png", CAT)
     written(tmp_path / "copy.png", CAT)
-    async with Emulator(duration=Fixed(1.5), image_scale=0.1) as emulator:
+    held = HeldJobs()
+    async with Emulator(duration=held, image_scale=0.1) as emulator:
         environ = environment(emulator)
-        first = ("generate", "a fox", "--image", "cat.png", "--timeout", "0.7", "-o", "out")
+        first = ("generate", "a fox", "--image", "cat.png", "--timeout", BUYING_S, "-o", "out")
         assert (await nanobanana(*first, environ=environ, folder=tmp_path)).code == 1
+        held.release(emulator)
         again = ("generate", "a fox", "--image", "copy.png", "-o", "out")
         said = await nanobanana(*again, environ=environ, folder=tmp_path)
     assert said.code == 0

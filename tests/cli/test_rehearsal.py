@@ -2,18 +2,21 @@
 
 import asyncio
 import signal
-import sqlite3
-from contextlib import closing, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import aiohttp
 import pytest
 
-from nanobanana_async.emulator import Emulator, Fixed
+from nanobanana_async.emulator import API_KEY, Emulator, Fixed
 from tests.cli.batch_kills import images_of
 from tests.cli.batches import Command
 from tests.support.command import ended, environment, started
+from tests.support.held import HELD_S
+from tests.support.ledger_file import running_jobs
 from tests.support.loopback import until
+from tests.web.servers import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -26,16 +29,31 @@ def quick(batch: Command) -> Command:
     return batch
 
 
-def running_jobs(ledger: Path) -> int:
-    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
-        return int(connection.execute("SELECT count(*) FROM jobs WHERE state = 'running'").fetchone()[0])
-    return 0
+def program(port: int) -> str:
+    """Return a program that is the command; its built-in emulator has this port, and its jobs do not end."""
+    return (
+        "import functools; import nanobanana_async.emulator as emulator; from nanobanana_async.cli import main;"
+        f"settings = {{'port': {port}, 'duration': emulator.Fixed({HELD_S})}};"
+        "emulator.Emulator = functools.partial(emulator.Emulator, **settings); main()"
+    )
+
+
+async def sold(port: int) -> None:
+    """Wait until the built-in emulator has sold a job."""
+    headers = {"Authorization": f"Bearer {API_KEY}"}
+    async with asyncio.timeout(40), aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers=headers) as http:
+        while True:
+            with suppress(aiohttp.ClientError):
+                async with http.get("/api/v1/images/history", params={"page": "1", "limit": "20"}) as answer:
+                    if (await answer.json())["data"]["items"]:
+                        return
+            await asyncio.sleep(0.02)
 
 
 async def test_jobs_of_a_stopped_rehearsal_are_bought_again(quick: Command) -> None:
     file, folder = quick.prompts(3), quick.folder
     arguments = ("batch", file, "-o", "out", "--gateway", "emulator")
-    async with started(*arguments, environ=environment(), folder=folder) as process:
+    async with started(*arguments, environ=environment(), folder=folder, program=program(0)) as process:
         await until(lambda: running_jobs(quick.out / "jobs.sqlite") == 3, timeout_s=20)
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
@@ -73,9 +91,9 @@ async def test_rehearsal_says_that_nothing_was_paid(quick: Command) -> None:
 
 async def test_stopped_rehearsal_of_generate_says_that_its_jobs_end(tmp_path: Path) -> None:
     arguments = ("generate", "a fox", "-o", "out", "--gateway", "emulator")
-    async with started(*arguments, environ=environment(), folder=tmp_path) as process:
-        await until((tmp_path / "out").is_dir, timeout_s=20)
-        await asyncio.sleep(0.5)  # the folder is checked before the job is bought
+    port = free_port()
+    async with started(*arguments, environ=environment(), folder=tmp_path, program=program(port)) as process:
+        await sold(port)
         process.send_signal(signal.SIGTERM)
         assert process.stderr is not None
         await process.stderr.readline()

@@ -11,7 +11,8 @@ import aiohttp
 import pytest
 
 from nanobanana_async.cli import app as cli
-from nanobanana_async.emulator import Emulator, Fixed
+from nanobanana_async.emulator import Emulator
+from tests.support.held import HeldJobs
 from tests.support.ledger_file import written
 from tests.web.servers import Server, free_port, pointed_at, running
 
@@ -107,7 +108,8 @@ def test_help_needs_no_package_of_the_extra(keyed: pytest.MonkeyPatch, capsys: p
 @pytest.mark.slow
 @pytest.mark.usefixtures("real_processes")
 async def test_stop_answers_waiting_requests_and_the_next_server_has_their_jobs(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(1.5), image_scale=0.02) as emulator:
+    held = HeldJobs()
+    async with Emulator(duration=held, image_scale=0.02) as emulator:
         port, ledger = free_port(), tmp_path / "jobs.sqlite"
         environ = {**pointed_at(emulator), "NANOBANANA_SERVE_TOKENS": f"ann:{SECRET}", "NANOBANANA_LEDGER": str(ledger)}
         server = Server(["-m", "nanobanana_async", "serve", "--port", str(port)], port, environ, tmp_path)
@@ -120,6 +122,7 @@ async def test_stop_answers_waiting_requests_and_the_next_server_has_their_jobs(
                     await asyncio.sleep(0.01)
                 await server.stop()
             assert waiting.result() == (503, "server_stopping")
+            held.release(emulator)
             await server.start()
             assert await status_of(http, order) == (200, None)
         assert SECRET not in server.log_text()

@@ -10,7 +10,11 @@ from tests.credits import budget_campaign
 from tests.credits.campaign import plan_of, play
 from tests.credits.mutations import MUTATIONS, CampaignMutation
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_log")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(180),  # on a busy machine
+    pytest.mark.usefixtures("quiet_log"),
+]
 
 CAMPAIGNS = (3, 4, 5, 6, 8, 13, 18, 33)
 """Short ones that have every fault together."""

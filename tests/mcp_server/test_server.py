@@ -13,8 +13,9 @@ import pytest
 
 from nanobanana_async.emulator import Emulator, Fixed
 from tests.support.command import environment
+from tests.support.held import HeldJobs
 from tests.support.lazy import lazy
-from tests.support.loopback import emulated
+from tests.support.loopback import emulated, until
 
 if TYPE_CHECKING:
     import mcp
@@ -67,7 +68,8 @@ async def test_calls_that_ended_early_are_joined_by_later_ones(tmp_path: Path) -
         percents.append(progress)
 
     call: dict[str, Any] = {"request_id": "harbour", **PROMPT}
-    async with emulated(duration=Fixed(3.0)) as emulator:
+    held = HeldJobs()
+    async with emulated(duration=held) as emulator:
         server = Server(emulator, tmp_path)
         async with server.started() as client:
             with pytest.raises(mcp.shared.exceptions.MCPError):  # the client gives up, and cancels the call
@@ -75,6 +77,7 @@ async def test_calls_that_ended_early_are_joined_by_later_ones(tmp_path: Path) -
             early = await client.call_tool("generate_image", call | {"wait_s": 1.2}, progress_callback=on_progress)
             assert not early.is_error
             assert "call generate_image again with this request_id" in text_of(early)
+            held.release(emulator)
             both = await together(client, [call, call])
         assert emulator.stats().creates_accepted == 1
     assert [files_of(answer) for answer in both] == [[server.folder / "harbour.png"]] * 2
@@ -88,11 +91,14 @@ async def test_calls_that_ended_early_are_joined_by_later_ones(tmp_path: Path) -
 
 @pytest.mark.usefixtures("real_processes")
 async def test_server_that_starts_again_continues_the_job(tmp_path: Path) -> None:
-    async with emulated(duration=Fixed(1.5)) as emulator:
+    held = HeldJobs()
+    async with emulated(duration=held) as emulator:
         server = Server(emulator, tmp_path)
         call: dict[str, Any] = {"request_id": "harbour", **PROMPT}
         async with server.started() as client:
             assert not files_of(await client.call_tool("generate_image", call | {"wait_s": 0.7}))
+            await until(lambda: emulator.stats().creates_accepted == 1, timeout_s=40)
+        held.release(emulator)
         async with server.started() as client:
             assert files_of(await client.call_tool("get_image", {"request_id": "harbour"}))
             assert files_of(await client.call_tool("generate_image", call)) == [server.folder / "harbour.png"]

@@ -15,9 +15,10 @@ from nanobanana_async.emulator.faults import error, reset
 from nanobanana_async.ledger.location import ledger_at
 from nanobanana_async.mcp_server.references import to_allowed_folders
 from nanobanana_async.mcp_server.service import Service, ServiceOptions
+from tests.support.held import HeldJobs
 from tests.support.images import make_image
 from tests.support.lazy import lazy
-from tests.support.loopback import GatewayName, emulated, quick
+from tests.support.loopback import GatewayName, emulated, quick, received
 
 if TYPE_CHECKING:
     import mcp
@@ -110,14 +111,17 @@ async def test_earlier_image_is_edited_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["apimall", "defapi"])
 async def test_job_of_a_server_that_ended_is_collected_with_no_purchase(tmp_path: Path, name: GatewayName) -> None:
-    async with emulated(duration=Fixed(0.4), data_uris=True) as emulator:
+    held = HeldJobs()
+    async with emulated(duration=held, data_uris=True) as emulator:
         async with connected(emulator, tmp_path, name) as client:
             begun = await good(client, "generate_image", request_id="fox", prompt="a fox", wait_s=0.2)
             assert "call generate_image again" in begun
+            await received(emulator)
         async with connected(emulator, tmp_path, name) as client:
             assert "fox: running" in await good(client, "list_images")
             waited = await good(client, "get_image", request_id="fox", wait_s=0)
             assert "call get_image again" in waited
+            held.release(emulator)
             collected = await good(client, "get_image", request_id="fox")
             listed = await good(client, "list_images")
         assert emulator.stats().creates_accepted == 1

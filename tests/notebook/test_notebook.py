@@ -59,11 +59,19 @@ async def test_the_tour_runs_and_shows_images(tmp_path: Path, monkeypatch: pytes
 CELLS = {
     "open": """
         from nanobanana_async import Session
-        from nanobanana_async.emulator import Emulator, Fixed
-        server = Emulator(duration=Fixed(1.0), image_scale=0.05)
+        from nanobanana_async.emulator import Emulator
+        held = True
+        server = Emulator(duration=lambda _: 300.0 if held else 0.1, image_scale=0.05)
         emulator = await server.__aenter__()
-        session = Session(emulator.apimall(), ledger="jobs.sqlite")
+        session = Session(emulator.apimall(expected_job_s=1.0), ledger="jobs.sqlite")
         await session.open()
+    """,
+    "release": """
+        held = False  # as in tests/support/held.py
+        emulator._running()._started_at -= 300.0
+    """,
+    "hold": """
+        held = True
     """,
     "submit": """
         job = await session.submit("a fox")
@@ -101,7 +109,10 @@ async def test_an_interrupted_cell_loses_no_job(tmp_path: Path, monkeypatch: pyt
         for name in ("open", "submit"):
             await executed(client, cells[name])
         assert await interrupted(client, cells["wait"]) in {"CancelledError", "KeyboardInterrupt"}
+        await executed(client, cells["release"])
         assert len(Page(html(await executed(client, cells["again"]))).images) == 1
+        await executed(client, cells["hold"])
         assert await interrupted(client, cells["batch"]) in {"CancelledError", "KeyboardInterrupt"}
+        await executed(client, cells["release"])
         assert printed(await executed(client, cells["go-on"])) == "2 taken, 3 bought, 0\n"
         await executed(client, cells["close"])

@@ -14,15 +14,16 @@ import pytest
 pytest.importorskip("python_multipart", reason="the extra serve is missing: pip install -e '.[serve]'")
 
 from nanobanana_async import ApiMall, Budget, ConfigurationError, JobState, Session
-from nanobanana_async.emulator import Fixed, RandomFault, Script, faults
+from nanobanana_async.emulator import Emulator, Fixed, RandomFault, Script, faults
 from nanobanana_async.otel.prometheus import PrometheusMetrics
 from nanobanana_async.serve import Token, make_app
 from nanobanana_async.serve.bodies import MAX_JSON_BYTES
 from nanobanana_async.session import engine_of
 from tests.serve.serving import client_of, listening, served
+from tests.support.held import HeldJobs
 from tests.support.images import make_image
 from tests.support.lazy import lazy
-from tests.support.loopback import charged, emulated, quick, until
+from tests.support.loopback import charged, emulated, quick, received, until
 
 if TYPE_CHECKING:
     import openai
@@ -130,32 +131,39 @@ async def test_same_request_without_a_retry_count_is_another_purchase() -> None:
     assert charged(emulator.stats(), 3)
 
 
+async def leave(client: "openai.AsyncOpenAI", emulator: Emulator, *, creates: int) -> None:
+    """Ask for an image, and hang up once the gateway has received so many creates."""
+    async with asyncio.TaskGroup() as group:
+        asking = group.create_task(client.images.generate(prompt="a fox"))
+        await received(emulator, creates)
+        asking.cancel()
+
+
 async def test_retry_of_a_client_that_left_gets_the_job_that_went_on() -> None:
+    held = HeldJobs()
     async with (
-        emulated(duration=Fixed(0.3)) as emulator,
+        emulated(duration=held) as emulator,
         served(emulator) as (url, session),
-        client_of(url, max_retries=0, timeout=0.15) as impatient,
         client_of(url) as client,
     ):
-        with pytest.raises(openai.APITimeoutError):
-            await impatient.images.generate(prompt="a fox")
+        await leave(client, emulator, creates=1)
+        held.release(emulator)
         await until(lambda: session.stats().succeeded == 1)
         await client.images.generate(prompt="a fox", extra_headers=RETRY)
     assert charged(emulator.stats(), 1)
 
 
 async def test_retry_of_a_request_does_not_get_the_failure_of_an_equal_one() -> None:
-    failing = Script({"apimall.create": [faults.error(451)]})
+    failing, held = Script({"apimall.create": [faults.error(451)]}), HeldJobs()
     async with (
-        emulated(script=failing, duration=Fixed(0.3)) as emulator,
+        emulated(script=failing, duration=held) as emulator,
         served(emulator) as (url, session),
-        client_of(url, max_retries=0, timeout=0.15) as impatient,
         client_of(url) as client,
     ):
         with pytest.raises(openai.BadRequestError):
             await client.images.generate(prompt="a fox")
-        with pytest.raises(openai.APITimeoutError):
-            await impatient.images.generate(prompt="a fox")
+        await leave(client, emulator, creates=2)
+        held.release(emulator)
         await until(lambda: session.stats().succeeded == 1)
         await client.images.generate(prompt="a fox", extra_headers=RETRY)
     assert charged(emulator.stats(), 1)
@@ -185,15 +193,16 @@ async def test_retry_after_a_restart_finds_the_job_in_the_ledger(tmp_path: Path)
 @pytest.mark.slow
 async def test_retry_at_another_server_waits_for_the_job_of_the_first(tmp_path: Path) -> None:
     tokens, ledger = [Token("ann", ANN, budget=Budget(name="ann", max_credits=8))], tmp_path / "jobs.sqlite"
+    held = HeldJobs()
     async with (
-        emulated(duration=Fixed(0.5)) as emulator,
+        emulated(duration=held) as emulator,
         served(emulator, session=quick(emulator, ledger=ledger), tokens=tokens) as (first, _),
         served(emulator, session=quick(emulator, ledger=ledger), tokens=tokens) as (second, _),
-        client_of(first, token=ANN, max_retries=0, timeout=0.3) as impatient,
+        client_of(first, token=ANN) as impatient,
         client_of(second, token=ANN) as client,
     ):
-        with pytest.raises(openai.APITimeoutError):
-            await impatient.images.generate(prompt="a fox")
+        await leave(impatient, emulator, creates=1)
+        held.release(emulator)
         await client.images.generate(prompt="a fox", extra_headers=RETRY)
         with pytest.raises(openai.RateLimitError, match="budget ann: its cap is 8"):
             await client.images.generate(prompt="a fox")
@@ -202,8 +211,9 @@ async def test_retry_at_another_server_waits_for_the_job_of_the_first(tmp_path: 
 
 @pytest.mark.slow
 async def test_request_that_waited_too_long_is_retried_as_the_same_job() -> None:
+    held = HeldJobs()
     async with (
-        emulated(duration=Fixed(0.4)) as emulator,
+        emulated(duration=held) as emulator,
         served(emulator, answer_within_s=0.1) as (url, _),
         client_of(url, max_retries=0) as hasty,
         client_of(url) as client,
@@ -212,6 +222,8 @@ async def test_request_that_waited_too_long_is_retried_as_the_same_job() -> None
             await hasty.images.generate(prompt="a fox")
         assert (caught.value.code, caught.value.status_code) == ("job_unfinished", 503)
         assert caught.value.response.headers["x-should-retry"] == "true"
+        await received(emulator)
+        held.release(emulator)
         await client.images.generate(prompt="an owl")
     assert charged(emulator.stats(), 2)
 

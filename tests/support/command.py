@@ -74,12 +74,13 @@ def environment(emulator: Emulator | None = None, **variables: str) -> dict[str,
 
 
 @contextlib.asynccontextmanager
-async def started(*arguments: str, environ: dict[str, str], folder: Path | None = None) -> AsyncIterator[Process]:
-    """Start the command; it is killed at the end of the block."""
+async def started(
+    *arguments: str, environ: dict[str, str], folder: Path | None = None, program: str | None = None
+) -> AsyncIterator[Process]:
+    """Start the command, or a program that is the command; it is killed at the end of the block."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-m",
-        "nanobanana_async",
+        *(("-m", "nanobanana_async") if program is None else ("-c", program)),
         *arguments,
         cwd=folder,
         env=environ,
@@ -123,3 +124,14 @@ async def ended(process: Process) -> Said:
         out, err = await process.communicate()
     assert process.returncode is not None
     return Said(process.returncode, out.decode(), err.decode())
+
+
+async def says(process: Process, words: str) -> str:
+    """Wait until the command writes a line with these words on stderr; return all that it wrote until then."""
+    assert process.stderr is not None
+    lines: list[str] = []
+    async with asyncio.timeout(40):
+        while not lines or words not in lines[-1]:
+            lines.append((await process.stderr.readline()).decode())
+            assert lines[-1], f"{words!r} is not in {''.join(lines)!r}"
+    return "".join(lines)

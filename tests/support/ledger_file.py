@@ -1,7 +1,9 @@
 """Shared by the tests over real sockets and files: generate keyed rows, and read the ledger's file."""
 
 import asyncio
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 
 from nanobanana_async import GenerationResult, Session, SqliteLedger
@@ -32,3 +34,10 @@ async def records_in(ledger: StoredLedger) -> dict[str, JobRecord]:
         return {record.key: record async for record in ledger.jobs()}
     finally:
         await ledger.aclose()
+
+
+def running_jobs(ledger: Path) -> int:
+    """Return how many jobs run by a ledger that another process has open; 0 if it has no tables yet."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
+        return int(connection.execute("SELECT count(*) FROM jobs WHERE state = 'running'").fetchone()[0])
+    return 0
