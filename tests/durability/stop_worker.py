@@ -6,10 +6,10 @@
 import asyncio
 import json
 import logging
-import os
 import random
 import signal
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -62,8 +62,7 @@ class Stop:
         if point == self._at:
             self._left -= 1
             if not self._left:
-                os.kill(os.getpid(), signal.SIGSTOP)
-                time.sleep(0.05)  # the signal may stop another thread first
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # a signal to the process may stop it later
 
     def observe(self, event: Event) -> None:
         """Come to the point at which the intent of a create is stored."""

@@ -7,6 +7,7 @@ import pytest
 from nanobanana_async import AuthenticationError, InvalidRequest, JobState, Session
 from nanobanana_async.emulator import Fixed, Script, faults
 from nanobanana_async.emulator.faults import Fault
+from tests.support.clocks import leap
 from tests.support.loopback import BOTH, GatewayName, emulated, gateway_of, quick
 
 BALANCE = {"apimall": "apimall.balance", "defapi": "defapi.balance"}
@@ -86,11 +87,15 @@ async def test_aspect_ratio_and_many_images_go_to_other_models_of_defapi() -> No
 @pytest.mark.parametrize("form", ["number", "text"])
 async def test_progress_of_the_gateway_is_shown(name: GatewayName, form: str) -> None:
     async with (
-        emulated(progress=form, duration=Fixed(0.4)) as emulator,  # type: ignore[arg-type]
+        emulated(progress=form, duration=Fixed(100.0)) as emulator,  # type: ignore[arg-type]
         quick(emulator, name) as session,
     ):
         job = await session.submit("a fox")
-        seen = [each async for each in job.updates()]
+        await job.wait_for_task_id()
+        seen = []
+        async for each in job.updates():
+            seen.append(each)
+            leap(5.0)  # so that it is seen many times, however late the polls are
     running = [each.progress for each in seen if each.state is JobState.RUNNING]
     assert running == sorted(running)
     assert any(0.1 < each < 0.9 and round(each, 2) == each for each in running)  # whole percents, as they are stated

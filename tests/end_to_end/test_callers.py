@@ -13,6 +13,7 @@ from nanobanana_async import (
     JobWithdrawn,
 )
 from nanobanana_async.emulator import Fixed, faults
+from tests.support.clocks import leap
 from tests.support.fakes import states_of
 from tests.support.loopback import (
     BOTH,
@@ -33,7 +34,7 @@ ONE_AT_A_TIME = ConcurrencyPolicy(max_jobs=1, learn=False)
 @pytest.mark.parametrize("name", BOTH)
 async def test_generate_cancelled_during_the_create_is_charged_once(name: GatewayName) -> None:
     async with emulated() as emulator:
-        emulator.queue_faults(CREATE[name], faults.delay(0.15))
+        emulator.queue_faults(CREATE[name], faults.delay(60.0))
         async with quick(emulator, name) as session, asyncio.TaskGroup() as group:
             caller = group.create_task(session.generate("a fox", idempotency_key="fox-1"))
             await received(emulator)
@@ -43,6 +44,7 @@ async def test_generate_cancelled_during_the_create_is_charged_once(name: Gatewa
             job = await session.job("fox-1")
             assert job is not None
             assert job.state is JobState.SUBMITTING
+            leap(60.0)
             result = await job
         assert (result.key, len(result.images)) == ("fox-1", 1)
         assert charged(emulator.stats(), 1)
@@ -51,10 +53,14 @@ async def test_generate_cancelled_during_the_create_is_charged_once(name: Gatewa
 @pytest.mark.parametrize("name", BOTH)
 async def test_job_goes_on_after_a_timeout_during_the_create(name: GatewayName) -> None:
     async with emulated() as emulator:
-        emulator.queue_faults(CREATE[name], faults.late(0.15))
+        emulator.queue_faults(CREATE[name], faults.late(90.0))
         async with quick(emulator, name) as session:
+            calling = asyncio.Task(session.generate("a fox", idempotency_key="fox-1", timeout=60.0))
+            await received(emulator)
+            leap(60.0)
             with pytest.raises(JobUnfinished) as caught:
-                await session.generate("a fox", idempotency_key="fox-1", timeout=0.05)
+                await calling
+            leap(30.0)
             assert (caught.value.key, caught.value.safe_to_repeat) == ("fox-1", False)
             result = await session.generate("a fox", idempotency_key="fox-1")
         assert result.key == "fox-1"
@@ -76,7 +82,7 @@ async def test_running_job_goes_on_after_generate_is_cancelled() -> None:
 @pytest.mark.parametrize("name", BOTH)
 async def test_generate_cancelled_before_the_create_is_withdrawn(name: GatewayName) -> None:
     listener = RecordingObserver()
-    async with emulated(duration=Fixed(0.2)) as emulator:
+    async with emulated(duration=Fixed(60.0)) as emulator:
         session = quick(emulator, name, concurrency=ONE_AT_A_TIME, observers=[listener])
         async with session, asyncio.TaskGroup() as group:
             first = group.create_task(session.generate("a fox"))
@@ -86,6 +92,7 @@ async def test_generate_cancelled_before_the_create_is_withdrawn(name: GatewayNa
             second.cancel()
             await asyncio.wait([second])
             await until(lambda: session.stats().withdrawn == 1)
+            leap(60.0)
             assert (await first).images
             withdrawn = await session.job("owl-1")
             assert withdrawn is not None
@@ -98,18 +105,25 @@ async def test_generate_cancelled_before_the_create_is_withdrawn(name: GatewayNa
 @pytest.mark.slow
 async def test_withdrawn_job_can_be_bought_with_its_key() -> None:
     async with emulated() as emulator:
-        emulator.set_job_limit(0)
+        emulator.queue_faults("apimall.create", faults.error(429, retry_after="100"))
         async with quick(emulator) as session:
+            calling = asyncio.Task(session.generate("a fox", idempotency_key="fox-1", timeout=60.0))
+            await until(lambda: bool(emulator.stats().refusals_429) and not session.stats().requests_in_flight)
+            leap(60.0)  # the next create may leave later
             with pytest.raises(JobUnfinished) as caught:
-                await session.generate("a fox", idempotency_key="fox-1", timeout=0.1)
+                await calling
             assert caught.value.safe_to_repeat is True
-            emulator.set_job_limit(None)
-            assert (await session.generate("a fox", idempotency_key="fox-1")).key == "fox-1"
+            calling = asyncio.Task(session.generate("a fox", idempotency_key="fox-1"))
+            await until(lambda: session.stats().queued == 1)
+            leap(200.0)
+            await until(lambda: emulator.stats().creates_accepted == 1)
+            leap(200.0)  # a request in half a minute may leave after that 429
+            assert (await calling).key == "fox-1"
         assert charged(emulator.stats(), 1)
 
 
 async def test_cancel_returns_whether_it_was_in_time() -> None:
-    async with emulated(duration=Fixed(0.2)) as emulator:
+    async with emulated(duration=Fixed(60.0)) as emulator:
         async with quick(emulator, concurrency=ONE_AT_A_TIME) as session:
             sent = await session.submit("a fox")
             await sent.wait_for_task_id()
@@ -119,6 +133,7 @@ async def test_cancel_returns_whether_it_was_in_time() -> None:
             with pytest.raises(JobWithdrawn) as caught:
                 await waiting
             assert caught.value.safe_to_repeat is True
+            leap(60.0)
             assert (await sent).images
         assert charged(emulator.stats(), 1)
 
@@ -136,12 +151,13 @@ async def test_five_callers_with_one_key_share_one_charge(name: GatewayName) -> 
 @pytest.mark.parametrize("name", BOTH)
 async def test_cancelled_callers_do_not_affect_another(name: GatewayName) -> None:
     async with emulated() as emulator:
-        emulator.queue_faults(CREATE[name], faults.delay(0.1))
+        emulator.queue_faults(CREATE[name], faults.delay(60.0))
         async with quick(emulator, name) as session, asyncio.TaskGroup() as group:
             callers = [group.create_task(session.generate("a fox", idempotency_key="fox-1")) for _ in range(5)]
             await received(emulator)
             for caller in callers[1:]:
                 caller.cancel()
+            leap(60.0)
         assert callers[0].result().images
         assert all(caller.cancelled() for caller in callers[1:])
         assert charged(emulator.stats(), 1)
@@ -188,11 +204,12 @@ async def test_updates_yield_each_state_once() -> None:
 
 
 async def test_timeout_ends_one_wait_and_not_the_job() -> None:
-    async with emulated(duration=Fixed(0.2)) as emulator, quick(emulator) as session:
+    async with emulated(duration=Fixed(60.0)) as emulator, quick(emulator) as session:
         job = await session.submit("a fox")
         with pytest.raises(TimeoutError) as caught:
             await job.result(timeout=0.05)
         assert isinstance(caught.value, JobUnfinished)
+        leap(60.0)
         assert (await caught.value.job).task_id == job.task_id
         assert charged(emulator.stats(), 1)
 

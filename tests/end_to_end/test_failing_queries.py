@@ -25,7 +25,17 @@ from nanobanana_async import (
 from nanobanana_async.emulator import Emulator, Fault, Fixed, faults
 from nanobanana_async.engine import resolver
 from nanobanana_async.jobs import JobRecord
-from tests.support.loopback import BOTH, QUERY, GatewayName, RecordingObserver, charged, emulated, gateway_of, quick
+from tests.support.loopback import (
+    BOTH,
+    QUERY,
+    GatewayName,
+    RecordingObserver,
+    charged,
+    emulated,
+    gateway_of,
+    quick,
+    until,
+)
 
 TROUBLE = [
     faults.reset(),
@@ -211,11 +221,16 @@ async def test_lagging_replica_does_not_lose_the_job(name: GatewayName) -> None:
     assert any(isinstance(error, TaskNotFound) for error in listener.errors)
 
 
-async def test_waiting_for_an_unknown_task_can_be_cancelled() -> None:
+async def test_waiting_for_an_unknown_task_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolver, "FIRST_WAIT_S", 50.0)
+    monkeypatch.setattr(resolver, "LONGEST_WAIT_S", 50.0)
     async with emulated() as emulator, quick(emulator) as session:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.2):
-                await session.attach("img_never")
+        attaching = asyncio.Task(session.attach("img_never"))
+        await until(lambda: bool(emulator.stats().requests) and not session.stats().requests_in_flight)
+        attaching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await attaching
+        await asyncio.sleep(0.1)
         assert emulator.stats().requests["apimall.query"] == 1
 
 

@@ -7,7 +7,8 @@ import pytest
 from nanobanana_async import GenerationResult, JobState
 from nanobanana_async.emulator import Fixed
 from nanobanana_async.emulator.settings import RetryAfter
-from tests.support.loopback import BOTH, GatewayName, RecordingObserver, charged, emulated, quick, together
+from tests.support.clocks import leap
+from tests.support.loopback import BOTH, GatewayName, RecordingObserver, charged, emulated, quick, together, until
 
 pytestmark = pytest.mark.slow
 
@@ -17,10 +18,17 @@ pytestmark = pytest.mark.slow
 async def test_fifty_jobs_against_a_hidden_limit_of_ten(name: GatewayName, states_kind: bool) -> None:
     before = asyncio.all_tasks()
     listener = RecordingObserver()
-    first = iter([4.0] * 10)  # longer than a busy machine takes to send ten creates: they run at the same time
-    async with emulated(job_limit=10, states_429_kind=states_kind, duration=lambda _: next(first, 0.1)) as emulator:
+    first: list[float] = []
+    async with emulated(
+        job_limit=10, states_429_kind=states_kind, duration=lambda _: first.pop() if first else 0.1
+    ) as emulator:
         async with quick(emulator, name, observers=[listener]) as session:
-            results = await together(session, [f"fox {number}" for number in range(50)])
+            first += [60.0] * 10  # these run at the same time, until the clock leaps
+            buying = asyncio.Task(together(session, [f"fox {number}" for number in range(50)]))
+            await until(lambda: emulator.stats().running_now == 10)
+            await asyncio.sleep(1.0)  # the others ask for a slot, and learn that there are ten
+            leap(60.0)
+            results = await buying
             stats = session.stats()
         assert session.stats().requests_in_flight == 0
         await emulator.wait_for_no_connections()
@@ -49,10 +57,13 @@ async def test_limit_can_count_images() -> None:
 
 @pytest.mark.parametrize("manner", ["seconds", "date"])
 async def test_retry_after_pauses_all_creates(manner: RetryAfter) -> None:
-    async with emulated(job_limit=2, retry_after=manner, retry_after_s=1.0, duration=Fixed(0.1)) as emulator:
+    async with emulated(job_limit=0, retry_after=manner, retry_after_s=1.0, duration=Fixed(0.1)) as emulator:
         async with quick(emulator) as session:
             begun_at = emulator.now()
-            results = await together(session, ["one", "two", "three", "four"])
+            buying = asyncio.Task(together(session, ["one", "two", "three", "four"]))
+            await until(lambda: "jobs" in emulator.stats().refusals_429)
+            emulator.set_job_limit(2)
+            results = await buying
             took_s = emulator.now() - begun_at
         seen = emulator.stats()
     assert all(isinstance(result, GenerationResult) for result in results)

@@ -15,6 +15,7 @@ import pytest
 import nanobanana_async
 from nanobanana_async import (
     ApiMall,
+    ConcurrencyPolicy,
     ConfigurationError,
     JobState,
     JobUncertain,
@@ -24,6 +25,7 @@ from nanobanana_async import (
     Timeouts,
 )
 from nanobanana_async.emulator import Emulator, Fault, Fixed, faults
+from tests.support.clocks import leap
 from tests.support.loopback import (
     BOTH,
     CREATE,
@@ -90,17 +92,22 @@ async def test_close_is_idempotent_and_concurrent() -> None:
         assert charged(emulator.stats(), 1)
 
 
-@pytest.mark.parametrize("fault", [faults.delay(0.2), faults.late(0.2)], ids=lambda fault: str(fault.name))
+@pytest.mark.parametrize("fault", [faults.delay(60.0), faults.late(60.0)], ids=lambda fault: str(fault.name))
 @pytest.mark.parametrize("name", BOTH)
 async def test_closing_stores_answers_of_creates_in_flight(name: GatewayName, fault: Fault) -> None:
     ledger = MemoryLedger()
     keys = [f"fox-{number}" for number in range(3)]
     async with emulated() as emulator:
         emulator.queue_faults(CREATE[name], *[fault] * 3)
-        async with quick(emulator, name, ledger=ledger) as session, asyncio.TaskGroup() as group:
+        three = ConcurrencyPolicy(max_jobs=3, learn=False)
+        session = quick(emulator, name, ledger=ledger, timeouts=Timeouts(close_s=90.0), concurrency=three)
+        async with session, asyncio.TaskGroup() as group:
             callers = [group.create_task(outcome(session, "a fox", idempotency_key=key)) for key in keys]
             await received(emulator, 3)
-            await session.aclose()
+            closing = group.create_task(session.aclose())
+            await asyncio.sleep(0.01)
+            assert not closing.done()
+            leap(60.0)
         assert [type(caller.result()) for caller in callers] == [SessionClosed] * 3
         records = [await ledger.find(key) for key in keys]
         assert [record and record.state for record in records] == [JobState.RUNNING] * 3
@@ -117,12 +124,15 @@ async def test_closing_stores_answers_of_creates_in_flight(name: GatewayName, fa
 async def test_closing_is_bounded_and_the_next_session_recovers_the_create(name: GatewayName) -> None:
     ledger = MemoryLedger()
     async with emulated() as emulator:
-        emulator.queue_faults(CREATE[name], faults.delay(30.0))
-        async with quick(emulator, name, ledger=ledger, timeouts=Timeouts(close_s=0.1)) as session:
+        emulator.queue_faults(CREATE[name], faults.delay(110.0))
+        async with quick(emulator, name, ledger=ledger, timeouts=Timeouts(close_s=60.0)) as session:
             await session.submit("a fox", idempotency_key="fox-1")
             await received(emulator)
-            begun_at = emulator.now()
-        assert emulator.now() - begun_at < 2.0
+            closing = asyncio.Task(session.aclose())
+            await asyncio.sleep(0.01)
+            assert not closing.done()
+            leap(60.0)
+            await closing
         record = await ledger.find("fox-1")
         assert record is not None
         assert record.state is JobState.SUBMITTING

@@ -70,18 +70,19 @@ async def break_downloads(framing: str, every: int, kinds: tuple[FaultKind, ...]
     image = LARGE if framing.startswith("large") else SMALL
     async with (
         Peer(serving(answer)) as peer,
-        opened(attempts=1, total_s=TOTAL_S) as patient,
+        opened(attempts=1, total_s=TOTAL_S) as bounded,
         opened(attempts=1, idle_s=IDLE_S) as hasty,
-        opened(attempts=1) as second,
+        opened(attempts=1) as patient,
     ):
+        downloaders = {"stall": hasty, "garbage": bounded}
         with FaultProxy(peer.url) as proxy:
             for fault in faults(answer, every, kinds):
-                downloader = hasty if fault.kind == "stall" else patient
+                downloader = downloaders.get(fault.kind, patient)
                 with tempfile.TemporaryDirectory(prefix="nanobanana-", dir=memory_folder()) as name:
                     folder = Path(name)
                     proxy.queue(fault)
                     how, found = await _break_one(downloader, proxy.url, folder, image)
-                    await second.save(peer.url, folder, "fox")
+                    await patient.save(peer.url, folder, "fox")
                     if await asyncio.to_thread((folder / "fox.png").read_bytes) != image:
                         found.append("the image is not whole at the second try")
                     ends[f"{fault.kind}: {how}"] += 1

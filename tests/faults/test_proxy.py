@@ -13,6 +13,7 @@ from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.testing import ConnectionFault, Exchange, FaultProxy
 from nanobanana_async.testing.fault_proxy import FaultKind, Side
 from tests.support.loopback import until
+from tests.support.peers import PATIENCE_S
 
 ASKED, ANSWERED = b"0123456789" * 3, b"abcdefghij" * 4
 
@@ -44,15 +45,19 @@ async def echoing(path: Path | None = None) -> AsyncIterator[tuple[int | str, li
         yield address, received
 
 
-async def ask(proxy: FaultProxy, times: int = 1) -> tuple[bytes, str]:
-    """Send requests on one connection, and return what came, and how it ended: "open", "end" or "reset"."""
+async def ask(proxy: FaultProxy, times: int = 1, *, stalls_at: int | None = None) -> tuple[bytes, str]:
+    """Send requests on one connection, and return what came, and how it ended: "open", "end" or "reset".
+
+    After `stalls_at` bytes it waits for a moment only.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     came = b""
     try:
         for number in range(times):
             writer.write(ASKED)
             while len(came) < (number + 1) * len(ANSWERED):
-                data = await asyncio.wait_for(reader.read(1000), 0.3)
+                is_over = stalls_at is not None and len(came) >= stalls_at
+                data = await asyncio.wait_for(reader.read(1000), 0.3 if is_over else PATIENCE_S)
                 if not data:
                     return came, "end"
                 came += data
@@ -80,11 +85,11 @@ async def test_answer_breaks_at_its_byte(kind: FaultKind, ended: str, at: int) -
     async with echoing() as (port, received):
         with FaultProxy(port) as proxy:
             proxy.queue(ConnectionFault(kind, at=at))
-            came, how = await ask(proxy)
+            came, how = await ask(proxy, stalls_at=at if kind == "stall" else None)
             assert came == ANSWERED[:at]
             assert how == (ended if at < len(ANSWERED) else "open")  # it had all it waited for
             assert received == [ASKED]
-            assert proxy.struck == 1
+            await until(lambda: proxy.struck == 1)
 
 
 @pytest.mark.parametrize("at", [0, 1, 17])
@@ -93,8 +98,8 @@ async def test_request_breaks_at_its_byte(kind: FaultKind, ended: str, at: int) 
     async with echoing() as (port, received):
         with FaultProxy(port) as proxy:
             proxy.queue(ConnectionFault(kind, side="request", at=at))
-            assert await ask(proxy) == (b"", ended)
-            assert proxy.exchanges[0].request_bytes == at
+            assert await ask(proxy, stalls_at=0 if kind == "stall" else None) == (b"", ended)
+            await until(lambda: [exchange.request_bytes for exchange in proxy.exchanges] == [at])
             await until(lambda: b"".join(received) == ASKED[:at])
 
 
@@ -190,7 +195,7 @@ def test_blocking_client_of_another_thread_is_served() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, FaultProxy(server.getsockname()[1]) as proxy:
         proxy.queue(ConnectionFault("cut", at=1))
         with socket.create_connection(("127.0.0.1", proxy.port)) as client:
-            client.settimeout(5)
+            client.settimeout(PATIENCE_S)
             client.sendall(b"x")
             accepted, _ = server.accept()
             with accepted:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-import time
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -91,8 +91,7 @@ async def stall(ledger: PostgresLedger, name: str) -> None:
         yield from table.claim(job(f"{name}-3"))
         owners.append(table.owner)
         if len(owners) == 1:  # it runs again under its new number
-            os.kill(os.getpid(), signal.SIGSTOP)
-            time.sleep(0.2)  # the signal may stop another thread first
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # a signal to the process may stop it later
 
     try:
         await ledger._submit(claim_and_stop, writes=True)
@@ -112,8 +111,7 @@ async def stall_sending(ledger: PostgresLedger, name: str) -> None:
     def execute_and_stop(connection: Transactions, db: Connection, request: Any) -> Any:
         executed = execute(connection, db, request)
         if request.sql == _INSERT_JOB and next(stops, False):
-            os.kill(os.getpid(), signal.SIGSTOP)
-            time.sleep(0.2)
+            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         return executed
 
     with patched([(Transactions, "_execute", execute_and_stop)]):

@@ -16,6 +16,7 @@ from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, TaskTaken
 from nanobanana_async.ledger.postgres import connection, problems
+from nanobanana_async.ledger.postgres.leases import Lease
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.postgres.pipeline import Work
 from nanobanana_async.ledger.postgres.statements import PostgresTable
@@ -24,6 +25,10 @@ from tests.support.ledger_contract import EIGHT, GUESS, NOON, job, sent
 from tests.support.postgres import Server, new_schema
 
 pytestmark = pytest.mark.slow
+
+
+LEASE = Lease(silence_s=600.0)
+"""Longer than any transaction is held here: whoever waits for one is silent."""
 
 
 async def ends_of(calls: Iterable[Any]) -> list[Any]:
@@ -52,7 +57,7 @@ async def opened(ledger: PostgresLedger) -> AsyncIterator[PostgresLedger]:
 def claim_and_hold(record: JobRecord, may_commit: threading.Event) -> Callable[[PostgresTable], Work[None]]:
     def work(table: PostgresTable) -> Work[None]:
         yield from table.claim(record)
-        assert may_commit.wait(20)
+        assert may_commit.wait(50)
 
     return work
 
@@ -63,14 +68,14 @@ async def until_waiting(postgres: Server, transactions: int) -> None:
         "SELECT count(*) FILTER (WHERE wait_event_type = 'Lock'),"
         " count(*) FILTER (WHERE state = 'idle in transaction') FROM pg_stat_activity"
     )
-    async with asyncio.timeout(20):
-        while await asyncio.to_thread(postgres.execute, states) != [(transactions, 1)]:
-            pass
+    async with asyncio.timeout(40):
+        while await asyncio.to_thread(postgres.execute, states) != [(transactions, 1)]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 @pytest.fixture
 async def ledger(postgres: Server) -> AsyncIterator[PostgresLedger]:
-    async with opened(PostgresLedger(postgres.url, schema=new_schema(), patience_s=10)) as ledger:
+    async with opened(PostgresLedger(postgres.url, schema=new_schema(), lease=LEASE, patience_s=60)) as ledger:
         yield ledger
 
 
@@ -156,8 +161,12 @@ async def test_hosts_that_claim_the_same_keys_in_opposite_orders_do_not_deadlock
     monkeypatch.setattr(connection, "is_transient", is_transient)
     records = [job(key) for key in "abc"]
     async with AsyncExitStack() as stack:
-        other = await stack.enter_async_context(opened(PostgresLedger(postgres.url, schema=ledger._url.schema)))
-        third = await stack.enter_async_context(opened(PostgresLedger(postgres.url, schema=ledger._url.schema)))
+        other, third = [
+            await stack.enter_async_context(
+                opened(PostgresLedger(postgres.url, schema=ledger._url.schema, lease=LEASE))
+            )
+            for _ in range(2)
+        ]
         may_commit = threading.Event()
         async with asyncio.TaskGroup() as group:
             # Until the third host commits "b", the two wait for it, each with its first key: they meet for certain.

@@ -18,6 +18,7 @@ from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.ledger.postgres.pipeline import Statement
 from tests.ledger.child import line
 from tests.ledger.postgres_child import host, say_to
+from tests.support.clocks import leap
 from tests.support.ledger_contract import NOON, job, keys_left, running
 from tests.support.mutations import patched
 from tests.support.postgres import SHORT, Server, new_schema, running_server, why_no_server
@@ -371,13 +372,18 @@ async def test_closing_does_not_wait_for_ever_for_a_server_that_is_away(
 @pytest.mark.slow
 async def test_call_fails_when_the_server_stays_away(own_server: Server) -> None:
     schema = new_schema()
-    ledger = PostgresLedger(own_server.url, schema=schema, lease=SHORT, patience_s=0.5)
+    ledger = PostgresLedger(own_server.url, schema=schema, lease=SHORT, patience_s=60)
     await ledger.open()
     await ledger.claim(job("a"))
     await asyncio.to_thread(own_server.crash)
     try:
-        with pytest.raises(LedgerError, match=r"can't be reached.*no success within 0\.5 s") as caught:
-            await ledger.claim(job("b"))
+        claim = asyncio.Task(ledger.claim(job("b")))
+        async with asyncio.timeout(20):
+            while ledger.outage is None:  # noqa: ASYNC110 - the writer's thread sets no event
+                await asyncio.sleep(0.05)
+        leap(60.0)
+        with pytest.raises(LedgerError, match=r"can't be reached.*no success within 60 s") as caught:
+            await claim
         assert (caught.value.key, caught.value.safe_to_repeat) == ("b", True)
     finally:
         await asyncio.to_thread(own_server.start)

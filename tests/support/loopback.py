@@ -81,7 +81,7 @@ class RecordingObserver:
         return error
 
 
-async def until(holds: Callable[[], bool], *, timeout_s: float = 5.0) -> None:
+async def until(holds: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
     """Wait until something holds."""
     async with asyncio.timeout(timeout_s):
         while not holds():  # noqa: ASYNC110 - the condition has no event
