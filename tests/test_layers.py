@@ -240,12 +240,14 @@ def _is_name(node: ast.expr, name: str) -> bool:
 
 
 def hidden_cycles(package: Path) -> list[str]:
-    """Return each use of `TYPE_CHECKING` below the root: it hides an import cycle."""
+    """Return each use of `TYPE_CHECKING` below the root: it hides an import cycle. `not TYPE_CHECKING` hides none."""
     return [
         f"{path}:{node.lineno}: TYPE_CHECKING"
         for path, _, tree in parsed(package)
         if path != "__init__.py"
-        for node in nodes_of(tree)
+        for whole in nodes_of(tree)
+        if not (isinstance(whole, ast.UnaryOp) and isinstance(whole.op, ast.Not))
+        for node in ast.iter_child_nodes(whole)
         if (isinstance(node, ast.Name) and node.id == "TYPE_CHECKING")
         or (isinstance(node, ast.Attribute) and node.attr == "TYPE_CHECKING")
     ]

@@ -137,8 +137,8 @@ class Engine:
     ) -> JobRecord:
         """Return the record of a new job. Raises `InvalidRequest` for a request that this gateway doesn't support.
 
-        Local images of the request must be in their stored form (`References.digest_images`). The record has a model,
-        even if the gateway chose it: another one is another request. Without our callback it is for other hosts.
+        Local images of the request must be in their stored form (`References.digest_images`). The record names the
+        model even if the gateway chose it: another model is another request. One for another host has no callback.
         """
         key = validate_key(key)
         request = with_model(request, self.gateway.model)

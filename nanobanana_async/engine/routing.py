@@ -180,10 +180,9 @@ class Router:
 
     def _waiting_with(self, source: Engine) -> list[TrackedJob]:
         """Return jobs that wait to be sent by an account, or for uploads that its gateway does not answer."""
-        queued = source.scheduler.dispatcher.waiting(MOST_COMPARED_JOBS)
+        queued = (job for job in source.scheduler.dispatcher.waiting(MOST_COMPARED_JOBS) if job.phase is Phase.QUEUED)
         unanswered = self._refresh_preparing(source) if source.poller.outage.error is not None else []
-        waiting = [job for job in queued if job.phase is Phase.QUEUED]
-        return [*waiting, *self._refresh_repeated(source), *unanswered[:MOST_COMPARED_JOBS]]
+        return [*queued, *self._refresh_repeated(source), *unanswered[:MOST_COMPARED_JOBS]]
 
     def _start_move(self, source: Engine, target: Engine, job: TrackedJob) -> None:
         if job.phase is Phase.QUEUED:

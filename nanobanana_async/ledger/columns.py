@@ -22,19 +22,17 @@ T = TypeVar("T")
 Row = tuple[Any, ...]
 
 IDENTITY = (
-    *(
-        "key",
-        "gateway",
-        "account",
-        "request",
-        "body",
-        "created_at",
-        "batch",
-        "budget",
-        "priority",
-        "group_name",
-        "slots",
-    ),
+    "key",
+    "gateway",
+    "account",
+    "request",
+    "body",
+    "created_at",
+    "batch",
+    "budget",
+    "priority",
+    "group_name",
+    "slots",
 )
 """Columns that identify the job; they change only with a new generation."""
 
