@@ -76,7 +76,8 @@ async def watched(url: str, *, lines: int, columns: int) -> list[str]:
         process.kill()
         await process.wait()
         os.close(ours)
-    return [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).strip("\r") for line in screen.decode().split("\n")]
+    first = re.split(r"\x1b\[1A", screen.decode())[0]  # the next one begins with the cursor's way back to the top
+    return [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).strip("\r") for line in first.split("\n")]
 
 
 @pytest.fixture
