@@ -81,8 +81,8 @@ class RecordingObserver:
         return error
 
 
-async def until(holds: Callable[[], bool], *, timeout_s: float = 5.0) -> None:
-    """Wait until something holds."""
+async def until(holds: Callable[[], bool], *, timeout_s: float = 20.0) -> None:
+    """Wait until something holds; only a failed test waits for `timeout_s`."""
     async with asyncio.timeout(timeout_s):
         while not holds():  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.002)

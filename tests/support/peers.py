@@ -111,7 +111,7 @@ class Peer:
         await self._until(lambda: self.accepted >= count)
 
     async def _until(self, reached: Callable[[], bool]) -> None:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):  # only a failed test waits so long
             while not reached():
                 self._changed.clear()
                 await self._changed.wait()
