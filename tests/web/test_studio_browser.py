@@ -70,6 +70,7 @@ async def browser() -> AsyncIterator[Browser]:
     executable = find_chromium()
     if executable is None:
         pytest.skip(MISSING)
+    expect.set_options(timeout=20_000)  # only a failed test waits so long
     async with async_playwright() as playwright:
         launched = await playwright.chromium.launch(executable_path=executable, args=FLAGS)
         yield launched
