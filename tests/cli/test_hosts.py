@@ -47,8 +47,8 @@ class Hosts:
         """Add owners with shares: the seventh is silent, the ninth interactive, the last one on another account."""
         self.execute(
             "INSERT INTO owners (host, process, client, lease_s, beat_at)"
-            " SELECT format('worker-%s.eu-west.shop', n), n, '0', 10,"
-            " clock_timestamp() - interval '20 s' * (n = 7)::int"
+            " SELECT format('worker-%s.eu-west.shop', n), n, '0', 3600,"
+            " clock_timestamp() - interval '2 h' * (n = 7)::int"
             f" FROM generate_series(1, {count}) AS n"
         )
         self.execute("INSERT INTO accounts (account) VALUES ('defapi:other'), ('mine')")
