@@ -30,7 +30,8 @@ async def test_a_new_api_key_stops_before_buying_and_names_the_hand_over(batch: 
     held = HeldJobs()
     async with emulated(batch, gateway, api_keys=KEYS, job_limit=24, duration=held) as emulator:
         environ = environment(emulator, NANOBANANA_GATEWAY=gateway, **{variable: API_KEY})
-        async with started("batch", file, "-o", "out", environ=environ, folder=batch.folder) as process:
+        command = ("batch", file, "-o", "out", "--max-jobs", "24")  # and no create is under way when it is killed
+        async with started(*command, environ=environ, folder=batch.folder) as process:
             await until(lambda: running_jobs(batch.out / "jobs.sqlite") == 24, timeout_s=40)
             process.kill()
         before = requests(emulator)

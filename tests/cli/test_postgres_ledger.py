@@ -14,7 +14,7 @@ from tests.ledger.child import line
 from tests.ledger.postgres_child import host
 from tests.support.command import Said, environment, nanobanana
 from tests.support.ledger_contract import job
-from tests.support.postgres import QUOTED_PASSWORD, SHORT, Server, new_schema
+from tests.support.postgres import QUOTED_PASSWORD, Server, new_schema
 
 pytestmark = pytest.mark.slow
 
@@ -58,12 +58,18 @@ async def test_job_of_generate_is_listed_shown_and_fetched(
     assert (await commands("jobs", "prune", "--older-than", "1d", "--yes", by_option=by_option)).code == 0
 
 
+# A pause of this machine ends no lease: it lasts an hour, and ends when the test says so.
+LONG_LEASE = "UPDATE owners SET lease_s = 3600"
+END_OF_LEASE = "UPDATE owners SET lease_s = 1, beat_at = 'epoch'"
+
+
 async def test_job_of_a_killed_host_is_resumed(commands: Commands, postgres: Server) -> None:
     async with host("leave", postgres.url, commands.schema, "order-1") as other:
         assert await line(other) == "held"
+        await asyncio.to_thread(postgres.execute, LONG_LEASE, schema=commands.schema)
         assert (await commands("jobs", "resume", "--buy", "--yes")).err == "no jobs to resume\n"
         other.kill()
-    await asyncio.sleep(SHORT.silence_s)
+    await asyncio.to_thread(postgres.execute, END_OF_LEASE, schema=commands.schema)
     assert "1 job never sent, without a session" in (await commands("jobs")).err
     resumed = await commands("jobs", "resume", "--buy", "--yes")  # it waits until it is certain that the host is dead
     assert resumed.code == 0
@@ -94,11 +100,13 @@ async def test_migrate_creates_the_tables_and_check_names_the_owners(commands: C
     assert (migrated.code, migrated.out.endswith(" is up to date\n")) == (0, True)
     async with host("hold", postgres.url, commands.schema) as other:
         assert await line(other) == "held"
+        await asyncio.to_thread(postgres.execute, LONG_LEASE, schema=commands.schema)
         checked = (await commands("ledger", "check")).out
         assert f"owner 2: process {other.pid} on " in checked
         assert "1 owner, 0 silent\n2 jobs, 0 unfinished without an owner" in checked
         other.kill()
-        await asyncio.sleep(SHORT.silence_s + SHORT.beat_s)
+        await other.wait()
+        await asyncio.to_thread(postgres.execute, END_OF_LEASE, schema=commands.schema)
         assert "1 owner, 1 silent\n2 jobs, 2 unfinished without an owner" in (await commands("ledger", "check")).out
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from nanobanana_async.emulator import Emulator, Fixed
-from tests.support.command import Said, ended, environment, in_a_process, nanobanana, started
+from tests.support.command import Said, ended, environment, in_a_process, nanobanana, says, started
+from tests.support.held import HeldJobs
 from tests.support.loopback import until
 from tests.support.postgres import Server, new_schema
 
@@ -129,15 +130,22 @@ async def test_first_signal_drains_a_worker_and_another_one_goes_on(hosts: Hosts
 
 @slow
 @pytest.mark.parametrize(("table", "signalled"), [("fed_rows", False), ("fed_rows", True), ("jobs", False)])
-async def test_worker_whose_ledger_fails_ends(hosts: Hosts, postgres: Server, table: str, signalled: bool) -> None:
+async def test_worker_whose_ledger_fails_ends(postgres: Server, tmp_path: Path, table: str, signalled: bool) -> None:
+    held = HeldJobs(quick=4)
+    async with Emulator(duration=held, image_scale=0.05) as emulator:
+        await failed_worker(Hosts(postgres, emulator, tmp_path), postgres, held, table, signalled=signalled)
+
+
+async def failed_worker(hosts: Hosts, postgres: Server, held: HeldJobs, table: str, *, signalled: bool) -> None:
     await hosts("batch", hosts.rows(30), "--feed-only")
     schema = hosts.url.rpartition("=")[2]
     command = ("worker", "--batch", "spring", "-o", "out", "--max-jobs", "2", "--results", "one.jsonl")
     async with started(*command, environ=dict(hosts.environ), folder=hosts.folder) as process:
-        await until(lambda: hosts.bought >= 4, timeout_s=30)
+        await until(lambda: hosts.bought >= 5, timeout_s=30)
         await asyncio.to_thread(postgres.execute, f"ALTER TABLE {table} RENAME TO hidden", schema=schema)
         if signalled:
             process.send_signal(signal.SIGTERM)
+        held.release(hosts.emulator)
         failed = await ended(process)
     await asyncio.to_thread(postgres.execute, f"ALTER TABLE hidden RENAME TO {table}", schema=schema)
     assert failed.code == 3, failed.err
@@ -164,7 +172,7 @@ async def stopped_at_once(hosts: Hosts) -> None:
     ) as process:
         await until(lambda: hosts.bought == 3, timeout_s=30)
         process.send_signal(signal.SIGINT)
-        await asyncio.sleep(0.3)
+        await says(process, "buying no more")
         process.send_signal(signal.SIGINT)
         stopped = await ended(process)
     assert stopped.code == 130

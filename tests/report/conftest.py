@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 def browser() -> "Iterator[Browser]":
     """One browser for the module."""
     pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install playwright")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     executable = find_chromium()
     if executable is None:
         pytest.skip(MISSING)
+    expect.set_options(timeout=20_000)  # only a failed test waits so long
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         yield launched

@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.support.browsing import Visit, opened, shown
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]  # on a busy machine, each step of the browser takes its time
 
 HOSTILE = "<script>window.pwned = 1</script></script><img src=x onerror=\"window.pwned = 1\"> & 'x' {{ 7 * 7 }}"
 REORDERING = "abc \N{RIGHT-TO-LEFT OVERRIDE}gnp.exe \N{HEBREW LETTER ALEF} and on"

@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.support.browsing import Visit, opened, shown
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]  # on a busy machine, each step of the browser takes its time
 
 ROWS = (
     row(0, prompt="Crème brûlée on a café table", metadata={"shelf": "Ærø"}),

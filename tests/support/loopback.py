@@ -82,7 +82,7 @@ class RecordingObserver:
 
 
 async def until(holds: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
-    """Wait until something holds."""
+    """Wait until something holds; only a failed test waits for `timeout_s`."""
     async with asyncio.timeout(timeout_s):
         while not holds():  # noqa: ASYNC110 - the condition has no event
             await asyncio.sleep(0.002)

@@ -13,7 +13,9 @@ import pytest
 
 from nanobanana_async import JobState
 from nanobanana_async.emulator import Emulator, Fixed, faults
+from tests.support.held import HeldJobs
 from tests.support.ledger_file import written
+from tests.support.loopback import received, until
 from tests.web.orders import all_ended, check_paid, headers_of
 from tests.web.servers import ROOT, STUDIO, free_port, running, studio
 
@@ -40,7 +42,7 @@ async def asked(http: aiohttp.ClientSession, url: str) -> Any:
 
 async def until_shown(http: aiohttp.ClientSession, url: str, key: str, state: str) -> None:
     """Read the page's events until one shows the job in this state."""
-    async with asyncio.timeout(5), http.get(f"{url}/api/events") as events:
+    async with asyncio.timeout(20), http.get(f"{url}/api/events") as events:
         async for line in events.content:
             cards = json.loads(line.removeprefix(b"data: ")) if line.startswith(b"data: ") else []
             if any((card["key"], card["state"]) == (key, state) for card in cards):
@@ -87,19 +89,23 @@ async def test_order_is_bought_once_and_its_image_served(tmp_path: Path) -> None
 
 
 async def test_worker_shows_and_adopts_jobs_of_another(tmp_path: Path) -> None:
-    async with Emulator(duration=Fixed(1.5), image_scale=0.05) as emulator, aiohttp.ClientSession() as http:
+    held = HeldJobs()
+    async with Emulator(duration=held, image_scale=0.05) as emulator, aiohttp.ClientSession() as http:
         ones, twos = studio(tmp_path, emulator), studio(tmp_path, emulator)
         async with running(ones) as one, running(twos) as two:
             card = await order(http, one.url, 1)
             await until_shown(http, two.url, card["key"], "running")
-            await asyncio.sleep(0.3)
             for url in (one.url, two.url):  # each worker estimates it
-                assert 0 < (await asked(http, f"{url}{card['status_url']}"))["progress"] < 1
+                async with asyncio.timeout(20):
+                    while not (progress := (await asked(http, f"{url}{card['status_url']}"))["progress"]):  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
+                assert 0 < progress < 1
+            held.release(emulator)
             awaited = await asked(http, f"{two.url}{card['status_url']}?wait_s=10")
             assert (awaited["state"], len(awaited["images"])) == ("succeeded", 1)
 
             card = await order(http, one.url, 2)
-            await asyncio.sleep(0.3)
+            await received(emulator, 2)
             await one.kill()
             awaited = await asked(http, f"{two.url}{card['status_url']}?wait_s=10")
             assert (awaited["state"], len(awaited["images"])) == ("succeeded", 1)
@@ -136,6 +142,7 @@ async def test_callback_to_any_worker_resolves_a_lost_answer(tmp_path: Path) -> 
                 while any(record.state is not JobState.SUCCEEDED for record in records.values()):
                     records = await all_ended(tmp_path / "data/jobs.sqlite")
             assert await check_paid(emulator, records) == {JobState.SUCCEEDED: 4}
+            await until(lambda: emulator.stats().callbacks_sent == 4)  # a poll may have been first
         stats = emulator.stats()
         assert (stats.callbacks_sent, stats.callbacks_failed, stats.lost_creates) == (4, 0, 1)
 

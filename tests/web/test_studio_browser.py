@@ -13,6 +13,7 @@ import pytest_asyncio
 
 from nanobanana_async.emulator import Emulator, EmulatorStats, Fixed, faults
 from tests.support.chromium import FLAGS, MISSING, find_chromium
+from tests.support.held import HeldJobs
 from tests.web.servers import Server, running, studio
 
 pytest.importorskip("playwright.async_api", reason="Playwright is missing: pip install playwright")
@@ -69,6 +70,7 @@ async def browser() -> AsyncIterator[Browser]:
     executable = find_chromium()
     if executable is None:
         pytest.skip(MISSING)
+    expect.set_options(timeout=20_000)  # only a failed test waits so long
     async with async_playwright() as playwright:
         launched = await playwright.chromium.launch(executable_path=executable, args=FLAGS)
         yield launched
@@ -95,8 +97,9 @@ def paid(stats: EmulatorStats, times: int) -> bool:
 
 
 async def test_typed_prompt_shows_its_image(tmp_path: Path, browser: Browser) -> None:
+    held = HeldJobs()
     async with (
-        Emulator(duration=Fixed(0.6), image_scale=0.1) as emulator,
+        Emulator(duration=held, image_scale=0.1) as emulator,
         running(studio(tmp_path, emulator)) as server,
     ):
         async with visiting(browser, server) as visit:
@@ -105,6 +108,7 @@ async def test_typed_prompt_shows_its_image(tmp_path: Path, browser: Browser) ->
             await visit.order("a lighthouse in fog")
             await expect(page.locator(".card.busy")).to_have_count(1)
             await expect(page.get_by_label("What do you want to see?")).to_be_empty()
+            held.release(emulator)
             await visit.sees("a lighthouse in fog")
             await expect(page.get_by_text("No images yet")).to_be_hidden()
             await expect(page.get_by_role("status")).to_have_text("Done: a lighthouse in fog")
@@ -124,8 +128,9 @@ async def test_typed_prompt_shows_its_image(tmp_path: Path, browser: Browser) ->
 
 
 async def test_running_job_has_a_bar_that_rises_and_goes(tmp_path: Path, browser: Browser) -> None:
+    held = HeldJobs()
     async with (
-        Emulator(duration=Fixed(4.0), image_scale=0.1) as emulator,
+        Emulator(duration=held, image_scale=0.1) as emulator,
         running(studio(tmp_path, emulator)) as server,
         visiting(browser, server) as visit,
     ):
@@ -137,13 +142,15 @@ async def test_running_job_has_a_bar_that_rises_and_goes(tmp_path: Path, browser
             "([first]) => document.querySelector('#jobs .bar').value > first", arg=[first]
         )
         assert 0 <= first < await bar.evaluate("bar => bar.value") < 1
+        held.release(emulator)
         await visit.sees("a lighthouse in fog")
         await expect(bar).to_be_hidden()
         assert visit.complaints == []
 
 
 async def test_image_arrives_after_the_server_was_killed(tmp_path: Path, browser: Browser) -> None:
-    async with Emulator(duration=Fixed(1.5), image_scale=0.1) as emulator:
+    held = HeldJobs()
+    async with Emulator(duration=held, image_scale=0.1) as emulator:
         async with running(studio(tmp_path, emulator)) as server, visiting(browser, server) as visit:
             line = visit.page.locator("#line")
             await visit.order("a harbour before the crash")
@@ -152,6 +159,7 @@ async def test_image_arrives_after_the_server_was_killed(tmp_path: Path, browser
             await expect(line).to_have_text("Reconnecting …")
             await visit.order("ordered while it was away")  # it is tried again until the server is back
             await expect(visit.page.get_by_role("alert")).to_contain_text("Trying again")
+            held.release(emulator)
             await server.start()
             await expect(line).to_have_text("Live", timeout=15_000)
             await visit.sees("a harbour before the crash")
