@@ -12,6 +12,7 @@ from tests.support.forked import ROOT
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(180),  # on a busy machine
     pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux only"),
 ]
 
@@ -66,7 +67,7 @@ def run(folder: Path, *options: str) -> tuple[int, str]:
         env=environ,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=170,
         check=False,
     )
     return done.returncode, done.stdout + done.stderr

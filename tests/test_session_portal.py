@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from nanobanana_async import Budget, ConfigurationError, InvalidRequest, JobWithdrawn, Session, SessionClosed
+from nanobanana_async.events import CreateFailed, Event
 from nanobanana_async.session_portal import portal
 from nanobanana_async.testing import FakeTransport
 from tests.support.fakes import FakeGateway, apimall_now
+from tests.support.replies import refused
 
 WITHIN_S = 20.0
 
@@ -56,20 +58,30 @@ def test_job_is_awaited_by_call() -> None:
 
 
 def test_thread_that_stops_waiting_withdraws_an_unsent_job() -> None:
-    gateway = FakeGateway(limit=0)  # no create is accepted
+    is_refused = threading.Event()
+
+    def observe(event: Event) -> None:
+        if isinstance(event, CreateFailed):  # the main thread waits for the job, and no create is in flight
+            is_refused.set()
+
+    def interrupt() -> None:
+        is_refused.wait(30.0)
+        signal.pthread_kill(main.ident or 0, signal.SIGINT)
+
+    transport = FakeTransport(lambda _: refused(429, "rate_limited", "Slow down", **{"retry-after": "1000"}))
     main = threading.main_thread()
     assert threading.current_thread() is main
-    with portal(opened(gateway)) as images:
-        interrupt = threading.Timer(0.3, lambda: signal.pthread_kill(main.ident or 0, signal.SIGINT))
-        interrupt.start()
+    with portal(apimall_now(transport, observers=[observe])) as images:
+        interrupting = threading.Thread(target=interrupt)
+        interrupting.start()
         with pytest.raises(KeyboardInterrupt):
             images.generate("a fox", idempotency_key="order-1")
-        interrupt.join()
+        interrupting.join()
         job = images.job("order-1")
         assert job is not None
         with pytest.raises(JobWithdrawn):
             images.call(job.result)
-    assert gateway.sold == 0
+    assert len(transport.creates) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on Windows")

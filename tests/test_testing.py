@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from datetime import timedelta
 
 import pytest
@@ -32,9 +31,7 @@ def test_virtual_day_passes_at_once() -> None:
         await asyncio.sleep(86_400.0)
         return loop.time()
 
-    began = time.perf_counter()
-    assert run_virtual(sleep()) == 86_400.0
-    assert time.perf_counter() - began < 1.0
+    assert run_virtual(sleep()) == 86_400.0  # in real time the timeout of the test would come first
 
 
 def test_things_happen_in_the_order_of_their_virtual_time() -> None:

@@ -184,35 +184,9 @@ async def test_read_only_ledger_buys_nothing(path: Path, name: GatewayName) -> N
         assert nothing_arrived(emulator)
 
 
-UNPRIVILEGED = """
-import asyncio, os, sys
-from nanobanana_async import LedgerError, Session
-from nanobanana_async.ledger.file import current_schema
-from tests.durability.worker import gateway_at
-
-async def main(name, url, path):
-    try:
-        async with Session(gateway_at(name, url), ledger=path) as session:
-            print(await session.generate("a fox"))
-    except LedgerError as error:
-        print("LedgerError", error)
-
-async def open_once(name, url):
-    async with Session(gateway_at(name, url)):
-        pass
-
-if os.geteuid() == 0:
-    # That user may be unable to read the package or its lazy imports, so load them now.
-    current_schema()
-    asyncio.run(open_once(*sys.argv[1:3]))
-    os.setgroups([]), os.setgid(65534), os.setuid(65534)
-asyncio.run(main(*sys.argv[1:]))
-"""
-
-
 def output_of_another_user(*arguments: str) -> str:
-    command = [sys.executable, "-c", UNPRIVILEGED, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    command = [sys.executable, "-m", "tests.durability.unprivileged", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50, check=False)
     return done.stdout + done.stderr
 
 

@@ -206,6 +206,7 @@ async def test_updates_yield_each_state_once() -> None:
 async def test_timeout_ends_one_wait_and_not_the_job() -> None:
     async with emulated(duration=Fixed(60.0)) as emulator, quick(emulator) as session:
         job = await session.submit("a fox")
+        await job.wait_for_task_id()
         with pytest.raises(TimeoutError) as caught:
             await job.result(timeout=0.05)
         assert isinstance(caught.value, JobUnfinished)

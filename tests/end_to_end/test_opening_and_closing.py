@@ -25,7 +25,7 @@ from nanobanana_async import (
     Timeouts,
 )
 from nanobanana_async.emulator import Emulator, Fault, Fixed, faults
-from tests.support.clocks import leap
+from tests.support.clocks import leap, turns
 from tests.support.loopback import (
     BOTH,
     CREATE,
@@ -105,7 +105,7 @@ async def test_closing_stores_answers_of_creates_in_flight(name: GatewayName, fa
             callers = [group.create_task(outcome(session, "a fox", idempotency_key=key)) for key in keys]
             await received(emulator, 3)
             closing = group.create_task(session.aclose())
-            await asyncio.sleep(0.01)
+            await turns()
             assert not closing.done()
             leap(60.0)
         assert [type(caller.result()) for caller in callers] == [SessionClosed] * 3
@@ -129,7 +129,7 @@ async def test_closing_is_bounded_and_the_next_session_recovers_the_create(name:
             await session.submit("a fox", idempotency_key="fox-1")
             await received(emulator)
             closing = asyncio.Task(session.aclose())
-            await asyncio.sleep(0.01)
+            await turns()
             assert not closing.done()
             leap(60.0)
             await closing
@@ -252,7 +252,7 @@ def stderr_of(script: str) -> str:
     root = str(Path(nanobanana_async.__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": root, "PYTHONWARNINGS": ""}
     command = [sys.executable, "-X", "dev", "-W", "default", "-c", script]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=False)
     assert ran.returncode == 0, ran.stderr
     return ran.stderr
 

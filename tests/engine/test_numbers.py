@@ -22,6 +22,7 @@ from nanobanana_async import (
     Session,
     SqliteLedger,
     Timeouts,
+    callers,
 )
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.events import Event, UnknownStatus
@@ -69,7 +70,10 @@ async def test_zero_timeout_buys_nothing() -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, 1e-6, 0.001])
-async def test_short_timeout_reports_what_became_of_the_job(tmp_path: Path, timeout: float) -> None:
+async def test_short_timeout_reports_what_became_of_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timeout: float
+) -> None:
+    monkeypatch.setattr(callers, "WITHDRAWAL_WAIT_S", 60.0)  # the file is written, however busy the machine is
     gateway = FakeGateway()
     ledger = SqliteLedger(tmp_path / "jobs.sqlite")
     async with apimall(FakeTransport(gateway.answer), ledger=ledger) as session:

@@ -21,7 +21,7 @@ from nanobanana_async.gateways.secret import Secret
 from nanobanana_async.http.body import RequestBody, possibly_sent
 from nanobanana_async.http.exceptions import map_exception
 from nanobanana_async.http.transport import AiohttpTransport
-from tests.support.clocks import leap
+from tests.support.clocks import leap, turns
 from tests.support.peers import (
     BODY,
     FINE,
@@ -195,7 +195,7 @@ async def test_full_pool_is_certainly_not_sent(connect_s: float, timeout_s: floa
         first = loop.create_task(api.send(query(peer.url), timeout_s=1000.0))
         await peer.all_read(1)
         failing = loop.create_task(failure(api, create(peer.url), timeout_s=timeout_s))
-        await asyncio.sleep(0.01)  # it waits for the connection
+        await turns()  # it waits for the connection
         leap(11.0)
         error = await failing
         first.cancel()
@@ -309,7 +309,7 @@ async def failure_in_time(api: AiohttpTransport, peer: Peer, request: HttpReques
     """Return the error of a request that the peer has read when its minute is over."""
     failing = asyncio.get_running_loop().create_task(failure(api, request, timeout_s=60.0))
     await peer.all_read(1)
-    await asyncio.sleep(0.01)  # what the peer writes arrives
+    await turns()  # what the peer writes arrives
     leap(61.0)
     return await failing
 

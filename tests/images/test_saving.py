@@ -29,6 +29,7 @@ from nanobanana_async.images.inline import FetchError
 from nanobanana_async.images.manifest import NAME, Manifest
 from nanobanana_async.images.saved import has_content
 from tests.support.images import ENDINGS, FORMATS, make_image, opened, png_claiming, redirect, reply, saying
+from tests.support.loopback import until
 from tests.support.peers import Peer, answering
 
 IMAGE = make_image("png", (60, 40))
@@ -441,8 +442,7 @@ async def test_interrupted_save_leaves_no_file(how: str, tmp_path: Path) -> None
         else:
             saving = asyncio.get_running_loop().create_task(downloader.save(peer.url, tmp_path, "nb-1"))
             await peer.all_accepted(1)
-            await asyncio.sleep(0.02)
-            assert len(held(tmp_path)) == 1
+            await until(lambda: len(held(tmp_path)) == 1)
             if how == "task":
                 saving.cancel()
             else:
@@ -470,22 +470,24 @@ async def test_save_cancelled_in_its_thread_is_complete_or_absent(
 
     def slow(*values: object) -> object:
         working.set()
-        proceed.wait(2)
+        proceed.wait(30)
         return plain(*values)
 
     monkeypatch.setattr(owner, name, slow)
     async with opened() as downloader, Peer(saying(reply(IMAGE))) as peer:
         saving = asyncio.get_running_loop().create_task(downloader.save(peer.url, tmp_path, "nb-1"))
-        await asyncio.to_thread(working.wait, 2)
+        await asyncio.to_thread(working.wait, 30)
         saving.cancel()
         await asyncio.sleep(0.02)
         proceed.set()
         with pytest.raises(asyncio.CancelledError):
             await saving
+        left = {"nb-1.png", NAME} if step == "name" else set()
+        await until(lambda: held(tmp_path) == left)
         await asyncio.sleep(0.05)
     if step == "name":  # too late to undo
         check_sums(tmp_path)
-    assert held(tmp_path) == ({"nb-1.png", NAME} if step == "name" else set())
+    assert held(tmp_path) == left
 
 
 def test_discarded_partial_file_does_nothing(tmp_path: Path) -> None:
@@ -533,7 +535,7 @@ async def test_killed_save_leaves_a_correct_manifest(step: str, tmp_path: Path) 
     (tmp_path / "image").write_bytes(IMAGE)
     folder = tmp_path / "out"
     folder.mkdir()
-    assert _saver(folder, tmp_path / "image", step=step).wait(20) == -signal.SIGKILL
+    assert _saver(folder, tmp_path / "image", step=step).wait(50) == -signal.SIGKILL
     check_sums(folder)
     shown = {name for name in held(folder) if not name.startswith(".")}
     assert shown == {NAME} if step == "before the name" else {NAME, "nb-1.png"}
@@ -548,7 +550,7 @@ async def test_processes_share_a_folder(tmp_path: Path) -> None:
         (tmp_path / str(number)).write_bytes(content)
     folder = tmp_path / "out"
     savers = [_saver(folder, tmp_path / str(number % 2), name="nb-{}", count=20) for number in range(4)]
-    assert [saver.wait(20) for saver in savers] == [0, 0, 0, 0]
+    assert [saver.wait(50) for saver in savers] == [0, 0, 0, 0]
     names = held(folder) - {NAME}
     assert names == {f"nb-{number}{twin}.png" for number in range(20) for twin in ("", "-2")}
     assert len(listed(folder)) == len(set(listed(folder))) == 40

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 
 LEASE = Lease(silence_s=600.0)
-"""Longer than any transaction is held here: a thread that waits for one is silent."""
+"""Longer than any transaction is held here: a host that waits for one is silent."""
 
 
 async def ends_of(calls: Iterable[Any]) -> list[Any]:

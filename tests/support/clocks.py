@@ -1,5 +1,6 @@
 """The clock of event loops, moved by a test: a busy machine can end nothing before the test does."""
 
+import asyncio
 import asyncio.base_events
 import time
 from typing import Any
@@ -25,6 +26,12 @@ def leap(seconds: float) -> None:
     """
     setattr(asyncio.base_events, "time", _CLOCK)  # noqa: B010 - mypy takes no assignment to a module
     _Clock.ahead_s += seconds
+
+
+async def turns(count: int = 50) -> None:
+    """Let the loop turn: other tasks go as far as they come without a timer, however busy the machine is."""
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 _CLOCK = _Clock()

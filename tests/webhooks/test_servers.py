@@ -13,7 +13,8 @@ import pytest
 from aiohttp import ClientSession, web
 
 from nanobanana_async import Session
-from nanobanana_async.testing import FakeTransport
+from nanobanana_async.gateways.contract import HttpRequest
+from nanobanana_async.testing import FakeTransport, Reply
 from nanobanana_async.webhooks import MAX_BODY, CallbackReceiver
 from tests.support.callbacks import KEY, CallbackGateway, bound, callback_body, served
 from tests.support.fakes import defapi
@@ -161,9 +162,15 @@ async def test_uvicorn_callback_is_answered_at_once(frame: Frame) -> None:
     uvicorn = pytest.importorskip("uvicorn")
     if frame is not itself:
         pytest.importorskip(frame.__name__)
-    gateway = CallbackGateway(job_s=0.0)
+    gateway, answered = CallbackGateway(job_s=0.0), asyncio.Event()
+
+    async def answer(request: HttpRequest) -> Reply:
+        if request.method == "GET":  # the callback does not wait for the poll
+            await answered.wait()
+        return gateway.answer(request)
+
     listener, address = bound()
-    session = defapi(FakeTransport(gateway.answer, latency_s=0.001))
+    session = defapi(FakeTransport(answer, latency_s=0.001))
     receiver = CallbackReceiver(session, public_url=address + ("" if frame is itself else "/hooks"))
     server = uvicorn.Server(uvicorn.Config(frame(receiver), log_config=None, ws="none", timeout_graceful_shutdown=1))
     async with session, asyncio.TaskGroup() as group:
@@ -171,11 +178,12 @@ async def test_uvicorn_callback_is_answered_at_once(frame: Frame) -> None:
         await until(lambda: bool(server.started))
         try:
             await (await session.submit("a fox", idempotency_key=KEY)).wait_for_task_id()
-            async with ClientSession() as http, asyncio.timeout(2.0):
+            async with ClientSession() as http, asyncio.timeout(30.0):
                 async with http.post(f"{gateway.url()}x", data=callback_body("t1")) as response:
                     assert (response.status, await response.read()) == (404, b"")
                 async with http.post(gateway.url(), data=callback_body("t1")) as response:
                     assert response.status == 200
+                answered.set()
                 await until(lambda: session.stats().succeeded == 1)
                 async with http.post(gateway.url(), data=b"x" * 1_000_000) as response:
                     assert response.status == 200
