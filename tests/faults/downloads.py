@@ -26,7 +26,6 @@ from tests.support.peers import Connection, Peer
 SMALL = make_image("png", (4, 3))
 LARGE = make_image("png", (400, 300))
 IDLE_S, TOTAL_S = 0.05, 1.0
-"""After garbage in place of the end of the last chunk aiohttp waits as long as it may."""
 
 
 def chunked(content: bytes, size: int = 37) -> bytes:
@@ -76,7 +75,7 @@ async def break_downloads(framing: str, every: int, kinds: tuple[FaultKind, ...]
     ):
         with FaultProxy(peer.url) as proxy:
             for fault in faults(answer, every, kinds):
-                downloader = hasty if fault.kind == "stall" else patient
+                downloader = hasty if fault.kind in ("stall", "garbage") else patient
                 with tempfile.TemporaryDirectory(prefix="nanobanana-", dir=memory_folder()) as name:
                     folder = Path(name)
                     proxy.queue(fault)
