@@ -284,7 +284,7 @@ class CreditLimitReached(NanoBananaError):
     """The next job would pass `max_credits`, or the `Budget` with the name `budget`, which has `left` credits left."""
 
     budget: str | None = None  # the name of the budget; None: a `max_credits`
-    left: Decimal | None = None  # what the budget has left, in credits; None for a refusal that the ledger keeps
+    left: Decimal | None = None  # what the budget has left, in credits; None if it refused another session
 
 
 class LedgerError(NanoBananaError):

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Generator
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from attrs import evolve
 
@@ -28,11 +28,13 @@ from nanobanana_async.errors import (
 from nanobanana_async.failures import Failure
 from nanobanana_async.formatting import number
 from nanobanana_async.jobs import JobSnapshot, JobState, with_indexes
+from nanobanana_async.misspelt import has_result
 from nanobanana_async.models import GeneratedImage, GenerationResult, ImageRequest, request_facts, result_facts
 from nanobanana_async.notebook_html import Html, card, error_box, image_gallery, note, progress_bar
 from nanobanana_async.validators import as_timeout
 
 
+@has_result(GenerationResult)
 class Job:
     """A live job. Await it for its result, any number of times and from any number of tasks.
 
@@ -46,12 +48,6 @@ class Job:
     def __repr__(self) -> str:
         task = f" task {self.task_id}" if self.task_id else ""
         return f"<Job {self.key} {self.state.value}{task}>"
-
-    if not TYPE_CHECKING:  # type checkers know that a job has no such attributes
-
-        def __getattr__(self, name: str) -> Any:
-            hint = f": its result has, `(await job).{name}`" if hasattr(GenerationResult, name) else ""
-            raise AttributeError(f"'Job' object has no attribute {name!r}{hint}", name=name, obj=self)
 
     def __copy__(self) -> Self:
         return self

@@ -4,7 +4,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar
 
 from nanobanana_async.errors import ConfigurationError
 
@@ -50,6 +50,20 @@ def by_name(kind: type[T]) -> type[T]:
 
     kind.__init__ = checked  # type: ignore[method-assign, assignment]
     return kind
+
+
+def has_result(result: type) -> Callable[[type[T]], type[T]]:
+    """Let an attribute of the result that is read from a handle say to await it. Type checkers know of none."""
+
+    def missing(self: object, name: str) -> Never:
+        hint = f": its result has, `(await job).{name}`" if hasattr(result, name) else ""
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
+
+    def decorate(kind: type[T]) -> type[T]:
+        kind.__getattr__ = missing  # type: ignore[attr-defined]
+        return kind
+
+    return decorate
 
 
 def keywords_of(call: Callable[..., object]) -> list[str]:

@@ -180,10 +180,11 @@ class ImageFetcher:
             raise interrupt.with_traceback(None) from None
 
     async def _stream(self, content: aiohttp.StreamReader, write: Write) -> None:
-        size = 0
-        buffer = bytearray()
-        unpacker = _Unpacker()
-        async for received in content.iter_any():
+        size, buffer, unpacker = 0, bytearray(), _Unpacker()
+        while True:
+            async with asyncio.timeout(self._idle_s):  # aiohttp's own never ends when the last chunk does not end well
+                if not (received := await content.readany()):
+                    break
             for piece in unpacker.unpack(received):
                 size += len(piece)
                 if size > self._max_bytes:
@@ -201,7 +202,7 @@ class ImageFetcher:
         host = url.raw_host or ""
         if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, AddressRefused):
             return _not_public(host, error.os_error.address)
-        if isinstance(error, aiohttp.SocketTimeoutError):
+        if isinstance(error, aiohttp.SocketTimeoutError) or (type(error) is TimeoutError and error.errno is None):
             return FetchError(f"{host} sent nothing for {self._idle_s:g} s", retryable=True)
         mapped = map_exception(
             error, host=host, sent=True, connect_s=self._connect_s, timeout_s=self._total_s, setting="the link"

@@ -120,6 +120,25 @@ async def test_content_length_too_large_times_out() -> None:
         assert "sent nothing for 0.05 s" in (await failure(downloader, peer.url)).message
 
 
+@pytest.mark.parametrize("end", [b"\r\n0\r\n\r\n", b"0\r\n\r\n", b"\r\n"])
+async def test_garbage_in_place_of_the_last_chunks_end_ends_the_wait_for_more(end: bytes) -> None:
+    whole = b"%x\r\n%b\r\n0\r\n\r\n" % (len(IMAGE), IMAGE)
+    garbage = b"\x00\xff this is no HTTP \xc3\x28\r\n"
+
+    async def script(connection: Connection) -> None:
+        await connection.read_request()
+        await connection.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + whole.removesuffix(end))
+        await asyncio.sleep(0.02)
+        await connection.write(garbage)
+        connection.close()
+
+    async with opened(attempts=1, idle_s=0.2, total_s=30.0) as downloader, Peer(script) as peer:
+        before = asyncio.get_running_loop().time()
+        message = (await failure(downloader, peer.url)).message
+        assert asyncio.get_running_loop().time() - before < 10.0
+    assert "sent nothing for 0.2 s" in message or "not valid HTTP" in message
+
+
 async def test_content_length_above_the_limit_is_refused_at_once() -> None:
     async with opened(max_bytes=1000) as downloader, Peer(saying(reply(b"", length=1001))) as peer:
         assert "larger than 1000 bytes" in (await failure(downloader, peer.url)).message
