@@ -195,13 +195,15 @@ def _name_in_file(token: Token) -> str:
 
 
 def _unexpected_argument(argument: str, command: Sequence[str] | None) -> str:
+    if argument.endswith(".sqlite"):
+        return f"{argument!r} is not expected there: --ledger names a ledger"
     before = ": write all prompts before the options" if tuple(command or ()) == ("generate",) else ""
     return f"{argument!r} is not expected there{before} (quote a value of several words)"
 
 
 def _missing_argument(name: str, command: Sequence[str] | None) -> str:
     """Return what a command lacks, with an example of it where one helps more than its name."""
-    example = {"PROMPT": 'such as "a fox in snow"', "--output": "such as -o spring"}.get(name)
+    example = {"PROMPT": 'such as "a fox in snow"', "--output": "such as -o images"}.get(name)
     return f"{' '.join(command or ())} needs {name}{f', {example}' if example else ''}".strip()
 
 
@@ -210,8 +212,12 @@ _OTHER_OPTIONS = {
     "--proxy": "set HTTPS_PROXY, which may hold a password",
     "--size": "--aspect-ratio and --resolution say the size",
     "--quality": "--resolution takes 1K, 2K or 4K",
-    "-n": "--num-images is the number of images of a prompt",
-    "--n": "--num-images is the number of images of a prompt",
+    "--ratio": "--aspect-ratio takes two numbers such as 16:9",
+    "--seed": "--extra seed=7 passes it on",
+    "--format": "--output-format is the format of the images",
+    "--max-credits": "--budget NAME=CREDITS is the cap of `generate`",
+    **dict.fromkeys(("-n", "--n", "--count"), "--num-images is the number of images of a prompt"),
+    **dict.fromkeys(("--concurrency", "--parallel", "--workers"), "--max-jobs is the most jobs to run at once"),
     **dict.fromkeys(("--out", "--output-dir", "--output-folder", "--outdir", "--out-dir"), "-o names the folder"),
 }
 

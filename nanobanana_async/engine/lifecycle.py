@@ -188,7 +188,7 @@ class SessionLifecycle:
     async def open(self) -> None:
         """Open everything."""
         if self._task is not None or self.closed:
-            raise ConfigurationError("this session was opened before: make a new one")
+            raise ConfigurationError("this session was opened before: use it while it is open, then make a new one")
         loop = asyncio.get_running_loop()
         self._components.guard.bind()
         self._opened: asyncio.Future[None] = loop.create_future()

@@ -24,7 +24,7 @@ def to_secret(key: object, title: str, variable: str) -> Secret | ConfigurationE
         return key
     advice = f'set {variable} or pass api_key="..."'  # without the key itself: the message ends up in logs
     if not isinstance(key, str) or not (key := key.strip()):
-        return ConfigurationError(f"{title} needs an API key: {advice}")
+        return ConfigurationError(f'{title} needs an API key: from_env() reads {variable}, or pass api_key="..."')
     if wrong := fault_of_api_key(key):
         return ConfigurationError(f"the API key of {title} {wrong}: {advice}")
     return Secret(key)

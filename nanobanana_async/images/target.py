@@ -51,7 +51,7 @@ def as_target(name: str, value: object) -> Target:
     if isinstance(value, str) and "://" in value:
         if value[:7].lower() == "file://":
             raise ConfigurationError(f"{name}: the URL of a folder has its whole path, as in file:///srv/images")
-        known = ", ".join(f"{scheme}://" for scheme in STORE_SCHEMES)
+        known = ", ".join(f"{scheme}://" for scheme in STORE_SCHEMES if scheme != "memory")  # that is for tests
         raise ConfigurationError(
             f"{name} must be the path of a folder or the URL of an object store ({known}), not a URL"
             f" that begins with {value.partition('://')[0][:20]}://"

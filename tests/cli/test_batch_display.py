@@ -155,7 +155,7 @@ def test_the_number_of_rows_may_be_unknown() -> None:
     scene = Scene(None)
     scene.display.ended("key", "succeeded", "a fox", None)
     scene.display.tick(evolve(STATS, job_limit=None, job_duration_median_s=None))
-    assert scene.rendered()[1] == "1 rows, 1 succeeded, 12 running, limit unknown"
+    assert scene.rendered()[1] == "1 row, 1 succeeded, 12 running, limit unknown"
     assert scene.display.left_s() is None
 
 

@@ -153,7 +153,7 @@ def test_the_batch_derives_the_same_keys_as_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("none.txt", "No such file"), ("a.md", "--format"), ("folder.txt", "Is a directory")],
+    [("none.txt", "No such file"), ("a fox", "No such file"), ("a.md", "--format"), ("folder.txt", "Is a directory")],
 )
 def test_an_unreadable_file_is_refused(name: str, what: str, tmp_path: Path) -> None:
     (tmp_path / "folder.txt").mkdir()

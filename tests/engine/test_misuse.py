@@ -177,7 +177,7 @@ async def test_options_of_saved_images_need_save_to(option: str, value: Any) -> 
         (lambda: Session(API_KEY), "an API key goes into APIMALL_API_KEY or DEFAPI_API_KEY"),  # type: ignore[arg-type]
         (lambda: ApiMall(API_KEY), r'by name, as in ApiMall\(api_key="\.\.\."\)'),  # type: ignore[call-arg]
         (lambda: DefApi(apikey=API_KEY), "apikey is api_key here"),  # type: ignore[call-arg]
-        (lambda: ApiMall(), "API Mall needs an API key: set APIMALL_API_KEY"),  # type: ignore[call-arg]
+        (lambda: ApiMall(), r"API Mall needs an API key: from_env\(\) reads APIMALL_API_KEY"),  # type: ignore[call-arg]
     ],
 )
 def test_misplaced_key_is_refused_and_not_shown(build: Callable[[], object], what: str) -> None:

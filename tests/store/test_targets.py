@@ -87,7 +87,7 @@ def test_file_url_is_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "why"),
     [
-        ("https://bucket.s3.amazonaws.com/x", "must be the path of a folder or the URL of an object store"),
+        ("https://bucket.s3.amazonaws.com/x", "or the URL of an object store (s3://, gs://, az://), not a URL"),
         ("r2://bucket/x", "not a URL that begins with r2://"),
         ("file://images", "has its whole path, as in file:///srv/images"),
         ("FILE://localhost/images", "has its whole path, as in file:///srv/images"),

@@ -127,7 +127,7 @@ class BatchCommand:
 
         Exit codes: 0 every row has its images; 1 some rows have none; 2 a wrong option or file, and nothing was bought;
         3 the buying stopped early (credits, API key, a folder that can't be written), or the batch cost more than
-        --max-credits because a price was unknown; 130 interrupted.
+        --max-credits because a price was above its estimate; 130 interrupted.
 
         Examples:
 

@@ -226,7 +226,8 @@ class BatchDisplay(LiveDisplay):
 
     def _lines(self) -> list[Text]:
         """Return the counts of rows and slots, a line for each account if there are several, then cost and time."""
-        rows = [Text(f"{self._progress()} rows", "bold")]
+        unit = "row" if self._progress() == "1" else "rows"
+        rows = [Text(f"{self._progress()} {unit}", "bold")]
         rows += [
             Text(f"{self.counts[status]} {status}", style) for status, style in _STYLES.items() if self.counts[status]
         ]

@@ -234,18 +234,20 @@ def open_input(
         kind = kind or "txt"
     elif kind is None:
         kind = ENDINGS.get(path.suffix.lower())
-        if kind is None:
-            raise ConfigurationError(f"{file}: unknown format: pass --format with one of {', '.join(get_args(Format))}")
     name = (path.stem if file != "-" else "stdin") if name is None else name
-    if not name.strip():
-        raise ConfigurationError("--name is empty")
     with ExitStack() as stack:
         try:
             with sys.stdin.buffer if file == "-" else path.open("rb") as source:
+                if kind is None:  # asked only now: of a file that does not exist it would mislead
+                    raise ConfigurationError(
+                        f"{file}: unknown format: pass --format with one of {', '.join(get_args(Format))}"
+                    )
                 copying = copy_input(source, title, workbook=kind == "xlsx", encoding=encoding, sheet=sheet)
                 copy = stack.enter_context(copying)
         except OSError as error:
             raise ConfigurationError(f"{title} can't be read: {error.strerror or error}") from None
+        if not name.strip():
+            raise ConfigurationError("--name is empty")
         if kind == "json" or (kind == "jsonl" and begins_array(copy.path)):
             kind = array_to_lines(copy.path, title)
         elif not sure and kind == "txt":

@@ -119,7 +119,8 @@ def _installation() -> Finding:
     text = f"nanobanana_async {__version__} on Python {python}"
     if not missing:
         return Finding("installation", "ok", f"{text}, all extras")
-    return Finding("installation", "note", f"{text}, without the extras {', '.join(missing)}")
+    extras = "extra" if len(missing) == 1 else "extras"
+    return Finding("installation", "note", f"{text}, without the {extras} {', '.join(missing)}")
 
 
 doctor = DoctorCommand(find_gateway).doctor
