@@ -32,6 +32,10 @@ class HeldJobs:
         self._quick -= 1
         return self._job_s if self._released or self._quick >= 0 else HELD_S
 
+    def hold(self) -> None:
+        """Hold the jobs that are created from now on."""
+        self._released = False
+
     def release(self, emulator: Emulator) -> None:
         """End the jobs that are held; later ones take `job_s`."""
         self._released = True

@@ -104,9 +104,11 @@ async def test_worker_shows_and_adopts_jobs_of_another(tmp_path: Path) -> None:
             awaited = await asked(http, f"{two.url}{card['status_url']}?wait_s=10")
             assert (awaited["state"], len(awaited["images"])) == ("succeeded", 1)
 
+            held.hold()
             card = await order(http, one.url, 2)
             await received(emulator, 2)
             await one.kill()
+            held.release(emulator)
             awaited = await asked(http, f"{two.url}{card['status_url']}?wait_s=10")
             assert (awaited["state"], len(awaited["images"])) == ("succeeded", 1)
             records = await all_ended(tmp_path / "data/jobs.sqlite")
