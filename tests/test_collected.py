@@ -54,6 +54,15 @@ def test_failing():
 
 @pytest.mark.skip(reason="not now")
 def test_skipped(): ...
+
+
+@pytest.fixture
+def closing():
+    yield
+    raise OSError("fails when it is closed")
+
+
+def test_fails_at_its_end(closing): ...
 """
 
 
@@ -79,11 +88,12 @@ def test_results_of_all_workers_are_reported(tmp_path: Path) -> None:
         (tmp_path / f"test_{name}.py").write_text(TESTS)
     code, said = run(tmp_path)
     assert code == 1, said
-    assert re.search(r"= 2 failed, 6 passed, 2 skipped, \d+ warnings? in", said), said
+    assert re.search(r"= 2 failed, 8 passed, 2 skipped, \d+ warnings?, 2 errors in", said), said
     assert "UserWarning: said while it was imported" in said
     assert "assert (1 + 1) == 3" in said
     assert said.count("Captured stdout call") == 2
     assert "not now" in said
+    assert "fails when it is closed" in said
 
 
 def test_file_that_can_not_be_imported_is_reported(tmp_path: Path) -> None:

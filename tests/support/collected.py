@@ -101,6 +101,29 @@ def serve(channel: socket, given: dict[str, Any]) -> None:
         print(*(f"ERROR: {line}" for line in error.args), sep="\n", file=sys.stderr)
 
 
+_LEAST_SHOWN_S = 0.005
+"""`--durations` does not show what takes less."""
+
+
+def _reporting_less(interactor: Any) -> Any:
+    """Return the class of a worker that leaves out what the terminal shows nowhere.
+
+    Six messages for each test cost more than most tests.
+    """
+
+    class Interactor(interactor):  # type: ignore[misc]
+        def pytest_runtest_logstart(self, nodeid: str, location: Any) -> None:
+            if self.config.get_verbosity() > 0:
+                super().pytest_runtest_logstart(nodeid, location)
+
+        def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+            told = report.when == "call" or not report.passed or report.sections or report.duration >= _LEAST_SHOWN_S
+            if told or self.config.get_verbosity() > 0:
+                super().pytest_runtest_logreport(report)
+
+    return Interactor
+
+
 def run_tests(channel: Any) -> None:
     """Be a worker: do what `xdist.remote` does, and `wrap_session` of pytest, from after the collection on."""
     remote: Any = import_module("xdist.remote")
@@ -115,7 +138,7 @@ def run_tests(channel: Any) -> None:
     config._tmp_path_factory._given_basetemp = Path(config.option.basetemp)
     _collected.capture.start_global_capturing()
     _collected.capture.suspend_global_capture()
-    worker = remote.interactor = remote.WorkerInteractor(config, channel)
+    worker = remote.interactor = _reporting_less(remote.WorkerInteractor)(config, channel)
     worker.pytest_sessionstart(session)
     _collected.report_to(worker)
     worker.pytest_collection_finish(session)
