@@ -108,7 +108,7 @@ _LEAST_SHOWN_S = 0.005
 def _reporting_less(interactor: Any) -> Any:
     """Return the class of a worker that leaves out what the terminal shows nowhere.
 
-    Six messages for each test cost more than most tests.
+    Three of the six messages for each test: they cost it almost a millisecond of processor time.
     """
 
     class Interactor(interactor):  # type: ignore[misc]
@@ -117,8 +117,8 @@ def _reporting_less(interactor: Any) -> Any:
                 super().pytest_runtest_logstart(nodeid, location)
 
         def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-            told = report.when == "call" or not report.passed or report.sections or report.duration >= _LEAST_SHOWN_S
-            if told or self.config.get_verbosity() > 0:
+            shown = report.when == "call" or not report.passed or report.sections or report.duration >= _LEAST_SHOWN_S
+            if shown or self.config.get_verbosity() > 0:
                 super().pytest_runtest_logreport(report)
 
     return Interactor
