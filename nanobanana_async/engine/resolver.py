@@ -9,6 +9,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.engine.workers import error_of_crash
 from nanobanana_async.errors import (
@@ -119,10 +120,13 @@ class ManualResolver:
                 raise error.for_job(job.key, safe_to_repeat=True)
 
     async def _require_job(self, key: str) -> TrackedJob:
-        job = await self._engine.find(key)
-        if job is None:
-            raise ConfigurationError(f"no job {key} in the ledger: pass the key of a job that the ledger has")
-        return job
+        while True:
+            job = await self._engine.find(key)
+            if job is None:
+                raise ConfigurationError(f"no job {key} in the ledger: pass the key of a job that the ledger has")
+            if job.phase is not Phase.CLAIMING:
+                return job
+            await job.wait_for_change()  # a call that generates it is about to learn its state
 
     async def _query_task(self, task_id: str, record: JobRecord, age_s: float) -> Observation | None:
         """Query a task in the session's task group, so that closing the session ends the waiting."""

@@ -45,3 +45,30 @@ async def test_one_of_two_sessions_resolves_and_the_other_is_told(
         await asyncio.sleep(60.0)
         assert shared.record(KEY).state is (JobState.REFUSED if way == "not_bought" else JobState.SUCCEEDED)
         assert gateway.sold == SOLD_BY[way]
+
+
+@pytest.mark.parametrize("later_s", [0.0, 0.02, 0.05, 0.08])
+@virtually
+async def test_uncertain_job_is_resolved_while_its_key_is_generated(later_s: float) -> None:
+    gateway, shared = LosingGateway(), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=defapi, delay_s=0.05) as process:
+        await uncertain(process, gateway)
+        generating = asyncio.Task(process.session.generate("a fox", idempotency_key=KEY))
+        await asyncio.sleep(later_s)
+        job = await process.session.resolve(KEY, not_bought=True)
+        assert job.state is JobState.REFUSED
+        await asyncio.wait([generating])
+        assert generating.exception() is not None
+    assert shared.record(KEY).state is JobState.REFUSED
+    assert gateway.sold == 1
+
+
+@virtually
+async def test_new_job_that_is_being_stored_has_nothing_to_resolve() -> None:
+    gateway, shared = LosingGateway(), SharedLedger()
+    async with FakeProcess(shared, gateway.answer, session_of=defapi, delay_s=0.05) as process:
+        generating = asyncio.Task(process.session.generate("a fox", idempotency_key=KEY))
+        await asyncio.sleep(0.0)
+        with pytest.raises(ConfigurationError, match="nothing to resolve"):
+            await process.session.resolve(KEY, not_bought=True)
+        assert (await generating).task_id == "t1"
