@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from attrs import field, frozen
+from attrs.validators import optional
 
 from nanobanana_async.commands import command_line
 from nanobanana_async.errors import ConfigurationError
@@ -13,6 +14,10 @@ from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.gateways.registry import GATEWAYS, GatewayClass
 from nanobanana_async.misspelt import by_name
 from nanobanana_async.validators import within
+
+# How long a wait follows a job that runs, unless that is set; hardly a job takes three times the median.
+LEAST_JOB_S = 1800.0
+EXPECTED_MULTIPLE = 3.0
 
 
 @by_name
@@ -24,10 +29,18 @@ class Timeouts:
     create_s: float = field(default=120.0, validator=within(above=0, endless=True))
     """Long, because a create whose answer did not come in time may have been bought."""
     query_s: float = field(default=15.0, validator=within(above=0, endless=True))  # for the answer to a poll
-    job_s: float = field(default=1800.0, validator=within(above=0, endless=True))
-    """From RUNNING until polling stops. The job stays in the ledger and can be followed again."""
+    job_s: float | None = field(default=None, validator=optional(within(above=0, endless=True)))
+    """How long a wait follows a job that runs; None: 1,800, or three times `expected_job_s` of the gateway if that is
+    more. The last poll is due then. The job stays in the ledger and can be followed again."""
     close_s: float = field(default=10.0, validator=within(above=0, endless=True))
     """How long `aclose` waits for creates in flight, and for their answers to be written to the ledger."""
+
+
+def job_s_of(timeouts: Timeouts, gateway: Gateway) -> float:
+    """Return how long a wait follows a job of this gateway that runs."""
+    if timeouts.job_s is not None:
+        return timeouts.job_s
+    return max(LEAST_JOB_S, EXPECTED_MULTIPLE * gateway.expected_job_s)
 
 
 def gateway_from_env(environ: Mapping[str, str] | None = None) -> Gateway:

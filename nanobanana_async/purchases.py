@@ -263,7 +263,8 @@ class Purchases(ABC):
         Each row is drawn by one worker, a few at a time. It ends when all rows of the batch have ended on all hosts;
         until then it waits, and takes over what a host had drawn that has died or left. An outcome counts as delivered
         when the loop comes back for the next one: of what was not, another worker gets the outcome, without a second
-        purchase. Rows that are not bought when it stops are left for others. Options are those of `generate_many`.
+        purchase. Rows that are not bought when it stops are left for others: with `async with session.work(...) as
+        outcomes` at once when the loop is left early. Options are those of `generate_many`.
         """
         engine = self._require_engine()
         check_names(Purchases.work, misspelt)

@@ -146,7 +146,7 @@ class CallbackHandler:
                 except NanoBananaError as error:
                     log.info("callback.unconfirmed job=%s error=%s", key, type(error).__name__)
                     again = is_outage(error) or isinstance(error, RateLimited)
-                    decided = not again or self._clock() - since >= self._engine.poller.job_s
+                    decided = not again or self._clock() - since >= self._engine.poller.deadlines.job_s
                     if not decided:
                         wait_s, failures = min(LONGEST_CONFIRM_GAP_S, LEAST_CONFIRM_GAP_S * 2**failures), failures + 1
                 if not decided and self._unconfirmed[key] is None:

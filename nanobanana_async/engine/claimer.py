@@ -25,7 +25,7 @@ from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import has_local_images
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
-from nanobanana_async.engine.tracked_job import NEVER, TrackedJob, is_safe_to_repeat
+from nanobanana_async.engine.tracked_job import NEVER, NOT_YET, TrackedJob, is_safe_to_repeat
 from nanobanana_async.errors import (
     ConfigurationError,
     CreditLimitReached,
@@ -238,11 +238,22 @@ class Claimer:
             # The request may have newer signatures in its URLs.
             job.record = evolve(job.record, request=wanted.request, body=wanted.body, budget=budget)
         if not claim.is_ours and not job.done:
-            # At full seconds: one flush of the ledger then serves all such jobs.
-            return CheckOwnerAt((round(self._clock() / OWNER_CHECK_S) + 1) * OWNER_CHECK_S)
+            return self._wait_for_owner(job)
         if claim.is_ours and claim.record.state is not JobState.PENDING:
             self._slots.on_foreign_adopted(claim.record.slots)
         return self._next_by_state(job)
+
+    def _wait_for_owner(self, job: TrackedJob) -> Next:
+        """Return how a job goes on that another owner follows: the ledger is read again, until its deadline."""
+        # At full seconds: one flush of the ledger then serves all such jobs.
+        due, deadlines = (round(self._clock() / OWNER_CHECK_S) + 1) * OWNER_CHECK_S, self._poller.deadlines
+        if job.record.state is not JobState.RUNNING:
+            job.followed_since = NOT_YET
+            return CheckOwnerAt(due)
+        deadlines.begin(job)
+        if not deadlines.has_come(job):
+            return CheckOwnerAt(min(due, deadlines.of(job)))
+        return Finish(deadlines.error(job)) if job.rare.late_answer is None else CheckOwnerAt(due)
 
     def _next_by_state(self, job: TrackedJob) -> Next:
         """Return how a job of ours goes on, by its state."""

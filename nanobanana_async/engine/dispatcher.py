@@ -9,6 +9,7 @@ import enum
 import heapq
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 
@@ -154,6 +155,10 @@ class Dispatcher:
             give_back(job)
         job.turn_cost = None
 
+    def drop_poll(self, job: TrackedJob) -> None:
+        """Take a job out of the queue for polls, if it is there."""
+        self._due_polls.drop(job)
+
     def put_image_poll(self, poll: ImagePoll) -> None:
         """Add a poll for images."""
         self._image_polls.append(poll)
@@ -292,6 +297,11 @@ class PollQueue:
     def append(self, job: TrackedJob) -> None:
         """Add a job."""
         self._queue.append(job)
+
+    def drop(self, job: TrackedJob) -> None:
+        """Take out a job, if it is there."""
+        with suppress(ValueError):
+            self._queue.remove(job)
 
     def pop_best(self, room: int, gain: Callable[[TrackedJob], float]) -> TrackedJob:
         """Take out the job to poll next: the first, or the one most likely to have ended if not all can be polled."""

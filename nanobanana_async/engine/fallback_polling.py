@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from nanobanana_async.engine.callback_router import CallbackRouter
+from nanobanana_async.engine.deadlines import JobDeadlines
 from nanobanana_async.engine.early_deliveries import EarlyDeliveries
 from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.engine.tracked_job import NEVER, NOT_YET, TrackedJob
@@ -41,8 +42,8 @@ CALLBACK_POLL_GAP_S = 1.0
 class FallbackPolling:
     """Plans the polls of jobs with a callback, and counts the callbacks that never came."""
 
-    def __init__(self, callbacks: CallbackRouter, clock: Callable[[], float]) -> None:
-        self._callbacks = callbacks
+    def __init__(self, callbacks: CallbackRouter, deadlines: JobDeadlines, clock: Callable[[], float]) -> None:
+        self._callbacks, self._deadlines = callbacks, deadlines
         self._clock = clock
         self._opened_at = clock()
         self._relies_on_callbacks = True
@@ -105,12 +106,15 @@ class FallbackPolling:
         return min(due, job.polled_at + CALLBACK_POLL_GAP_S) if callback_came else due
 
     def adjust_due(self, job: TrackedJob, due: float, now: float) -> float:
-        """Return when a job is due that asked for the time `due`: callbacks make it earlier, or later."""
+        """Return when a job is due that asked for the time `due`: callbacks change that; its deadline comes first."""
+        running = job.record.state is JobState.RUNNING
+        if running and self._deadlines.has_come(job):
+            return due
         due = self.due_after_callback(job, due)
         # A live job always has a due time, even if a setting or a policy asks for an infinite wait.
         due = due if due < now + DAY_S else now + DAY_S
-        early = due <= now and job.record.state is JobState.RUNNING and self.is_too_early(job)
-        return self.next_check_at(job) if early else due
+        due = self.next_check_at(job) if due <= now and running and self.is_too_early(job) else due
+        return min(due, self._deadlines.of(job)) if running else due
 
     def is_too_early(self, job: TrackedJob) -> bool:
         """Whether a due job is not polled yet, because its callback is expected."""

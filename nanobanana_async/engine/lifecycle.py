@@ -13,7 +13,7 @@ from weakref import WeakSet
 import anyio
 from attrs import Factory, field, frozen
 
-from nanobanana_async.config import Timeouts
+from nanobanana_async.config import Timeouts, job_s_of
 from nanobanana_async.engine.account_memory import AccountMemory
 from nanobanana_async.engine.account_webhook import AccountWebhook, BudgetedSend, Webhooks
 from nanobanana_async.engine.adoption import Adoption
@@ -92,7 +92,8 @@ class SessionComponents:
         clock = asyncio.get_running_loop().time
         credit_account = CreditAccount(self.gateway)
         store = JobStore(self.ledger, credit_account, self.emit, WallClock(utcnow, clock))
-        estimates = JobEstimates(self.gateway, self.poll_policy, job_s=self.timeouts.job_s, clock=clock)
+        job_s = job_s_of(self.timeouts, self.gateway)
+        estimates = JobEstimates(self.gateway, self.poll_policy, job_s=job_s, clock=clock)
         limiter, budget = make_limits(self.ledger, self.concurrency_policy)
         poller = Poller(
             self.gateway,
@@ -104,7 +105,7 @@ class SessionComponents:
             self.callback_router,
             budget,
             query_s=self.timeouts.query_s,
-            job_s=self.timeouts.job_s,
+            job_s=job_s,
             clock=clock,
         )
         slots = Slots(limiter, self.retry_policy, estimates, budget)

@@ -14,6 +14,7 @@ from attrs import evolve
 
 from nanobanana_async.engine.callback_router import CallbackRouter
 from nanobanana_async.engine.contained_send import send_contained
+from nanobanana_async.engine.deadlines import JobDeadlines
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.fallback_polling import FallbackPolling
 from nanobanana_async.engine.image_poll import ImagePoll
@@ -23,12 +24,12 @@ from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.timers import TICK_S
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.engine.used_up import UsedUpBudgets
-from nanobanana_async.errors import GatewayError, JobUnfinished, NanoBananaError, RateLimited, UnexpectedResponse
+from nanobanana_async.errors import GatewayError, NanoBananaError, RateLimited, UnexpectedResponse
 from nanobanana_async.events import LONGEST_STATUS_WORD, JobPolled, PollFailed, UnknownStatus
 from nanobanana_async.failures import Failure
 from nanobanana_async.gateways.contract import Gateway, Transport
 from nanobanana_async.http.threads import AnswerReader
-from nanobanana_async.jobs import JobSnapshot, JobState, Observation
+from nanobanana_async.jobs import JobState, Observation
 from nanobanana_async.policy.circuit import CircuitBreaker
 from nanobanana_async.policy.polling import PollPolicy
 from nanobanana_async.policy.retry import LATE_IMAGES_S, RetryPolicy, asked_wait_s, ends_polling, is_outage
@@ -65,10 +66,10 @@ class Poller:
         self._polling = polling
         self._retry = retry
         self._query_s = query_s
-        self.job_s = job_s
         self._clock = clock
+        self.deadlines = JobDeadlines(job_s, clock, lambda job: clock() - self.running_at_of(job))
         self._answers = AnswerReader()
-        self.fallback = FallbackPolling(callbacks, clock)
+        self.fallback = FallbackPolling(callbacks, self.deadlines, clock)
         self._jitter = random.Random()
         self._warned_statuses: set[str] = set()
         self.breaker = CircuitBreaker(retry)
@@ -104,7 +105,7 @@ class Poller:
         """Begin to poll a RUNNING job; return when its first poll is due."""
         job.schedule = self._estimates.schedule_of(job)
         job.schedule.on_began(job)
-        job.followed_since = self._clock()
+        self.deadlines.begin(job)
         job.failures = 0  # until now it counted creates
         job.callback_pending |= self.fallback.take_early_delivery(job.record)
         if self.fallback.waits_for_callback(job):
@@ -138,9 +139,7 @@ class Poller:
         try:
             seen = await self.run_admitted_request(partial(self._query, job.record.task_id or ""))
         except NanoBananaError as error:
-            job.callback_pending = (
-                job.callback_pending or callback_came
-            )  # the callback still needs a poll that is answered
+            job.callback_pending |= callback_came  # the callback still needs a poll that is answered
             return self._retry_or_stop(job, error)
         return await self.apply_observation(job, seen, callback_came=callback_came)
 
@@ -150,11 +149,13 @@ class Poller:
             seen = await self.run_admitted_request(partial(self._query, poll.task_id))
         except NanoBananaError as error:
             now = self._clock()
-            if ends_polling(error, now - poll.since, self.job_s) or self.outage.is_hopeless(error):
+            wait_s, job_s = self._retry_wait_s(error, poll.failures + 1), self.deadlines.job_s
+            too_late = now + wait_s > poll.since + job_s
+            if too_late or ends_polling(error, now - poll.since, job_s) or self.outage.is_hopeless(error):
                 poll.finish(error)
                 return None
             poll.failures += 1
-            return now + self._retry_wait_s(error, poll.failures)
+            return now + wait_s
         why = f"task {poll.task_id} has succeeded, but the gateway no longer returns its images"
         poll.finish(seen if seen.images else UnexpectedResponse(why))
         return None
@@ -272,27 +273,26 @@ class Poller:
         return self._stop_polling(job, error)
 
     def _schedule_next_poll(self, job: TrackedJob) -> Next:
-        age_s = self._clock() - job.running_at
-        if age_s >= self._max_age_s(job):
-            message = f"task {job.record.task_id} still runs after {age_s:.0f} s (Timeouts.job_s); await it again"
-            overdue = JobUnfinished(message, job=JobSnapshot.of(job.record), safe_to_repeat=False)
-            return self._stop_polling(job, overdue)
+        if self.deadlines.has_come(job):
+            return self._stop_polling(job, self.deadlines.error(job))
         if job.schedule is None:
             return ScheduleAt(self.begin_polling(job))
-        job.schedule.on_running(job, age_s)
+        job.schedule.on_running(job, age_s := self._clock() - job.running_at)
         if self.fallback.waits_for_callback(job):
             return ScheduleAt(self.fallback.next_check_at(job))
         return ScheduleAt(job.running_at + job.schedule.next_poll_age_s(age_s))
 
-    def _max_age_s(self, job: TrackedJob) -> float:
-        """Return the age of the job at which polling ends: `job_s` after polling last began."""
-        return self.job_s + max(0.0, job.followed_since - job.running_at)
+    def end_if_overdue(self, job: TrackedJob) -> Next | None:
+        """Return what ends the wait for a job that is not polled in time; None if its wait goes on."""
+        error = None if self.used_up_budgets.until is not None else self.deadlines.overdue_error(job)
+        return None if error is None else self._stop_polling(job, error)
 
     def _retry_or_stop(self, job: TrackedJob, error: NanoBananaError) -> Next:
         now = self._clock()
         self.used_up_budgets.report(job, error)
         job.last_failure = error.for_job(job.key, safe_to_repeat=False)  # a copy without its traceback
-        if ends_polling(error, now - job.running_at, self._max_age_s(job)) or self.outage.is_hopeless(error):
+        ends = self.deadlines.has_come(job) or ends_polling(error, now - job.running_at, NEVER)
+        if ends or self.outage.is_hopeless(error):
             return self._stop_polling(job, error)
         self.outage.report(job.record, retried=True)
         job.failures += 1

@@ -9,12 +9,14 @@ import anyio
 from anyio.abc import TaskGroup
 
 from nanobanana_async.engine.engine import Engine
+from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.engine.workers import error_of_crash
 from nanobanana_async.errors import (
     MAX_RETRY_AFTER_S,
     ConfigurationError,
     CreditLimitReached,
+    LedgerError,
     NanoBananaError,
     RateLimited,
     SessionClosed,
@@ -22,6 +24,7 @@ from nanobanana_async.errors import (
 )
 from nanobanana_async.jobs import JobRecord, JobState, Observation
 from nanobanana_async.keys import validate_task_id
+from nanobanana_async.ledger.base import NotOurs
 from nanobanana_async.policy.retry import LATE_REPLICA_S, is_outage
 
 # The first and the longest wait between two queries about a task that the gateway does not know (yet).
@@ -83,13 +86,19 @@ class ManualResolver:
             await self._check_budget(job, job.record.budget)
         job = await self._require_job(key)  # another call may have resolved it while the gateway was asked
         if job.record.revision != before:
-            why = f"job {key} changed to {job.record.state.value} meanwhile: check it, then resolve it again"
-            raise ConfigurationError(why)
+            raise _changed_error(job.record)
         job = self._engine.resolve(job, task_id=task_id, buy_again=buy_again)
-        while job.record.revision == before:
-            await job.wait_for_change()
-            if job.wait_error is not None:
-                raise job.wait_error.for_job(key, safe_to_repeat=False)
+        try:
+            while job.record.revision == before:
+                await job.wait_for_change()
+                if job.wait_error is not None:
+                    raise job.wait_error.for_job(key, safe_to_repeat=False)
+        except NotOurs:  # another session has resolved it, or ours was taken for dead
+            stored = await self._ledger.find(key)
+            if stored is not None and stored.revision != before:
+                raise _changed_error(stored) from None
+            why = f"job {key} is no longer this session's: nothing was changed, resolve it again"
+            raise LedgerError(why, key=key, safe_to_repeat=False) from None
         return job
 
     async def _check_budget(self, job: TrackedJob, name: str) -> None:
@@ -111,10 +120,13 @@ class ManualResolver:
                 raise error.for_job(job.key, safe_to_repeat=True)
 
     async def _require_job(self, key: str) -> TrackedJob:
-        job = await self._engine.find(key)
-        if job is None:
-            raise ConfigurationError(f"no job {key} in the ledger: pass the key of a job that the ledger has")
-        return job
+        while True:
+            job = await self._engine.find(key)
+            if job is None:
+                raise ConfigurationError(f"no job {key} in the ledger: pass the key of a job that the ledger has")
+            if job.phase is not Phase.CLAIMING:
+                return job
+            await job.wait_for_change()  # a call that generates it is about to learn its state
 
     async def _query_task(self, task_id: str, record: JobRecord, age_s: float) -> Observation | None:
         """Query a task in the session's task group, so that closing the session ends the waiting."""
@@ -173,3 +185,9 @@ class ManualResolver:
         with anyio.CancelScope(shield=True):
             if key not in self._engine.tracked:
                 await self._engine.store.release(key)
+
+
+def _changed_error(record: JobRecord) -> ConfigurationError:
+    return ConfigurationError(
+        f"job {record.key} changed to {record.state.value} meanwhile: check it, then resolve it again"
+    )

@@ -33,7 +33,7 @@ from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
 from nanobanana_async.engine.submitter import Submitter
 from nanobanana_async.engine.timers import Timed, Timers
-from nanobanana_async.engine.tracked_job import NEVER, TrackedJob, is_safe_to_repeat
+from nanobanana_async.engine.tracked_job import NEVER, NOT_YET, TrackedJob, is_safe_to_repeat
 from nanobanana_async.engine.workers import JobStep, WorkerPool, error_of_crash
 from nanobanana_async.errors import NanoBananaError, SessionClosed
 from nanobanana_async.events import JobReleased, JobTracked, log_failure
@@ -55,15 +55,9 @@ class Scheduler:
         *,
         max_requests: int,
     ) -> None:
-        loop = asyncio.get_running_loop()
-        self._clock = loop.time
-        self._store = store
-        self._slots = slots
-        self._submitter = submitter
-        self._poller = poller
-        self._estimates = estimates
-        self._claimer = claimer
-        self._references = references
+        self._clock = (loop := asyncio.get_running_loop()).time
+        self._store, self._slots, self._submitter, self._poller = store, slots, submitter, poller
+        self._estimates, self._claimer, self._references = estimates, claimer, references
         self.workers = WorkerPool(max_requests, apply=self._apply, freed=self.tick, crashed=self._crashed)
         references.start(self.workers, apply=self._apply, freed=self.tick)
         self.dispatcher = Dispatcher(slots, poller, estimates, self.workers, store.credits)
@@ -225,6 +219,8 @@ class Scheduler:
         else:
             job.enter_phase(Phase.QUEUED)
             self.dispatcher.put(job)
+            if job.record.state is JobState.RUNNING:
+                self._timers.set_due(job, self._poller.deadlines.next_check_at(job))
 
     def _on_due(self, job: Timed, now: float) -> None:
         """Continue a job whose timer is due."""
@@ -232,8 +228,13 @@ class Scheduler:
             self.dispatcher.put_image_poll(job)
             return
         match job.phase:
+            case Phase.SCHEDULED | Phase.QUEUED if (end := self._poller.end_if_overdue(job)) is not None:
+                self.dispatcher.drop_poll(job)
+                self._apply(job, end)
             case Phase.SCHEDULED:
                 self._schedule(job, now)
+            case Phase.QUEUED:
+                self._timers.set_due(job, self._poller.deadlines.next_check_at(job))
             case Phase.FOREIGN if job.is_wanted:
                 self.start_step(self._claimer.check_owner, job)
             case Phase.FOREIGN:
@@ -254,7 +255,7 @@ class Scheduler:
         """Begin to follow a job in this phase. It gets back the slots that it held while it was uncertain."""
         if (before := self.holding.pop(job.key, job)) is not job:
             job.inherit_slots(before)
-        job.wait_error = None
+        job.wait_error, job.followed_since = None, NOT_YET
         job.enter_phase(phase)
         self.dispatcher.assign_place(job)
         self.tracked[job.key] = job
@@ -273,7 +274,6 @@ class Scheduler:
         hold_until, ours = NEVER, job.phase is not Phase.CLAIMING
         if error is not None:
             if job.phase in UNKNOWN_STATE_PHASES or may_be_anothers(job, self._store.lease):
-                # The job's present state in the ledger is unknown.
                 error = error.for_job(job.key, safe_to_repeat=False)
             job.wait_error = error
             job.request_withdrawal(False)

@@ -187,12 +187,12 @@ def decide_failed_create(error: NanoBananaError, attempt: Attempt, policy: Retry
 def ends_polling(error: NanoBananaError, running_s: float, job_s: float) -> bool:
     """Return whether a failed poll ends the polling of a job that runs for `running_s` seconds.
 
-    Wrong credentials and settings end it at once. Network errors end it only when `job_s` has passed.
+    Wrong credentials and settings end it at once, other errors when `job_s` has passed; a 404 counts sooner.
     """
     if isinstance(error, (AuthenticationError, AccessDenied, ConfigurationError)):
         return True
     if isinstance(error, TaskNotFound):
-        return running_s >= LATE_REPLICA_S
+        return running_s >= min(LATE_REPLICA_S, job_s)
     return running_s >= job_s
 
 
