@@ -14,7 +14,7 @@ from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, Upload
-from nanobanana_async.ledger.columns import identity_values, progress_values
+from nanobanana_async.ledger.columns import READERS, identity_values, progress_values
 from nanobanana_async.ledger.connection import open_file
 from nanobanana_async.ledger.file import current_schema, missing_parts
 from nanobanana_async.ledger.statements import JobTable, update_statement_for
@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 BUSY_S = 10.0
 MAX_BUSY_S = 1e6  # SQLite stores it in milliseconds, in 31 bits
+
+_SELECT_LAST_TIMES = "SELECT max(coalesce(running_since, first_sent_at, created_at)), max(ended_at) FROM jobs"
 
 
 class SqliteLedger(WriterLedger):
@@ -207,6 +209,18 @@ class SqliteLedger(WriterLedger):
     async def count_by_state(self) -> Counter[JobState]:
         """Count all jobs by state."""
         return await self._submit(JobTable.count_by_state)
+
+    async def last_time(self) -> datetime | None:
+        """Return when the last thing happened that the ledger knows of its jobs; None if it has none.
+
+        That is the latest time at which one was requested, sent, accepted or ended.
+        """
+
+        def read(table: JobTable) -> datetime | None:
+            (found,) = table.connection.execute(_SELECT_LAST_TIMES).fetchall()
+            return max((READERS["ended_at"](text) for text in found if text is not None), default=None)
+
+        return await self._submit(read)
 
     async def has_owner(self, key: str) -> bool:
         """Return whether a job is active and has a living owner: another one, or this ledger."""

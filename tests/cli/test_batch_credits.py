@@ -122,7 +122,8 @@ async def test_a_missing_ledger_is_refused_until_the_user_consents(batch: Comman
         assert (requests(emulator), (batch.out / "jobs.sqlite").exists()) == (before, False)
         assert (await batch(file, "--new-ledger")).code == 0
         assert emulator.stats().creates_accepted == 2  # API Mall knows the keys of a lost ledger
-        assert "exists: --new-ledger is for" in (await batch(file, "--new-ledger")).complaint
+        said = await batch(file, "--new-ledger")
+        assert "exists, and knows what out/results.jsonl lists: --new-ledger is for" in said.complaint
 
 
 async def test_a_first_run_that_bought_nothing_needs_no_consent(batch: Command) -> None:

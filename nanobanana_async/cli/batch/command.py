@@ -13,10 +13,11 @@ from nanobanana_async import ConcurrencyPolicy, ImageRequest
 from nanobanana_async.cli.batch.checks import count_valid_rows
 from nanobanana_async.cli.batch.consent import may_buy
 from nanobanana_async.cli.batch.dry_run import show_dry_run
-from nanobanana_async.cli.batch.folder import BatchFolder, FolderOwner, check_owner, folder_of_run, refuse_lost_ledger
+from nanobanana_async.cli.batch.folder import BatchFolder, FolderOwner, check_owner, folder_of_run
 from nanobanana_async.cli.batch.formats import Format
 from nanobanana_async.cli.batch.input_file import open_input
 from nanobanana_async.cli.batch.keyless import gateway_without_key
+from nanobanana_async.cli.batch.lost_ledger import refuse_lost_ledger
 from nanobanana_async.cli.batch.naming import template_of, with_names
 from nanobanana_async.cli.batch.notes import Notes
 from nanobanana_async.cli.batch.own_files import refuse_own_results
@@ -221,9 +222,9 @@ class BatchCommand:
             NAME=VALUE: what the model takes beside these options, such as seed=7, for rows that have no value; can be
             repeated. A value that is JSON is sent as JSON, any other as text.
         new_ledger
-            Begin a new ledger in a folder whose jobs.sqlite is lost, or for a batch whose images another ledger has put
-            into the object store. Rows without a result are bought, perhaps a second time, and --max-credits counts
-            from 0.
+            Begin a new ledger in a folder whose jobs.sqlite is lost, go on with one that is older than results.jsonl,
+            or begin one for a batch whose images another ledger has put into the object store. Rows without a result
+            are bought, perhaps a second time, and --max-credits leaves out what the ledger does not know.
         yes
             Buy lines that begin with # as prompts, and a sweep of more than 100 rows, without asking.
         dry_run
@@ -270,7 +271,7 @@ class BatchCommand:
             owner = FolderOwner(source.batch, emulated, None if store is None else store.url)
             if ledger is None:
                 if (found := check_owner(path, owner)) is not None:
-                    refuse_lost_ledger(path, new_ledger=new_ledger, in_store=store is not None)
+                    owner = refuse_lost_ledger(path, owner, found, new_ledger=new_ledger)
                 source, owner = with_names(source, names, owner, found, path)
             notes = Notes()
             source.read_stored_images(selected)

@@ -6,13 +6,14 @@ import re
 import secrets
 import stat
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from attrs import frozen
 
-from nanobanana_async.cli.batch.results import IMAGES, RESULTS
+from nanobanana_async.cli.batch.results import IMAGES, RESULTS, to_time
 from nanobanana_async.commands import quoted
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.file_locks import try_lock
@@ -44,10 +45,13 @@ class FolderOwner:
     store: str | None = None
     names: str | None = None
     """The template of the names of its images; None: the default."""
+    unknown_until: datetime | None = None
+    """The user consented that the ledger does not know what was sent until then."""
 
     def to_json(self) -> str:
         """Return the content of the marker file."""
-        more = {"store": self.store, "names": self.names}
+        unknown_until = None if self.unknown_until is None else self.unknown_until.isoformat()
+        more = {"store": self.store, "names": self.names, "unknown_until": unknown_until}
         given = {name: value for name, value in more.items() if value is not None}
         return json.dumps({"batch": self.batch, "emulated": self.emulated, **given})
 
@@ -59,8 +63,11 @@ class FolderOwner:
         except RecursionError:
             facts = None
         if isinstance(facts, dict) and isinstance(batch := facts.get("batch"), str):
-            store, names = (text if isinstance(text := facts.get(name), str) else None for name in ("store", "names"))
-            return cls(batch, bool(facts.get("emulated")), store, names)
+            store, names, until = (
+                text if isinstance(text := facts.get(name), str) else None
+                for name in ("store", "names", "unknown_until")
+            )
+            return cls(batch, bool(facts.get("emulated")), store, names, to_time(until))
         raise ValueError("not a marker file")
 
 
@@ -88,7 +95,7 @@ class BatchFolder:
             if not self._try_lock():
                 raise ConfigurationError(f"{self.path}: another batch is running in this folder")
             found = check_owner(self.path, self._owner)  # another run may have written its marker first
-            if found is not None and found.names != self._owner.names:
+            if found not in (None, self._owner):
                 self._rewrite()
             _remove_stale_parts(self.path)
         except OSError as error:
@@ -179,29 +186,6 @@ def check_owner(path: Path, owner: FolderOwner) -> FolderOwner | None:
             f"{path} holds a batch whose images are {there}: pass that with -o, or another --folder"
         )
     return found
-
-
-def refuse_lost_ledger(path: Path, *, new_ledger: bool, in_store: bool = False) -> None:
-    """Raise `ConfigurationError` if the ledger of earlier runs in this folder is missing.
-
-    Without it `max_credits` counts from 0, and rows that were bought and have no result yet are bought again.
-    `new_ledger` is the user's consent to that; with `in_store` it may be about the ledger of another folder.
-    """
-    ledger = path / LEDGER
-    with suppress(FileNotFoundError):
-        if ledger.stat().st_size:
-            if new_ledger and not in_store:
-                raise ConfigurationError(f"{ledger} exists: --new-ledger is for a folder whose ledger is lost")
-            return
-    images = path / IMAGES
-    written = [name for name in (RESULTS, REPORT) if (path / name).exists()]
-    written += [IMAGES] if images.is_dir() and any(images.iterdir()) else []
-    if written and not new_ledger:
-        raise ConfigurationError(
-            f"{ledger} is missing, the record of what this batch has bought, although {path} holds {', '.join(written)}"
-            " of an earlier run: without it --max-credits would count from 0, and rows that were bought but have no"
-            " result would be bought again. Restore it, or pass --new-ledger to begin a new one"
-        )
 
 
 def _read_marker(path: Path) -> FolderOwner | None:

@@ -58,7 +58,7 @@ class Result:
             row=row,
             sha256=digests,
             sizes=sizes,
-            saved_at=_to_time(facts.get("saved_at")),
+            saved_at=to_time(facts.get("saved_at")),  # None: the files are hashed
             earlier_images=values_of(facts, "earlier_images", str),
         )
 
@@ -97,8 +97,8 @@ def with_files(result: Result, places: Iterable[Path | str], folder: Path, now: 
     return evolve(result, row=row, sha256=tuple(digests), sizes=tuple(sizes), saved_at=now)
 
 
-def _to_time(text: object) -> datetime | None:
-    """Return a time from its ISO form; None for anything else: then the files are hashed."""
+def to_time(text: object) -> datetime | None:
+    """Return a time from its ISO form; None for anything else."""
     when = datetime.fromisoformat(text) if isinstance(text, str) else None
     return when if when is not None and when.tzinfo is not None else None
 

@@ -155,7 +155,7 @@ class Run:
                 self._stdout.add(result, self._folder)
             if row.index % YIELD_EVERY == 0:
                 self._display.tick(None)
-                await self._stdout.flush()
+                await asyncio.sleep(0)  # the lines wait on: a run that is refused below prints none
             if self._signals.stop_requested.is_set():
                 return
         finished.other_accounts.check()
