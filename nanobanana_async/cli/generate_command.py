@@ -1,6 +1,7 @@
 """`nanobanana generate`: the options of the command, and how they select gateway and ledger."""
 
 import asyncio
+import os
 import secrets
 import sys
 from collections.abc import Sequence
@@ -29,12 +30,14 @@ from nanobanana_async.cli.options import (
     MaxRequestsPerMinute,
     TargetOption,
     Timeout,
+    Yes,
     check_output,
     extra_of,
     fetch_options,
     repeatable,
 )
 from nanobanana_async.cli.turns import NO_TURN, TurnOptions
+from nanobanana_async.commands import as_value, command_line
 from nanobanana_async.formatting import plural
 from nanobanana_async.images.local import digest_local_images
 from nanobanana_async.images.target import Target
@@ -77,6 +80,7 @@ class GenerateCommand:
         ordered: Flag = False,
         ledger: LedgerOption = DEFAULT_LEDGER,
         buy_again: Flag = False,
+        yes: Yes = False,
     ) -> int:
         """Generate images for all prompts concurrently and print their URLs, or with -o the paths of the saved files.
 
@@ -97,7 +101,7 @@ class GenerateCommand:
         ----------
         prompts
             The prompts; each one is one purchase. Quote a prompt of several words: two or more prompts of one word each
-            are asked about on a terminal.
+            are asked about on a terminal, and so is the name of a file.
         output
             Save the images in this folder, or in an object store: s3://bucket/prefix, gs:// or az://, with its
             credentials in the environment (extra `store`).
@@ -136,6 +140,8 @@ class GenerateCommand:
         buy_again
             Buy new images although an earlier run of the command did not end; `nanobanana jobs fetch` fetches its
             images.
+        yes
+            Do not ask for confirmation.
         """
         more = extra_of(extra)
         references = [text_to_reference(text, Path()) for text in image or ()]
@@ -174,9 +180,11 @@ class GenerateCommand:
         )
         asyncio.run(check_output(output, create=False))
         selected = None if gateway == "emulator" else find_gateways(self.find_gateway, gateway, base_url)
-        if (sentence := _about_single_words(requests)) and selected is not None and sys.stdin.isatty():
+        files = _about_file_names(prompts)
+        sentence = files or _about_single_words(requests)
+        if sentence and selected is not None and (files or sys.stdin.isatty()):
             asyncio.run(_check(options, selected[0]))  # what is refused anyway needs no answer
-            if not confirm(sentence, yes=False):
+            if not confirm(sentence, yes=yes):
                 return CANCELLED
         elif sentence:
             print_note(sentence)
@@ -192,6 +200,18 @@ def _about_single_words(requests: Sequence[ImageRequest]) -> str:
     more = ", ..." if len(prompts) > MAX_WORDS else ""
     images = plural(sum(request.num_images for request in requests), "image")
     return f"{plural(len(prompts), 'prompt')}, {images}: {listed}{more}. Quote a prompt of several words."
+
+
+def _about_file_names(prompts: Sequence[str]) -> str:
+    """Return what to say about prompts that are names of files: their text would be bought, not what is in them."""
+    name = next(filter(os.path.isfile, prompts), None)
+    if name is None:
+        return ""
+    command = command_line("batch", as_value(name), "-o", "FOLDER")
+    return (
+        f"The prompt {shorten(name, 60)!r} is the name of a file, which `generate` does not read: `{command}` buys the"
+        " prompts in it, --image names a reference image."
+    )
 
 
 async def _check_requests(options: GenerateOptions, gateway: Gateway) -> None:

@@ -165,3 +165,34 @@ async def test_shared_ledger_is_refused_before_anything_is_fed(batch: Command, k
     said = await batch(file, "--ledger", "postgresql://localhost/x", "--feed-only")
     assert said.code == 2
     assert "takes one account" in said.err
+
+
+async def test_doctor_checks_each_account(tmp_path: Path, keys: dict[str, str]) -> None:
+    ledger = tmp_path / "jobs.sqlite"
+    async with Emulator(api_keys=frozenset({TWO})) as emulator:
+        options = ("--config", str(profiles(tmp_path, emulator.url)), "--profile", "both")
+        async with Session(emulator.apimall(api_key=TWO), ledger=ledger):
+            pass
+        command = ("doctor", "--json", "--ledger", str(ledger))
+        said = await nanobanana(*options, *command, environ=environment(None, **keys), folder=tmp_path)
+    found = [json.loads(line) for line in said.out.splitlines()]
+    verdicts = [(each["text"].partition(": ")[0], each["verdict"]) for each in found if each["subject"] == "API key"]
+    assert (said.code, verdicts) == (1, [("apimall:one", "problem"), ("apimall:two", "ok")])
+    limits = [each["text"].partition(": ")[0] for each in found if each["subject"] == "limits"]
+    assert limits == ["apimall:one", "apimall:two"]
+
+
+async def test_doctor_says_which_account_has_no_key(tmp_path: Path) -> None:
+    options = ("--config", str(profiles(tmp_path, "http://127.0.0.1:9")), "--profile", "both")
+    said = await nanobanana(*options, "doctor", environ=environment(None, TWO_KEY=TWO), folder=tmp_path)
+    (line,) = [line for line in said.out.splitlines() if line.startswith("problem")]
+    assert (said.code, line.split()[1]) == (1, "settings")
+    assert "[profile.one]: api_key_variable names ONE_KEY, which is not set" in line
+
+
+async def test_doctor_takes_the_account_of_the_file(tmp_path: Path, keys: dict[str, str]) -> None:
+    async with Emulator(api_keys=frozenset({TWO})) as emulator:
+        options = ("--config", str(profiles(tmp_path, emulator.url)), "--profile", "two")
+        said = await nanobanana(*options, "doctor", environ=environment(None, **keys), folder=tmp_path)
+    assert said.code == 0, said.out
+    assert "account apimall:two" in said.out

@@ -243,3 +243,26 @@ async def test_prompts_of_a_rehearsal_are_not_asked_about(tmp_path: Path) -> Non
     options = ("--gateway", "emulator", "-o", "out")
     said = await nanobanana("generate", "a", "fox", *options, folder=tmp_path, typed="")
     assert (said.code, len(said.out.splitlines())) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("typed", "options", "code", "bought"),
+    [("n\n", (), 1, 0), ("y\n", (), 0, 1), (None, (), 2, 0), (None, ("--yes",), 0, 1)],
+)
+async def test_prompt_that_names_a_file_is_bought_only_with_consent(
+    tmp_path: Path, typed: str | None, options: tuple[str, ...], code: int, bought: int
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a fox\nan owl\n", encoding="utf-8")
+    async with Emulator(duration=QUICK) as emulator:
+        environ = environment(emulator)
+        said = await nanobanana("generate", "prompts.txt", *options, environ=environ, folder=tmp_path, typed=typed)
+        assert (said.code, emulator.stats().creates_accepted) == (code, bought)
+    assert "'prompts.txt' is the name of a file" in said.err
+    assert "batch prompts.txt -o FOLDER` buys the prompts in it" in said.err
+
+
+async def test_rehearsal_of_a_prompt_that_names_a_file_says_so(tmp_path: Path) -> None:
+    (tmp_path / "fox.png").write_bytes(b"")
+    options = ("--gateway", "emulator", "-o", "out")
+    said = await nanobanana("generate", "fox.png", *options, folder=tmp_path)
+    assert (said.code, "--image names a reference image" in said.err) == (0, True)

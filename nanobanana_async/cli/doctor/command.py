@@ -3,7 +3,7 @@
 import asyncio
 import json as json_format
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from importlib.util import find_spec
 
 from attrs import asdict, frozen
@@ -12,7 +12,7 @@ from nanobanana_async import __version__
 from nanobanana_async.cli.doctor.finding import Finding
 from nanobanana_async.cli.doctor.gateway_checks import gateway_findings
 from nanobanana_async.cli.doctor.ledger_checks import ledger_findings
-from nanobanana_async.cli.find_gateway import find_gateway
+from nanobanana_async.cli.find_gateway import find_gateway, find_gateways
 from nanobanana_async.cli.options import (
     DEFAULT_LEDGER,
     BaseUrl,
@@ -68,7 +68,7 @@ class DoctorCommand:
         Parameters
         ----------
         gateway
-            The gateway; by default the one whose API key is set.
+            The gateway; by default the one whose API key is set, or each account of the profile.
         base_url
             The gateway's URL, if not the usual one.
         ledger
@@ -100,16 +100,16 @@ async def _findings(
     finder: GatewayFinder, name: GatewayName, base_url: str | None, ledger: Location
 ) -> AsyncIterator[Finding]:
     yield _installation()
-    gateway: Gateway | None = None
+    gateways: Sequence[Gateway] = ()
     try:
-        gateway = finder(name, base_url)
+        gateways = find_gateways(finder, name, base_url)
     except ConfigurationError as error:
         yield Finding("settings", "problem", in_cli_words(error), f"`{command_line('config')}` shows all settings")
-    if gateway is not None:
+    for gateway in gateways:
         yield Finding("settings", "ok", f"{gateway.name} at {gateway.base_url}, account {gateway.account}")
         async for finding in gateway_findings(gateway):
-            yield finding
-    async for finding in ledger_findings(ledger, gateway):
+            yield finding if len(gateways) == 1 else finding.of_account(gateway.account)
+    async for finding in ledger_findings(ledger, gateways):
         yield finding
 
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 Verdict = Literal["ok", "note", "problem"]
 
@@ -15,3 +15,7 @@ class Finding:
     verdict: Verdict
     text: str
     advice: str = ""
+
+    def of_account(self, account: str) -> "Finding":
+        """Return this finding with the account in its text, where several are checked."""
+        return evolve(self, text=f"{account}: {self.text}")

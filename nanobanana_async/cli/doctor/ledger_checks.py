@@ -1,7 +1,7 @@
 """Check the ledger: its place, its file system, what is in it, and what it knows of the account."""
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -38,7 +38,7 @@ MOUNTS = Path("/proc/self/mounts")
 """The mounted file systems; only on Linux."""
 
 
-async def ledger_findings(location: Location, gateway: Gateway | None) -> AsyncIterator[Finding]:
+async def ledger_findings(location: Location, gateways: Sequence[Gateway]) -> AsyncIterator[Finding]:
     if isinstance(location, Path):
         for finding in _file_findings(location.expanduser()):
             yield finding
@@ -53,8 +53,9 @@ async def ledger_findings(location: Location, gateway: Gateway | None) -> AsyncI
                 yield Finding("ledger", "problem", describe_missing(location, missing), MISSING_PARTS_ADVICE)
                 return
             yield await _contents(location, ledger)
-            if gateway is not None:
-                yield await _limits(ledger, gateway.account)
+            for gateway in gateways:
+                limits = await _limits(ledger, gateway.account)
+                yield limits if len(gateways) == 1 else limits.of_account(gateway.account)
     except ConfigurationError as error:
         advice = f"`{command_line('ledger', 'migrate', '--ledger', as_value(location))}` does so"
         yield Finding("ledger", "problem", str(error), advice if "open it for writing once" in str(error) else "")

@@ -21,10 +21,10 @@ from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.gateways.registry import GATEWAYS
 
-COMMANDS = ("balance", "batch", "budgets", "generate", "jobs", "mcp", "serve", "webhooks", "worker")
+COMMANDS = ("balance", "batch", "budgets", "doctor", "generate", "jobs", "mcp", "serve", "webhooks", "worker")
 """The commands that the file is for: the demo and the emulator have nothing to do with an account."""
 
-SEVERAL_ACCOUNTS = ("balance", "batch", "generate", "mcp", "serve")
+SEVERAL_ACCOUNTS = ("balance", "batch", "doctor", "generate", "mcp", "serve")
 """Those that can use several accounts together."""
 
 CONNECTION_VARIABLES = {
