@@ -42,7 +42,8 @@ _IN_REAL_TIME = {
 }
 """Folders and files whose tests run in real time with default settings."""
 
-_EARLY_POLLS = {"FEW_SECONDS_S": 0.1, "LEAST_DELAY_S": 0.05}
+_EARLY_POLLS = {"FEW_SECONDS_S": 0.1, "LEAST_DELAY_S": 0.05, "UNKNOWN_GROWTH": 0.0, "STRAGGLER_GROWTH": 0.0}
+"""The last two: on a busy machine a job is soon old, and the next poll of an old one would come after a minute."""
 
 # Hypothesis fails an example that takes 200 ms, as any example may on a machine with other work.
 # Forty examples at first sight of a test show what a hundred do; each run draws others.

@@ -24,7 +24,8 @@ _NUMBERS = itertools.count()
 
 EARLY = (
     "from nanobanana_async.cli import main; from nanobanana_async.policy import poll_schedule;"
-    "poll_schedule.FEW_SECONDS_S, poll_schedule.LEAST_DELAY_S = 0.1, 0.05; main()"
+    "poll_schedule.FEW_SECONDS_S, poll_schedule.LEAST_DELAY_S = 0.1, 0.05;"
+    "poll_schedule.UNKNOWN_GROWTH = poll_schedule.STRAGGLER_GROWTH = 0.0; main()"
 )
 """A program that is the command and polls early: in a shell it is no forked process (see `forked.constants`)."""
 
