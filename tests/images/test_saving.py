@@ -28,6 +28,7 @@ from nanobanana_async.images.files import PartialFile, rename_exclusive
 from nanobanana_async.images.inline import FetchError
 from nanobanana_async.images.manifest import NAME, Manifest
 from nanobanana_async.images.saved import has_content
+from tests.support.clocks import turns
 from tests.support.images import ENDINGS, FORMATS, make_image, opened, png_claiming, redirect, reply, saying
 from tests.support.loopback import until
 from tests.support.peers import Peer, answering
@@ -478,6 +479,7 @@ async def test_save_cancelled_in_its_thread_is_complete_or_absent(
         saving = asyncio.get_running_loop().create_task(downloader.save(peer.url, tmp_path, "nb-1"))
         await asyncio.to_thread(working.wait, 30)
         saving.cancel()
+        await turns()  # the task takes note of it first
         await asyncio.sleep(0.02)
         proceed.set()
         with pytest.raises(asyncio.CancelledError):

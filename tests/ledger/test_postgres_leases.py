@@ -152,7 +152,7 @@ BURIED = ("UPDATE owners SET buried_by = 99", "UPDATE jobs SET owner = NULL")
 @pytest.mark.slow
 async def test_buried_owner_goes_on_under_a_new_number(postgres: Server) -> None:
     schema, burials = new_schema(), list[bool]()
-    async with opened(postgres.url, schema) as ledger:
+    async with opened(postgres.url, schema, Lease(beat_s=60.0, silence_s=600.0)) as ledger:  # no beat finds it first
         ledger.on_burial(lambda: burials.append(ledger.surely_owns))
         await ledger.claim(running())
         assert ledger.surely_owns

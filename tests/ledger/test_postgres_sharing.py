@@ -8,6 +8,7 @@ import pytest
 
 from nanobanana_async.errors import LedgerError
 from nanobanana_async.ledger.base import SharesAccount
+from nanobanana_async.ledger.postgres.leases import Lease
 from nanobanana_async.ledger.postgres.ledger import PostgresLedger
 from nanobanana_async.policy.concurrency import Load
 from nanobanana_async.policy.sharing import Allotment, Report, RequestEvent
@@ -20,10 +21,12 @@ ACCOUNT = "mine"
 
 
 @asynccontextmanager
-async def opened(url: str, schema: str, owners: int = 1, patience_s: float = 10) -> AsyncIterator[list[PostgresLedger]]:
+async def opened(
+    url: str, schema: str, owners: int = 1, patience_s: float = 10, lease: Lease = SHORT
+) -> AsyncIterator[list[PostgresLedger]]:
     """Open so many owners of one ledger."""
     async with AsyncExitStack() as stack:
-        ledgers = [PostgresLedger(url, schema=schema, lease=SHORT, patience_s=patience_s) for _ in range(owners)]
+        ledgers = [PostgresLedger(url, schema=schema, lease=lease, patience_s=patience_s) for _ in range(owners)]
         for ledger in ledgers:
             await ledger.open()
             stack.push_async_callback(ledger.aclose)
@@ -118,8 +121,8 @@ async def test_adopted_jobs_take_their_slots_before_their_owner_reports_them(pos
 
 
 async def test_exchange_of_a_buried_owner_is_refused_and_its_slots_are_free(postgres: Server) -> None:
-    schema = new_schema()
-    async with opened(postgres.url, schema, owners=2) as (first, second):
+    schema, lease = new_schema(), Lease(beat_s=60.0, silence_s=600.0)  # no beat finds it first
+    async with opened(postgres.url, schema, owners=2, lease=lease) as (first, second):
         await with_limit(first, held=20)
         ((owner,),) = postgres.execute("SELECT owner FROM shares", schema=schema)
         postgres.execute(f"UPDATE owners SET buried_by = 99 WHERE id = {owner}", schema=schema)
