@@ -204,9 +204,8 @@ class BatchCommand:
             Refuse columns and fields that are not known, instead of copying them into the results.
         names
             How the image files are named: a text with at least one of {row} (its number), {slug} (the prompt in a form
-            for file names), {key} and {metadata[NAME]} (the value in the column NAME). The folder remembers it for
-            later runs. By default it is the row's key, or else {row:04}-{slug}; the value default returns to
-            that. Images that are saved keep their names.
+            for file names), {key} and {metadata[NAME]} (the value in the column NAME), or default, which is the row's
+            key, or else {row:04}-{slug}. The folder remembers it for later runs. Images that are saved keep their names.
         num_images
             Images per prompt, 1 to 6, for rows that have no value. If you change this or one of the next five for a
             batch that was bought, its rows have changed, and are bought again only with --buy-changed.
