@@ -48,6 +48,24 @@ def test_many_rows_with_missing_images_are_counted() -> None:
     assert said[0] == "7 rows with missing images: see out/results.jsonl"
 
 
+@pytest.mark.parametrize(
+    ("bought", "unanswered", "said"),
+    [
+        (0, 0, "15 rows left: run"),
+        (3, 0, "15 rows left, 3 of them bought and not collected: run"),
+        (3, 4, "15 rows left, 3 of them bought and not collected, 4 perhaps bought: run"),
+        (0, 4, "15 rows left, 4 of them perhaps bought: run"),
+        (12, 9, "15 rows left, 12 of them bought and not collected, 3 perhaps bought: run"),
+    ],
+)
+def test_jobs_without_an_answer_are_said_to_be_perhaps_bought(bought: int, unanswered: int, said: str) -> None:
+    summary = BatchSummary(Path("out"))
+    summary.uncollected, summary.unanswered = bought, unanswered
+    display = BatchDisplay(20, Console(file=io.StringIO()), lambda: 0.0)
+    lines = list(summary.ending(display, 15, interrupted=True, reported=False))
+    assert f"{said} the same command to continue" in lines
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("answer", "options", "bought"), [(b"n", (), 0), (b"y", (), 2), (b"", ("--yes",), 2)])
 async def test_terminal_is_asked_about_lines_that_begin_with_a_hash(

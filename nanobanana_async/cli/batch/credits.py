@@ -50,9 +50,13 @@ class BatchCreditsReader:
             self.summary.overspent = max(Decimal(0), spent - cap)
 
     async def _count_left(self) -> None:
-        """Count the jobs whose images are not saved and, if the cap stopped the buying, what the rows left cost."""
-        states = await self.ledger.count_by_state()
-        self.summary.uncollected = states[JobState.SUBMITTING] + states[JobState.RUNNING] + self.display.saving
+        """Count the rows left that are or may be bought and, if the cap stopped the buying, what the others cost."""
+        sent = (JobState.SUBMITTING, JobState.RUNNING)
+        states = {record.key: record.state async for record in self.ledger.jobs(sent) if record.key not in self.results}
+        bought = {key for key, state in states.items() if state is JobState.RUNNING}
+        bought |= {key for key in self.display.saving if key not in self.results}  # perhaps its end was not stored
+        self.summary.uncollected = len(bought)
+        self.summary.unanswered = len(states.keys() - bought)
         if isinstance(self.summary.stop_reason, CreditLimitReached):
             left = (row for row in self.options.file.rows(self.gateway) if row.key not in self.results)
             self.summary.cost_left = await cost_of(left, self.ledger, self.gateway, self.options.expected_credits)

@@ -5,7 +5,7 @@ The display keeps counts, not jobs: its cost does not depend on the number of ro
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from decimal import Decimal
 
 from rich.console import Console, Group, RenderableType
@@ -165,9 +165,9 @@ class BatchDisplay(LiveDisplay):
         return 0 if self.stats is None else self.stats.slots_held
 
     @property
-    def saving(self) -> int:
-        """Number of jobs that have succeeded, and whose images are not saved yet."""
-        return len(self._saving)
+    def saving(self) -> Set[str]:
+        """The keys of the jobs that have succeeded, and whose images are not saved yet."""
+        return self._saving
 
     @property
     def done(self) -> int:

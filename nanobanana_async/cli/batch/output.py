@@ -96,7 +96,9 @@ class BatchSummary:
         self.overspent = Decimal(0)
         """By how much the total cost of the batch exceeds its cap."""
         self.uncollected = 0
-        """Jobs that are bought, and whose images are not saved."""
+        """Jobs of rows without a result that are bought."""
+        self.unanswered = 0
+        """Jobs of rows without a result whose create has no stored answer: it was accepted, refused, or got lost."""
         self.cost_left: Costs | None = None
         """What the rows that are left cost, if the cap stopped the buying."""
         self._above_estimate: list[PriceAboveEstimate] = []
@@ -227,11 +229,18 @@ class BatchSummary:
             command = f"run the same command with --max-credits {plain_number(used + costs.total)}"
             yield f"{plural(left, 'row')} left to buy, for about {credit_count(costs.total)}: {command} to go on"
         elif left and (interrupted or self.stop_reason is not None):
-            bought = min(left, self.uncollected)
-            paid = f", {bought:,} of them bought and not collected" if bought else ""
-            if bought and self._rehearsal:
-                paid = f", {bought:,} of them with jobs that ended with the emulator, to be bought again"
-            yield f"{plural(left, 'row')} left{paid}: run the same command to continue"
+            yield f"{plural(left, 'row')} left{self._paid_for(left)}: run the same command to continue"
+
+    def _paid_for(self, left: int) -> str:
+        """Return how many of the rows that are left have been bought, or may have been; empty if none has."""
+        bought = min(left, self.uncollected)
+        doubtful = min(left - bought, self.unanswered)
+        if self._rehearsal:
+            lost = bought + doubtful
+            return f", {lost:,} of them with jobs that ended with the emulator, to be bought again" if lost else ""
+        paid = f", {bought:,} of them bought and not collected" if bought else ""
+        of_them = "" if bought else " of them"
+        return f"{paid}, {doubtful:,}{of_them} perhaps bought" if doubtful else paid
 
 
 def _them(rows: int) -> str:
