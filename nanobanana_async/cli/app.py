@@ -13,11 +13,12 @@ from cyclopts import App, CycloptsError, Parameter
 
 from nanobanana_async import ConfigurationError, InvalidRequest, NanoBananaError, __version__
 from nanobanana_async.cli.logs import plain_logs
-from nanobanana_async.cli.options import in_cli_words, setting_message, usage_message
+from nanobanana_async.cli.options import in_cli_words, setting_message
 from nanobanana_async.cli.settings.command import ConfigFile, Profile
 from nanobanana_async.cli.settings.sources import apply_settings, choose, current, settings_of_run
 from nanobanana_async.cli.signals import Interrupted, interrupted_by_signals
 from nanobanana_async.cli.streams import silence, usable_streams
+from nanobanana_async.cli.usage import usage_message
 from nanobanana_async.escaping import one_line
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -80,6 +81,7 @@ def run(tokens: Sequence[str]) -> int:
 def _run(tokens: Sequence[str]) -> int:
     _remove_empty_variables()
     try:
+        tokens = _without_help_for_no_command(tokens)
         _import_command(tokens)
         code = app.meta(list(tokens), exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -107,6 +109,15 @@ def _run(tokens: Sequence[str]) -> int:
             raise
         return _print_error(f"a bug: {type(bug).__name__}: {bug} (NANOBANANA_DEBUG=1 shows where)", FAILED)
     return code if isinstance(code, int) else OK
+
+
+def _without_help_for_no_command(tokens: Sequence[str]) -> Sequence[str]:
+    """Return the tokens without --help where they name no command: cyclopts would print the help of the whole group."""
+    _, apps, unused = app.meta.parse_commands(list(tokens))
+    has_commands = any(not name.startswith("-") for name in apps[-1]) or apps[-1] is app.meta
+    if not has_commands or not unused or unused[0].startswith("-"):
+        return tokens
+    return [token for token in tokens if token not in app.help_flags]
 
 
 def _import_command(tokens: Sequence[str]) -> None:

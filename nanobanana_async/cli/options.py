@@ -1,24 +1,14 @@
-"""Options that several commands share, and messages about values that they do not accept."""
+"""Options that several commands share, and messages with their names."""
 
 import asyncio
 import re
-import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import platformdirs
-from cyclopts import (
-    CoercionError,
-    CycloptsError,
-    MissingArgumentError,
-    Parameter,
-    Token,
-    UnknownOptionError,
-    UnusedCliTokensError,
-)
+from cyclopts import Parameter, Token
 
 from nanobanana_async.commands import as_value, jobs_command
 from nanobanana_async.errors import ConfigurationError, InvalidRequest
@@ -28,7 +18,6 @@ from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.images.target import Target, as_target
 from nanobanana_async.ledger.location import Location, as_location
 from nanobanana_async.validators import as_folder
-from nanobanana_async.values import did_you_mean
 
 Name = registry.GatewayName
 _GATEWAY = Parameter(env_var="NANOBANANA_GATEWAY", metavar="GATEWAY")
@@ -145,7 +134,6 @@ def extra_of(options: Sequence[str] | None) -> dict[str, Any]:
     return extra
 
 
-_NUMBERS = {int: "a whole number", float: "a number", Decimal: "a number"}
 _ARGUMENT_NAMES = (
     "max_jobs",
     "max_requests_per_minute",
@@ -166,101 +154,6 @@ _ARGUMENT_NAMES = (
     "drop_callbacks",
 )
 _ARGUMENT_NAME_PATTERN = re.compile(rf"\b({'|'.join(_ARGUMENT_NAMES)})\b")
-
-
-def usage_message(error: CycloptsError) -> str:
-    """Return what is wrong with the arguments, without the names of Python types."""
-    if isinstance(error, UnknownOptionError):
-        return _unknown_option(error)
-    if isinstance(error, MissingArgumentError) and error.keyword in ("-o", "--output"):
-        return f"{error.keyword} needs a folder"
-    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
-        return _unexpected_argument(error.unused_tokens[0], error.command_chain)
-    if isinstance(error, MissingArgumentError) and error.keyword is None and error.argument is not None:
-        return _missing_argument(error.argument.name, error.command_chain)
-    if not isinstance(error, CoercionError) or error.token is None:
-        return str(error)
-    token = error.token
-    name = _name_in_file(token) or token.keyword or (error.argument.name if error.argument is not None else "the value")
-    if error.msg is not None:
-        return f"{name}: {error.msg}"
-    wanted = " or ".join(_wanted(error.target_type))
-    return f"{name} must be {wanted}, not {token.value!r}" if wanted else str(error)
-
-
-def _name_in_file(token: Token) -> str:
-    """Return file and key of a value of the settings file, for which cyclopts writes the key in brackets."""
-    in_file = token.keyword is not None and token.keyword.startswith("[")
-    return f"{token.source}: {token.keyword.strip('[]')}" if in_file and token.keyword is not None else ""
-
-
-def _unexpected_argument(argument: str, command: Sequence[str] | None) -> str:
-    if argument.endswith(".sqlite"):
-        return f"{argument!r} is not expected there: --ledger names a ledger"
-    before = ": write all prompts before the options" if tuple(command or ()) == ("generate",) else ""
-    return f"{argument!r} is not expected there{before} (quote a value of several words)"
-
-
-def _missing_argument(name: str, command: Sequence[str] | None) -> str:
-    """Return what a command lacks, with an example of it where one helps more than its name."""
-    example = {"PROMPT": 'such as "a fox in snow"', "--output": "such as -o images"}.get(name)
-    return f"{' '.join(command or ())} needs {name}{f', {example}' if example else ''}".strip()
-
-
-_SECRET = re.compile(r"-+(?:\w+[-_])?(?:api[-_]?)?(?:key|token|secret)", re.IGNORECASE)
-_OTHER_OPTIONS = {
-    "--proxy": "set HTTPS_PROXY, which may hold a password",
-    "--size": "--aspect-ratio and --resolution say the size",
-    "--quality": "--resolution takes 1K, 2K or 4K",
-    "--ratio": "--aspect-ratio takes two numbers such as 16:9",
-    "--seed": "--extra seed=7 passes it on",
-    "--format": "--output-format is the format of the images",
-    "--max-credits": "--budget NAME=CREDITS is the cap of `generate`",
-    **dict.fromkeys(("-n", "--n", "--count"), "--num-images is the number of images of a prompt"),
-    **dict.fromkeys(("--concurrency", "--parallel", "--workers"), "--max-jobs is the most jobs to run at once"),
-    **dict.fromkeys(("--out", "--output-dir", "--output-folder", "--outdir", "--out-dir"), "-o names the folder"),
-}
-
-
-def _unknown_option(error: UnknownOptionError) -> str:
-    """Return what to use in place of an unknown option; never its value, which may be a secret."""
-    option = (error.token.keyword or error.token.value).partition("=")[0]
-    if _SECRET.fullmatch(option):
-        return (
-            f"{option} is no option, since other users of this machine see the arguments: set"
-            f" {' or '.join(kind.key_variable for kind in registry.GATEWAYS.values())}, and replace a key that you"
-            " passed as an argument"
-        )
-    if option in _OTHER_OPTIONS:
-        return f"unknown option {option}: {_OTHER_OPTIONS[option]}"
-    known = [name for argument in error.argument_collection for name in argument.names if name.startswith("--")]
-    begun = [name for name in known if len(option) > 3 and name.startswith(f"{option}-")]
-    if len(begun) == 1:
-        return f"unknown option {option}: did you mean {begun[0]}?"
-    return f"unknown option {option}{did_you_mean(option, known)}"
-
-
-def _wanted(kind: Any) -> Iterator[str]:
-    """Yield what a value of this type is, in words."""
-    if get_origin(kind) in (Union, types.UnionType):
-        choices = [choice for member in get_args(kind) for choice in _choices(member)]
-        if choices:
-            yield f"one of {', '.join(choices)}"
-        for member in get_args(kind):
-            if not _choices(member):
-                yield from _wanted(member)
-    elif get_origin(kind) in (list, tuple):
-        yield from _wanted(get_args(kind)[0])
-    elif choices := _choices(kind):
-        yield f"one of {', '.join(choices)}"
-    elif kind in _NUMBERS:
-        yield _NUMBERS[kind]
-
-
-def _choices(kind: Any) -> list[str]:
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return [str(choice.value) for choice in kind]
-    return [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
 
 
 def with_option_names(sentence: str) -> str:

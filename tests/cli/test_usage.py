@@ -1,5 +1,6 @@
 """Help, usage errors and missing extras."""
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -297,3 +298,34 @@ async def test_beginning_of_an_option_names_the_whole_one() -> None:
 async def test_forgotten_folder_is_asked_for() -> None:
     said = await nanobanana("batch", "rows.txt", "-o")
     assert (said.code, said.complaint) == (2, "nanobanana: -o needs a folder")
+
+
+@pytest.mark.parametrize("more", [(), ("--help",)])
+@pytest.mark.parametrize(
+    ("command", "meant"),
+    [
+        (("balanse",), "there is no command 'balanse': did you mean balance?"),
+        (("history",), "there is no command 'history': the commands are demo, "),
+        (("ledger", "chek"), "ledger has no command 'chek': did you mean check?"),
+        (("jobs", "resum"), "jobs has no command 'resum': did you mean resume?"),
+        (("jobs", "a-1"), "jobs has no command 'a-1': `nanobanana jobs show a-1` shows the job with this key"),
+        (("jobs", "spring/jobs.sqlite"), "--ledger names a ledger, as in --ledger spring/jobs.sqlite"),
+    ],
+)
+async def test_unknown_command_names_what_is_meant_also_with_help(
+    command: tuple[str, ...], more: tuple[str, ...], meant: str
+) -> None:
+    said = await nanobanana(*command, *more)
+    assert (said.code, said.out) == (2, "")
+    assert meant in said.complaint
+
+
+@pytest.mark.parametrize("command", [("ledger", "check"), ("jobs",), ("doctor",)])
+async def test_folder_in_the_place_of_an_option_names_the_ledger_in_it(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    await asyncio.to_thread((tmp_path / "spring").mkdir)
+    said = await nanobanana(*command, "spring")
+    assert said.code == 2
+    assert said.complaint.endswith(": --ledger names a ledger, as in --ledger spring/jobs.sqlite")

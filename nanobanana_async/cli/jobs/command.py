@@ -25,6 +25,7 @@ from nanobanana_async.cli.options import (
     Yes,
 )
 from nanobanana_async.cli.signals import run_until_signal
+from nanobanana_async.cli.usage import ledger_hint, unknown_command
 from nanobanana_async.commands import jobs_command
 from nanobanana_async.formatting import local_time, plural
 from nanobanana_async.keys import validate_task_id
@@ -67,8 +68,8 @@ class _Commands:
             Print one JSON object per line, with the whole record.
         """
         if extra:
-            command = jobs_command("show", ledger=None, names=extra[:1])
-            raise ConfigurationError(f"jobs has no command {extra[0]!r}: `{command}` shows the job with this key")
+            shows = f"`{jobs_command('show', ledger=None, names=extra[:1])}` shows the job with this key"
+            raise ConfigurationError(unknown_command("jobs", extra[0], jobs, ledger_hint(extra[0]) or shows))
         if limit is not None:
             as_count("--limit", limit)
         return asyncio.run(_list(ledger, state, limit, json=json))
@@ -77,9 +78,7 @@ class _Commands:
     def show(key: str, /, *, ledger: LedgerOption = DEFAULT_LEDGER) -> int:
         """Show everything about one job.
 
-        Examples:
-
-        nanobanana jobs show 5f0c3a9e1b2d4c68-1
+        For example: `nanobanana jobs show 5f0c3a9e1b2d4c68-1`
 
         Parameters
         ----------
