@@ -205,7 +205,7 @@ class BatchCommand:
         names
             How the image files are named: a text with at least one of {row} (its number), {slug} (the prompt in a form
             for file names), {key} and {metadata[NAME]} (the value in the column NAME), or default, which is the row's
-            key, or else {row:04}-{slug}. The folder remembers it for later runs. Images that are saved keep their names.
+            key, or else {row:04}-{slug}. The folder remembers it for later runs. Saved images keep their names.
         num_images
             Images per prompt, 1 to 6, for rows that have no value. If you change this or one of the next five for a
             batch that was bought, its rows have changed, and are bought again only with --buy-changed.
