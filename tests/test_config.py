@@ -67,11 +67,17 @@ def test_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> 
     assert gateway_from_env().api_key == Secret("mall-key")
 
 
-@each_row("name", ["connect_s", "create_s", "query_s", "job_s", "close_s"])
+@each_row("name", ["connect_s", "create_s", "query_s", "close_s"])
 @each_row("value", [0, -1, "10", None])
 def test_invalid_timeout_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=name):
         Timeouts(**{name: value})
+
+
+@pytest.mark.parametrize("value", [0, -1, "10"])
+def test_invalid_job_s_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="job_s"):
+        Timeouts(job_s=value)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""End the wait for a running job in time, whatever it waits for then.
+"""End the wait for a running job on time, also while its next poll is far away or can't leave.
 
 The last poll is due at the deadline. The wait ends without it if it would come before the time that the gateway asked
-for, or has not had its turn soon. Only while a budget of hours or of a day is used up do jobs wait on.
+for, or has not had its turn soon. The time while a budget of hours or of a day is used up does not count.
 """
 
 from collections.abc import Callable

@@ -284,7 +284,9 @@ class Poller:
 
     def end_if_overdue(self, job: TrackedJob) -> Next | None:
         """Return what ends the wait for a job that is not polled in time; None if its wait goes on."""
-        error = None if self.used_up_budgets.until is not None else self.deadlines.overdue_error(job)
+        if self.used_up_budgets.until is not None and job.record.state is JobState.RUNNING:
+            job.followed_since = self._clock()  # its wait counts from the end of the pause
+        error = self.deadlines.overdue_error(job)
         return None if error is None else self._stop_polling(job, error)
 
     def _retry_or_stop(self, job: TrackedJob, error: NanoBananaError) -> Next:

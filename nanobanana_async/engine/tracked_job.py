@@ -92,7 +92,7 @@ class TrackedJob:
         """What its create in flight is to cost its group."""
         self.due = self.first_attempt_at = self.running_at = NEVER
         self.followed_since = NOT_YET
-        """When this wait began to follow it as running: `Timeouts.job_s` counts from here, anew for each wait."""
+        """When this wait began to follow it as running: `Timeouts.job_s` counts from here, for each wait by itself."""
         self.sent_at = NEVER
         self.schedule: PollSchedule[TrackedJob] | None = None
         """The poll schedule of its price class; set once it runs."""

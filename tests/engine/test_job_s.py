@@ -1,4 +1,4 @@
-"""`Timeouts.job_s` ends the wait for a running job on time, whatever the job waits for then; the job goes on."""
+"""`Timeouts.job_s` ends the wait for a running job on time in all its phases; the job goes on."""
 
 import asyncio
 import math

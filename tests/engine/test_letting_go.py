@@ -120,7 +120,7 @@ async def test_job_no_longer_polled_is_released_and_awaitable(why: str) -> None:
             return refused(404)
         return gateway.answer(request)
 
-    patience = Timeouts(job_s=50.0) if why == "it takes too long" else Timeouts()
+    patience = Timeouts(job_s=150.0) if why == "it takes too long" else Timeouts()
     async with (
         FakeProcess(shared, answer, session_of=apimall, timeouts=patience) as a,
         FakeProcess(shared, gateway.answer, session_of=apimall) as b,

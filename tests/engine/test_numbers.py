@@ -114,7 +114,7 @@ OUT_OF_RANGE = [math.nan, -1, 0, 10**400, Decimal("1E+1000000"), True, "5"]
 @each_row(
     ("kind", "names"),
     [
-        (Timeouts, ["connect_s", "create_s", "query_s", "job_s", "close_s"]),
+        (Timeouts, ["connect_s", "create_s", "query_s", "close_s"]),
         (PollPolicy, ["min_gap_s", "max_gap_s"]),
         (RetryPolicy, ["max_attempts", "max_wait_s", "first_backoff_s", "max_backoff_s"]),
         (ConcurrencyPolicy, ["max_requests"]),
@@ -127,9 +127,11 @@ def test_setting_out_of_range_is_refused_by_name(kind: Any, names: list[str], ba
 
 
 @each_row("bad", OUT_OF_RANGE)
-def test_target_delay_out_of_range_is_refused(bad: Any) -> None:
+def test_optional_setting_out_of_range_is_refused(bad: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^target_delay_s must be a .*number .* and at most "):
         PollPolicy(target_delay_s=bad)
+    with pytest.raises(ConfigurationError, match=r"^job_s must be a .*number .* and at most "):
+        Timeouts(job_s=bad)
 
 
 def test_min_gap_above_max_gap_is_refused() -> None:
@@ -180,7 +182,7 @@ async def test_session_without_time_limits_works() -> None:
 @virtually
 async def test_running_job_with_any_due_time_is_kept(due: float, monkeypatch: pytest.MonkeyPatch) -> None:
     gateway = FakeGateway()
-    async with apimall(FakeTransport(gateway.answer)) as session:
+    async with apimall(FakeTransport(gateway.answer), timeouts=Timeouts(job_s=math.inf)) as session:
         engine = session._session_task.engine
         assert engine is not None
         begin = engine.poller.begin_polling

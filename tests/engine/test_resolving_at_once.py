@@ -1,4 +1,4 @@
-"""resolve() while other calls and sessions decide about the same job: one decision counts, the others say so."""
+"""resolve() while other calls and sessions decide about the same job: one decision counts, the others get an error."""
 
 import asyncio
 from typing import Any
@@ -27,7 +27,7 @@ async def uncertain(process: FakeProcess, gateway: LosingGateway) -> None:
 @pytest.mark.parametrize("second_way", WAYS)
 @pytest.mark.parametrize("first_way", WAYS)
 @virtually
-async def test_one_of_two_sessions_resolves_and_the_other_is_told(
+async def test_one_of_two_sessions_resolves_and_the_other_learns_it(
     first_way: str, second_way: str, later_s: float
 ) -> None:
     gateway, shared = LosingGateway(), SharedLedger()
