@@ -1,6 +1,7 @@
 """Timeouts, and the gateway that the environment variables select."""
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,9 @@ from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.gateways.registry import GATEWAYS, GatewayClass
 from nanobanana_async.misspelt import by_name
 from nanobanana_async.validators import within
+
+_KEY_NAME = re.compile(r"(API_?MALL|DEF_?API|NANO_?BANANA)_?(API_?)?(KEY|TOKEN|SECRET)", re.IGNORECASE)
+"""What people call the variable of an API key."""
 
 
 @by_name
@@ -45,6 +49,13 @@ def gateway_from_env(environ: Mapping[str, str] | None = None) -> Gateway:
     return kind(**settings)
 
 
+def similar_variables(environ: Mapping[str, str]) -> str:
+    """Return which variables are set that may have been meant for that of an API key: their names alone."""
+    known = [kind.key_variable for kind in GATEWAYS.values()]
+    found = [name for name in sorted(environ) if name not in known and environ[name] and _KEY_NAME.fullmatch(name)]
+    return f"{' and '.join(found)} {'is' if len(found) == 1 else 'are'} set, but not read; " if found else ""
+
+
 def _gateway_class_and_settings(
     environ: Mapping[str, str],
 ) -> tuple[GatewayClass, dict[str, Any]] | ConfigurationError:
@@ -57,7 +68,7 @@ def _gateway_class_and_settings(
         variables = " or ".join(kind.key_variable for kind in GATEWAYS.values())
         empty = "".join(f"{each.key_variable} is empty; " for each in GATEWAYS.values() if each.key_variable in environ)
         return ConfigurationError(
-            f"no gateway: {empty}pass one, or set {variables}; to try it without a key, run"
+            f"no gateway: {empty}{similar_variables(environ)}pass one, or set {variables}; to try it without a key, run"
             f" `{command_line('demo')}`, or pass --gateway emulator to a command"
         )
     if not name and len(keyed) > 1:
