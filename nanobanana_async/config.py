@@ -1,6 +1,7 @@
 """Timeouts, and the gateway that the environment variables select."""
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +16,14 @@ from nanobanana_async.gateways.registry import GATEWAYS, GatewayClass
 from nanobanana_async.misspelt import by_name
 from nanobanana_async.validators import within
 
+<<<<<<< .merge_file_PjfyBY
 # How long a wait follows a job that runs, unless that is set; hardly a job takes three times the median.
 LEAST_JOB_S = 1800.0
 EXPECTED_MULTIPLE = 3.0
+=======
+_KEY_NAME = re.compile(r"(API_?MALL|DEF_?API|NANO_?BANANA)_?(API_?)?(KEY|TOKEN|SECRET)", re.IGNORECASE)
+"""What people call the variable of an API key."""
+>>>>>>> .merge_file_XEk9fn
 
 
 @by_name
@@ -58,6 +64,13 @@ def gateway_from_env(environ: Mapping[str, str] | None = None) -> Gateway:
     return kind(**settings)
 
 
+def similar_variables(environ: Mapping[str, str]) -> str:
+    """Return which variables are set that may have been meant for that of an API key: their names alone."""
+    known = [kind.key_variable for kind in GATEWAYS.values()]
+    found = [name for name in sorted(environ) if name not in known and environ[name] and _KEY_NAME.fullmatch(name)]
+    return f"{' and '.join(found)} {'is' if len(found) == 1 else 'are'} set, but not read; " if found else ""
+
+
 def _gateway_class_and_settings(
     environ: Mapping[str, str],
 ) -> tuple[GatewayClass, dict[str, Any]] | ConfigurationError:
@@ -70,7 +83,7 @@ def _gateway_class_and_settings(
         variables = " or ".join(kind.key_variable for kind in GATEWAYS.values())
         empty = "".join(f"{each.key_variable} is empty; " for each in GATEWAYS.values() if each.key_variable in environ)
         return ConfigurationError(
-            f"no gateway: {empty}pass one, or set {variables}; to try it without a key, run"
+            f"no gateway: {empty}{similar_variables(environ)}pass one, or set {variables}; to try it without a key, run"
             f" `{command_line('demo')}`, or pass --gateway emulator to a command"
         )
     if not name and len(keyed) > 1:

@@ -7,7 +7,7 @@ import sys
 from nanobanana_async.cli.options import GatewayFinder, Name
 from nanobanana_async.cli.settings.sources import current
 from nanobanana_async.commands import command_line
-from nanobanana_async.config import gateway_from_env
+from nanobanana_async.config import gateway_from_env, similar_variables
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways import registry
 from nanobanana_async.gateways.contract import Gateway
@@ -24,7 +24,8 @@ def find_gateway(name: Name | None, base_url: str | None) -> Gateway:
     """Return the gateway that options and environment select; on a terminal, prompt for a missing key."""
     if name is None and not any(map(os.environ.get, ("NANOBANANA_GATEWAY", *_KEY_VARIABLES))):
         raise ConfigurationError(
-            "no gateway: pass --gateway apimall or --gateway defapi, which ask for the API key on a terminal, or set"
+            f"no gateway: {similar_variables(os.environ)}pass --gateway apimall or --gateway defapi, which ask for the"
+            " API key on a terminal, or set"
             f" {' or '.join(_KEY_VARIABLES)}; `--gateway emulator` with `generate` and `batch` is a rehearsal without"
             f" key and cost, `{command_line('demo')}` shows what the client does"
         )

@@ -15,9 +15,8 @@ from nanobanana_async.errors import ConfigurationError, InvalidRequest
 from nanobanana_async.extra import value_of_text
 from nanobanana_async.gateways import registry
 from nanobanana_async.gateways.contract import Gateway
-from nanobanana_async.images.target import Target, as_target
+from nanobanana_async.images.target import Target, as_image_folder, as_target
 from nanobanana_async.ledger.location import Location, as_location
-from nanobanana_async.validators import as_folder
 
 Name = registry.GatewayName
 _GATEWAY = Parameter(env_var="NANOBANANA_GATEWAY", metavar="GATEWAY")
@@ -40,7 +39,7 @@ GatewayFinder = Callable[[Name | None, str | None], Gateway]
 
 
 def _to_folder(_: Any, tokens: Sequence[Token]) -> Path:
-    return as_folder("the folder", tokens[0].value)
+    return as_image_folder("the folder", tokens[0].value)
 
 
 def _to_target(_: Any, tokens: Sequence[Token]) -> Target:

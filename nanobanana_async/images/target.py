@@ -16,9 +16,10 @@ from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.escaping import as_plain_str
 from nanobanana_async.images.object_store import ObjectStore, StoreUrl
 from nanobanana_async.references import STORE_SCHEMES, StoreObject, is_store, path_of_file_url, scheme_of
-from nanobanana_async.validators import as_folder, kind_of
+from nanobanana_async.validators import as_folder, kind_of, shown
 
 _VARIABLES = ("AWS_", "GOOGLE_", "AZURE_")
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _MAX_PREFIX = 600  # with the name below the 1,024 bytes of S3
 _EXTRA_HINT = "needs the extra `store`: pip install 'nanobanana-async[store]'"
 _memory_stores: dict[str, ObjectStore] = {}
@@ -39,7 +40,7 @@ def as_target(name: str, value: object) -> Target:
         return value
     value = as_plain_str(value)
     if isinstance(value, str) and (path := path_of_file_url(value)) is not None:
-        return as_folder(name, path)
+        return as_image_folder(name, path)
     if isinstance(value, str) and (scheme := scheme_of(value)) in STORE_SCHEMES:
         return _target_of_url(name, value, scheme)
     if isinstance(value, tuple) and len(value) == 2:
@@ -56,7 +57,21 @@ def as_target(name: str, value: object) -> Target:
             f"{name} must be the path of a folder or the URL of an object store ({known}), not a URL"
             f" that begins with {value.partition('://')[0][:20]}://"
         )
-    return as_folder(name, value)
+    return as_image_folder(name, value)
+
+
+def as_image_folder(name: str, value: object) -> Path:
+    """Return a folder for images; raise `ConfigurationError` as `as_folder` does, and for the name of an image.
+
+    A folder that exists may have such a name.
+    """
+    folder = as_folder(name, value)
+    if folder.suffix.lower() in _IMAGE_SUFFIXES and not os.path.lexists(folder):
+        meant = "images" if folder.parent == Path() else folder.parent
+        raise ConfigurationError(
+            f"{name}: {shown(str(folder))} names a folder, and looks like an image: pass a folder, such as {meant}"
+        )
+    return folder
 
 
 def store_of(found: StoreObject) -> StoreUrl:

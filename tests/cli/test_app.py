@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
+from nanobanana_async import ConfigurationError
 from nanobanana_async.cli import app as cli
 from nanobanana_async.cli.find_gateway import find_gateway
+from nanobanana_async.config import gateway_from_env
 from tests.support.command import TerminalStream, environment
 
 
@@ -77,6 +79,22 @@ def test_no_gateway_names_the_options_that_select_one(
             "APIMALL_API_KEY or DEFAPI_API_KEY",
         ):
             assert said.count(way) == 1
+
+
+@pytest.mark.parametrize("variable", ["APIMALL_KEY", "NANOBANANA_API_KEY", "DEFAPI_TOKEN"])
+def test_no_gateway_names_a_variable_with_a_similar_name_and_not_its_value(
+    variable: str, bare: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare.setenv(variable, "sk-hidden")
+    bare.setenv("NANOBANANA_SERVE_TOKEN", "sk-hidden")
+    assert cli.run(["balance"]) == 2
+    messages = [capsys.readouterr().err]
+    with pytest.raises(ConfigurationError) as caught:
+        gateway_from_env()
+    messages.append(str(caught.value))
+    for message in messages:
+        assert f"no gateway: {variable} is set, but not read; pass " in message
+        assert "hidden" not in message
 
 
 def test_a_missing_key_is_an_error_without_a_terminal(

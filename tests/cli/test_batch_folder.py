@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ import pytest
 from nanobanana_async.cli.batch import run as batchrun
 from nanobanana_async.cli.batch import run_report as batchreport
 from nanobanana_async.cli.batch.folder import FILES, FOLDERS, MARKER
+from nanobanana_async.errors import LedgerError
 from nanobanana_async.images.files import PartialFile
+from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.ledger.sqlite import SqliteLedger
 from tests.cli.batch_kills import lines_of
 from tests.cli.batches import Command, emulated, requests
 from tests.support.command import Said
@@ -275,3 +279,33 @@ async def test_an_output_file_cannot_have_the_values_of_a_sweep(batch: Command, 
     said = await batch("--prompt=a {product}", option.format(f"out/{name}"), "--gateway", "emulator")
     assert (said.code, f"out/{name} would be overwritten" in said.complaint) == (2, True)
     assert values.read_text(encoding="utf-8") == "product\nmug\n"
+
+
+async def test_a_ledger_that_fails_when_a_row_has_ended_stops_the_run_with_a_summary(batch: Command) -> None:
+    file, find, spent = batch.prompts(8), SqliteLedger.find, SqliteLedger.spent_or_reserved
+    full = LedgerError("ledger out/jobs.sqlite: the disk is full: free some disk space, then repeat")
+    ended = False
+
+    async def find_until_one_ends(ledger: SqliteLedger, key: str) -> JobRecord | None:
+        nonlocal ended
+        record = await find(ledger, key)
+        ended = ended or (record is not None and record.state is JobState.SUCCEEDED)
+        if ended:
+            raise full
+        return record
+
+    async def spent_until_one_ends(ledger: SqliteLedger, name: str) -> Decimal:
+        if ended:
+            raise full
+        return await spent(ledger, name)
+
+    async with emulated(batch, job_limit=2) as emulator:
+        with batch.patch.context() as patch:
+            patch.setattr(SqliteLedger, "find", find_until_one_ends)
+            patch.setattr(SqliteLedger, "spent_or_reserved", spent_until_one_ends)
+            said = await batch(file, "--max-credits", "64")
+        assert said.code == 3
+        assert "the buying stopped: ledger out/jobs.sqlite: the disk is full" in said.err
+        assert "8 rows left: run the same command to continue" in said.err
+        assert (await batch(file, "--max-credits", "64")).code == 0
+        assert (emulator.stats().creates_accepted, emulator.stats().double_charges) == (8, 0)

@@ -46,8 +46,11 @@ class BatchCreditsReader:
         """Check whether the batch, with its earlier runs, has cost more than the cap."""
         cap = self.options.max_credits
         if cap is not None:
-            spent = await self.ledger.spent_or_reserved(self.options.file.batch)
-            self.summary.overspent = max(Decimal(0), spent - cap)
+            try:
+                spent = await self.ledger.spent_or_reserved(self.options.file.batch)
+                self.summary.overspent = max(Decimal(0), spent - cap)
+            except LedgerError as error:  # the rows and what to do are said all the same
+                self.summary.stop_reason = self.summary.stop_reason or error
 
     async def _count_left(self) -> None:
         """Count the rows left that are or may be bought and, if the cap stopped the buying, what the others cost."""

@@ -215,7 +215,7 @@ class Run:
             await self._stdout.flush()
         except OSError as error:  # the next run finds the row in the ledger, and its images in the folder
             await self._stop_on_write_error(batch, unwritable_error(self._folder, error, RESULTS))
-        except ConfigurationError as error:  # stdout can't be written
+        except (ConfigurationError, LedgerError) as error:  # stdout can't be written, or the ledger read
             await self._stop_on_write_error(batch, error)
 
     async def _stop_on_write_error(self, batch: Batch, reason: NanoBananaError) -> None:
