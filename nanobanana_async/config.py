@@ -16,14 +16,11 @@ from nanobanana_async.gateways.registry import GATEWAYS, GatewayClass
 from nanobanana_async.misspelt import by_name
 from nanobanana_async.validators import within
 
-<<<<<<< .merge_file_PjfyBY
 # How long a wait follows a job that runs, unless that is set; hardly a job takes three times the median.
 LEAST_JOB_S = 1800.0
 EXPECTED_MULTIPLE = 3.0
-=======
 _KEY_NAME = re.compile(r"(API_?MALL|DEF_?API|NANO_?BANANA)_?(API_?)?(KEY|TOKEN|SECRET)", re.IGNORECASE)
 """What people call the variable of an API key."""
->>>>>>> .merge_file_XEk9fn
 
 
 @by_name
