@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 
-from nanobanana_async import GenerationResult, JobState, SessionClosed, TaskNotFound, TransportError
+from nanobanana_async import GenerationResult, JobState, SessionClosed, TaskNotFound, Timeouts, TransportError
 from nanobanana_async.errors import UnexpectedResponse
 from nanobanana_async.gateways.contract import HttpRequest
 from nanobanana_async.testing import Reply
-from tests.support.fakes import FakeGateway, defapi, virtually
+from tests.support.fakes import FakeGateway, defapi, now, virtually
 from tests.support.replies import defapi_done, json_reply, task
 from tests.support.shared_ledger import KEY, FakeProcess, SharedLedger, found
 
@@ -98,6 +98,20 @@ async def test_lost_inline_images_are_polled_for_on_each_await() -> None:
         assert (await job).url == INLINE
         assert process.creates == 0
     assert (gateway.sold, shared.states()) == (1, {KEY: JobState.SUCCEEDED})
+
+
+@pytest.mark.parametrize("job_s", [2.0, 20.0, 60.0])
+@virtually
+async def test_fetch_that_is_not_answered_ends_within_job_s(job_s: float) -> None:
+    gateway, shared = InlineGateway(), SharedLedger()
+    await bought_before(shared, gateway)
+    gateway.down = 10_000
+    async with FakeProcess(shared, gateway.answer, session_of=defapi, timeouts=Timeouts(job_s=job_s)) as process:
+        began = now()
+        with pytest.raises(TransportError):
+            await process.session.generate("a fox", idempotency_key=KEY)
+        assert now() - began < job_s + 0.5
+        assert process.creates == 0
 
 
 @virtually
