@@ -21,6 +21,7 @@ from nanobanana_async import (
     LedgerError,
     NanoBananaError,
     Outcome,
+    SaveError,
     Session,
 )
 from nanobanana_async.batch.rows import Row
@@ -73,9 +74,8 @@ class GenerateRun:
         self._gateways = gateways
         self._gateway = gateways[0]  # others have the same name and address
         self._display = JobsDisplay(len(options.requests), console)
-        rehearsal = options.ledger is None
         self._signals = StopSignals(
-            console, self._display.print_note, self._display.count_unended_purchases, rehearsal=rehearsal
+            console, self._display.print_note, self._display.count_unended_purchases, rehearsal=options.ledger is None
         )
         self._lines = ResultLines(console)
         self._ledger = None if options.ledger is None else ledger_at(options.ledger)
@@ -88,7 +88,7 @@ class GenerateRun:
         self._stop_reason: NanoBananaError | None = None
 
     async def run(self) -> int:
-        """Run the command and return 0, or 1 if a prompt has no image.
+        """Run the command; return 0, 1 if a prompt has no image, or 2 if a store can't be written and nothing was bought.
 
         Raises `ConfigurationError` before anything is bought if folder or ledger can't be written, and `Interrupted`,
         which says what is left, if a signal ended the run.
@@ -270,8 +270,8 @@ class GenerateRun:
             self._display.print_note(summary(self._keys, self._continued.bought, results, records, took_s))
             if self._options.ledger is None:
                 self._display.print_note(REHEARSAL_NOTE)
+        bought = [key for key, record in records.items() if record.possibly_bought]
         if self._open_run is not None:  # after the last line: a run that was killed before it is delivered again
-            bought = [key for key, record in records.items() if record.possibly_bought]
             kept = [key for key in self._keys if key not in records or records[key].state is not JobState.FAILED]
             try:
                 self._open_run.close(kept if bought and not whole else ())
@@ -284,7 +284,7 @@ class GenerateRun:
             raise Interrupted(f"interrupted; {sentence}" if sentence else "interrupted")
         if sentence:
             self._display.print_note(f"nanobanana: {sentence}")
-        return 1
+        return 2 if isinstance(self._stop_reason, SaveError) and not bought else 1  # as for a folder
 
     def _early_end_lines(self, records: dict[str, JobRecord]) -> Iterator[str]:
         """Yield why the run ended early, and what it leaves; nothing about jobs whose error was printed."""

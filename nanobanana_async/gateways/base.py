@@ -37,10 +37,12 @@ _API_PATH = re.compile(
 _SWITCH_WORDS = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off"), False)
 
 
-def validate_base_url(url: object, *, allow_http: bool = False) -> str | ConfigurationError:
+def validate_base_url(
+    url: object, *, allow_http: bool = False, permission: str = "allow_http=True"
+) -> str | ConfigurationError:
     """Return the URL without trailing slashes, or the error if the key must not be sent to it.
 
-    Plain http is accepted to this machine, and with `allow_http` to any host.
+    Plain http is accepted to this machine, and with `allow_http` to any host; `permission` is how the caller sets that.
     """
     if not isinstance(url, str) or not (url := url.strip().rstrip("/")):
         return ConfigurationError("base_url must be a URL such as https://gateway.example")
@@ -70,7 +72,7 @@ def validate_base_url(url: object, *, allow_http: bool = False) -> str | Configu
     if parts.scheme == "http" and not (allow_http or is_loopback(host)):
         return ConfigurationError(
             f"base_url must be https: the API key would travel in clear text to {host} (in a network that you trust,"
-            f" such as one of containers, allow_http=True or {ALLOW_HTTP_VARIABLE}=1 permits that)"
+            f" such as one of containers, {permission} permits that)"
         )
     return url
 
@@ -144,7 +146,7 @@ def settings_in(
         if word not in _SWITCH_WORDS:
             return ConfigurationError(f"{ALLOW_HTTP_VARIABLE} must be 1 or 0")
         settings["allow_http"] = _SWITCH_WORDS[word]
-    return _check_key_and_url(kind, settings) or settings
+    return _check_key_and_url(kind, settings, f"allow_http=True or {ALLOW_HTTP_VARIABLE}=1") or settings
 
 
 def environ_value(environ: Mapping[str, str], name: str) -> str:
@@ -185,11 +187,15 @@ def _argument_error(
     return None
 
 
-def _check_key_and_url(kind: "type[GatewaySettings]", settings: dict[str, Any]) -> ConfigurationError | None:
+def _check_key_and_url(
+    kind: "type[GatewaySettings]", settings: dict[str, Any], permission: str = "allow_http=True"
+) -> ConfigurationError | None:
     """Replace the key and the URL in the settings by checked ones; return the error if one is refused."""
     checks: dict[str, Callable[[object], object]] = {
         "api_key": lambda key: to_secret(key, kind.title, kind.key_variable),
-        "base_url": lambda url: validate_base_url(url, allow_http=settings.get("allow_http") is True),
+        "base_url": lambda url: validate_base_url(
+            url, allow_http=settings.get("allow_http") is True, permission=permission
+        ),
     }
     for name, check in checks.items():
         if name in settings:

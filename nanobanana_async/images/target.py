@@ -8,6 +8,7 @@
 import functools
 import hashlib
 import os
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +21,7 @@ from nanobanana_async.validators import as_folder, kind_of, shown
 
 _VARIABLES = ("AWS_", "GOOGLE_", "AZURE_")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_UNREAD = re.compile(r'failed to parse "(.*?)" as ')  # what obstore says about a value
 _MAX_PREFIX = 600  # with the name below the 1,024 bytes of S3
 _EXTRA_HINT = "needs the extra `store`: pip install 'nanobanana-async[store]'"
 _memory_stores: dict[str, ObjectStore] = {}
@@ -107,10 +109,18 @@ def _open_store(name: str, base: str, scheme: str) -> ObjectStore:
         return _store_of(base, _environment_digest())
     except Exception as error:
         account = " (AZURE_STORAGE_ACCOUNT_NAME)" if "Account must be" in str(error) else ""
+        unread = _variables_with(found[1]) if (found := _UNREAD.search(str(error))) else ""
+    if unread:
+        raise ConfigurationError(f"{name}: the store {base} can't be opened: correct or unset {unread}")
     raise ConfigurationError(
         f"{name}: the store {base} can't be opened: set the account and credentials of the store in its environment"
         f" variables{account}"
     )
+
+
+def _variables_with(value: str) -> str:
+    """Return the names of the settings of stores that have this value."""
+    return " or ".join(sorted(key for key in os.environ if key.startswith(_VARIABLES) and os.environ[key] == value))
 
 
 def _environment_digest() -> str:

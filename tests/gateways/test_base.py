@@ -72,12 +72,15 @@ def test_an_unusual_key_is_accepted(key: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://emulator:8080", "http://192.168.1.5", "http://host.docker.internal:80"])
-def test_plain_http_to_another_machine_needs_consent(url: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"allow_http=True or NANOBANANA_ALLOW_HTTP=1"):
+def test_plain_http_to_another_machine_needs_consent(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOBANANA_ALLOW_HTTP", "1")  # which the constructor does not read
+    with pytest.raises(ConfigurationError, match=r"containers, allow_http=True permits that"):
         ApiMall(api_key=KEY, base_url=url)
     assert ApiMall(api_key=KEY, base_url=url, allow_http=True).base_url == url
     variables = {"APIMALL_API_KEY": KEY, "NANOBANANA_BASE_URL": url}
     assert ApiMall.from_env(variables | {"NANOBANANA_ALLOW_HTTP": "1"}).base_url == url
+    with pytest.raises(ConfigurationError, match=r"allow_http=True or NANOBANANA_ALLOW_HTTP=1 permits that"):
+        ApiMall.from_env(variables)
     for refused, why in (("0", "must be https"), ("maybe", "NANOBANANA_ALLOW_HTTP must be 1 or 0")):
         with pytest.raises(ConfigurationError, match=why):
             ApiMall.from_env(variables | {"NANOBANANA_ALLOW_HTTP": refused})

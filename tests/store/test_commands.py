@@ -10,8 +10,9 @@ import pytest
 pytest.importorskip("obstore", reason="obstore is not installed: pip install 'nanobanana-async[store]'")
 
 from nanobanana_async.cli.batch.folder import MARKER
+from nanobanana_async.emulator import Emulator
 from tests.cli.batches import Command, emulated, requests
-from tests.store.server import S3, bucket, environment_of
+from tests.store.server import S3, bucket, environment_of, variables
 from tests.store.shelves import digest
 from tests.support.command import environment, nanobanana
 
@@ -200,3 +201,13 @@ async def test_store_that_ends_with_the_command_is_refused(batch: Command, comma
     said = await nanobanana(*command, "-o", "memory://x")
     assert said.code == 2
     assert "a store in memory ends with the command" in said.err
+
+
+async def test_generate_ends_with_2_where_store_or_folder_can_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_bytes(b"")
+    async with Emulator() as emulator:
+        environ = {**environment(emulator), **variables("http://127.0.0.1:9")}
+        for output in ("s3://bucket/x", "taken"):
+            said = await nanobanana("generate", "a fox", "-o", output, environ=environ, folder=tmp_path)
+            assert (said.code, "can't be written" in said.complaint) == (2, True)
+        assert emulator.stats().creates_received == 0

@@ -129,6 +129,15 @@ def test_store_that_can_not_be_opened_says_what_to_set(monkeypatch: pytest.Monke
         of("az://container/x")
 
 
+@pytest.mark.parametrize("value", ["", "maybe"])
+def test_setting_that_can_not_be_read_is_named_without_its_value(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ALLOW_HTTP", value)
+    with pytest.raises(ConfigurationError) as caught:
+        of("s3://bucket/x")
+    assert str(caught.value).endswith("the store s3://bucket can't be opened: correct or unset AWS_ALLOW_HTTP")
+
+
 @virtually
 async def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     real_import = builtins.__import__

@@ -236,9 +236,10 @@ def _check_connection(source: str, values: Mapping[str, Any]) -> None:
     if alone := [name for name in CONNECTION if name in values and gateway is None]:
         raise ConfigurationError(f"{source}: {alone[0]} needs `gateway` beside it, whose API key is sent there")
     if "base_url" in values:
-        checked = validate_base_url(values["base_url"], allow_http=values.get("allow_http") is True)
+        permitted = values.get("allow_http") is True
+        checked = validate_base_url(values["base_url"], allow_http=permitted, permission="allow_http = true beside it")
         if isinstance(checked, ConfigurationError):
-            raise ConfigurationError(f"{source}: {str(checked).replace('allow_http=True', 'allow_http = true')}")
+            raise ConfigurationError(f"{source}: {checked}")
     if "api_key_file" in values and "api_key_variable" in values:
         raise ConfigurationError(f"{source}: name the API key by api_key_file or by api_key_variable, not by both")
     if not _VARIABLE.fullmatch(values.get("api_key_variable", "NONE")):  # not shown: it may be the key itself
