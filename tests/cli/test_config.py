@@ -497,11 +497,3 @@ async def test_ledger_of_the_file_is_that_of_the_commands(command: tuple[str, ..
         "--config", str(tmp_path / "config.toml"), *command, environ=environment(NANOBANANA_LEDGER="")
     )
     assert (said.code, f"ledger {tmp_path}/missing.sqlite: no such file" in said.complaint) == (2, True)
-
-
-async def test_shared_ledger_of_the_file_is_that_of_hosts(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text('ledger = "postgresql://127.0.0.1:9/none"\n', encoding="utf-8")
-    said = await nanobanana(
-        "--config", str(tmp_path / "config.toml"), "hosts", environ=environment(NANOBANANA_LEDGER="")
-    )
-    assert (said.code, "127.0.0.1" in said.complaint) == (2, True)

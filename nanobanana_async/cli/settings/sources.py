@@ -21,11 +21,8 @@ from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.gateways.registry import GATEWAYS
 
-COMMANDS = (
-    *("balance", "batch", "budgets", "doctor", "generate", "hosts", "jobs", "ledger", "mcp", "serve", "webhooks"),
-    "worker",
-)
-"""The commands that the file is for: the demo and the emulator have nothing to do with an account."""
+COMMANDS = ("balance", "batch", "budgets", "doctor", "generate", "jobs", "ledger", "mcp", "serve", "webhooks", "worker")
+"""The commands that the file is for: demo and emulator have no account, and `hosts` needs a ledger on a server."""
 
 SEVERAL_ACCOUNTS = ("balance", "batch", "doctor", "generate", "mcp", "serve")
 """Those that can use several accounts together."""
