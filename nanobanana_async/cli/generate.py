@@ -88,7 +88,7 @@ class GenerateRun:
         self._stop_reason: NanoBananaError | None = None
 
     async def run(self) -> int:
-        """Run the command; return 0, 1 if a prompt has no image, or 2 if a store can't be written and nothing was bought.
+        """Run the command; return 0, 1 if a prompt has no image, or 2 if nothing was bought: a store can't be written.
 
         Raises `ConfigurationError` before anything is bought if folder or ledger can't be written, and `Interrupted`,
         which says what is left, if a signal ended the run.

@@ -485,3 +485,15 @@ async def test_profile_after_a_sweep_is_no_file(home: Path, options: tuple[str, 
 async def test_mistyped_option_of_batch_is_no_file(home: Path) -> None:
     said = await nanobanana("batch", "-o", "out", "--dryrun", environ=environment())
     assert (said.code, "--dry-run" in said.complaint) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("jobs",), ("jobs", "show", "k"), ("ledger", "check"), ("jobs", "prune", "--older-than", "30d", "--yes")],
+)
+async def test_ledger_of_the_file_is_that_of_the_commands(command: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(f'ledger = "{tmp_path}/missing.sqlite"\n', encoding="utf-8")
+    said = await nanobanana(
+        "--config", str(tmp_path / "config.toml"), *command, environ=environment(NANOBANANA_LEDGER="")
+    )
+    assert (said.code, f"ledger {tmp_path}/missing.sqlite: no such file" in said.complaint) == (2, True)

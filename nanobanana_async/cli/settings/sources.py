@@ -21,8 +21,8 @@ from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.gateways.contract import Gateway
 from nanobanana_async.gateways.registry import GATEWAYS
 
-COMMANDS = ("balance", "batch", "budgets", "doctor", "generate", "jobs", "mcp", "serve", "webhooks", "worker")
-"""The commands that the file is for: the demo and the emulator have nothing to do with an account."""
+COMMANDS = ("balance", "batch", "budgets", "doctor", "generate", "jobs", "ledger", "mcp", "serve", "webhooks", "worker")
+"""The commands that the file is for: demo and emulator have no account, and `hosts` needs a ledger on a server."""
 
 SEVERAL_ACCOUNTS = ("balance", "batch", "doctor", "generate", "mcp", "serve")
 """Those that can use several accounts together."""
@@ -123,8 +123,10 @@ class FileSettings:
     def _fill(
         self, layer: Layer, values: dict[str, Any], app: App, commands: tuple[str, ...], arguments: ArgumentCollection
     ) -> None:
-        source = Dict(values, source=layer.source, use_commands_as_keys=False, allow_unknown=True)
-        source(app, commands, arguments)
+        nested: dict[str, Any] = values  # else cyclopts leaves out what has the name of a command, such as `ledger`
+        for command in reversed(commands):
+            nested = {command: nested}
+        Dict(nested, source=layer.source, allow_unknown=True)(app, commands, arguments)
         for argument in arguments:
             if any(token.source == layer.source for token in argument.tokens):
                 self.origins[argument.name.strip("-").replace("-", "_")] = layer.source
