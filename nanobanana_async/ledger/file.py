@@ -47,7 +47,7 @@ class Schema:
 def current_schema() -> Schema:
     """Return the schema of this version of the library."""
     script = files("nanobanana_async.ledger").joinpath("schema.sql").read_text(encoding="utf-8")
-    return Schema(script=script, first_version=2)
+    return Schema(script=script, first_version=3)
 
 
 _PARTS = (
