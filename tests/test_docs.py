@@ -18,7 +18,7 @@ from attrs import frozen
 
 from nanobanana_async import Session
 from nanobanana_async.emulator import API_KEY, Emulator, Fixed
-from nanobanana_async.engine.phases import PHASES
+from nanobanana_async.engine.phases import PHASE_TRANSITIONS
 from nanobanana_async.jobs import TRANSITIONS
 from tests.support.early_polls import POLL_EARLY
 from tests.support.rows import each_row
@@ -217,5 +217,5 @@ def test_architecture_has_the_transitions_of_the_code() -> None:
     text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| ([A-Z_]+) \| [^|]+ \| ([A-Z_, ]+|-) \|$", text, re.MULTILINE)
     table = {state: set() if onward == "-" else set(onward.split(", ")) for state, onward in rows}
-    tables: tuple[Mapping[Any, frozenset[Any]], ...] = (TRANSITIONS, PHASES)
+    tables: tuple[Mapping[Any, frozenset[Any]], ...] = (TRANSITIONS, PHASE_TRANSITIONS)
     assert table == {state.name: {each.name for each in onward} for moves in tables for state, onward in moves.items()}

@@ -13,7 +13,7 @@ from nanobanana_async.emulator.composition import ImageSpec, palette
 _SKETCH_EDGE = 2048  # longest edge of the painted sketch, which is then scaled; only the text is drawn at full size
 _HILLS = 4
 
-_FOLDED = str.maketrans({"ß": "ss", "æ": "ae", "Æ": "AE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L"})
+_ASCII_FOLDING = str.maketrans({"ß": "ss", "æ": "ae", "Æ": "AE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L"})
 
 Colour = tuple[int, int, int]
 
@@ -131,7 +131,7 @@ def _font_for(prompt: str, size: int) -> tuple[ImageFont.ImageFont | ImageFont.F
     if not prompt.isascii():
         with suppress(OSError):
             return ImageFont.truetype("DejaVuSans.ttf", size), prompt
-        folded = unicodedata.normalize("NFKD", prompt.translate(_FOLDED))
+        folded = unicodedata.normalize("NFKD", prompt.translate(_ASCII_FOLDING))
         prompt = folded.encode("ascii", "ignore").decode()
     return ImageFont.load_default(size), prompt
 

@@ -263,7 +263,7 @@ class Claimer:
             case JobState.SUBMITTING:
                 return Recover()
             case JobState.RUNNING:
-                self._slots.acquire(job)
+                self._slots.hold(job)
                 self._store.credits.mark_under_way(job)
                 job.running_at = self._poller.running_at_of(job)
                 return ScheduleAt(self._poller.begin_polling(job))

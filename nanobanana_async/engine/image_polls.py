@@ -25,7 +25,7 @@ class ImagePolls:
             self._dispatcher.put_image_poll(poll)
         return poll
 
-    async def run(self, poll: ImagePoll) -> None:
+    async def poll_once(self, poll: ImagePoll) -> None:
         """Make the poll, and schedule its repetition if it was not answered."""
         due = await self._poller.poll_images(poll)
         if due is None:

@@ -45,7 +45,7 @@ async def wait_until_owner(job: TrackedJob, lease: LeasedLedger | None) -> None:
         await anyio.sleep(LEASE_CHECK_S)
 
 
-def remember_unbought(job: TrackedJob) -> None:
+def set_late_answer_not_bought(job: TrackedJob) -> None:
     """Remember of a job that is not ours any more that no create of this session has bought it."""
     if job.record.state is JobState.SUBMITTING and not job.record.in_doubt:
         job.rare = evolve(job.rare, late_answer=LateAnswer(job.record))

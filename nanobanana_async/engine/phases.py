@@ -1,7 +1,7 @@
 """What a session does with a job: its phase, and the table of what a phase may become.
 
 `JobRecord.state` says where a job stands at the gateway, and moves along `TRANSITIONS`. `TrackedJob.phase` says what
-this session does with the job, and moves along `PHASES`. Only the `Scheduler` moves it:
+this session does with the job, and moves along `PHASE_TRANSITIONS`. Only the `Scheduler` moves it:
 
 - The `Engine` brings a job in: CLAIMING (new, or found) or RECOVERING (resolved by hand).
 - In CLAIMING, FOREIGN, RECOVERING, MOVING, IN_FLIGHT and WITHDRAWING a step of the job runs, one at a time. It
@@ -41,7 +41,7 @@ class Phase(enum.Enum):
 _P = Phase
 
 # What a phase may become. Any other move is a bug.
-PHASES: Mapping[Phase, frozenset[Phase]] = {
+PHASE_TRANSITIONS: Mapping[Phase, frozenset[Phase]] = {
     _P.KNOWN: frozenset({_P.CLAIMING, _P.RECOVERING}),
     _P.CLAIMING: frozenset(
         {_P.FOREIGN, _P.RECOVERING, _P.PREPARING, _P.QUEUED, _P.SCHEDULED}
@@ -101,5 +101,5 @@ FOLLOWED_PHASES = frozenset(Phase) - {_P.KNOWN, _P.HOLDING_SLOTS, _P.UNFOLLOWED}
 UNDECIDED_PHASES = frozenset({_P.CLAIMING, _P.RECOVERING})
 """It is not decided yet how the job goes on."""
 
-UNKNOWN_STATE_PHASES = frozenset({_P.CLAIMING, _P.FOREIGN})
+STALE_RECORD_PHASES = frozenset({_P.CLAIMING, _P.FOREIGN})
 """After a failure in one of these, the job's state in the ledger is unknown."""

@@ -26,7 +26,7 @@ from nanobanana_async.engine.next_step import (
     StopFollowing,
 )
 from nanobanana_async.engine.ownership import follow_through_ledger, let_go, may_be_anothers, recheck_of_buried
-from nanobanana_async.engine.phases import UNKNOWN_STATE_PHASES, Phase
+from nanobanana_async.engine.phases import STALE_RECORD_PHASES, Phase
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import References
 from nanobanana_async.engine.slots import Slots
@@ -136,7 +136,7 @@ class Scheduler:
         """Start what the dispatcher decided."""
         match start:
             case ImagePoll():
-                self.workers.start_request(self.image_polls.run, start)
+                self.workers.start_request(self.image_polls.poll_once, start)
             case (job, DispatchKind.CREATE):
                 job.enter_phase(Phase.IN_FLIGHT)
                 self.workers.start_create(self._submitter.submit, job)
@@ -273,7 +273,7 @@ class Scheduler:
         """Stop following a job: it has ended, or `error` ends the waiting and the job goes on without us."""
         hold_until, ours = NEVER, job.phase is not Phase.CLAIMING
         if error is not None:
-            if job.phase in UNKNOWN_STATE_PHASES or may_be_anothers(job, self._store.lease):
+            if job.phase in STALE_RECORD_PHASES or may_be_anothers(job, self._store.lease):
                 error = error.for_job(job.key, safe_to_repeat=False)
             job.wait_error = error
             job.request_withdrawal(False)

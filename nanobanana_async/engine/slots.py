@@ -100,7 +100,7 @@ class Slots:
         if not job.slots:
             self.slots_in_flight -= job.weight
 
-    def acquire(self, job: TrackedJob) -> None:
+    def hold(self, job: TrackedJob) -> None:
         """Let the job hold its slots: it was accepted, or may have been accepted."""
         if not job.slots:
             job.slots = job.weight
@@ -114,7 +114,7 @@ class Slots:
         """Record that the gateway accepted the job."""
         first = not job.slots
         self.request_budget.long_pause.on_answered(job.sent_at)
-        self.acquire(job)
+        self.hold(job)
         if first:  # a repeat may have been accepted long ago, and shows nothing about the limit
             self.limiter.on_accepted(now, AnsweredCreate(job.sent_at, job.weight), self._current_load())
 

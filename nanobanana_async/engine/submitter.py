@@ -20,7 +20,7 @@ from nanobanana_async.engine.history import History
 from nanobanana_async.engine.late_answer import LateAnswer
 from nanobanana_async.engine.limit_events import LimitEvents
 from nanobanana_async.engine.next_step import AwaitHistory, Enqueue, Finish, HoldSlots, Next, Prepare, ScheduleAt
-from nanobanana_async.engine.ownership import fields_of_accepted, remember_unbought, wait_until_owner
+from nanobanana_async.engine.ownership import fields_of_accepted, set_late_answer_not_bought, wait_until_owner
 from nanobanana_async.engine.poller import Poller
 from nanobanana_async.engine.references import References
 from nanobanana_async.engine.route import AfterFailedCreate, keep_decision
@@ -112,7 +112,7 @@ class Submitter:
                 self._store.credits.on_ledger_refused(job, answer, self._clock(), self._store.utcnow())
                 return Enqueue()
             case NotOurs():
-                remember_unbought(job)
+                set_late_answer_not_bought(job)
                 raise answer
             case LedgerError():  # no durable intent, no POST
                 return Finish(answer)
@@ -208,7 +208,7 @@ class Submitter:
             return await self._carry_out_decision(job, error, decision, attempt, now + wait_s)
         except NotOurs:
             if not decision.in_doubt and decision.action is not RetryAction.PARK:
-                remember_unbought(job)
+                set_late_answer_not_bought(job)
             raise
         except LedgerError as unwritten:  # the record stays SUBMITTING: it may have been sent
             return Finish(unwritten)
@@ -222,7 +222,7 @@ class Submitter:
         first_sent_at = None if unsent else job.record.first_sent_at
         match decision.action:
             case RetryAction.REPEAT if decision.in_doubt:
-                self._slots.acquire(job)
+                self._slots.hold(job)
                 unanswered = decision.kind in (FailureKind.SERVER_ERROR, FailureKind.NO_ANSWER)
                 job.rare = evolve(job.rare, spends_retry_budget=unanswered)
                 await self._store.transition(job, JobState.SUBMITTING, attempts=attempts, **doubt)
@@ -243,7 +243,7 @@ class Submitter:
             case RetryAction.PARK:
                 failure = why_in_doubt(error, job.record, decision)
                 if decision.kind is not FailureKind.KEY_TAKEN:
-                    self._slots.acquire(job)
+                    self._slots.hold(job)
                     return await self._leave_to_history(job, attempts=attempts, failure=failure, **doubt)
                 await self._store.transition(job, JobState.UNCERTAIN, attempts=attempts, in_doubt=True, failure=failure)
                 # This create took no slot: if another host bought a job under the key, the slot is counted as foreign.
@@ -260,7 +260,7 @@ class Submitter:
 
     async def continue_interrupted(self, job: TrackedJob) -> Next:
         """Continue a job that an earlier session left in SUBMITTING."""
-        self._slots.acquire(job)
+        self._slots.hold(job)
         attempt = self._attempt_of(job, sent_before=True)
         job.first_attempt_at = self._clock()
         why = "the session ended before an answer came"

@@ -7,7 +7,13 @@ from typing import Any
 from attrs import evolve
 
 from nanobanana_async.engine.next_step import CheckOwnerAt, Finish, Next
-from nanobanana_async.engine.phases import FOLLOWED_PHASES, PHASES, UNDECIDED_PHASES, UNKNOWN_STATE_PHASES, Phase
+from nanobanana_async.engine.phases import (
+    FOLLOWED_PHASES,
+    PHASE_TRANSITIONS,
+    STALE_RECORD_PHASES,
+    UNDECIDED_PHASES,
+    Phase,
+)
 from nanobanana_async.engine.rare_facts import NO_RARE_FACTS
 from nanobanana_async.engine.route import Route
 from nanobanana_async.errors import NanoBananaError
@@ -144,8 +150,8 @@ class TrackedJob:
         return self._phase
 
     def enter_phase(self, phase: Phase) -> None:
-        """Enter a phase; only the scheduler calls this. Raises `RuntimeError` for a move that is not in `PHASES`."""
-        if phase not in PHASES[self._phase]:
+        """Enter a phase; only the scheduler calls this. Raises `RuntimeError` if `PHASE_TRANSITIONS` forbids it."""
+        if phase not in PHASE_TRANSITIONS[self._phase]:
             raise RuntimeError(f"job {self.key} cannot go {self._phase.name} -> {phase.name}")
         self._phase = phase
         self.due = NEVER
@@ -184,7 +190,7 @@ class TrackedJob:
         """Whether its withdrawal, which was requested, can begin: its step is over and left it PENDING and ours."""
         if self.record.state is not JobState.PENDING:
             return False
-        failed_unread = isinstance(next_step, Finish) and self._phase in UNKNOWN_STATE_PHASES
+        failed_unread = isinstance(next_step, Finish) and self._phase in STALE_RECORD_PHASES
         return not (failed_unread or isinstance(next_step, CheckOwnerAt))
 
     @property

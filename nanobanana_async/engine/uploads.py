@@ -46,13 +46,13 @@ class _Upload:
     source_errors: dict[LocalImage | None, InvalidRequest | DownloadError] = field(factory=dict)
     """The sources that no longer have the image, or whose store fails, and why."""
 
-    tracked: Mapping[str, TrackedJob] = field(kw_only=True)
+    account_jobs: Mapping[str, TrackedJob] = field(kw_only=True)
     """The jobs of the account."""
 
     def waiting_jobs(self) -> list[TrackedJob]:
         """Return the jobs that still wait here: others were withdrawn, or another account buys them."""
         jobs = self.jobs.values()
-        return [job for job in jobs if job.phase is Phase.PREPARING and self.tracked.get(job.key) is job]
+        return [job for job in jobs if job.phase is Phase.PREPARING and self.account_jobs.get(job.key) is job]
 
     def next_source(self) -> LocalImage | None:
         """Return a source that was not tried: equal images may lie in several files, and one of them may be gone."""
@@ -119,7 +119,7 @@ class Uploads:
         """Let a job wait for an upload, which is started if it is not under way."""
         upload = self._ongoing.get(digest)
         if upload is None:
-            upload = self._ongoing[digest] = _Upload(digest, tracked=self._store.credits.tracked)
+            upload = self._ongoing[digest] = _Upload(digest, account_jobs=self._store.credits.tracked)
             self._workers.start_task("upload", partial(self._run_upload, upload))
         upload.jobs[job.key] = job
 

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 MAX_TASK_ID = 512
 _MAX_NUMBER = 10**15  # larger credits or milliseconds are not meant seriously
-_LONG_WORD = 200
+_MAX_WORD_LENGTH = 200
 _LONG_NUMBER = 64
 _LONG_TEXT = 1024
 _LONG_RAW = 256 * 1024  # characters of an answer kept as `raw`
@@ -187,7 +187,7 @@ def parse_word(value: object, _: object = None) -> str | None:
     """Return a short printable text, such as a model's name or a request id; None for anything else."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    fits = isinstance(value, str) and 0 < len(value := value.strip()) <= _LONG_WORD and value.isprintable()
+    fits = isinstance(value, str) and 0 < len(value := value.strip()) <= _MAX_WORD_LENGTH and value.isprintable()
     return value if fits and isinstance(value, str) else None
 
 

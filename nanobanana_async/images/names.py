@@ -24,7 +24,9 @@ _LITERAL = re.compile(r"[A-Za-z0-9._ -]*")
 _DERIVED_KEY = re.compile(r"(?:[0-9a-f]{12}-)?[0-9a-f]{32}|task-.*")
 
 # Letters that decomposition leaves as they are.
-_FOLDED = str.maketrans({"ß": "ss", "æ": "ae", "Æ": "AE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "þ": "th"})
+_ASCII_FOLDING = str.maketrans(
+    {"ß": "ss", "æ": "ae", "Æ": "AE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "þ": "th"}
+)
 
 
 @frozen(kw_only=True)
@@ -167,6 +169,6 @@ def _cleaned(text: str) -> str:
 def _ascii(text: str) -> str:
     """Return text with letters for accented letters: "Gewächshaus" becomes "Gewachshaus"."""
     if text.isascii():
-        return text.translate(_FOLDED)
-    folded = unicodedata.normalize("NFKD", text.translate(_FOLDED))
+        return text.translate(_ASCII_FOLDING)
+    folded = unicodedata.normalize("NFKD", text.translate(_ASCII_FOLDING))
     return "".join(letter for letter in folded if not unicodedata.combining(letter))

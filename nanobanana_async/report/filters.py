@@ -17,23 +17,23 @@ class Filter:
 
     number: int
     name: str
-    values: list[str] = field(factory=list)
+    distinct_values: list[str] = field(factory=list)
     row_counts: list[int] = field(factory=list)
     """In how many rows each value is."""
 
     @property
     def is_useful(self) -> bool:
         """Whether it divides the rows, and is not different in each row."""
-        return 2 <= len(self.values) <= _MOST_VALUES and max(self.row_counts) > 1
+        return 2 <= len(self.distinct_values) <= _MOST_VALUES and max(self.row_counts) > 1
 
     def count_value(self, value: str) -> int | None:
         """Count a value, and return its number; None once there are too many."""
-        if value not in self.values:
-            if len(self.values) > _MOST_VALUES:
+        if value not in self.distinct_values:
+            if len(self.distinct_values) > _MOST_VALUES:
                 return None
-            self.values.append(value)
+            self.distinct_values.append(value)
             self.row_counts.append(0)
-        number = self.values.index(value)
+        number = self.distinct_values.index(value)
         self.row_counts[number] += 1
         return number
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from nanobanana_async.engine.phases import FOLLOWED_PHASES, PHASES, Phase
+from nanobanana_async.engine.phases import FOLLOWED_PHASES, PHASE_TRANSITIONS, Phase
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.jobs import JobRecord
 from nanobanana_async.testing import FakeTransport
@@ -18,12 +18,12 @@ def found_job() -> TrackedJob:
 
 
 def test_every_phase_has_transitions_and_is_reachable() -> None:
-    assert set(PHASES) == set(Phase)
-    assert {phase for onward in PHASES.values() for phase in onward} == set(Phase)
+    assert set(PHASE_TRANSITIONS) == set(Phase)
+    assert {phase for onward in PHASE_TRANSITIONS.values() for phase in onward} == set(Phase)
 
 
 def test_every_live_phase_can_end() -> None:
-    assert all(Phase.UNFOLLOWED in PHASES[phase] for phase in FOLLOWED_PHASES)
+    assert all(Phase.UNFOLLOWED in PHASE_TRANSITIONS[phase] for phase in FOLLOWED_PHASES)
 
 
 def test_transition_outside_the_table_raises() -> None:

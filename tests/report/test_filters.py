@@ -35,7 +35,7 @@ def offered(rows: list[object]) -> dict[str, list[str]]:
     filters = Filters()
     for number, metadata in enumerate(rows):
         filters.index_row(row(number, metadata=metadata, settings={}))
-    return {each.name: each.values for each in filters.useful()}
+    return {each.name: each.distinct_values for each in filters.useful()}
 
 
 def test_names_that_divide_the_rows_are_offered() -> None:
@@ -57,7 +57,7 @@ def test_settings_are_filters_too() -> None:
     filters = Filters()
     for number, size in enumerate(("1K", "2K", "1K")):
         filters.index_row(row(number, settings={"resolution": size, "model": "m"}))
-    assert [(each.name, each.values, each.row_counts) for each in filters.useful()] == [
+    assert [(each.name, each.distinct_values, each.row_counts) for each in filters.useful()] == [
         ("resolution", ["1K", "2K"], [2, 1])
     ]
 

@@ -112,7 +112,9 @@ class InputFile:
         if self.format == "txt":
             return {}
         names, notes = NamesByValues(), Notes()
-        for _, found in checking(evolve(self, options=evolve(self.options, strict=False)).parsed(notes), "rows read"):
+        for _, found in checking(
+            evolve(self, options=evolve(self.options, strict=False)).parse_rows(notes), "rows read"
+        ):
             if self.is_table and not names.may_have(notes.unknown):
                 break
             if isinstance(found, dict):
@@ -124,7 +126,7 @@ class InputFile:
         requests = None if notes is None else set[int]()
         notes = Notes() if notes is None else notes
         rows, own_keys, repeats = RowReader(self.batch), set[int](), 0
-        for index, (number, found) in enumerate(self.parsed(notes)):
+        for index, (number, found) in enumerate(self.parse_rows(notes)):
             if isinstance(found, str):
                 yield FileRow(index=index, number=number, error=found)
                 continue
@@ -150,7 +152,7 @@ class InputFile:
         self.known.update(read_stored_images(self._objects(), gateway, self.unit))
 
     def _objects(self) -> Iterator[tuple[int, LocalImage]]:
-        for number, found in checking(self.parsed(Notes()), "rows searched for reference images"):
+        for number, found in checking(self.parse_rows(Notes()), "rows searched for reference images"):
             images: list[object] = []
             with suppress(InvalidRequest):  # it will be the error of the row
                 images = [] if isinstance(found, str) else self._with_paths(found).get("images") or []
@@ -197,7 +199,7 @@ class InputFile:
         key = self.changed_keys.get(row.key, row.key)
         return evolve(found, key=key, own_key=row.own_key, metadata=row.metadata, name=name)
 
-    def parsed(self, notes: Notes) -> Iterator[ParsedRow]:
+    def parse_rows(self, notes: Notes) -> Iterator[ParsedRow]:
         """Yield the number and the fields of every row, or an error message."""
         notes.unit = self.unit
         # Only \n, \r\n and \r end a line: form feeds and Unicode's line separators are part of a prompt.

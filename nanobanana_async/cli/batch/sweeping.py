@@ -55,7 +55,7 @@ class SweepInput(InputFile):
     def row_word(self) -> str:
         return "row"
 
-    def parsed(self, notes: Notes) -> Iterator[ParsedRow]:
+    def parse_rows(self, notes: Notes) -> Iterator[ParsedRow]:
         notes.unit = self.row_word
         yield from enumerate(self.sweep, 1)
 

@@ -113,7 +113,7 @@ _COPY_PRICES = (
     "INSERT INTO prices SELECT %(new)s, price_class, credits FROM prices WHERE account = %(old)s"
     " ON CONFLICT (account, price_class) DO UPDATE SET credits = excluded.credits WHERE prices.credits IS NULL"
 )
-_REPRICE_ALL = (
+_REPRICE_ACCOUNT_ESTIMATES = (
     "UPDATE charges AS c SET credits = p.credits, basis = 'reported', cap = NULL FROM prices AS p"
     f" WHERE p.account = %(new)s AND c.account = p.account AND c.price_class = p.price_class AND c.{_ESTIMATED}"
     " AND p.credits IS NOT NULL"
@@ -231,7 +231,7 @@ class Charges:
     def hand_over(self, gateway: str, old: str, new: str) -> Work[None]:
         """Move the charges of one account's jobs to another account, which also gets to know the old one's prices."""
         values = {"gateway": as_text(gateway), "old": as_text(old), "new": as_text(new)}
-        yield [_write(sql, values) for sql in (_MOVE_CHARGES, _COPY_PRICES, _REPRICE_ALL)]
+        yield [_write(sql, values) for sql in (_MOVE_CHARGES, _COPY_PRICES, _REPRICE_ACCOUNT_ESTIMATES)]
 
     def spent_or_reserved(self, batch: str) -> Work[Decimal]:
         """Return the sum of the charges of a batch or budget."""

@@ -67,7 +67,7 @@ _FORGET_OLD = (
     "DELETE FROM owners WHERE buried_by IS NOT NULL AND buried_at < %(time)s",
 )
 _SELECT_OWNED = f"SELECT 1 FROM jobs WHERE account = %(old)s AND {ACTIVE} AND owner IS NOT NULL LIMIT 1"
-_COPIES = (
+_COPY_ACCOUNT_FACTS = (
     "INSERT INTO learned SELECT %(new)s, facts FROM learned WHERE account = %(old)s ON CONFLICT (account) DO NOTHING",
     "INSERT INTO uploads SELECT %(new)s, digest, url, size, uploaded_at FROM uploads WHERE account = %(old)s"
     " ON CONFLICT (account, digest) DO NOTHING",
@@ -176,7 +176,7 @@ def hand_over(table: PostgresTable, gateway: str, old: str, new: str) -> Work[in
             safe_to_repeat=True,
         )
     yield from table.charges.hand_over(gateway, old, new)
-    copies = [Statement(copy, values, returns_rows=False) for copy in (*_COPIES, _CHANGE_ACCOUNT_OF_FED)]
+    copies = [Statement(copy, values, returns_rows=False) for copy in (*_COPY_ACCOUNT_FACTS, _CHANGE_ACCOUNT_OF_FED)]
     *_, ((moved,),) = yield [*copies, Statement(_CHANGE_ACCOUNT, values)]
     return int(moved)
 
