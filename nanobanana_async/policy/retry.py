@@ -44,11 +44,14 @@ LATE_IMAGES_S = 10.0
 class RetryPolicy:
     """How long a create is retried, and which risks are accepted.
 
-    `max_attempts` does not count 429s: waiting for a job slot costs no attempt. A job that can't be sent because all
-    creates of its account fail ends its wait after `max_wait_s` with the last failure, unbought, whether it was tried
-    itself or not; waiting for a slot does not count. A create in doubt is repeated for at least `max_wait_s` after its
-    first attempt: only a repeat shows its task, so the wait ends with the first one that fails after that. On a gateway without idempotency keys
-    `retry_uncertain` and `retry_unkeyed_5xx` may pay twice for one job, so both are off by default.
+    `max_attempts` does not count 429s: waiting for a job slot costs no attempt.
+
+    A job that can't be sent because all creates of its account fail ends its wait after `max_wait_s` with the last
+    failure, unbought, whether it was tried itself or not. Waiting for a slot does not count. A create in doubt is
+    repeated for longer: its wait ends with its first repeat that fails `max_wait_s` after its first attempt.
+
+    On a gateway without idempotency keys `retry_uncertain` and `retry_unkeyed_5xx` may pay twice for one job, so both
+    are off by default.
     """
 
     max_attempts: int = field(default=40, validator=at_least_one)  # of one create; 429s do not count
