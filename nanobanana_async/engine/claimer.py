@@ -235,8 +235,8 @@ class Claimer:
             self._store.replace_record(job, claim.record)
         if wanted is not None and claim.is_ours and claim.record.state is JobState.PENDING:
             budget = job.record.budget or asked
-            # The request may have newer signatures in its URLs.
-            job.record = evolve(job.record, request=wanted.request, body=wanted.body, budget=budget)
+            # The request may have newer signatures in its URLs. Generated again, it has all attempts again.
+            job.record = evolve(job.record, request=wanted.request, body=wanted.body, budget=budget, attempts=0)
         if not claim.is_ours and not job.done:
             return self._wait_for_owner(job)
         if claim.is_ours and claim.record.state is not JobState.PENDING:

@@ -6,12 +6,9 @@ relative to that of other classes.
 """
 
 import enum
-import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from functools import partial
-from itertools import islice
 
 from attrs import frozen
 
@@ -20,10 +17,11 @@ from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.image_poll import ImagePoll
 from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.poller import Poller
+from nanobanana_async.engine.request_queues import PollQueue, RepeatQueue
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.engine.workers import WorkerPool
-from nanobanana_async.errors import CreditLimitReached
+from nanobanana_async.errors import CreditLimitReached, NanoBananaError
 from nanobanana_async.jobs import JobState
 from nanobanana_async.policy.budget import Affordable
 from nanobanana_async.policy.fair_queue import FairQueue, give_back
@@ -46,7 +44,14 @@ class CapExceeded:
     error: CreditLimitReached
 
 
-DispatchDecision = tuple[TrackedJob, DispatchKind | CapExceeded] | ImagePoll
+@frozen
+class WaitOver:
+    """The job could not be sent for too long, because the creates of its account fail."""
+
+    error: NanoBananaError
+
+
+DispatchDecision = tuple[TrackedJob, DispatchKind | CapExceeded | WaitOver] | ImagePoll
 
 
 class Dispatcher:
@@ -71,6 +76,8 @@ class Dispatcher:
         self._image_polls: deque[ImagePoll] = deque()
         self.after_admission: Callable[[], None] = lambda: None
         """Called after each decision about all that waits."""
+        self.after_wait: Callable[[TrackedJob, NanoBananaError], NanoBananaError | None] = lambda job, error: error
+        """Lets another account buy a job that could not be sent for too long; returns the error if none can."""
         self.ask_again_every_s = NEVER
         """How often a job asks again that waits for credits, if other accounts may free some."""
 
@@ -126,12 +133,13 @@ class Dispatcher:
         job.place = self._last_place
         return job
 
-    def put(self, job: TrackedJob) -> None:
+    def put(self, job: TrackedJob, now: float) -> None:
         """Add a job to the queue for its state."""
         match job.record.state:
             case JobState.PENDING:
                 job.priority = max(job.priority, job.record.priority)  # the ledger may know the job longer
                 job.group = job.record.group_name or job.group
+                self._slots.create_outage.expect(job, now)
                 self._pending.add(job)
             case (
                 JobState.SUBMITTING
@@ -167,11 +175,21 @@ class Dispatcher:
         """Take out what may start now, creates first. Also return when more may start by the passing of time."""
         starts: list[DispatchDecision] = []
         self._declined = 0
+        waits_at = self._end_waits(now, starts)
         creates_at = self._admit_creates(now, starts)
         self._pending.restore_passed_over()
         polls_at = self._admit_polls(now, starts)
         self.after_admission()
-        return starts, min(creates_at, polls_at)
+        return starts, min(waits_at, creates_at, polls_at)
+
+    def _end_waits(self, now: float, starts: list[DispatchDecision]) -> float:
+        outage = self._slots.create_outage
+        overdue, next_at = outage.overdue(self._pending, now, self._slots.creates_in_flight)
+        for job in overdue:
+            if self._waits_to_be_sent(job) and (error := self.after_wait(job, outage.end_wait(job))) is not None:
+                starts.append((job, WaitOver(error)))
+                self._declined += 1
+        return next_at
 
     def _admit_creates(self, now: float, starts: list[DispatchDecision]) -> float:
         self._lacks_credits = False
@@ -250,63 +268,3 @@ class Dispatcher:
     def _free_request_count(self, starts: list[DispatchDecision]) -> int:
         """Return how many more requests may leave after the starts that were just taken out."""
         return self._workers.free_requests - len(starts) + self._declined
-
-
-# How many overdue polls are compared when not all can be sent; the longest overdue are among them.
-MOST_COMPARED_POLLS = 16
-
-
-class RepeatQueue:
-    """The creates to be repeated, in the order of their places."""
-
-    def __init__(self) -> None:
-        self._heap: list[tuple[int, TrackedJob]] = []
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    def __iter__(self) -> Iterator[TrackedJob]:
-        return (job for _, job in self._heap)
-
-    def add(self, job: TrackedJob) -> None:
-        """Add a job at its place."""
-        heapq.heappush(self._heap, (job.place, job))
-
-    def first(self) -> TrackedJob | None:
-        """Return the next job; None if there is none."""
-        return self._heap[0][1] if self._heap else None
-
-    def drop_first(self) -> TrackedJob:
-        """Take out the next job."""
-        return heapq.heappop(self._heap)[1]
-
-    def serve_first(self, _: float) -> TrackedJob:
-        """Take out the next job, which is sent again now: its first create was charged."""
-        return self.drop_first()
-
-
-class PollQueue:
-    """The jobs to be polled, in the order in which they became due."""
-
-    def __init__(self) -> None:
-        self._queue: deque[TrackedJob] = deque()
-
-    def __len__(self) -> int:
-        return len(self._queue)
-
-    def append(self, job: TrackedJob) -> None:
-        """Add a job."""
-        self._queue.append(job)
-
-    def drop(self, job: TrackedJob) -> None:
-        """Take out a job, if it is there."""
-        with suppress(ValueError):
-            self._queue.remove(job)
-
-    def pop_best(self, room: int, gain: Callable[[TrackedJob], float]) -> TrackedJob:
-        """Take out the job to poll next: the first, or the one most likely to have ended if not all can be polled."""
-        if len(self._queue) <= room:
-            return self._queue.popleft()
-        best = max(islice(self._queue, MOST_COMPARED_POLLS), key=gain)
-        self._queue.remove(best)
-        return best

@@ -20,7 +20,7 @@ from nanobanana_async.engine.phases import Phase
 from nanobanana_async.engine.rare_facts import NO_RARE_FACTS
 from nanobanana_async.engine.slots import Slots
 from nanobanana_async.engine.store import JobStore
-from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
+from nanobanana_async.engine.tracked_job import NEVER, NOT_YET, TrackedJob
 from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.base import LeasedLedger, NotOurs
 from nanobanana_async.policy.shared_limits import SharedLimiter
@@ -69,7 +69,7 @@ def let_go(job: TrackedJob, slots: Slots, store: JobStore, estimates: JobEstimat
     estimates.forget(job)
     store.credits.mark_not_under_way(job)
     job.schedule, job.wait_error, job.last_failure = None, None, None
-    job.failures, job.first_attempt_at = 0, NEVER
+    job.failures, job.first_attempt_at, job.ready_at = 0, NEVER, NOT_YET
     if job.rare is not NO_RARE_FACTS:
         job.rare = evolve(job.rare, spends_retry_budget=False, returned_by_history=False)
 

@@ -53,8 +53,7 @@ class Router:
     def __init__(self, engines: Sequence[Engine], *, by_wait: bool) -> None:
         self.engines = tuple(engines)
         """In the order in which they are preferred."""
-        self.by_account = {engine.account: engine for engine in engines}
-        self._by_wait = by_wait
+        self.by_account, self._by_wait = {engine.account: engine for engine in engines}, by_wait
         self._why_not = partial(why_not, one_of_several=len({each.gateway.name for each in engines}) > 1)
         self._arriving: dict[str, deque[TrackedJob]] = {engine.account: deque() for engine in engines}
         """Jobs that were placed with an account, and are not in its queue yet."""
@@ -64,10 +63,11 @@ class Router:
         """Jobs whose create an account plainly refused, and that wait for their time to be sent there again."""
         for engine in engines:
             engine.submitter.after_failed_create = partial(self.after_failed_create, engine)
-            engine.references.after_failure = partial(self._move_unprepared, engine)
+            engine.references.after_failure = partial(self._move_unsent, engine)
             engine.references.uploader.on_retry = self.rebalance_jobs
             engine.claimer.follow_with_account = partial(self._follow_with_account, engine)
             engine.scheduler.dispatcher.after_admission = self.rebalance_jobs
+            engine.scheduler.dispatcher.after_wait = partial(self._move_unsent, engine)
             engine.scheduler.dispatcher.ask_again_every_s = ASK_AGAIN_S
             engine.store.credits.tracked_in_session = ChainMap(*(each.scheduler.tracked for each in engines))
 
@@ -139,15 +139,15 @@ class Router:
             extra={"event": "account.rests", "account": engine.account},
         )
 
-    def _move_unprepared(self, engine: Engine, job: TrackedJob, error: NanoBananaError) -> NanoBananaError | None:
-        """Let another account buy a job whose image its own did not take; return the error if none can."""
+    def _move_unsent(self, engine: Engine, job: TrackedJob, error: NanoBananaError) -> NanoBananaError | None:
+        """Let another account buy a job that its own can't send or take an image of; return the error if none can."""
         by_account = isinstance(error, ACCOUNT_REFUSALS)
         if not (by_account or isinstance(error, MOVABLE_UPLOAD_ERRORS)):
             return error
         target = self._next_account(engine, job, error)
         if target is None:
             return self._explain(engine, job, error)
-        if by_account:  # else it may be the storage that does not answer
+        if by_account or job.phase is Phase.QUEUED:  # else it may be the storage that does not answer
             self._let_rest(engine, error)
         self._start_move(engine, target, job)
         return None

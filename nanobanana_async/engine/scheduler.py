@@ -8,7 +8,7 @@ from typing import Any, assert_never
 from anyio.abc import TaskGroup
 
 from nanobanana_async.engine.claimer import Claimer
-from nanobanana_async.engine.dispatcher import CapExceeded, DispatchDecision, Dispatcher, DispatchKind
+from nanobanana_async.engine.dispatcher import CapExceeded, DispatchDecision, Dispatcher, DispatchKind, WaitOver
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.foreign_slots import recount_foreign_slots
 from nanobanana_async.engine.image_poll import ImagePoll
@@ -57,19 +57,17 @@ class Scheduler:
     ) -> None:
         self._clock = (loop := asyncio.get_running_loop()).time
         self._store, self._slots, self._submitter, self._poller = store, slots, submitter, poller
-        self._estimates, self._claimer, self._references = estimates, claimer, references
+        self._estimates, self._claimer, self._references, self._timers = estimates, claimer, references, Timers(loop)
         self.workers = WorkerPool(max_requests, apply=self._apply, freed=self.tick, crashed=self._crashed)
         references.start(self.workers, apply=self._apply, freed=self.tick)
         self.dispatcher = Dispatcher(slots, poller, estimates, self.workers, store.credits)
-        self._timers = Timers(loop)
         self.tracked: dict[str, TrackedJob] = {}
         self.job_tracked = asyncio.Event()  # set when a job is added to them; cleared by the task that waits for it
         store.credits.tracked = store.credits.tracked_in_session = self.tracked
         self.holding: dict[str, TrackedJob] = {}
         """Uncertain jobs that hold their slots while they may still run, by key."""
         self.image_polls = ImagePolls(poller, self.dispatcher, self._timers)
-        self.background_tasks: list[Callable[[], Coroutine[Any, Any, None]]] = []
-        """Coroutines that run as long as the session is open."""
+        self.background_tasks: list[Callable[[], Coroutine[Any, Any, None]]] = []  # they run while the session is open
         self.closing = False
 
     def start(self, group: TaskGroup) -> None:
@@ -145,6 +143,8 @@ class Scheduler:
                 self.workers.start_poll(self._poller.poll, job)
             case (job, CapExceeded(error=error)):
                 self.withdraw(job, partial(self._claimer.withdraw_unaffordable, error))
+            case (job, WaitOver(error=error)):
+                self._apply(job, Finish(error))
 
     def withdraw(self, job: TrackedJob, step: JobStep | None = None) -> None:
         """Withdraw a job that waits to be sent."""
@@ -218,7 +218,7 @@ class Scheduler:
             self._timers.set_due(job, due)
         else:
             job.enter_phase(Phase.QUEUED)
-            self.dispatcher.put(job)
+            self.dispatcher.put(job, now)
             if job.record.state is JobState.RUNNING:
                 self._timers.set_due(job, self._poller.deadlines.next_check_at(job))
 
@@ -255,7 +255,7 @@ class Scheduler:
         """Begin to follow a job in this phase. It gets back the slots that it held while it was uncertain."""
         if (before := self.holding.pop(job.key, job)) is not job:
             job.inherit_slots(before)
-        job.wait_error, job.followed_since = None, NOT_YET
+        job.wait_error, job.followed_since, job.ready_at = None, NOT_YET, NOT_YET
         job.enter_phase(phase)
         self.dispatcher.assign_place(job)
         self.tracked[job.key] = job

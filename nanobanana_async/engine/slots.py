@@ -2,6 +2,7 @@
 
 import math
 
+from nanobanana_async.engine.create_outage import CreateOutage
 from nanobanana_async.engine.estimates import JobEstimates
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.errors import LimitKind
@@ -24,6 +25,7 @@ class Slots:
     ) -> None:
         self.limiter = limiter
         self.breaker = CircuitBreaker(retry)
+        self.create_outage = CreateOutage(retry, self.breaker)
         self.spacing = CreateSpacing()
         self.retry_budget = RetryBudget()
         self._estimates = estimates

@@ -150,7 +150,7 @@ class Submitter:
         return await self._answers.read(self._gateway.read_create, response)
 
     async def _on_accepted(self, job: TrackedJob, accepted: Accepted) -> Next:
-        self._slots.breaker.on_answered()
+        self._slots.create_outage.answered()
         self._poller.outage.gateway_answered()
         job.failures, job.last_failure, job.rare = 0, None, job.rare.without_images()
         job.place = 0  # it has had its turn: the number need not stay in memory
@@ -187,16 +187,15 @@ class Submitter:
     async def _on_failed_create(self, job: TrackedJob, error: NanoBananaError, sent_before: bool) -> Next:
         job.failures += 1
         job.last_failure = error.for_job(job.key, safe_to_repeat=error.safe_to_repeat)  # a copy without its traceback
-        outage = self._poller.outage
+        outage, creates, now = self._poller.outage, self._slots.create_outage, self._clock()
         attempt = evolve(self._attempt_of(job, sent_before=sent_before), never_answered=outage.never_answered)
         outage.request_failed(error, job.sent_at)
-        attempt = evolve(attempt, hopeless=outage.is_hopeless(error))
+        attempt = evolve(attempt, hopeless=outage.is_hopeless(error), outage_s=creates.waited_s(job, now))
         decision = decide_failed_create(error, attempt, self._retry)
         if decision.action is RetryAction.REFUSE and self._references.may_have_lost_uploads(job, error):
             decision = evolve(decision, action=RetryAction.REQUEUE)
         decision, error = self.after_failed_create(job, error, decision, sent_before)
-        now = self._clock()
-        wait_s = self._retry_wait_s(job, error, decision)
+        wait_s = self._retry_wait_s(job, error, decision, now)
         self._update_limits(job, error, decision, now)
         self._limits.emit_changes(now)
         action, doubt = decision.action.name.lower(), decision.in_doubt
@@ -231,7 +230,7 @@ class Submitter:
             case RetryAction.REPEAT | RetryAction.REQUEUE:
                 if decision.action is RetryAction.REQUEUE:
                     job.failures = 0
-                    job.first_attempt_at = NEVER  # waiting for a slot does not use up `max_wait_s`
+                    job.ready_at, job.first_attempt_at = job.first_attempt_at, NEVER  # it waits for a slot
                 await self._store.transition(job, JobState.PENDING, attempts=attempts, first_sent_at=first_sent_at)
                 if self._references.may_have_lost_uploads(job, error):
                     await self._references.restart_with_new_uploads(job)
@@ -296,21 +295,22 @@ class Submitter:
         await self._store.transition(job, JobState.UNCERTAIN, **{"in_doubt": True, **changes})
         return self._hold_slots_step(job)
 
-    def _retry_wait_s(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision) -> float:
+    def _retry_wait_s(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, now: float) -> float:
         if decision.action is not RetryAction.REPEAT:
             return 0.0
         backoff_s = self._retry.backoff_s(job.failures, self._jitter.random())
         wait_s = self._history.conflict_proven_after_s(job.record) if decision.kind is FailureKind.IN_PROGRESS else 0.0
-        return max(asked_wait_s(error), wait_s, self._poller.outage.limited_wait_s(error, backoff_s))
+        wait_s = max(asked_wait_s(error), wait_s, self._poller.outage.limited_wait_s(error, backoff_s))
+        return wait_s if decision.in_doubt else self._slots.create_outage.limited_wait_s(job, wait_s, now)
 
     def _update_limits(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, now: float) -> None:
         used_up = isinstance(error, RateLimited) and self._poller.used_up_budgets.pause_if_used_up(error, job.sent_at)
         if isinstance(error, RateLimited) and not used_up and not job.slots:
             self._slots.on_throttled(job, now, error.kind, error.retry_after_s)
         if is_outage(error) and not self._poller.outage.may_be_hopeless(error):
-            self._slots.breaker.on_failed(now, self._jitter.random())
+            self._slots.create_outage.failed(job, error, now, self._jitter.random())
         else:
-            self._slots.breaker.on_answered()
+            self._slots.create_outage.answered()
         if self._history.is_readable:
             if may_be_processed(job.record, decision.kind, self._history.lateness_s):
                 self._slots.spacing.on_answer_lost(now, self._history.lateness_s)

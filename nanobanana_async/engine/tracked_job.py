@@ -70,6 +70,7 @@ class TrackedJob:
         "priority",
         "progress",
         "rare",
+        "ready_at",
         "record",
         "route",
         "running_at",
@@ -97,6 +98,8 @@ class TrackedJob:
         self.turn_cost: tuple[Group, float] | None = None
         """What its create in flight is to cost its group."""
         self.due = self.first_attempt_at = self.running_at = NEVER
+        self.ready_at = NOT_YET
+        """When it was first ready to be sent, if creates of its account failed then (`engine/create_outage.py`)."""
         self.followed_since = NOT_YET
         """When this wait began to follow it as running: `Timeouts.job_s` counts from here, for each wait by itself."""
         self.sent_at = NEVER

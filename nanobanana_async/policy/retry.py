@@ -44,12 +44,18 @@ LATE_IMAGES_S = 10.0
 class RetryPolicy:
     """How long a create is retried, and which risks are accepted.
 
-    `max_attempts` does not count 429s: waiting for a job slot costs no attempt. On a gateway without idempotency keys
-    `retry_uncertain` and `retry_unkeyed_5xx` may pay twice for one job, so both are off by default.
+    `max_attempts` does not count 429s: waiting for a job slot costs no attempt.
+
+    A job that can't be sent because all creates of its account fail ends its wait after `max_wait_s` with the last
+    failure, unbought, whether it was tried itself or not. Waiting for a slot does not count. A create in doubt is
+    repeated for longer: its wait ends with its first repeat that fails `max_wait_s` after its first attempt.
+
+    On a gateway without idempotency keys `retry_uncertain` and `retry_unkeyed_5xx` may pay twice for one job, so both
+    are off by default.
     """
 
     max_attempts: int = field(default=40, validator=at_least_one)  # of one create; 429s do not count
-    max_wait_s: float = field(default=900.0, validator=within(above=0, endless=True))  # for a create to be accepted
+    max_wait_s: float = field(default=900.0, validator=within(above=0, endless=True))  # for an outage to end
     first_backoff_s: float = field(default=0.5, validator=within(above=0, most=DAY_S))  # it doubles with each attempt
     max_backoff_s: float = field(default=30.0, validator=within(above=0, most=DAY_S))  # where the doubling ends
     retry_uncertain: bool = field(default=False, validator=validate_switch)  # True: may pay twice
@@ -98,9 +104,12 @@ class Attempt:
     number: int
     """The number of attempts that count, including this one."""
     waited_s: float
+    """Seconds since its first attempt: how long a create in doubt is repeated."""
     key_age_s: float
     """Seconds since the first send, by the wall clock."""
     key_lifetime_s: float
+    outage_s: float = 0.0
+    """Seconds that the job could not be sent because all creates of its account fail, one after another."""
     never_answered: bool = False
     """The gateway has never answered in this session: another server may stand at its address."""
     hopeless: bool = False
@@ -166,11 +175,10 @@ def decide_failed_create(error: NanoBananaError, attempt: Attempt, policy: Retry
     doubtful = kind in (FailureKind.IN_PROGRESS, FailureKind.SERVER_ERROR, FailureKind.NO_ANSWER)
     if kind is FailureKind.SERVER_ERROR and not attempt.keyed and policy.retry_unkeyed_5xx:
         doubtful = False
-    exhausted = attempt.waited_s >= policy.max_wait_s or (
-        _costs_attempt(kind) and attempt.number >= policy.max_attempts
-    )
+    tried_enough = _costs_attempt(kind) and attempt.number >= policy.max_attempts
     if attempt.in_doubt or doubtful:
         safe = attempt.is_key_alive if attempt.keyed else policy.retry_uncertain
+        exhausted = tried_enough or attempt.waited_s >= policy.max_wait_s
         action = RetryAction.REPEAT if safe and not exhausted else RetryAction.PARK
         if action is RetryAction.REPEAT and attempt.hopeless:
             action = RetryAction.GIVE_UP
@@ -181,6 +189,7 @@ def decide_failed_create(error: NanoBananaError, attempt: Attempt, policy: Retry
         return RetryDecision(kind=kind, action=RetryAction.REQUEUE)
     # A wrong setting, such as a closed aiohttp session of the caller, is not cured by waiting.
     hopeless = attempt.hopeless or isinstance(error, ConfigurationError)
+    exhausted = tried_enough or attempt.outage_s >= policy.max_wait_s
     return RetryDecision(kind=kind, action=RetryAction.GIVE_UP if exhausted or hopeless else RetryAction.REPEAT)
 
 

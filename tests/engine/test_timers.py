@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanobanana_async.engine.dispatcher import RepeatQueue
+from nanobanana_async.engine.request_queues import RepeatQueue
 from nanobanana_async.engine.timers import TICK_S, Timed, Timers
 from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
 from nanobanana_async.jobs import JobRecord

@@ -172,7 +172,12 @@ def test_retry_uncertain_repeats_until_max_attempts(name: str) -> None:
 @pytest.mark.parametrize("name", UNSENT)
 def test_exhausted_retries_without_doubt_give_up(name: str) -> None:
     assert decided(UNSENT[name], number=RetryPolicy().max_attempts) == (GIVE_UP, False)
-    assert decided(UNSENT[name], waited_s=900.0) == (GIVE_UP, False)
+    assert decided(UNSENT[name], outage_s=900.0) == (GIVE_UP, False)
+
+
+@pytest.mark.parametrize("name", UNSENT)
+def test_time_without_an_outage_since_the_first_attempt_does_not_end_a_job_without_doubt(name: str) -> None:
+    assert decided(UNSENT[name], waited_s=9000.0, outage_s=899.0) == (REPEAT, False)  # it may have waited for a slot
     assert decided(UNSENT[name], number=11, waited_s=899.9) == (REPEAT, False)
 
 
@@ -196,6 +201,7 @@ attempts = st.builds(
     in_doubt=st.booleans(),
     number=st.integers(1, 40),
     waited_s=st.floats(0, 2000),
+    outage_s=st.floats(0, 2000),
     key_age_s=st.floats(-100, 4000),
     key_lifetime_s=st.floats(0, 3600),
 )
@@ -231,7 +237,7 @@ def test_doubt_without_a_live_key_is_parked_by_default(
 @given(errors, attempts, policies)
 def test_max_wait_and_max_attempts_end_the_repeats(error: NanoBananaError, known: Attempt, policy: RetryPolicy) -> None:
     decision = decide_failed_create(error, known, policy)
-    if known.waited_s >= policy.max_wait_s:
+    if (known.waited_s if decision.in_doubt else known.outage_s) >= policy.max_wait_s:
         assert decision.action is not REPEAT
     if decision.action is REPEAT and decision.costs_attempt:
         assert known.number < policy.max_attempts
