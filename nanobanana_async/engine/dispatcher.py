@@ -24,7 +24,7 @@ from nanobanana_async.engine.workers import WorkerPool
 from nanobanana_async.errors import CreditLimitReached, NanoBananaError
 from nanobanana_async.jobs import JobState
 from nanobanana_async.policy.budget import Affordable
-from nanobanana_async.policy.fair_queue import FairQueue, give_back
+from nanobanana_async.policy.fair_queue import MOST_PASSED_OVER, FairQueue, give_back
 
 # While the retry budget is empty, no other event wakes the repeats that wait for it.
 RETRY_BUDGET_CHECK_S = 0.5
@@ -69,6 +69,8 @@ class Dispatcher:
         self._declined = 0
         """How many of the decisions that are being made decline a job: they take no request."""
         self._pending: FairQueue[TrackedJob] = FairQueue(slots.limiter.policy.group_weights)
+        self._held_back: list[TrackedJob] = []
+        """Those that smaller jobs go before in this round (`refused_size.py`); they keep their places."""
         self._lacks_credits = False
         """All of them wait until a cap of credits has room."""
         self._repeats = RepeatQueue()
@@ -140,6 +142,7 @@ class Dispatcher:
                 job.priority = max(job.priority, job.record.priority)  # the ledger may know the job longer
                 job.group = job.record.group_name or job.group
                 self._slots.create_outage.expect(job, now)
+                self._slots.refused_size.expect(job)
                 self._pending.add(job)
             case (
                 JobState.SUBMITTING
@@ -176,22 +179,39 @@ class Dispatcher:
         starts: list[DispatchDecision] = []
         self._declined = 0
         waits_at = self._end_waits(now, starts)
-        creates_at = self._admit_creates(now, starts)
-        self._pending.restore_passed_over()
+        creates_at = self._admit_creates(now, starts, smaller_first=True)
+        nothing_smaller = self._held_back and not self._pending
+        self._restore_passed_over()
+        if nothing_smaller and not self._slots.load.taken:
+            creates_at = min(creates_at, self._admit_creates(now, starts, smaller_first=False))
+            self._restore_passed_over()
         polls_at = self._admit_polls(now, starts)
         self.after_admission()
         return starts, min(waits_at, creates_at, polls_at)
 
     def _end_waits(self, now: float, starts: list[DispatchDecision]) -> float:
-        outage = self._slots.create_outage
+        outage, size = self._slots.create_outage, self._slots.refused_size
+        if size.take_check(now):
+            self._end_each([job for job in self._pending if size.waited_too_long(job)], size.end_wait, starts)
         overdue, next_at = outage.overdue(self._pending, now, self._slots.creates_in_flight)
-        for job in overdue:
-            if self._waits_to_be_sent(job) and (error := self.after_wait(job, outage.end_wait(job))) is not None:
-                starts.append((job, WaitOver(error)))
-                self._declined += 1
+        self._end_each(overdue, outage.end_wait, starts)
         return next_at
 
-    def _admit_creates(self, now: float, starts: list[DispatchDecision]) -> float:
+    def _end_each(
+        self, jobs: list[TrackedJob], end_wait: Callable[[TrackedJob], NanoBananaError], starts: list[DispatchDecision]
+    ) -> None:
+        for job in jobs:
+            if self._waits_to_be_sent(job) and (error := self.after_wait(job, end_wait(job))) is not None:
+                starts.append((job, WaitOver(error)))
+                self._declined += 1
+
+    def _restore_passed_over(self) -> None:
+        self._pending.restore_passed_over()
+        for job in self._held_back:
+            self._pending.add(job)
+        self._held_back.clear()
+
+    def _admit_creates(self, now: float, starts: list[DispatchDecision], *, smaller_first: bool) -> float:
         self._lacks_credits = False
         if not (self._repeats or self._pending):
             return NEVER
@@ -209,6 +229,12 @@ class Dispatcher:
                 if not self._waits_to_be_sent(job):  # it was withdrawn, is not followed, or another owner has sent it
                     queue.drop_first()
                     continue
+                if self._slots.refused_size.includes(job) and not job.slots and smaller_first:
+                    later = self._slots.refused_size.goes_later(job, now)
+                    ask_again_at = min(ask_again_at, self._slots.refused_size.changes_at(now))
+                    if later and len(self._held_back) < MOST_PASSED_OVER and self._slots.has_room(1, now, 0):
+                        self._held_back.append(queue.drop_first())
+                        continue
                 affordable = self._credits.affordability_of(job, now)
                 if affordable is Affordable.NEVER:
                     starts.append((queue.drop_first(), CapExceeded(self._credits.cap_exceeded_error(job))))

@@ -108,7 +108,7 @@ class SessionComponents:
             job_s=job_s,
             clock=clock,
         )
-        slots = Slots(limiter, self.retry_policy, estimates, budget)
+        slots = Slots(limiter, self.retry_policy, estimates, budget, account=self.gateway.account)
         uploader = Uploader(
             self.gateway,
             self.transport,

@@ -266,7 +266,7 @@ class Router:
         """Return whether a job waits with its account for something else than a slot."""
         if job.phase is Phase.PREPARING:
             return False
-        return not self._rests(source, now) and source.slots.has_room(job.weight, now, 0)
+        return not self._rests(source, now) and source.slots.has_room_for(job, now)
 
     def _jobs_ahead(self, engine: Engine, priority: int | None = None) -> int:
         """Return how many jobs an account sends before a new one: of this priority, or of any."""
@@ -301,7 +301,7 @@ class Router:
     def _may_take(self, engine: Engine, job: TrackedJob, now: float) -> bool:
         """Return whether an account may get a job: it has not refused it, and can take its request."""
         asked = request_as_made(job)
-        refused = job.route is not None and engine.account in job.route.refusals
+        refused = engine.slots.refuses(job) or (job.route is not None and engine.account in job.route.refusals)
         rests = engine.rest is not None and now < engine.rest.until
         return not (refused or rests or asked is None) and self._why_not(engine.gateway, asked) is None
 

@@ -4,14 +4,16 @@ import math
 
 from nanobanana_async.engine.create_outage import CreateOutage
 from nanobanana_async.engine.estimates import JobEstimates
-from nanobanana_async.engine.tracked_job import TrackedJob
-from nanobanana_async.errors import LimitKind
+from nanobanana_async.engine.refused_size import RefusedSize
+from nanobanana_async.engine.tracked_job import NEVER, TrackedJob
+from nanobanana_async.errors import RateLimited
 from nanobanana_async.events import LimitsChanged
 from nanobanana_async.policy.circuit import CircuitBreaker, CreateSpacing, RetryBudget
 from nanobanana_async.policy.concurrency import AnsweredCreate, Load
 from nanobanana_async.policy.limiter import AdmissionLimiter
 from nanobanana_async.policy.retry import RetryPolicy
 from nanobanana_async.policy.session_budget import SessionBudget
+from nanobanana_async.policy.shared_limits import SharedLimiter
 
 USABLE_WITHIN_S = 2.0
 """Slots that a session can't use within this time are another's: its next exchange comes about then."""
@@ -21,11 +23,18 @@ class Slots:
     """Counts job slots from the POST until the job is known to have ended, and compares them with the learned limit."""
 
     def __init__(
-        self, limiter: AdmissionLimiter, retry: RetryPolicy, estimates: JobEstimates, budget: SessionBudget
+        self,
+        limiter: AdmissionLimiter,
+        retry: RetryPolicy,
+        estimates: JobEstimates,
+        budget: SessionBudget,
+        *,
+        account: str,
     ) -> None:
         self.limiter = limiter
         self.breaker = CircuitBreaker(retry)
         self.create_outage = CreateOutage(retry, self.breaker)
+        self.refused_size = RefusedSize(retry, account)
         self.spacing = CreateSpacing()
         self.retry_budget = RetryBudget()
         self._estimates = estimates
@@ -38,6 +47,8 @@ class Slots:
         """Slots of first creates in flight: they count against the limit, but are not held if a 429 comes."""
         self.creates_in_flight = 0
         """Creates in flight, first ones and repeats."""
+        self._sent_alone_at = NEVER
+        """When the last create left, if nothing of ours was held or in flight then."""
 
     def try_admit(self, job: TrackedJob, now: float) -> bool:
         """Return whether this job's create may leave now."""
@@ -49,6 +60,8 @@ class Slots:
             if now < self.request_budget.cap_and_pause_end_at:
                 return False
             return not job.rare.spends_retry_budget or self.retry_budget.spend(now)
+        if self.refuses(job) and self.load.taken:
+            return False
         return self.limiter.admits(now, self.load, job.weight)
 
     def has_room(self, weight: int, now: float, coming: int) -> bool:
@@ -57,6 +70,14 @@ class Slots:
         if not (self.breaker.allows(now, in_flight) and self.spacing.allows(now, in_flight, repeat=False)):
             return False
         return self.limiter.admits(now, Load(self.held + self.foreign, self.slots_in_flight + coming), weight)
+
+    def has_room_for(self, job: TrackedJob, now: float) -> bool:
+        """Return whether the create of this job could leave now, and is likely to be accepted."""
+        return not self.refuses(job) and self.has_room(job.weight, now, 0)
+
+    def refuses(self, job: TrackedJob) -> bool:
+        """Return whether the account refuses jobs of this size while no job of ours is there."""
+        return self.refused_size.includes(job)
 
     def usable(self, queued: int, weight: int, now: float) -> int:
         """Return how many slots so many queued jobs would take soon, as far as caps and breaker let them leave."""
@@ -87,6 +108,7 @@ class Slots:
 
     def on_sent(self, job: TrackedJob, now: float) -> None:
         """Record that a create left."""
+        self._sent_alone_at = NEVER if self.load.taken or self.creates_in_flight else now
         self.creates_in_flight += 1
         self.retry_budget.earn()
         job.sent_at = now
@@ -118,11 +140,21 @@ class Slots:
         self.request_budget.long_pause.on_answered(job.sent_at)
         self.hold(job)
         if first:  # a repeat may have been accepted long ago, and shows nothing about the limit
+            larger_refused = self.limiter.undecided_since == self.refused_size.refused_at
+            self.refused_size.accepted(job, self.held)
+            if larger_refused and self.refused_size.is_larger_than(job):
+                self.limiter.forget_undecided()
             self.limiter.on_accepted(now, AnsweredCreate(job.sent_at, job.weight), self._current_load())
 
-    def on_throttled(self, job: TrackedJob, now: float, kind: LimitKind | None, wait_s: float | None) -> None:
+    def on_throttled(self, job: TrackedJob, now: float, error: RateLimited) -> None:
         """Record a 429: too many jobs at once, or too many requests in a time."""
-        self.limiter.on_throttled(now, AnsweredCreate(job.sent_at, job.weight), self._current_load(), kind, wait_s)
+        self.limiter.on_throttled(
+            now, AnsweredCreate(job.sent_at, job.weight), self._current_load(), error.kind, error.retry_after_s
+        )
+        alone = job.sent_at == self._sent_alone_at and not self.load.taken
+        rate = "rate" in (error.kind, self.limiter.limit_kind)
+        if alone and not rate and not isinstance(self.limiter, SharedLimiter):  # other hosts' jobs are not known then
+            self.refused_size.refused(job, error, now, self.limiter.job_limit.mean_job_s)
 
     def on_ended(self, mean_s: float, delay_s: float) -> None:
         """Record that a job ended, the mean duration of such jobs, and the mean delay of the poll that notices it."""

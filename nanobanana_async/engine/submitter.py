@@ -306,7 +306,7 @@ class Submitter:
     def _update_limits(self, job: TrackedJob, error: NanoBananaError, decision: RetryDecision, now: float) -> None:
         used_up = isinstance(error, RateLimited) and self._poller.used_up_budgets.pause_if_used_up(error, job.sent_at)
         if isinstance(error, RateLimited) and not used_up and not job.slots:
-            self._slots.on_throttled(job, now, error.kind, error.retry_after_s)
+            self._slots.on_throttled(job, now, error)
         if is_outage(error) and not self._poller.outage.may_be_hopeless(error):
             self._slots.create_outage.failed(job, error, now, self._jitter.random())
         else:

@@ -205,10 +205,14 @@ class AdmissionLimiter:
             if kind == "jobs":  # the request counted all the same
                 if self._held_when_full == math.inf:
                     self._ramp_ended_at = now
-                self._held_when_full = min(self._held_when_full, load.held)
+                self._held_when_full = min(self._held_when_full, load.held or create.weight - 1)
                 self._undecided, self._trials = None, 0
                 self.budget.on_accepted("create", now, sent_at)
-            self._on_refused_for_slots(now, sent_at, load.held)
+            self._on_refused_for_slots(now, sent_at, load.held, create.weight)
+
+    def forget_undecided(self) -> None:
+        """Leave an undecided refusal as one of slots: a smaller job was accepted, which shows nothing of the rate."""
+        self._undecided, self._trials = None, 0
 
     @property
     def trial_at(self) -> float:
@@ -217,8 +221,8 @@ class AdmissionLimiter:
             return math.inf
         return self._undecided.refused_at + min(LONGEST_WAIT_S, FIRST_TRIAL_WAIT_S * 2.0 ** (self._trials - 1))
 
-    def _on_refused_for_slots(self, now: float, sent_at: float, held: int) -> None:
-        self.job_limit.on_throttled(now, sent_at, held)
+    def _on_refused_for_slots(self, now: float, sent_at: float, held: int, weight: int) -> None:
+        self.job_limit.on_throttled(now, sent_at, held or weight - 1)  # alone, it shows no more than that
         if not self.policy.learn:
             self._max_slots_in_flight = 1.0
         if not held or not self.policy.learn:
@@ -294,9 +298,8 @@ class AdmissionLimiter:
         cap = jobs.learned_cap if held else None  # with 0 others held all slots: a later session may get them
         if cap is None and rates is None:
             return None
-        held_when_full = int(held) if 0 < held < math.inf else None
-        odds = self.rate_log_odds
-        return LearnedLimits(at=at, job_limit=cap, held_when_full=held_when_full, rate_log_odds=odds, rates=rates)
+        full = int(held) if 0 < held < math.inf else None
+        return LearnedLimits(at=at, job_limit=cap, held_when_full=full, rate_log_odds=self.rate_log_odds, rates=rates)
 
     def restore(self, limits: LearnedLimits, *, now: float, at: datetime) -> None:
         """Start from what an earlier session learned, as far as it is believed at the wall clock's time `at`."""

@@ -47,8 +47,9 @@ class RetryPolicy:
     `max_attempts` does not count 429s: waiting for a job slot costs no attempt.
 
     A job that can't be sent because all creates of its account fail ends its wait after `max_wait_s` with the last
-    failure, unbought, whether it was tried itself or not. Waiting for a slot does not count. A create in doubt is
-    repeated for longer: its wait ends with its first repeat that fails `max_wait_s` after its first attempt.
+    failure, unbought, whether it was tried itself or not. Waiting for a slot does not count, but a job that is larger
+    than its account's limit ends after `max_wait_s` of 429s, too. A create in doubt is repeated for longer: its wait
+    ends with its first repeat that fails `max_wait_s` after its first attempt.
 
     On a gateway without idempotency keys `retry_uncertain` and `retry_unkeyed_5xx` may pay twice for one job, so both
     are off by default.
