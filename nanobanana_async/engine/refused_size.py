@@ -1,9 +1,9 @@
 """Find jobs that are larger than their account's limit, let smaller ones go first, and end the wait of the large ones.
 
 A 429 to a create while no job of ours ran, or was on its way, has two explanations: jobs of other clients fill the
-account, or its limit is smaller than this job. What becomes of smaller jobs tells them apart. So after such a refusal
+account, or its limit is smaller than this job. What becomes of smaller jobs shows which it is. So after such a refusal
 of a job of several images, smaller ones go first. One that is accepted shows that the account takes jobs; one that is
-refused in the same way shows that it is full, and the evidence about the larger one begins anew.
+refused in the same way shows that it is full, and then the time of the larger one counts from the beginning.
 
 A refused size is tried whenever nothing of ours runs and nothing smaller waits, and otherwise every `TRY_EVERY_MEANS`
 mean durations: then smaller jobs wait until the account is empty, which costs them about a tenth of their time. The
@@ -105,7 +105,7 @@ class RefusedSize:
         """Return whether some of the jobs that wait may have waited too long, once after each reason to ask."""
         check, self._check = self._check, False
         long_enough = self.refused_at >= self._since + self._retry.max_wait_s and self._refusals >= LEAST_REFUSALS
-        return check and long_enough and now < self._try_at  # later, a new refusal is needed
+        return check and long_enough and now < self.refused_at + self._try_every_s  # later, a new refusal is needed
 
     def waited_too_long(self, job: TrackedJob) -> bool:
         """Return whether a job that waits is larger than what its account takes, by all that was seen."""

@@ -216,3 +216,15 @@ async def test_large_job_ends_where_no_account_takes_it() -> None:
             await session.generate("a fox", num_images=4)
     assert now() <= 200.0
     assert sum(world.stats(now()).creates_received for world in worlds) <= 30
+
+
+@virtually
+async def test_large_job_goes_after_small_ones_of_a_lower_priority_only_while_it_is_refused() -> None:
+    account = Account([(0.0, 2), (30.0, 8)])
+    async with account.session, asyncio.TaskGroup() as group:
+        group.create_task(account.buy("large", 4, priority=10))
+        for number in range(4):
+            group.create_task(account.buy(f"small-{number}", 1))
+        await asyncio.sleep(60.0)
+        assert set(account.ends) == {"large", *(f"small-{number}" for number in range(4))}
+    assert all(error is None for _, error in account.ends.values())
