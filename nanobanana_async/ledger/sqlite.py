@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from attrs import frozen
+
 from nanobanana_async.errors import ConfigurationError
-from nanobanana_async.jobs import JobRecord, JobState
+from nanobanana_async.jobs import TERMINAL_STATES, JobRecord, JobState
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.base import Allowance, Claim, Upload
-from nanobanana_async.ledger.columns import READERS, identity_values, progress_values
+from nanobanana_async.ledger.columns import READERS, identity_values, progress_values, sql_list
 from nanobanana_async.ledger.connection import open_file
 from nanobanana_async.ledger.file import current_schema, missing_parts
 from nanobanana_async.ledger.statements import JobTable, update_statement_for
@@ -22,7 +24,7 @@ from nanobanana_async.ledger.stored import PRUNE_BATCH, WriterLedger, check_awar
 from nanobanana_async.ledger.uploads import find_upload, prune_uploads, remember_upload
 from nanobanana_async.ledger.writer import Writer
 from nanobanana_async.policy.named_budget import Budget, BudgetState, check_same_period
-from nanobanana_async.policy.prices import Price
+from nanobanana_async.policy.prices import Price, from_billionths
 from nanobanana_async.validators import as_file, as_number, check_kind
 
 T = TypeVar("T")
@@ -30,7 +32,29 @@ T = TypeVar("T")
 BUSY_S = 10.0
 MAX_BUSY_S = 1e6  # SQLite stores it in milliseconds, in 31 bits
 
-_SELECT_LAST_TIMES = "SELECT max(coalesce(running_since, first_sent_at, created_at)), max(ended_at) FROM jobs"
+_SELECT_TIMES = "SELECT key, max(coalesce(running_since, first_sent_at, created_at), coalesce(ended_at, '')) FROM jobs"
+_SELECT_PRUNED = f"""
+    SELECT (SELECT min(ended_at) FROM jobs WHERE state IN ({sql_list(TERMINAL_STATES)})),
+        coalesce((SELECT credits FROM spending WHERE batch = ?), 0)
+            - coalesce((SELECT sum(credits) FROM charges WHERE batch = ?), 0)
+"""
+
+
+@frozen
+class KnownPurchases:
+    """What a ledger knows of purchases."""
+
+    times: Mapping[str, str]
+    """When the last thing happened to each job, by its key: it was requested, sent, accepted or ended."""
+    first_end: datetime | None
+    """When the first of the jobs ended that have ended: what ended later was never pruned."""
+    pruned: Decimal
+    """The credits of a batch that its pruned jobs cost, each as far as a price was known."""
+
+    def has(self, key: str, since: str = "") -> bool:
+        """Return whether the ledger has a job, and knows something of it from that time (ISO 8601, UTC) or later."""
+        last = self.times.get(key)
+        return last is not None and last >= since
 
 
 class SqliteLedger(WriterLedger):
@@ -210,15 +234,15 @@ class SqliteLedger(WriterLedger):
         """Count all jobs by state."""
         return await self._submit(JobTable.count_by_state)
 
-    async def last_time(self) -> datetime | None:
-        """Return when the last thing happened that the ledger knows of its jobs; None if it has none.
+    async def known_purchases(self, batch: str) -> KnownPurchases:
+        """Return what the ledger knows of purchases; `pruned` is of the batch with this name."""
 
-        That is the latest time at which one was requested, sent, accepted or ended.
-        """
-
-        def read(table: JobTable) -> datetime | None:
-            (found,) = table.connection.execute(_SELECT_LAST_TIMES).fetchall()
-            return max((READERS["ended_at"](text) for text in found if text is not None), default=None)
+        def read(table: JobTable) -> KnownPurchases:
+            # The jobs first: a job that is pruned between both statements is known, or was counted.
+            times = dict(table.connection.execute(_SELECT_TIMES))
+            prefix = batch_key_prefix(batch)
+            first_end, pruned = table.connection.execute(_SELECT_PRUNED, (prefix, prefix)).fetchone()
+            return KnownPurchases(times, first_end and READERS["ended_at"](first_end), from_billionths(max(0, pruned)))
 
         return await self._submit(read)
 

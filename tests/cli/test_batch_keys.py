@@ -3,6 +3,9 @@
 import csv
 import json
 import re
+import sqlite3
+from collections.abc import Collection
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 
@@ -177,3 +180,60 @@ def test_cells_that_begin_like_formulas_are_harmless(text: str, tmp_path: Path) 
     assert not [cell for cell in (*header, *cells) if cell.startswith(("=", "+", "-", "@", "\t", "\r"))]
     assert cells[header.index("credits")] == "0.5"
     assert f"'{text}" in cells
+
+
+@pytest.mark.parametrize("gateway", ["apimall", "defapi"])
+@pytest.mark.parametrize("pruned", ["first", "all"])
+async def test_row_bought_again_after_a_change_is_found_after_its_jobs_were_pruned(
+    batch: Command, gateway: str, pruned: str
+) -> None:
+    async with emulated(batch, gateway) as emulator:
+        await batch(batch.write("a.csv", "key,prompt", "gate,a red gate", "cat,a cat"))
+        first = {batch.lines()["a red gate"]["job_key"]}
+        await batch(batch.write("a.csv", "key,prompt", "gate,a blue gate", "cat,a cat"), "--buy-changed")
+        before, lines = requests(emulator), batch.lines()
+        prune(batch, first if pruned == "first" else None)
+        assert (await batch("a.csv", "--dry-run")).out.splitlines()[:3] == ["rows\t2", "finished\t2", "to buy\t0"]
+        for _ in range(2):
+            said = await batch("a.csv")
+            assert (said.code, requests(emulator)) == (0, before)
+            assert "2 rows had ended before: 2 succeeded" in said.err
+            assert "left the file" not in said.err
+            assert batch.lines() == lines
+        if pruned == "first":  # the ledger alone has it
+            (batch.out / "results.jsonl").unlink()
+            assert (await batch("a.csv")).code == 0
+            assert requests(emulator) == before
+            assert batch.lines()["a blue gate"]["images"] == ["images/gate-2.png"]
+
+
+@pytest.mark.parametrize(("gateway", "setting"), [("apimall", "aspect_ratio"), ("defapi", "images")])
+async def test_row_that_changed_after_its_job_was_pruned_is_bought_only_on_request(
+    batch: Command, gateway: str, setting: str
+) -> None:
+    was, now = ("1:1", "3:4") if gateway == "apimall" else ("https://a.example/1.png", "https://a.example/2.png")
+    async with emulated(batch, gateway) as emulator:
+        await batch(batch.write("a.csv", f"key,prompt,{setting}", f"gate,a red gate,{was}", "cat,a cat,"))
+        for edited, name in (f"gate,a red gate,{now}", setting), (f"gate,a blue gate,{now}", "prompt"):
+            before, bought = requests(emulator), emulator.stats().creates_accepted
+            prune(batch)
+            batch.write("a.csv", f"key,prompt,{setting}", edited, "cat,a cat,")
+            for _ in range(2):
+                said = await batch("a.csv")
+                assert (said.code, requests(emulator)) == (1, before)
+                line = batch.lines()["a red gate"]  # what was bought
+                assert (line["status"], line["changed"], bool(line["images"])) == ("succeeded", [name], True)
+                assert line["error"].startswith("the row with key gate has changed since it was bought")
+            assert "changed\t1" in (await batch("a.csv", "--dry-run")).out
+            assert (await batch("a.csv", "--buy-changed")).code == 0
+            assert emulator.stats().creates_accepted == bought + 1
+            assert batch.statuses() == {"succeeded": 2}
+        assert len(batch.lines()["a blue gate"]["earlier_images"]) == 2
+
+
+def prune(batch: Command, keys: Collection[str] | None = None) -> None:
+    """Delete the jobs with these keys, by default all, as `jobs prune` deletes what has ended."""
+    with closing(sqlite3.connect(batch.out / "jobs.sqlite")) as ledger, ledger:
+        for (key,) in ledger.execute("SELECT key FROM jobs").fetchall():
+            if keys is None or key in keys:
+                ledger.execute("DELETE FROM jobs WHERE key = ?", (key,))

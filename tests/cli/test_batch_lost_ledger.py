@@ -3,6 +3,9 @@
 import asyncio
 import json
 import shutil
+import sqlite3
+import time
+from contextlib import closing
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -11,13 +14,17 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from nanobanana_async.cli import app as cli
 from nanobanana_async.cli.batch.folder import BatchFolder, FolderOwner
 from nanobanana_async.cli.batch.lost_ledger import refuse_lost_ledger
 from nanobanana_async.cli.batch.results import Result
+from nanobanana_async.emulator import Script
+from nanobanana_async.emulator.faults import reset
 from nanobanana_async.errors import ConfigurationError
 from nanobanana_async.jobs import JobState
 from nanobanana_async.ledger.sqlite import SqliteLedger
 from nanobanana_async.report import ReportRow
+from tests.cli.batch_kills import lines_of
 from tests.cli.batches import Command, emulated, requests
 from tests.support.ledger_contract import EIGHT, about_to_be_sent, moved
 from tests.support.records import NOON
@@ -54,6 +61,7 @@ async def check(folder: Path, found: FolderOwner = OWNER, *, new_ledger: bool = 
 
 
 async def test_results_that_the_ledger_knows_are_no_reason_to_refuse(tmp_path: Path) -> None:
+    await buy(tmp_path, "b-0", prune=True)
     await buy(tmp_path, "b-1", "b-2")
     write_results(tmp_path, line("b-1"), line("b-2"), line("b-0", -timedelta(days=9)))  # the last one is pruned
     assert await check(tmp_path) == OWNER
@@ -97,6 +105,29 @@ async def test_a_ledger_from_which_all_was_pruned_is_not_older(tmp_path: Path) -
         await check(tmp_path)
 
 
+async def test_rows_that_an_older_ledger_lacks_are_refused_after_newer_purchases(tmp_path: Path) -> None:
+    await buy(tmp_path, "b-0", prune=True)  # the oldest line is of this one
+    await buy(tmp_path, "b-1", "other")
+    hour = timedelta(hours=1)
+    write_results(tmp_path, line("b-0", -hour), line("b-1"), line("b-2", -hour / 2), line("b-3", -hour / 4))
+    with pytest.raises(ConfigurationError, match=r"lists 2 rows bought since, for 16 credits"):
+        await check(tmp_path)
+
+
+@pytest.mark.parametrize("facts", [{"status": "uncertain", "task_id": None}, {}, {"status": "unfinished"}])
+async def test_rows_of_unknown_cost_are_lost_only_if_an_older_job_is_still_there(
+    tmp_path: Path, facts: dict[str, Any]
+) -> None:
+    await buy(tmp_path)
+    later = timedelta(hours=2)
+    write_results(tmp_path, line("b-1"), line("b-2", later, **{"credits": None, **facts}))
+    await buy(tmp_path, "b-1", prune=True)
+    assert await check(tmp_path) == OWNER  # it may have been resolved and pruned, too
+    await buy(tmp_path, "b-1")
+    with pytest.raises(ConfigurationError, match=r"lists 1 row bought since: "):
+        await check(tmp_path)
+
+
 async def test_an_empty_ledger_knows_nothing(tmp_path: Path) -> None:
     await buy(tmp_path)
     write_results(tmp_path, line("b-1"))
@@ -111,7 +142,6 @@ async def test_a_job_that_was_begun_again_is_newer_than_the_line_of_its_first_pu
     record = await ledger.find("b-1")
     assert record is not None
     await ledger.advance(record, record.next_generation(body=b"{}", created_at=NOON + timedelta(hours=2)))
-    assert await ledger.last_time() == NOON + timedelta(hours=2)
     await ledger.aclose()
     write_results(tmp_path, line("b-1"))
     assert await check(tmp_path) == OWNER
@@ -151,6 +181,50 @@ async def test_consent_is_remembered_for_the_rows_of_then(tmp_path: Path, capsys
     write_results(tmp_path, line("b-1"), line("b-2", later), line("b-3", 2 * later))
     with pytest.raises(ConfigurationError, match="lists 1 row bought since"):
         await check(tmp_path, consented)
+
+
+@pytest.mark.slow
+async def test_results_of_many_rows_are_compared_in_little_time(tmp_path: Path) -> None:
+    await buy(tmp_path, "b-0")
+    keys = [f"b-{number}" for number in range(100_000)]
+    write_results(tmp_path, *(line("b-0").replace('"b-0"', f'"{key}"') for key in keys))
+    with closing(sqlite3.connect(tmp_path / "jobs.sqlite")) as ledger, ledger:
+        names = [name for (name,) in ledger.execute("SELECT name FROM pragma_table_info('jobs')")]
+        copied = ", ".join(name for name in names if name not in ("id", "key"))
+        copy = f"INSERT INTO jobs (key, {copied}) SELECT ?, {copied} FROM jobs WHERE key = 'b-0'"
+        ledger.executemany(copy, [(key,) for key in keys[1:]])
+    began_at = time.perf_counter()
+    assert await check(tmp_path) == OWNER
+    assert time.perf_counter() - began_at < 3  # half a second on one core that has nothing else to do
+
+
+@pytest.mark.slow
+async def test_one_uncertain_row_that_was_resolved_and_pruned_is_bought_again(batch: Command) -> None:
+    async with emulated(batch, "defapi", script=Script({"defapi.create": [reset(processed=True)]})) as emulator:
+        await batch(batch.prompts(1))
+        (row,) = lines_of(batch.out)
+        assert row["status"] == "uncertain"
+        for command in (("resolve", row["job_key"], "--as", "not-bought"), ("prune", "--older-than", "0h")):
+            tokens = ["jobs", *command, "--ledger", "out/jobs.sqlite", "--yes"]
+            assert await asyncio.to_thread(cli.run, tokens) == 0
+        assert (await batch(batch.prompts(1))).code == 0
+        assert emulator.stats().creates_accepted == 2
+
+
+@pytest.mark.slow
+async def test_an_older_copy_with_newer_purchases_buys_nothing_until_the_user_consents(batch: Command) -> None:
+    ledger = batch.out / "jobs.sqlite"
+    async with emulated(batch, "defapi") as emulator:
+        assert (await batch(batch.prompts(1))).code == 0
+        shutil.copy(ledger, batch.folder / "older.sqlite")
+        assert (await batch(batch.prompts(4))).code == 0
+        shutil.copy(batch.folder / "older.sqlite", ledger)
+        assert await asyncio.to_thread(cli.run, ["generate", "an owl", "--ledger", "out/jobs.sqlite"]) == 0
+        for image in (batch.out / "images").glob("*.png"):
+            image.unlink()
+        before = requests(emulator)
+        assert "which lists 3 rows bought since, for 1.5 credits" in (await batch(batch.prompts(4))).complaint
+        assert requests(emulator) == before
 
 
 @pytest.mark.slow

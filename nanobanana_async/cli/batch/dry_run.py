@@ -18,7 +18,7 @@ from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.other_accounts import OtherAccounts
 from nanobanana_async.cli.batch.rehearsal import LOST_STATES
-from nanobanana_async.cli.batch.results import RESULTS, line_offsets
+from nanobanana_async.cli.batch.results import RESULTS, OldResults
 from nanobanana_async.cli.batch.rows import is_not_bought_again, is_record_of_row
 from nanobanana_async.cli.batch.run_options import RunOptions
 from nanobanana_async.cli.jobs.actions import Prices, open_read_only, prices_in
@@ -50,7 +50,7 @@ async def show_dry_run(options: RunOptions, gateway: Gateway, *, asks_balance: b
     settings = _Settings(options, gateway)
     digests: set[str] = set()
     others = OtherAccounts(gateway, options.folder / LEDGER, options.ours)
-    old_offsets = line_offsets(options.folder / RESULTS)
+    old = OldResults.read(options.folder / RESULTS)
     path, edits = options.ledger or options.folder / LEDGER, Edits(options.file)
     async with AsyncExitStack() as stack:
         exists = not isinstance(path, Path) or (path.is_file() and path.stat().st_size > 0)
@@ -62,22 +62,23 @@ async def show_dry_run(options: RunOptions, gateway: Gateway, *, asks_balance: b
                 print(f"nanobanana: {one_line(sentence)}", file=sys.stderr)
         costs = Costs(gateway, prices, options.expected_credits)
         costs.left = None if options.max_credits is None else options.max_credits - spent
+        detector = None
+        if ledger is not None:
+            detector = RowChangeDetector(options.file, gateway, ledger, old, buy=options.buy_changed, ours=options.ours)
         for row in options.file.rows(gateway):
             change = None
-            if ledger is not None:
-                row, change = await RowChangeDetector(
-                    options.file, gateway, ledger.find, buy=options.buy_changed, ours=options.ours
-                ).current(row)
+            if detector is not None:
+                row, change = await detector.current(row)
             record = None if ledger is None else await ledger.find(row.key)
             status = (
-                "finished" if record is None and row.key in old_offsets else _row_status(row, record, options, gateway)
+                "finished" if record is None and row.key in old.offsets else _row_status(row, record, options, gateway)
             )
             if change is not None:
                 status = "changed"
                 changed.append((change.number, change.why, change.names))
             elif row.key in edits.changed and not options.buy_changed:
                 status = "changed"
-            unsaved = status in ("running", "to buy") or (status == "finished" and row.key not in old_offsets)
+            unsaved = status in ("running", "to buy") or (status == "finished" and row.key not in old.offsets)
             if unsaved and record is not None and others.add(record):
                 status = "of another account"
             counts[status] += 1

@@ -1,6 +1,6 @@
 """Find the result of a row that ended in an earlier run, in the old results, the ledger and the folder."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from nanobanana_async.cli.batch.changed import Change, RowChangeDetector
 from nanobanana_async.cli.batch.folder import LEDGER
 from nanobanana_async.cli.batch.input_file import FileRow, InputFile
 from nanobanana_async.cli.batch.other_accounts import OtherAccounts
-from nanobanana_async.cli.batch.results import IMAGES, RESULTS, Result, read, with_files
+from nanobanana_async.cli.batch.results import IMAGES, OldResults, Result, read, with_files
 from nanobanana_async.cli.batch.rows import (
     at_new_position,
     is_not_bought_again,
@@ -35,6 +35,7 @@ class FinishedRows:
         file: InputFile,
         gateway: Gateway,
         ledger: StoredLedger,
+        old: OldResults,
         *,
         retry_failed: bool,
         buy_changed: bool,
@@ -42,53 +43,72 @@ class FinishedRows:
         ours: Collection[str] = (),
     ) -> None:
         self.other_accounts = OtherAccounts(gateway, folder / LEDGER, ours)
-        self._changed = RowChangeDetector(file, gateway, ledger.find, buy=buy_changed, ours=ours)
+        self._changed = RowChangeDetector(file, gateway, ledger, old, buy=buy_changed, ours=ours)
         self._folder = folder
         self._gateway = gateway
         self._ledger = ledger
+        self._old_results = old
         self._retry_failed = retry_failed
         self._saved_images: SavedImages | None = None
         self._changed_keys: set[str] = set()
         """Keys of the jobs of changed rows."""
         self._stored = None if store is None else StoredImages(store, ledger)
 
-    async def begin(self, old_offsets: Mapping[str, int]) -> None:
+    async def begin(self) -> None:
         """Look for the images of the old results in the store, if they go there.
 
         Raises `ConfigurationError` if the store can't be read: nothing is bought yet.
         """
-        if self._stored is not None and old_offsets:
+        if self._stored is not None and (offsets := self._old_results.offsets):
             try:
-                await self._stored.read(read(self._folder / RESULTS, old_offsets.values()))
+                await self._stored.read(read(self._old_results.path, offsets.values()))
             except SaveError as error:
                 raise ConfigurationError(f"{error}; nothing was bought") from None
 
-    async def find(self, row: FileRow, old_offsets: dict[str, int]) -> Result | None:
+    async def find(self, row: FileRow) -> Result | None:
         """Return the result of a row that has ended; None if something is left to do for it.
 
-        `old_offsets` is where the old results have the rows; what was found is removed.
+        The lines of the row are removed from the old results: those that stay are of rows that left the file.
         """
-        given_key = row.key
+        given_key, offsets = row.key, self._old_results.offsets
         row, change = await self._changed.current(row)
-        offset = old_offsets.pop(row.key, None)
+        offset = offsets.pop(row.key, None)
+        if row.own_key is not None:
+            offsets.pop(self._old_results.jobs.get(row.own_key, ""), None)
         if change is not None:
             await self._add_changed(row, given_key)
             return self.with_earlier_images(self._as_bought(row, change, offset))
         if row.key != given_key:
             await self._add_changed(row, given_key)
-            old_offsets.pop(given_key, None)
+            offsets.pop(given_key, None)
         found = await self._find(row, offset)
         return None if found is None else self.with_earlier_images(found)
 
     def _as_bought(self, row: FileRow, change: Change, offset: int | None) -> Result:
         """Return what was bought for a row before it changed, with its images, and that it has changed."""
-        bought, record = evolve(row, request=change.record.request, given=None), change.record
-        result = self._from_record(bought, record, self._intact(self._old(offset)))
+        old, record = self._old(offset), change.record
+        if record is None:
+            return self._as_listed(row, change, old)
+        bought = evolve(row, request=record.request, given=None)
+        result = self._from_record(bought, record, self._intact(old))
         if result is None:  # it still runs, or its images are not saved
             result = result_from_record(bought, record, self._gateway)
             done = record.state is not JobState.SUCCEEDED
             result = result if done else evolve(result, row=evolve(result.row, status="unfinished"))
         error = change.why if result.row.error is None else f"{result.row.error}; {change.why}"
+        return evolve(result, row=evolve(result.row, changed=change.names, error=error))
+
+    def _as_listed(self, row: FileRow, change: Change, old: Result | None) -> Result:
+        """Return what the old results list of a changed row whose job was pruned."""
+        if old is None:
+            raise RuntimeError("a change without a record is one of a listed row")
+        earlier = (
+            (old.row.error or "").removesuffix(change.why).removesuffix("; ")
+        )  # this run is not the first to say so
+        result = at_new_position(old, row)
+        if result.row.status == "succeeded" and self._intact(old) is None:
+            result = evolve(result, row=evolve(result.row, status="unfinished", images=()), sha256=(), sizes=())
+        error = "; ".join(filter(None, (earlier, change.why)))
         return evolve(result, row=evolve(result.row, changed=change.names, error=error))
 
     async def _add_changed(self, row: FileRow, first_key: str) -> None:
@@ -124,7 +144,7 @@ class FinishedRows:
         return result
 
     def _old(self, offset: int | None) -> Result | None:
-        return None if offset is None else next(read(self._folder / RESULTS, [offset]), None)
+        return None if offset is None else next(read(self._old_results.path, [offset]), None)
 
     def _intact(self, old: Result | None) -> Result | None:
         """Return an old result if all its images are still there."""

@@ -1,25 +1,29 @@
 """Refuse a folder whose ledger is missing or older than its results: what it does not know would be bought again."""
 
 import asyncio
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import BinaryIO
 
 from attrs import evolve
 
 from nanobanana_async.cli.batch.folder import LEDGER, REPORT, FolderOwner
-from nanobanana_async.cli.batch.results import IMAGES, RESULTS, to_time
+from nanobanana_async.cli.batch.results import IMAGES, RESULTS
 from nanobanana_async.cli.jobs.consent import print_note
 from nanobanana_async.errors import ConfigurationError, LedgerError
 from nanobanana_async.formatting import credit_count, plural
-from nanobanana_async.jobs import TERMINAL_STATES, JobState
-from nanobanana_async.ledger.sqlite import SqliteLedger
+from nanobanana_async.ledger.sqlite import KnownPurchases, SqliteLedger
 from nanobanana_async.report import ReportRow
 
 _SENT_AT = re.compile(rb'"sent_at": ?"([^"]+)"')
+_KEY = re.compile(rb'"job_key": ?"([^"]+)"')
+_ROUNDING = Decimal("1e-9")
+"""To how much the ledger rounds a charge."""
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -68,56 +72,67 @@ def _files_of_a_run(path: Path) -> list[str]:
 
 
 def _unknown_rows(results: Path, ledger: Path | None, owner: FolderOwner) -> list[ReportRow]:
-    """Return the bought rows that were sent after all that the ledger knows.
+    """Return the bought rows that the ledger has lost.
 
-    A run writes to the ledger before it writes to the results. So a ledger that has lost nothing has something as new
-    as each of their lines: the job itself, a later purchase of it, or, if the job was pruned, jobs that ended after it,
-    since the older ones are pruned first. Only where all that ended was pruned may the lines be newer: then the ledger
-    has still counted what they cost. Lines of rows that cost nothing, such as refused ones, are no loss.
+    A run writes to the ledger before it writes to the results. So the ledger has the job of each of their lines, unless
+    it was pruned. What pruned jobs cost stays counted: if the lines of unknown jobs cost more, the newest of them are
+    lost, since the oldest are pruned first. For lines whose cost is not final, such as of a job in doubt, the times
+    decide: no job was pruned that ended after one that is still there. Lines that cost nothing are no loss.
     """
-    last = max((sent_at for sent_at, _ in _lines(results)), default=_NEVER)
-    since, pruned = owner.unknown_until or _NEVER, Decimal(0)
-    if ledger is not None and last > since:  # read after the results, to which another run may add
-        with suppress(LedgerError):  # it can't be read: the run says why
-            known, pruned = asyncio.run(_read(ledger, owner.batch))
-            since = max(since, known)
-    if last <= since:
+    try:
+        with results.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size  # what another run adds is written after the ledger is read here
+            known = KnownPurchases({}, None, Decimal(0)) if ledger is None else asyncio.run(_read(ledger, owner.batch))
+            rows = _unknown_of(file, size, known, owner.unknown_until or _NEVER)
+    except (OSError, LedgerError):  # the run says why the ledger can't be read
         return []
-    rows: dict[str, ReportRow] = {}
-    for line in (line for sent_at, line in _lines(results) if sent_at > since):
-        with suppress(ValueError):
-            row = ReportRow.from_json(line)
-            if row.sent_at is not None and (row.task_id or row.status == "uncertain") and row.credits != 0:
-                rows[row.job_key] = row
-    unknown = list(rows.values())
-    return [] if pruned and _cost(unknown) <= pruned else unknown
+    bought = [row for row in rows.values() if (row.task_id or row.status == "uncertain") and row.credits != 0]
+    if ledger is None:
+        return bought
+    priced = [row for row in bought if row.status in ("succeeded", "failed") and row.credits is not None]
+    ended = known.first_end
+    unpriced = [row for row in bought if row not in priced and not known.has(row.job_key)]
+    lost = [row for row in unpriced if ended is not None and (row.sent_at or _NEVER) > ended]
+    left = _cost(priced) - known.pruned
+    for row in sorted(priced, key=lambda row: row.sent_at or _NEVER, reverse=True):
+        if left <= len(priced) * _ROUNDING:
+            break
+        lost.append(row)
+        left -= row.credits or 0
+    return lost
 
 
 def _cost(rows: Iterable[ReportRow]) -> Decimal:
     return sum((row.credits for row in rows if row.credits is not None), Decimal(0))
 
 
-def _lines(results: Path) -> Iterator[tuple[datetime, bytes]]:
-    """Yield the lines of rows that were sent, each with the time; parsing all of 100,000 lines would take seconds."""
-    with suppress(OSError), results.open("rb") as file:
-        for line in file:
-            if (found := _SENT_AT.search(line)) is not None:
-                with suppress(ValueError):  # what a person or a killed run has left there
-                    if (sent_at := to_time(found[1].decode())) is not None:
-                        yield sent_at, line
+def _unknown_of(file: BinaryIO, size: int, known: KnownPurchases, since: datetime) -> dict[str, ReportRow]:
+    """Return the rows that were sent after a time and that a ledger does not know, by the keys of their jobs.
+
+    Only their lines are parsed: for all of 100,000 that would take seconds. An older copy of a ledger may have a job of
+    a line as it was before: withdrawn, or with an earlier purchase.
+    """
+    rows: dict[str, ReportRow] = {}
+    for text in iter(file.readline, b""):
+        sent, key = _SENT_AT.search(text), _KEY.search(text)
+        if (
+            sent is not None
+            and key is not None
+            and not known.has(key[1].decode(errors="replace"), sent[1].decode(errors="replace"))
+        ):
+            with suppress(ValueError):  # what a person or a killed run has left there
+                row = ReportRow.from_json(text)
+                if row.sent_at is not None and row.sent_at > since:
+                    rows[row.job_key] = row
+        if file.tell() >= size:
+            break
+    return rows
 
 
-async def _read(path: Path, batch: str) -> tuple[datetime, Decimal]:
-    """Return when the last thing happened that a ledger knows, and, if all that ended was pruned, what that cost."""
+async def _read(path: Path, batch: str) -> KnownPurchases:
     ledger = SqliteLedger(path, read_only=True)
     await ledger.open()
     try:
-        last = await ledger.last_time() or _NEVER
-        states = await ledger.count_by_state()
-        if any(states[state] for state in TERMINAL_STATES):
-            return last, Decimal(0)
-        stated = [record.credits or Decimal(0) async for record in ledger.jobs(JobState.RUNNING)]
-        counted = await ledger.spent_or_reserved(batch)
-        return last, counted - await ledger.reserved(batch) - sum(stated, Decimal(0))
+        return await ledger.known_purchases(batch)
     finally:
         await ledger.aclose()

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from nanobanana_async.escaping import json_line
 from nanobanana_async.images.object_store import ObjectUrl
@@ -196,24 +196,48 @@ class Results:
         self._part.unlink(missing_ok=True)
 
 
-def line_offsets(path: Path) -> dict[str, int]:
-    """Return the offset of the last line of each job's key; the file may be missing or truncated."""
-    found: dict[str, int] = {}
-    try:
-        with path.open("rb") as file:
+@frozen
+class OldResults:
+    """Where the results of earlier runs have the last line of each job."""
+
+    path: Path
+    offsets: dict[str, int] = field(factory=dict)
+    """By the key of the job."""
+    jobs: dict[str, str] = field(factory=dict)
+    """By the row's own key: the key of the job of its last line."""
+
+    @classmethod
+    def read(cls, path: Path) -> "OldResults":
+        """Read the file, which may be missing or truncated."""
+        found = cls(path)
+        with suppress(FileNotFoundError), path.open("rb") as file:
             offset = 0
             for line in file:
                 with suppress(ValueError):  # a truncated line of a killed process
-                    found[Result.from_json(line).row.job_key] = offset
+                    row = Result.from_json(line).row
+                    found.offsets[row.job_key] = offset
+                    if row.key is not None and row.job_key:
+                        found.jobs[row.key] = row.job_key
                 offset += len(line)
-    except FileNotFoundError:
-        pass
-    return found
+        return found
+
+    def of_row(self, row_key: str) -> Result | None:
+        """Return the last result of a row."""
+        offset = self.offsets.get(self.jobs.get(row_key, ""))
+        return None if offset is None else next(read(self.path, [offset]), None)
+
+
+def line_offsets(path: Path) -> dict[str, int]:
+    """Return the offset of the last line of each job's key; the file may be missing or truncated."""
+    return OldResults.read(path).offsets
 
 
 def read(path: Path, offsets: Iterable[int]) -> Iterator[Result]:
-    """Yield the results at these offsets of the file."""
+    """Yield the results at these offsets of the file, which may be missing if there are none."""
+    places = list(offsets)
+    if not places:
+        return
     with path.open("rb") as file:
-        for offset in offsets:
+        for offset in places:
             file.seek(offset)
             yield Result.from_json(file.readline())

@@ -18,8 +18,9 @@ from nanobanana_async.errors import NanoBananaError
 from nanobanana_async.failures import to_failure_kinds
 from nanobanana_async.jobs import JobRecord, JobState, has_failed_with
 from nanobanana_async.models import REQUEST_FIELDS, ImageRequest, Reference, same_request, with_model
-from nanobanana_async.references import LocalImage
+from nanobanana_async.references import LocalImage, image_identity
 from nanobanana_async.report import ReportRow, Status
+from nanobanana_async.report.row import json_value
 
 _STATUSES: dict[JobState, Status] = {
     JobState.SUCCEEDED: "succeeded",
@@ -66,6 +67,30 @@ def is_record_of_row(row: FileRow, record: JobRecord, gateway: Gateway) -> bool:
     if row.request is None or record.request is None:
         return False
     return same_request(with_model(row.request, gateway.model), record.request)
+
+
+def fields_changed_since(old: ReportRow, row: FileRow) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the name of each field in which a row differs from an old result, with what was bought and what is wanted.
+
+    The model is left out: the result has the one that was used, which is not always the name that was asked for.
+    """
+    request = row.request
+    if request is None:
+        return
+    was = {"prompt": old.prompt, **old.settings}
+    now = {"prompt": request.prompt, **json_value(_settings(row, None))}
+    for name in [name for name in REQUEST_FIELDS if name not in ("callback_url", "model")]:
+        before, wanted = was.get(name), now.get(name)
+        if name == "images":
+            before = tuple(image_identity(_registered(str(image))) for image in before or ())
+            wanted = tuple(map(image_identity, request.images))
+        if before != wanted:
+            yield name, before, wanted
+
+
+def _registered(shown: str) -> Reference:
+    """Return a reference image that the results show: the inverse of `_image`."""
+    return shown.rpartition(" (")[2].removesuffix(")") if shown.endswith(")") else shown
 
 
 def is_not_bought_again(record: JobRecord, *, retry_failed: bool) -> bool:

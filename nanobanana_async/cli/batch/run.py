@@ -29,7 +29,7 @@ from nanobanana_async.cli.batch.folder import LEDGER, REPORT, BatchFolder, unwri
 from nanobanana_async.cli.batch.input_file import FileRow
 from nanobanana_async.cli.batch.output import MAX_ERRORS, BatchSummary, StdoutLines
 from nanobanana_async.cli.batch.rehearsal import begin_lost_jobs_again
-from nanobanana_async.cli.batch.results import IMAGES, RESULTS, Result, Results, line_offsets
+from nanobanana_async.cli.batch.results import IMAGES, RESULTS, OldResults, Result, Results
 from nanobanana_async.cli.batch.rows import YIELD_EVERY, PendingRows, result_with_files
 from nanobanana_async.cli.batch.run_options import RunOptions
 from nanobanana_async.cli.batch.run_report import RunReport
@@ -129,24 +129,25 @@ class Run:
             raise ConfigurationError(edits.why)
         if edits.note:
             self._display.say(edits.note)
-        old_offsets = line_offsets(self._results.path)
+        old = OldResults.read(self._results.path)
         finished = self._finished = FinishedRows(
             self._folder,
             options.file,
             self._gateway,
             self._ledger,
+            old,
             retry_failed=options.retry_failed,
             buy_changed=options.buy_changed,
             store=options.store,
             ours=options.ours,
         )
-        await finished.begin(old_offsets)
+        await finished.begin()
         self._results.begin()
         for row in self._options.file.rows(self._gateway):
             if row.error is not None:
                 file = self._options.file
                 raise ConfigurationError(f"{file.title}, {file.unit} {row.number}: {row.error}")
-            result = await finished.find(row, old_offsets)
+            result = await finished.find(row)
             if result is not None:
                 self._results.add(result)
                 self._summary.add(result)
@@ -162,7 +163,7 @@ class Run:
         if len(self._summary.changed) == options.total:  # the results and the page stay as they are
             raise ConfigurationError(f"nothing to buy: {changed_sentence(self._summary.changed, options.file.unit)}")
         await self._stdout.flush()
-        self._summary.removed = len(old_offsets)
+        self._summary.removed = len(old.offsets)
         self._changed = self._results.commit()
         self._summary.finished_before = len(self._results)
         if self._summary.finished_before:
