@@ -21,6 +21,12 @@ def with_own_key(error: NanoBananaError, row: Row) -> NanoBananaError:
     return with_message(error, error.message.replace(row.key, f"{row.key} (the row's key is {row.own_key})", 1))
 
 
+def without_derived_key(error: NanoBananaError, row: Row) -> NanoBananaError:
+    """Return the error of a row that was withdrawn, as the reason why a batch stopped: no one knows the job's key."""
+    message = error.message.removeprefix(f"job {row.key} was withdrawn: ")
+    return error if message == error.message else with_message(error, message)
+
+
 def log_crash_as_error(index: int, failure: BaseException) -> NanoBananaError:
     """Log an exception that no row may cause, and return the error of the row at this index. The log counts from 1."""
     log_failure("batch.crashed", failure, row=index + 1)

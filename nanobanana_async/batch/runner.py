@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 from attrs import evolve
 
 from nanobanana_async.batch.budget_watch import watch_budget
-from nanobanana_async.batch.messages import log_crash_as_error, session_closed_error, with_own_key
+from nanobanana_async.batch.messages import log_crash_as_error, session_closed_error, with_own_key, without_derived_key
 from nanobanana_async.batch.options import BatchOptions, iterate
 from nanobanana_async.batch.outcome import Outcome, outcome_of
 from nanobanana_async.batch.room import Room
@@ -206,7 +206,7 @@ class BatchRunner:
             repeats = isinstance(result, (*ACCOUNT_ERRORS, TaskNotFound)) or is_lasting(result)
             if unbought and (was_dropped or repeats):
                 self._count_unbought(row)
-                self.stop(result)
+                self.stop(without_derived_key(result, row))
                 return
             if (unbought or isinstance(result, IdempotencyConflict)) and self._refusals.add(result):
                 self.stop(stop_reason(result, "were not bought"))

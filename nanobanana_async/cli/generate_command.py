@@ -203,10 +203,19 @@ def _about_single_words(requests: Sequence[ImageRequest]) -> str:
 
 
 def _about_file_names(prompts: Sequence[str]) -> str:
-    """Return what to say about prompts that are names of files: their text would be bought, not what is in them."""
+    """Return what to say about prompts that are names of files: their text would be bought, not what is in them.
+
+    A folder counts if its name looks like one of a file: `fox` may be a prompt that has images in the folder `fox`.
+    """
     name = next(filter(os.path.isfile, prompts), None)
     if name is None:
-        return ""
+        folder = next((each for each in prompts if Path(each).suffix and os.path.isdir(each)), None)
+        if folder is None:
+            return ""
+        return (
+            f"The prompt {shorten(folder, 60)!r} is the name of a folder, which `generate` does not read: --image names"
+            " the file of a reference image."
+        )
     command = command_line("batch", as_value(name), "-o", "FOLDER")
     return (
         f"The prompt {shorten(name, 60)!r} is the name of a file, which `generate` does not read: `{command}` buys the"

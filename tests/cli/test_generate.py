@@ -261,6 +261,17 @@ async def test_prompt_that_names_a_file_is_bought_only_with_consent(
     assert "batch prompts.txt -o FOLDER` buys the prompts in it" in said.err
 
 
+async def test_prompt_that_names_a_folder_like_a_file_is_bought_only_with_consent(tmp_path: Path) -> None:
+    for name in ("photo.png", "fox"):
+        (tmp_path / name).mkdir()
+    async with Emulator(duration=QUICK) as emulator:
+        environ = environment(emulator)
+        said = await nanobanana("generate", "photo.png", environ=environ, folder=tmp_path)
+        assert (said.code, emulator.stats().creates_accepted) == (2, 0)
+        assert "'photo.png' is the name of a folder, which `generate` does not read" in said.err
+        assert (await nanobanana("generate", "fox", environ=environ, folder=tmp_path)).code == 0
+
+
 async def test_rehearsal_of_a_prompt_that_names_a_file_says_so(tmp_path: Path) -> None:
     (tmp_path / "fox.png").write_bytes(b"")
     options = ("--gateway", "emulator", "-o", "out")

@@ -5,7 +5,8 @@ from decimal import Decimal
 
 import pytest
 
-from nanobanana_async import GenerationResult
+from nanobanana_async import Budget, GenerationResult
+from nanobanana_async.keys import batch_key_prefix
 from tests.credits.fakes import ChargingGateway, a_session, budget_of, charging_gateway, foxes, run_batch
 from tests.support.fakes import virtually
 from tests.support.shared_ledger import LedgerView, SharedLedger
@@ -78,3 +79,21 @@ async def test_purchases_of_others_do_not_count_for_a_session() -> None:
         await ours.generate("an owl")
         assert ours.stats().credits_spent == Decimal(8)
     assert gateway.sold == 2
+
+
+@virtually
+async def test_batch_that_follows_a_refused_row_of_another_process_stops_with_the_budget_not_a_derived_key() -> None:
+    gateway, shared = ChargingGateway(), SharedLedger()
+    async with (
+        a_session("apimall", gateway.transport(), ledger=LedgerView(shared)) as ours,
+        a_session("apimall", gateway.transport(), ledger=LedgerView(shared)) as theirs,
+        asyncio.TaskGroup() as group,
+    ):
+        budget = Budget(name="alice", max_credits=24)
+        both = [group.create_task(run_batch(each, foxes(6), batch="spring", budget=budget)) for each in (ours, theirs)]
+        stopped = [(await run).stopped for run in both]
+    assert gateway.taken == 24
+    for error in stopped:
+        assert error is not None
+        assert "budget alice: its cap is 24" in str(error)
+        assert batch_key_prefix("spring") not in str(error)
