@@ -113,7 +113,8 @@ def _unknown_of(file: BinaryIO, size: int, known: KnownPurchases, since: datetim
     a line as it was before: withdrawn, or with an earlier purchase.
     """
     rows: dict[str, ReportRow] = {}
-    for text in iter(file.readline, b""):
+    read = 0
+    for text in file:
         sent, key = _SENT_AT.search(text), _KEY.search(text)
         if (
             sent is not None
@@ -124,7 +125,8 @@ def _unknown_of(file: BinaryIO, size: int, known: KnownPurchases, since: datetim
                 row = ReportRow.from_json(text)
                 if row.sent_at is not None and row.sent_at > since:
                     rows[row.job_key] = row
-        if file.tell() >= size:
+        read += len(text)
+        if read >= size:
             break
     return rows
 
