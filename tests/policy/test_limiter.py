@@ -332,6 +332,13 @@ def test_trial_accepted_when_the_account_is_known_for_slots_does_not_change_its_
     assert known.admits(11.2, Load(3))
 
 
+def test_undecided_429_of_a_large_job_is_forgotten_when_a_smaller_one_is_accepted() -> None:
+    undecided = in_doubt(held=0)
+    assert undecided.trial_at < math.inf
+    undecided.forget_undecided()
+    assert (undecided.undecided_since, undecided.trial_at, undecided.limit_kind) == (None, math.inf, None)
+
+
 def test_refusal_while_others_hold_all_slots_is_no_learned_limit() -> None:
     full = limiter()
     full.on_throttled(1.0, AnsweredCreate(0.9), Load(0), "jobs")

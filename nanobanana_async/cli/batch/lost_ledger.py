@@ -89,9 +89,9 @@ def _unknown_rows(results: Path, ledger: Path | None, owner: FolderOwner) -> lis
     bought = [row for row in rows.values() if (row.task_id or row.status == "uncertain") and row.credits != 0]
     if ledger is None:
         return bought
-    priced = [row for row in bought if row.status in ("succeeded", "failed") and row.credits is not None]
+    priced = [row for row in bought if _has_final_cost(row)]
     ended = known.first_end
-    unpriced = [row for row in bought if row not in priced and not known.has(row.job_key)]
+    unpriced = [row for row in bought if not _has_final_cost(row) and not known.has(row.job_key)]
     lost = [row for row in unpriced if ended is not None and (row.sent_at or _NEVER) > ended]
     left = _cost(priced) - known.pruned
     for row in sorted(priced, key=lambda row: row.sent_at or _NEVER, reverse=True):
@@ -100,6 +100,10 @@ def _unknown_rows(results: Path, ledger: Path | None, owner: FolderOwner) -> lis
         lost.append(row)
         left -= row.credits or 0
     return lost
+
+
+def _has_final_cost(row: ReportRow) -> bool:
+    return row.status in ("succeeded", "failed") and row.credits is not None
 
 
 def _cost(rows: Iterable[ReportRow]) -> Decimal:
@@ -113,7 +117,6 @@ def _unknown_of(file: BinaryIO, size: int, known: KnownPurchases, since: datetim
     a line as it was before: withdrawn, or with an earlier purchase.
     """
     rows: dict[str, ReportRow] = {}
-    read = 0
     for text in file:
         sent, key = _SENT_AT.search(text), _KEY.search(text)
         if (
@@ -125,8 +128,8 @@ def _unknown_of(file: BinaryIO, size: int, known: KnownPurchases, since: datetim
                 row = ReportRow.from_json(text)
                 if row.sent_at is not None and row.sent_at > since:
                     rows[row.job_key] = row
-        read += len(text)
-        if read >= size:
+        size -= len(text)
+        if size <= 0:
             break
     return rows
 
