@@ -113,6 +113,8 @@ def _run(tokens: Sequence[str]) -> int:
 
 def _without_help_for_no_command(tokens: Sequence[str]) -> Sequence[str]:
     """Return the tokens without --help where they name no command: cyclopts would print the help of the whole group."""
+    if {*app.help_flags}.isdisjoint(tokens):
+        return tokens
     _, apps, unused = app.meta.parse_commands(list(tokens))
     has_commands = any(not name.startswith("-") for name in apps[-1]) or apps[-1] is app.meta
     if not has_commands or not unused or unused[0].startswith("-"):
