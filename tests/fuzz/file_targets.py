@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from nanobanana_async.cli.batch.folder import FolderOwner
-from nanobanana_async.cli.batch.results import Result, line_offsets
+from nanobanana_async.cli.batch.results import OldResults, Result
 from nanobanana_async.cli.batch.spreadsheet import write_spreadsheet
 from nanobanana_async.cli.batch.store_marker import _facts_in
 from nanobanana_async.cli.open_runs import _Run
@@ -60,7 +60,7 @@ def _result(data: bytes) -> None:
 
 def _results(data: bytes) -> None:
     path = file_with(data, "results.jsonl")
-    offsets = line_offsets(path)
+    offsets = OldResults.read(path).offsets
     assert all(0 <= offset < max(1, len(data)) for offset in offsets.values())
 
 

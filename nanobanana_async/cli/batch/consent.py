@@ -11,6 +11,7 @@ from nanobanana_async.cli.batch.edited import find_edits
 from nanobanana_async.cli.batch.folder import LEDGER, MARKER, BatchFolder, FolderOwner, unwritable_error
 from nanobanana_async.cli.batch.input_file import STANDARD_INPUT
 from nanobanana_async.cli.batch.notes import Notes, row_numbers_text
+from nanobanana_async.cli.batch.results import RESULTS, OldResults
 from nanobanana_async.cli.batch.run_options import RunOptions
 from nanobanana_async.cli.batch.sweeping import SweepInput
 from nanobanana_async.cli.jobs.actions import open_read_only
@@ -66,5 +67,6 @@ def _refuse_what_is_certain(options: RunOptions, gateway: Gateway, owner: Folder
 
 async def _refuse_edits(options: RunOptions, gateway: Gateway) -> None:
     async with open_read_only(options.folder / LEDGER) as ledger:
-        if why := (await find_edits(options.file, gateway, ledger, options.folder)).why:
+        old = OldResults.read(options.folder / RESULTS)
+        if why := (await find_edits(options.file, gateway, ledger, old)).why:
             raise ConfigurationError(why)

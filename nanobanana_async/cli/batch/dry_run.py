@@ -57,7 +57,7 @@ async def show_dry_run(options: RunOptions, gateway: Gateway, *, asks_balance: b
         ledger = await stack.enter_async_context(open_read_only(path)) if exists else None
         if ledger is not None:
             prices, spent = await prices_in(ledger, gateway), await ledger.spent_or_reserved(options.file.batch)
-            edits = await find_edits(options.file, gateway, ledger, options.folder)
+            edits = await find_edits(options.file, gateway, ledger, old)
             for sentence in filter(None, (edits.note, "" if options.buy_changed else edits.why)):
                 print(f"nanobanana: {one_line(sentence)}", file=sys.stderr)
         costs = Costs(gateway, prices, options.expected_credits)

@@ -1,7 +1,6 @@
 """Rows without a key that were edited since they were bought: they have new keys, and would be bought again."""
 
 from collections import Counter
-from pathlib import Path
 
 from attrs import define, evolve, field
 
@@ -10,7 +9,7 @@ from nanobanana_async.batch.rows import Row, RowReader
 from nanobanana_async.cli.batch.changed import changed_fields
 from nanobanana_async.cli.batch.input_file import FileRow, InputFile
 from nanobanana_async.cli.batch.notes import row_numbers_text
-from nanobanana_async.cli.batch.results import RESULTS, line_offsets, read
+from nanobanana_async.cli.batch.results import OldResults, read
 from nanobanana_async.cli.display import shorten
 from nanobanana_async.formatting import plural
 from nanobanana_async.jobs import JobRecord
@@ -59,12 +58,11 @@ class Edits:
         return f"{self.file.title}: {', '.join(listed)}{rest} when it was bought: {what}"
 
 
-async def find_edits(file: InputFile, gateway: Gateway, ledger: StoredLedger, folder: Path) -> Edits:
+async def find_edits(file: InputFile, gateway: Gateway, ledger: StoredLedger, old_results: OldResults) -> Edits:
     """Compare the rows to be bought with the bought rows that are no longer in the file. Nothing is written."""
     edits = Edits(file)
     if not (await ledger.count_by_state()).total():
         return edits
-    results = folder / RESULTS
     keys = {row.key for row in file.rows(gateway)}
     gone: dict[str, list[JobRecord]] = {}
     prefix = batch_key_prefix(file.batch)
@@ -73,10 +71,10 @@ async def find_edits(file: InputFile, gateway: Gateway, ledger: StoredLedger, fo
             gone.setdefault(record.request.prompt, []).append(record)
     if not gone:
         return edits
-    offsets = line_offsets(results)
+    offsets = old_results.offsets
     old_prompts = {
         old.row.number: old.row.prompt
-        for old in read(results, [offset for key, offset in offsets.items() if key not in keys])
+        for old in read(old_results.path, [offset for key, offset in offsets.items() if key not in keys])
         if old.row.prompt in gone and old.row.key is None
     }
     for row in file.rows(gateway):

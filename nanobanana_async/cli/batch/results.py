@@ -227,11 +227,6 @@ class OldResults:
         return None if offset is None else next(read(self.path, [offset]), None)
 
 
-def line_offsets(path: Path) -> dict[str, int]:
-    """Return the offset of the last line of each job's key; the file may be missing or truncated."""
-    return OldResults.read(path).offsets
-
-
 def read(path: Path, offsets: Iterable[int]) -> Iterator[Result]:
     """Yield the results at these offsets of the file, which may be missing if there are none."""
     places = list(offsets)

@@ -124,12 +124,12 @@ class Run:
             images = self._folder / IMAGES
             if note := await begin_lost_jobs_again(self._ledger, self._gateway, images, options.store):
                 self._display.say(note)
-        edits = await find_edits(options.file, self._gateway, self._ledger, self._folder)
+        old = OldResults.read(self._results.path)
+        edits = await find_edits(options.file, self._gateway, self._ledger, old)
         if edits.why and not options.buy_changed:
             raise ConfigurationError(edits.why)
         if edits.note:
             self._display.say(edits.note)
-        old = OldResults.read(self._results.path)
         finished = self._finished = FinishedRows(
             self._folder,
             options.file,

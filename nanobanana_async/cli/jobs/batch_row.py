@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nanobanana_async.cli.batch.folder import MARKER, FolderOwner
-from nanobanana_async.cli.batch.results import RESULTS, Result, line_offsets, read
+from nanobanana_async.cli.batch.results import RESULTS, OldResults, Result, read
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.location import Location
 from nanobanana_async.report import is_in_store
@@ -33,7 +33,7 @@ def row_facts(ledger: Location, job_key: str) -> tuple[str | None, list[str]]:
     path = ledger.expanduser().with_name(RESULTS)
     found: Result | None = None
     with suppress(OSError, ValueError):
-        offset = line_offsets(path).get(job_key)
+        offset = OldResults.read(path).offsets.get(job_key)
         found = None if offset is None else next(read(path, [offset]), None)
     if found is None:
         return None, []
