@@ -3,6 +3,7 @@
 Skipped where Playwright or Chromium is missing; `NANOBANANA_TEST_CHROMIUM` names another browser than `chromium`.
 """
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -200,6 +201,42 @@ async def test_double_click_and_lost_answer_buy_once(tmp_path: Path, browser: Br
             await expect(visit.cards).to_have_count(2)
         assert [said for said in visit.complaints if not AWAY.search(said)] == []
         assert paid(emulator.stats(), 2)
+
+
+async def test_order_typed_while_another_is_sent_follows_it(tmp_path: Path, browser: Browser) -> None:
+    async with (
+        Emulator(duration=Fixed(0.2), image_scale=0.1) as emulator,
+        running(studio(tmp_path, emulator)) as server,
+        visiting(browser, server) as visit,
+    ):
+        typed = asyncio.Event()
+
+        async def hold_the_answer(route: Route) -> None:
+            answer = await route.fetch()
+            await typed.wait()
+            await route.fulfill(response=answer)
+
+        await visit.page.route("**/api/jobs", hold_the_answer)
+        await visit.order("the first")
+        await expect(visit.cards).to_have_count(1)  # by the event stream, while the answer is still out
+        await visit.page.keyboard.press("Enter")  # the same order once more
+        await visit.order("the second")
+        await visit.page.keyboard.press("Enter")
+        typed.set()
+        await visit.sees("the first")
+        await visit.sees("the second")
+        await expect(visit.page.get_by_label("What do you want to see?")).to_be_empty()
+        await expect(visit.cards).to_have_count(2)
+
+        typed.clear()
+        await visit.order("the third")
+        await visit.sees("the third")
+        await visit.page.get_by_label("What do you want to see?").fill("not sent yet")
+        typed.set()
+        await expect(visit.page.get_by_role("button", name="Generate")).to_have_attribute("aria-disabled", "false")
+        await expect(visit.page.get_by_label("What do you want to see?")).to_have_value("not sent yet")
+        assert visit.complaints == []
+        assert paid(emulator.stats(), 3)
 
 
 async def test_late_answer_leaves_the_newer_card(tmp_path: Path, browser: Browser) -> None:

@@ -37,10 +37,13 @@ function draft() {
   return { key, fields };
 }
 
-let sending = false, takenAt = 0;
+let sending = false, edited = false, next = false, takenAt = 0;
 
 async function order() {
-  if (sending) return;
+  if (sending) {
+    next ||= edited; // another order: it is sent once this one is accepted. Unedited, it is the same order once more
+    return;
+  }
   if (prompt.value.trim() === "") {
     if (Date.now() - takenAt < DOUBLE_CLICK_MS) return; // the second half of a double click, on a box just emptied
     notice.textContent = "Say what you want to see first.";
@@ -48,15 +51,18 @@ async function order() {
     return;
   }
   busy(true);
+  edited = next = false;
+  let accepted = false;
   const mine = draft();
   try {
     const answer = await post(mine);
     const body = await answer.json().catch(() => ({}));
     if (answer.status === 202) {
       sessionStorage.removeItem("draft");
+      accepted = true;
       takenAt = Date.now();
       if (!jobs.has(body.key)) show([body]); // a card there already came by the event stream, which may be ahead of this answer
-      if (prompt.value === mine.fields.prompt) prompt.value = "";
+      if (!edited) prompt.value = "";
       notice.textContent = "";
     } else {
       if (answer.status === 409) sessionStorage.removeItem("draft");
@@ -68,6 +74,7 @@ async function order() {
     busy(false);
     prompt.focus();
   }
+  if (accepted && next) await order();
 }
 
 async function post({ key, fields }) {
@@ -97,9 +104,13 @@ form.addEventListener("submit", (event) => { event.preventDefault(); order(); })
 prompt.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); order(); }
 });
-prompt.addEventListener("input", () => { notice.textContent = ""; });
+form.addEventListener("input", () => {
+  edited = true;
+  notice.textContent = "";
+});
 
 function reuse(text) {
+  edited = true;
   prompt.value = text;
   prompt.focus();
   window.scrollTo({ top: 0 });
