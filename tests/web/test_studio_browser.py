@@ -239,6 +239,35 @@ async def test_order_typed_while_another_is_sent_follows_it(tmp_path: Path, brow
         assert paid(emulator.stats(), 3)
 
 
+async def test_unreachable_server_is_told_with_the_order_that_it_may_lack(tmp_path: Path, browser: Browser) -> None:
+    async with (
+        Emulator(duration=Fixed(0.2), image_scale=0.1) as emulator,
+        running(studio(tmp_path, emulator)) as server,
+        visiting(browser, server) as visit,
+    ):
+        page, alert = visit.page, visit.page.get_by_role("alert")
+        await page.clock.install()
+        await page.route("**/api/jobs", lambda route: route.abort("connectionrefused"))
+
+        async def attempts_end() -> None:
+            for _ in range(4):
+                await expect(alert).to_contain_text("Trying again")
+                await page.clock.fast_forward(4000)
+            await expect(alert).not_to_contain_text("Trying again")
+
+        await visit.order("the first")
+        await attempts_end()
+        await expect(alert).to_contain_text("Your order is kept")
+
+        await page.keyboard.press("Enter")
+        await expect(alert).to_contain_text("Trying again")
+        await visit.order("the second")
+        await page.keyboard.press("Enter")
+        await expect(alert).to_contain_text("It may not have “the first”")
+        await expect(page.get_by_label("What do you want to see?")).to_have_value("the second")
+        assert paid(emulator.stats(), 0)
+
+
 async def test_late_answer_leaves_the_newer_card(tmp_path: Path, browser: Browser) -> None:
     async with Emulator(duration=Fixed(0.2), image_scale=0.1) as emulator:
         server = studio(tmp_path, emulator, gateway="defapi")

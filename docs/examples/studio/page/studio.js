@@ -69,7 +69,9 @@ async function order() {
       notice.textContent = sentence(body.detail ?? `the server said no (${answer.status})`);
     }
   } catch {
-    notice.textContent = "The server can’t be reached. Your order is kept: send it again, it is bought once.";
+    notice.textContent = edited
+      ? `The server can’t be reached. It may not have “${mine.fields.prompt}”: look for it below once the server is back.`
+      : "The server can’t be reached. Your order is kept: send it again, it is bought once.";
   } finally {
     busy(false);
     prompt.focus();
