@@ -75,15 +75,24 @@ def interrupted_by_signals() -> Iterator[None]:
     waker = _Waker() if hasattr(signal, "pthread_kill") else None  # not on Windows
     try:
         for number in SIGNALS:
-            if signal.getsignal(number) in (signal.SIG_DFL, exit_while_importing):
-                before[number] = signal.signal(number, signal.default_int_handler)
+            before[number] = signal.getsignal(number)
+            if before[number] in (signal.SIG_DFL, exit_while_importing):
+                signal.signal(number, signal.default_int_handler)
         yield
     finally:
         for number, previous in before.items():
             raises = previous is exit_while_importing  # what was printed is not flushed yet
-            signal.signal(number, signal.default_int_handler if raises else previous)
+            if previous is not None:  # else it was not set by Python
+                signal.signal(number, signal.default_int_handler if raises else previous)
         if waker is not None:
             waker.close()
+
+
+def ignore_signals() -> None:
+    """Ignore every signal until the block of `interrupted_by_signals` ends: what is left takes a moment."""
+    with suppress(ValueError):  # outside the main thread
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

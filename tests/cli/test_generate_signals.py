@@ -113,6 +113,34 @@ async def test_a_signal_before_anything_is_bought_says_so() -> None:
     assert (said.code, said.err.splitlines()[-1]) == (130, "nanobanana: interrupted; nothing was bought")
 
 
+async def test_signals_while_the_run_is_forgotten_leave_exit_code_0(tmp_path: Path) -> None:
+    program = """
+import os, signal
+from nanobanana_async.cli import main, open_runs
+
+def signalled_sync(folder, sync=open_runs.sync_folder):
+    sync(folder)
+    if not list(folder.glob("*.json")):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+open_runs.sync_folder = signalled_sync
+main()
+"""
+    async with Emulator(duration=Fixed(0.1), image_scale=0.1) as emulator:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", program, "generate", "a fox", "-o", "out"),
+            env=environment(emulator),
+            cwd=tmp_path,
+            stdout=PIPE,
+            stderr=PIPE,
+        )
+        said = await ended(process)
+        assert emulator.stats().creates_accepted == 1
+    assert (said.code, len(said.out.splitlines())) == (0, 1)
+    assert " credits, " in said.err.splitlines()[-1]
+
+
 async def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
     held = HeldJobs()
     async with Emulator(duration=held, image_scale=0.1) as emulator:
