@@ -239,7 +239,7 @@ async def test_order_typed_while_another_is_sent_follows_it(tmp_path: Path, brow
         assert paid(emulator.stats(), 3)
 
 
-async def test_unreachable_server_is_told_with_the_order_that_it_may_lack(tmp_path: Path, browser: Browser) -> None:
+async def test_message_names_the_order_that_an_unreachable_server_may_lack(tmp_path: Path, browser: Browser) -> None:
     async with (
         Emulator(duration=Fixed(0.2), image_scale=0.1) as emulator,
         running(studio(tmp_path, emulator)) as server,
