@@ -31,7 +31,7 @@ from nanobanana_async.cli.open_runs import OpenRun, fingerprint, runs_beside
 from nanobanana_async.cli.options import DEFAULT_LEDGER, check_output, fetch_command, in_cli_words
 from nanobanana_async.cli.purchase_notes import REHEARSAL_NOTE, Continued, delivered_before_note, summary
 from nanobanana_async.cli.result_lines import ResultLines, missing_images_sentence
-from nanobanana_async.cli.signals import Interrupted, StopSignals
+from nanobanana_async.cli.signals import Interrupted, StopSignals, ignore_signals
 from nanobanana_async.cli.turns import NO_TURN, TurnOptions
 from nanobanana_async.commands import resolve_advice
 from nanobanana_async.escaping import one_line
@@ -211,11 +211,8 @@ class GenerateRun:
             await self._lines.print(line)
         if outcome.ok and (self._options.target is not None or self._lines.failure is None):
             self._delivered.add(outcome.key)
-        if (
-            self._lines.failure is not None
-            and self._options.target is None
-            and not self._signals.stop_requested.is_set()
-        ):
+        stopping = self._signals.stop_requested.is_set()
+        if self._lines.failure is not None and self._options.target is None and not stopping:
             why = self._lines.failure.strerror or "closed"
             self._display.print_note(f"nanobanana: standard output can't be written ({why}): buying no more")
             self._signals.stop_requested.set()
@@ -273,6 +270,8 @@ class GenerateRun:
         bought = [key for key, record in records.items() if record.possibly_bought]
         if self._open_run is not None:  # after the last line: a run that was killed before it is delivered again
             kept = [key for key in self._keys if key not in records or records[key].state is not JobState.FAILED]
+            if whole:  # once it is forgotten, the same command buys again: no exit code may ask for that
+                ignore_signals()
             try:
                 self._open_run.close(kept if bought and not whole else ())
             except OSError as error:  # the next run delivers again

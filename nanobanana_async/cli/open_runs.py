@@ -22,7 +22,6 @@ from cattrs import BaseValidationError, structure
 
 from nanobanana_async import ConfigurationError, Gateway, ImageRequest
 from nanobanana_async.cli.options import DEFAULT_LEDGER
-from nanobanana_async.cli.signals import ignore_signals
 from nanobanana_async.commands import jobs_command
 from nanobanana_async.file_locks import try_lock, wait_for_lock
 from nanobanana_async.images.files import sync_folder
@@ -91,8 +90,6 @@ class OpenRun:
     def close(self, keep: Collection[str] = ()) -> None:
         """End the run. The next run with these requests continues the jobs in `keep`; the others are forgotten."""
         with _locked_folder(self.folder):
-            if not keep:  # once they are forgotten, the same command buys again: no exit code may ask for it
-                ignore_signals()
             self._write(self._name, {key: self._requests[key] for key in self.keys if key in keep})
             with suppress(OSError):  # on Windows an open file stays; the next run removes it
                 os.unlink(self._lock(self._name))
