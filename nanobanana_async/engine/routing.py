@@ -32,7 +32,7 @@ from nanobanana_async.engine.references import has_local_images
 from nanobanana_async.engine.route import Rest, Route
 from nanobanana_async.engine.tracked_job import TrackedJob
 from nanobanana_async.engine.uploaded_image import NO_UPLOADS
-from nanobanana_async.errors import LedgerError, NanoBananaError
+from nanobanana_async.errors import LedgerError, NanoBananaError, RateLimited
 from nanobanana_async.events import log
 from nanobanana_async.jobs import JobRecord, JobState
 from nanobanana_async.ledger.base import NotOurs
@@ -141,13 +141,13 @@ class Router:
 
     def _move_unsent(self, engine: Engine, job: TrackedJob, error: NanoBananaError) -> NanoBananaError | None:
         """Let another account buy a job that its own can't send or take an image of; return the error if none can."""
-        by_account = isinstance(error, ACCOUNT_REFUSALS)
-        if not (by_account or isinstance(error, MOVABLE_UPLOAD_ERRORS)):
+        if not isinstance(error, (*ACCOUNT_REFUSALS, *MOVABLE_UPLOAD_ERRORS, RateLimited)):
             return error
         target = self._next_account(engine, job, error)
         if target is None:
             return self._explain(engine, job, error)
-        if by_account or job.phase is Phase.QUEUED:  # else it may be the storage that does not answer
+        # Else the job is too large for this account, or it may be the storage that does not answer.
+        if isinstance(error, ACCOUNT_REFUSALS) or (job.phase is Phase.QUEUED and not isinstance(error, RateLimited)):
             self._let_rest(engine, error)
         self._start_move(engine, target, job)
         return None

@@ -209,6 +209,18 @@ async def test_large_job_goes_to_an_account_that_takes_it() -> None:
 
 
 @virtually
+async def test_job_too_large_for_its_account_is_bought_by_one_where_a_larger_job_waits() -> None:
+    worlds, session = two_accounts(2, 1, retry=RetryPolicy(max_wait_s=60.0))
+    async with session:
+        jobs = [await session.submit(f"fox {index}", num_images=size) for index, size in enumerate((4, 2, 2, 1))]
+        with pytest.raises(RateLimited, match="takes 4 images"):
+            await jobs[0].result()
+        for job in jobs[1:]:
+            await job.result()
+    assert [world.stats(now()).creates_accepted for world in worlds] == [3, 0]
+
+
+@virtually
 async def test_large_job_ends_where_no_account_takes_it() -> None:
     worlds, session = two_accounts(2, 2, retry=RetryPolicy(max_wait_s=60.0))
     async with session:
