@@ -45,6 +45,8 @@ class RefusedSize:
         self.refused_at = NOT_YET
         """When the last such refusal came."""
         self._since = NOT_YET
+        self._size_refused_at = NOT_YET
+        """When a job of just this size was refused last."""
         self._refusals = 0
         self._mean_job_s = 0.0
         self._largest_accepted = 0
@@ -88,8 +90,16 @@ class RefusedSize:
     def refused(self, job: TrackedJob, error: RateLimited, now: float, mean_job_s: float) -> None:
         """Record a 429 to a create that left, and was answered, while no job of ours was there."""
         size = size_of(job)
-        if size < self._size or now > self.refused_at + max(self._retry.max_wait_s, 2.0 * self._try_every_s):
+        # A full account refused one image, and perhaps is full no longer: only smaller jobs than this one can show it.
+        outdated = self._size == 1 and now > self._size_refused_at + self._try_every_s
+        if (
+            size < self._size
+            or outdated
+            or now > self.refused_at + max(self._retry.max_wait_s, 2.0 * self._try_every_s)
+        ):
             self._size, self._since, self._refusals, self._most_held = size, now, 0, 0
+        if size == self._size:
+            self._size_refused_at = now
         self._refusals += 1
         self.refused_at, self._check = now, True
         self._error = error.for_job("", safe_to_repeat=True)  # a copy without its traceback
