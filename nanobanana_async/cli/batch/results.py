@@ -223,7 +223,11 @@ class OldResults:
 
     def of_row(self, row_key: str) -> Result | None:
         """Return the last result of a row."""
-        offset = self.offsets.get(self.jobs.get(row_key, ""))
+        return self.of_job(self.jobs.get(row_key, ""))
+
+    def of_job(self, job_key: str) -> Result | None:
+        """Return the last result of a job."""
+        offset = self.offsets.get(job_key)
         return None if offset is None else next(read(self.path, [offset]), None)
 
 

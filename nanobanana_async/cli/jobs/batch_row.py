@@ -4,7 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nanobanana_async.cli.batch.folder import MARKER, FolderOwner
-from nanobanana_async.cli.batch.results import RESULTS, OldResults, Result, read
+from nanobanana_async.cli.batch.results import RESULTS, OldResults, Result
 from nanobanana_async.keys import batch_key_prefix
 from nanobanana_async.ledger.location import Location
 from nanobanana_async.report import is_in_store
@@ -33,8 +33,7 @@ def row_facts(ledger: Location, job_key: str) -> tuple[str | None, list[str]]:
     path = ledger.expanduser().with_name(RESULTS)
     found: Result | None = None
     with suppress(OSError, ValueError):
-        offset = OldResults.read(path).offsets.get(job_key)
-        found = None if offset is None else next(read(path, [offset]), None)
+        found = OldResults.read(path).of_job(job_key)
     if found is None:
         return None, []
     return found.row.key, [image if is_in_store(image) else str(path.parent / image) for image in found.row.images]
